@@ -1,0 +1,97 @@
+"""What a sparse model costs: active parameters, forward FLOPs, training FLOPs.
+
+FLOPs are counted on paper, as the literature does: two for each multiply-add of a layer,
+times the layer's density; what masks cost and what hardware makes of them is not in them.
+"""
+
+from sparsejax.sparsity.masks import summarize
+
+
+def active_parameters(params, masks):
+    """Count the parameters that are not masked out, biases and other dense leaves included.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+      masks: masks of `params`.
+
+    Returns:
+      int.
+    """
+    return summarize(params, masks).total.active
+
+
+def forward_flops(layer_flops, masks):
+    """Return the FLOPs of one forward pass with these masks.
+
+    Args:
+      layer_flops: `{path: FLOPs of the dense layer}`, paths joined by slashes as in
+        `down/conv/kernel`; entries whose path has no mask (attention products) count in full.
+      masks: masks; a 0-d mask counts as density one.
+
+    Returns:
+      float, in the units of `layer_flops`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> forward_flops({"kernel": 100.0, "attention": 8.0}, {"kernel": jnp.eye(2) > 0})
+      58.0
+    """
+    density = {name: layer.density for name, layer in summarize(masks, masks).layers.items()}
+    return float(sum(flops * density.get(name, 1.0) for name, flops in layer_flops.items()))
+
+
+def training_flops(method, f_sparse, f_dense, update_interval):
+    """Return the mean training FLOPs of one example in one step, by the paper's formula.
+
+    Backward costs twice the forward pass. RigL needs the dense gradient of the weights at
+    every topology update: (3 f_S dT + 2 f_S + f_D) / (dT + 1) (Evci et al. 2020,
+    appendix H). Static and MagRan cost 3 f_S, dense 3 f_D.
+
+    Args:
+      method: `dense`, `static`, `rigl` or `magran`.
+      f_sparse: FLOPs of one sparse forward pass.
+      f_dense: FLOPs of one dense forward pass.
+      update_interval: optimizer steps between topology updates (dT).
+
+    Returns:
+      float, in the units of the forward FLOPs.
+
+    Raises:
+      ValueError: unknown method.
+
+    Example:
+      >>> training_flops("rigl", 1.0, 4.0, 99)
+      3.03
+    """
+    match method:
+        case "dense":
+            return 3.0 * f_dense
+        case "static" | "magran":
+            return 3.0 * f_sparse
+        case "rigl":
+            return (3.0 * f_sparse * update_interval + 2.0 * f_sparse + f_dense) / (
+                update_interval + 1
+            )
+    raise ValueError(f"no training cost is known for method {method!r}")
+
+
+def run_flops(method, f_sparse, f_dense, steps, updates):
+    """Return the training FLOPs of one example over a run, by what the run really did.
+
+    Every step trains, at three sparse passes; each RigL update adds one forward and backward
+    pass whose weight gradient is dense: 2 f_S + f_D.
+
+    Args:
+      method: `dense`, `static`, `rigl` or `magran`.
+      f_sparse: FLOPs of one sparse forward pass.
+      f_dense: FLOPs of one dense forward pass.
+      steps: optimizer steps taken.
+      updates: topology updates made.
+
+    Returns:
+      float: FLOPs of `steps` steps for a batch of one; multiply by the batch size.
+    """
+    if method == "dense":
+        return 3.0 * f_dense * steps
+    extra = (2.0 * f_sparse + f_dense) * updates if method == "rigl" else 0.0
+    return 3.0 * f_sparse * steps + extra

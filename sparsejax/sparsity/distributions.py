@@ -1,0 +1,144 @@
+"""How sparse each layer is: one overall sparsity, shared out over the layers."""
+
+import logging
+import math
+import re
+
+import jax
+import numpy as np
+
+from sparsejax.sparsity.masks import is_sparsifiable, path_name, target_active
+
+logger = logging.getLogger(__name__)
+
+
+def uniform(params, sparsity, *, custom=()):
+    """Give every sparsifiable layer the same sparsity.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+      sparsity: fraction of zeros in [0, 1).
+      custom: ordered pairs `(pattern, sparsity)`; a layer whose path (`a/b/kernel`) contains
+        the regular expression takes that sparsity and leaves the common budget; the first
+        match wins.
+
+    Returns:
+      Pytree of Python floats with the structure of `params`; 0.0 = dense.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1), a pattern that is no regular expression, or a
+        pattern that matches no sparsifiable layer.
+
+    Example:
+      >>> params = {"kernel": np.zeros((4, 4)), "bias": np.zeros(4)}
+      >>> uniform(params, 0.5)
+      {'bias': 0.0, 'kernel': 0.5}
+    """
+    return _distribute(params, sparsity, custom, lambda shapes: [sparsity] * len(shapes))
+
+
+def erdos_renyi(params, sparsity, *, custom=()):
+    """Share out the active weights with density proportional to (n_in + n_out)/(n_in n_out).
+
+    The dimensions before the last two (a convolution's window) count as one, so every
+    layer is seen as a matrix of its last two dimensions (ER; Mocanu et al. 2018).
+    Arguments, returns and raises as `uniform`.
+    """
+    return _distribute(params, sparsity, custom, lambda s: _share_out(s, sparsity, _er_weight))
+
+
+def erdos_renyi_kernel(params, sparsity, *, custom=()):
+    """Share out the active weights with density proportional to sum(dims)/prod(dims).
+
+    ERK (Evci et al. 2020, section 3): layers with few weights for their fan stay denser. A
+    layer whose density would exceed one is made dense, largest factor first, and the rest
+    of the budget is solved again. Arguments, returns and raises as `uniform`.
+
+    Example:
+      >>> params = {"small": np.zeros((2, 4)), "large": np.zeros((32, 64))}
+      >>> {name: round(s, 3) for name, s in erdos_renyi_kernel(params, 0.9).items()}
+      {'large': 0.903, 'small': 0.0}
+    """
+    return _distribute(params, sparsity, custom, lambda s: _share_out(s, sparsity, _erk_weight))
+
+
+DISTRIBUTIONS = {
+    "uniform": uniform,
+    "erdos_renyi": erdos_renyi,
+    "erdos_renyi_kernel": erdos_renyi_kernel,
+}
+
+
+def get_distribution(name):
+    """Return the distribution function of this name.
+
+    Raises:
+      ValueError: no distribution has this name.
+    """
+    if name not in DISTRIBUTIONS:
+        raise ValueError(f"unknown distribution {name!r}; accepted: {', '.join(DISTRIBUTIONS)}")
+    return DISTRIBUTIONS[name]
+
+
+def _er_weight(shape):
+    return (shape[-2] + shape[-1]) / (shape[-2] * shape[-1])
+
+
+def _erk_weight(shape):
+    return sum(shape) / math.prod(shape)
+
+
+def _distribute(params, sparsity, custom, solve):
+    """Solve for the layers that no custom pair takes; 0.0 for leaves that stay dense."""
+    _check_sparsity(sparsity, "sparsity")
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    names = [path_name(path) for path, _ in paths_and_leaves]
+    shapes = {
+        name: tuple(leaf.shape)
+        for name, (path, leaf) in zip(names, paths_and_leaves, strict=True)
+        if is_sparsifiable(path, leaf) and math.prod(leaf.shape)
+    }
+    taken = _match_custom(shapes, custom)
+    free = [name for name in shapes if name not in taken]
+    solved = dict(zip(free, solve([shapes[name] for name in free]), strict=True))
+    result = dict.fromkeys(names, 0.0) | taken | solved
+    return treedef.unflatten([float(result[name]) for name in names])
+
+
+def _match_custom(names, custom):
+    taken = {}
+    for pattern, sparsity in custom:
+        what = f"custom pattern {pattern!r}"
+        _check_sparsity(sparsity, f"sparsity of {what}")
+        try:
+            matches = [name for name in names if re.search(pattern, name)]
+        except re.error as error:
+            raise ValueError(f"{what} is no regular expression: {error}") from error
+        if not matches:
+            raise ValueError(f"{what} matches no sparsifiable layer; layers: {', '.join(names)}")
+        for name in matches:
+            if name not in taken:
+                taken[name] = sparsity
+                logger.info("custom sparsity: %s takes %s from %r", name, sparsity, pattern)
+    return taken
+
+
+def _check_sparsity(sparsity, what):
+    if not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"{what} is {sparsity}; accepted: [0, 1)")
+
+
+def _share_out(shapes, sparsity, weight):
+    """Return sparsities `1 - epsilon * weight(shape)` that meet the total budget."""
+    sizes = np.array([math.prod(shape) for shape in shapes], float)
+    weights = np.array([weight(shape) for shape in shapes], float)
+    budget = sum(target_active(int(size), sparsity) for size in sizes)
+    dense = np.zeros(len(shapes), bool)
+    while not dense.all():
+        remaining = budget - sizes[dense].sum()
+        epsilon = remaining / (weights * sizes)[~dense].sum()
+        over = ~dense & (epsilon * weights > 1.0)
+        if not over.any():
+            return np.where(dense, 0.0, 1.0 - epsilon * weights).tolist()
+        dense |= ~dense & (weights == weights[~dense].max())
+    return [0.0] * len(shapes)

@@ -1,0 +1,170 @@
+"""The mask pytree: which weights can be sparse, drawing masks, applying and counting them."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.sparsity.selection import select_top
+
+_DENSE_NAMES = ("bias", "scale", "embedding")
+
+
+def path_name(path):
+    """Join a pytree key path with slashes: `down/conv/kernel`. Strings pass unchanged."""
+    return path if isinstance(path, str) else jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_sparsifiable(path, leaf):
+    """Tell whether a parameter can be sparse: a float array of two or more dimensions.
+
+    Biases, normalisation scales and embeddings stay dense, by the last name of their path.
+
+    Args:
+      path: key path of the leaf as `jax.tree_util.tree_flatten_with_path` gives it, or its
+        names joined by slashes.
+      leaf: array or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      bool.
+    """
+    last_name = path_name(path).rsplit("/", 1)[-1]
+    is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return is_float and len(leaf.shape) >= 2 and last_name not in _DENSE_NAMES
+
+
+def target_active(size, sparsity):
+    """Return how many of `size` weights a layer of this sparsity keeps, at least one.
+
+    The rule is `size - floor(sparsity * size)`, in float64.
+    """
+    return max(size - int(sparsity * size), 1)
+
+
+def dense_masks(params):
+    """Return the masks of a dense model: a 0-d boolean True for every leaf of `params`."""
+    return jax.tree.map(lambda _: jnp.asarray(True), params)
+
+
+def random_masks(key, params, sparsities):
+    """Draw a random topology with an exact number of active weights in every layer.
+
+    Args:
+      key: PRNG key. Equal keys and shapes give equal masks on every device.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+      sparsities: pytree of the same structure with Python floats in [0, 1), as the functions
+        of `distributions` return; 0.0 leaves the layer dense.
+
+    Returns:
+      Masks: boolean arrays of the parameters' shapes; 0-d True where the sparsity is 0.0.
+
+    Raises:
+      ValueError: a sparsity lies outside [0, 1).
+
+    Example:
+      >>> params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
+      >>> masks = random_masks(jax.random.key(0), params, {"kernel": 0.75, "bias": 0.0})
+      >>> int(masks["kernel"].sum()), masks["bias"].ndim
+      (4, 0)
+    """
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    masks = []
+    for index, ((path, leaf), sparsity) in enumerate(
+        zip(paths_and_leaves, treedef.flatten_up_to(sparsities), strict=True)
+    ):
+        if not 0.0 <= sparsity < 1.0:
+            raise ValueError(f"sparsity of {path_name(path)} is {sparsity}; accepted: [0, 1)")
+        if sparsity == 0.0:
+            masks.append(jnp.asarray(True))
+            continue
+        count = target_active(int(np.prod(leaf.shape)), sparsity)
+        masks.append(_random_mask(jax.random.fold_in(key, index), tuple(leaf.shape), count))
+    return treedef.unflatten(masks)
+
+
+@jax.jit(static_argnums=1)
+def _random_mask(key, shape, count):
+    return select_top(jax.random.uniform(key, shape), count)
+
+
+def apply_masks(params, masks):
+    """Return `params` with exact zeros wherever the mask is False.
+
+    A selection, not a product: a NaN in an inactive weight becomes zero.
+    """
+    return jax.tree.map(lambda param, mask: jnp.where(mask, param, 0), params, masks)
+
+
+def count_active(params, masks):
+    """Count the active weights of each leaf: a tree of int32 scalars, traceable."""
+    return jax.tree.map(
+        lambda param, mask: jnp.sum(jnp.broadcast_to(mask, param.shape), dtype=jnp.int32),
+        params,
+        masks,
+    )
+
+
+class LayerSummary(NamedTuple):
+    """Weights of one layer: how many there are, how many are active, and their share."""
+
+    weights: int
+    active: int
+    density: float
+
+
+class Summary(NamedTuple):
+    """What `summarize` returns.
+
+    Attributes:
+      layers: `{path: LayerSummary}` of every leaf, dense ones included.
+      sparsifiable: LayerSummary over the leaves that could be sparse, layers that stay dense
+        included.
+      total: LayerSummary over the whole tree.
+    """
+
+    layers: dict[str, LayerSummary]
+    sparsifiable: LayerSummary
+    total: LayerSummary
+
+
+def summarize(params, masks):
+    """Count weights and active weights, per layer and in total.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+      masks: masks of `params`.
+
+    Returns:
+      Summary with Python numbers (one transfer from the device).
+
+    Example:
+      >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+      >>> masks = {"kernel": jnp.eye(2, dtype=bool), "bias": jnp.asarray(True)}
+      >>> summarize(params, masks).total
+      LayerSummary(weights=6, active=4, density=0.6666666666666666)
+    """
+    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    mask_leaves = treedef.flatten_up_to(masks)
+    sums = jax.device_get([jnp.sum(mask) for mask in mask_leaves])
+    layers, sparsifiable = {}, []
+    for (path, leaf), mask, active in zip(paths_and_leaves, mask_leaves, sums, strict=True):
+        name, weights = path_name(path), int(np.prod(leaf.shape))
+        layers[name] = _layer_summary(weights, int(active) if mask.ndim else weights)
+        if is_sparsifiable(path, leaf):
+            sparsifiable.append(layers[name])
+    return Summary(
+        layers=layers,
+        sparsifiable=_add_up(sparsifiable),
+        total=_add_up(layers.values()),
+    )
+
+
+def _layer_summary(weights, active):
+    return LayerSummary(weights, active, active / weights if weights else 1.0)
+
+
+def _add_up(layers):
+    return _layer_summary(
+        sum(layer.weights for layer in layers), sum(layer.active for layer in layers)
+    )

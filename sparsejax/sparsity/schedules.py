@@ -1,0 +1,30 @@
+"""When the topology changes. How much changes is any optax schedule over global steps."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateSchedule:
+    """Topology updates every `update_interval` optimizer steps from `begin` to `end`, inclusive.
+
+    Example:
+      >>> schedule = UpdateSchedule(update_interval=100, begin=100, end=750)
+      >>> [step for step in range(1001) if schedule.is_due(step)]
+      [100, 200, 300, 400, 500, 600, 700]
+    """
+
+    update_interval: int
+    begin: int
+    end: int
+
+    def __post_init__(self):
+        if self.update_interval < 1:
+            raise ValueError(f"update_interval is {self.update_interval}; accepted: 1 or more")
+
+    def is_due(self, step):
+        """Tell whether the topology changes after optimizer step `step` (int or array)."""
+        return (self.begin <= step) & (step <= self.end) & (step % self.update_interval == 0)
+
+    def count_due(self, steps):
+        """Return how many updates a run of this many optimizer steps makes."""
+        return sum(map(self.is_due, range(1, steps + 1)))

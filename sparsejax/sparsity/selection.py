@@ -1,0 +1,96 @@
+"""Exact selection of the k largest scores, by bisection on the bits of the scores.
+
+A sort of a large layer is what makes a topology update slow. The k-th largest value can be
+found without one: floats of one width, seen as integers, keep their order, so the value is
+built bit by bit, one counting pass a bit. A second bisection over flat indices settles ties.
+`k` may be traced, so one compiled function serves every drop fraction.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+
+def _ordered_bits(scores):
+    """Map floats to unsigned integers in the same order, NaN to 1; 0 is left unused.
+
+    The bits are read, not the values: on a CPU a denormal compares equal to zero.
+    """
+    width = jnp.dtype(scores.dtype).itemsize * 8
+    unsigned = jnp.dtype(f"uint{width}")
+    sign = jnp.array(1 << (width - 1), unsigned)
+    infinity = lax.bitcast_convert_type(jnp.array(jnp.inf, scores.dtype), unsigned)
+    bits = lax.bitcast_convert_type(scores, unsigned)
+    is_nan = (bits & ~sign) > infinity
+    bits = jnp.where(bits == sign, jnp.zeros_like(bits), bits)
+    ordered = jnp.where(bits & sign, ~bits, bits | sign)
+    ordered = jnp.where(is_nan, jnp.ones_like(bits), ordered)
+    return ordered.astype(jnp.promote_types(unsigned, jnp.uint32))
+
+
+def _kth_largest(keys, count, width):
+    """Return the largest threshold that at least `count` of the unsigned `keys` reach."""
+
+    def try_bit(i, threshold):
+        candidate = threshold | (jnp.ones((), keys.dtype) << (width - 1 - i).astype(keys.dtype))
+        return jnp.where(_count(keys >= candidate) >= count, candidate, threshold)
+
+    return lax.fori_loop(0, width, try_bit, jnp.zeros((), keys.dtype))
+
+
+def _first(ties, count):
+    """Keep the first `count` True entries of the flat boolean array `ties`."""
+    index = jnp.arange(ties.size, dtype=jnp.int32)
+
+    def halve(bounds):
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = _count(ties & (index < middle)) >= count
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    size = jnp.int32(ties.size)
+    all_wanted = _count(ties) == count
+    end, _ = lax.while_loop(
+        lambda bounds: bounds[0] < bounds[1], halve, (jnp.where(all_wanted, size, 0), size)
+    )
+    return ties & (index < end)
+
+
+def _count(booleans):
+    return jnp.sum(booleans, dtype=jnp.int32)
+
+
+def select_top(scores, count, *, candidates=None):
+    """Select exactly `count` of the largest scores.
+
+    Ties go to the lowest flat index; NaN ranks below every number; -0.0 ties with 0.0. The
+    scale of the scores doesn't matter, nor does their precision: nothing is computed with
+    them, their bits are compared.
+
+    Args:
+      scores: floating-point array of any shape, fewer than 2**31 entries. Integers are
+        compared as float32.
+      count: number of entries to select, Python or traced integer; limited to
+        `[0, number of candidates]`.
+      candidates: boolean array of the same shape; only its True entries can be selected.
+        All, by default.
+
+    Returns:
+      Boolean array of the shape of `scores` with exactly `count` True entries.
+
+    Example:
+      >>> select_top(jnp.array([1.0, 3.0, 3.0, 2.0]), 2).tolist()
+      [False, True, True, False]
+      >>> select_top(jnp.array([1.0, 1.0, 1.0]), 2).tolist()
+      [True, True, False]
+    """
+    scores = jnp.asarray(scores)
+    if not jnp.issubdtype(scores.dtype, jnp.floating):
+        scores = scores.astype(jnp.float32)
+    keys = _ordered_bits(scores).reshape(-1)
+    if candidates is not None:
+        keys = jnp.where(candidates.reshape(-1), keys, jnp.zeros_like(keys))
+    count = jnp.clip(jnp.asarray(count, jnp.int32), 0, _count(keys > 0))
+    threshold = _kth_largest(keys, count, jnp.dtype(scores.dtype).itemsize * 8)
+    above = keys > threshold
+    ties = _first(keys == threshold, count - _count(above))
+    return (above | ties).reshape(scores.shape)

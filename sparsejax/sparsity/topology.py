@@ -1,0 +1,92 @@
+"""Prune and regrow: pure functions from masks to masks.
+
+Each works leaf by leaf and looks at nothing but scores, so what a score stands for, one
+weight here, can be decided by whoever calls: pooled scores of blocks or channels go through
+the same functions and the masks that come back are spread over their weights.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.sparsity.masks import count_active
+from sparsejax.sparsity.selection import select_top
+
+__all__ = ["prune", "regrow", "rewire", "select_top"]
+
+
+def prune(params, masks, fraction):
+    """Deactivate the fraction of each layer's active weights with the smallest magnitude.
+
+    Args:
+      params: pytree of arrays; only active weights are looked at.
+      masks: masks of `params`; 0-d masks pass unchanged.
+      fraction: drop fraction in [0, 1], Python or traced scalar; `floor(fraction * active)`
+        weights go, computed in float32.
+
+    Returns:
+      Masks with fewer active weights. Ties keep the lowest flat index; NaN goes first.
+    """
+
+    def prune_leaf(param, mask):
+        if mask.ndim == 0:
+            return mask
+        active = jnp.sum(mask, dtype=jnp.int32)
+        dropped = jnp.floor(jnp.float32(fraction) * active.astype(jnp.float32)).astype(jnp.int32)
+        return select_top(jnp.abs(param), active - dropped, candidates=mask)
+
+    return jax.tree.map(prune_leaf, params, masks)
+
+
+def regrow(masks, scores, counts, *, exclude=None):
+    """Activate in each layer the inactive weights with the largest scores.
+
+    Args:
+      masks: masks; their active weights are kept and are never candidates.
+      scores: pytree of arrays of the masks' shapes (anything where the mask is 0-d).
+      counts: pytree of integer scalars: how many weights to activate in each layer.
+      exclude: optional pytree of boolean arrays: these weights rank after all other
+        candidates, and are taken only to reach the count.
+
+    Returns:
+      Masks with exactly `counts` more active weights, as far as there are candidates.
+    """
+
+    def regrow_leaf(mask, score, count, excluded=None):
+        if mask.ndim == 0:
+            return mask
+        if excluded is None:
+            return mask | select_top(score, count, candidates=~mask)
+        preferred = select_top(score, count, candidates=~mask & ~excluded)
+        missing = count - jnp.sum(preferred, dtype=jnp.int32)
+        return mask | preferred | select_top(score, missing, candidates=~mask & excluded)
+
+    trees = (masks, scores, counts) if exclude is None else (masks, scores, counts, exclude)
+    return jax.tree.map(regrow_leaf, *trees)
+
+
+def rewire(params, masks, grow_scores, fraction):
+    """Prune by magnitude, then regrow as many weights by `grow_scores`, layer by layer.
+
+    The drop-and-grow step of RigL (Evci et al. 2020, algorithm 1) and SET (Mocanu et al.
+    2018). Growth chooses among all weights that pruning did not keep, the just dropped ones
+    included.
+
+    Args:
+      params: pytree of arrays.
+      masks: masks of `params`.
+      grow_scores: pytree of scores: |dense gradient| for RigL, random for SET.
+      fraction: drop fraction in [0, 1], Python or traced scalar.
+
+    Returns:
+      Masks with exactly as many active weights in each layer as before.
+
+    Example:
+      >>> params = {"kernel": jnp.array([[3.0, 1.0], [0.0, 0.0]])}
+      >>> masks = {"kernel": jnp.array([[True, True], [False, False]])}
+      >>> gradients = {"kernel": jnp.array([[0.1, 0.1], [0.2, 5.0]])}
+      >>> rewire(params, masks, gradients, 0.5)["kernel"].tolist()
+      [[True, False], [False, True]]
+    """
+    kept = prune(params, masks, fraction)
+    counts = jax.tree.map(jnp.subtract, count_active(params, masks), count_active(params, kept))
+    return regrow(kept, grow_scores, counts)

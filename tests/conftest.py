@@ -1,0 +1,50 @@
+"""Shared fixtures: reference numbers, precision, no access to the user's folders."""
+
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _highest_matmul_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+def _golden_folder():
+    return pathlib.Path(os.environ.get("SPARSEJAX_GOLDEN", ROOT / "../shared/golden"))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Load a reference file by name; skip the test, saying so, where it is absent."""
+
+    def load(name):
+        path = _golden_folder() / name
+        if not path.exists():
+            pytest.skip(f"reference numbers {name} not found; set SPARSEJAX_GOLDEN to their folder")
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+        arrays = dict(np.load(path, allow_pickle=False))
+        for key, array in arrays.items():
+            assert np.isfinite(array).all(), f"{name}: {key} is not finite"
+        return arrays
+
+    return load
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say loudly that reference numbers were absent."""
+    if not _golden_folder().exists():
+        terminalreporter.write_line(
+            "NOTE: reference numbers were not found, so the tests that compare with the "
+            "reference implementations were skipped. Set SPARSEJAX_GOLDEN to their folder.",
+            yellow=True,
+            bold=True,
+        )

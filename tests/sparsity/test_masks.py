@@ -1,0 +1,119 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsejax.sparsity import distributions, masks
+from tests.sparsity.strategies import TREE_SHAPES, random_tree, sparse_models
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(TREE_SHAPES), st.sampled_from([0.1, 0.5, 0.9, 0.995]), st.integers(0, 99))
+def test_every_layer_keeps_exactly_its_number_of_weights(shapes, level, seed):
+    params = random_tree(shapes, 0)
+    sparsities = distributions.uniform(params, level)
+    drawn = masks.random_masks(jax.random.key(seed), params, sparsities)
+    assert jax.tree.structure(drawn) == jax.tree.structure(params)
+    for param, sparsity, mask in zip(
+        *map(jax.tree.leaves, (params, sparsities, drawn)), strict=True
+    ):
+        assert mask.dtype == bool
+        if sparsity == 0:
+            assert mask.ndim == 0
+            assert mask
+        else:
+            assert mask.shape == param.shape
+            assert int(mask.sum()) == max(param.size - int(np.floor(sparsity * param.size)), 1)
+
+
+def test_masks_depend_on_the_key_and_on_nothing_else():
+    params = random_tree(TREE_SHAPES[0], 0)
+    sparsities = distributions.uniform(params, 0.5)
+    first, same, other = (
+        masks.random_masks(jax.random.key(seed), random_tree(TREE_SHAPES[0], seed), sparsities)
+        for seed in (0, 0, 1)
+    )
+    first, same, other = (m["conv"]["kernel"] for m in (first, same, other))
+    np.testing.assert_array_equal(first, same)
+    assert (first != other).any()
+
+
+def test_every_weight_is_equally_likely():
+    """Mean over 400 draws of a mask with density 0.25, within five standard errors."""
+    keys = jax.random.split(jax.random.key(0), 400)
+    params = {"kernel": jnp.zeros((6, 8))}
+    draw = jax.vmap(lambda key: masks.random_masks(key, params, {"kernel": 0.75})["kernel"])
+    share = np.asarray(draw(keys)).mean(axis=0)
+    assert np.abs(share - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 400)
+
+
+@settings(max_examples=20, deadline=None)
+@given(sparse_models())
+def test_applying_masks_zeroes_inactive_weights_even_if_nan(model):
+    params, drawn = model
+    poisoned = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.nan) if m.ndim else p, params, drawn)
+    for applied, param in zip(
+        jax.tree.leaves(masks.apply_masks(poisoned, drawn)), jax.tree.leaves(params), strict=True
+    ):
+        np.testing.assert_array_equal(applied, param)
+        assert applied.dtype == param.dtype
+
+
+def test_summary_equals_the_reference(golden):
+    vectors = golden("sparsity.json")["vectors"]
+    case = next(v for v in vectors if v["name"] == "summarize_sparsity")
+    params = {
+        "a": jnp.asarray(case["inputs"]["a"]),
+        "b": {"d": jnp.asarray(case["inputs"]["b_d"]), "e": jnp.asarray(case["inputs"]["b_e"])},
+    }
+    summary = masks.summarize(params, jax.tree.map(lambda x: x != 0, params))
+    expected = case["expected"]
+    for name in ("a", "b/d", "b/e"):
+        assert 1 - summary.layers[name].density == pytest.approx(expected[name], abs=1e-6)
+    assert 1 - summary.total.density == pytest.approx(expected["_total_sparsity"], abs=1e-6)
+    assert summary.total.active == expected["_nparams_nnz"]
+    assert summary.total.weights == expected["_nparams"]
+
+
+def test_summary_counts_dense_leaves_in_full():
+    params = {"kernel": jnp.ones((4, 4)), "skip": {"kernel": jnp.ones((2, 2))}, "bias": jnp.ones(3)}
+    drawn = {
+        "kernel": jnp.eye(4, dtype=bool),
+        "skip": {"kernel": jnp.asarray(True)},
+        "bias": jnp.asarray(True),
+    }
+    summary = masks.summarize(params, drawn)
+    assert summary.layers["bias"] == (3, 3, 1.0)
+    assert summary.sparsifiable == (20, 8, 0.4)
+    assert summary.total == (23, 11, 11 / 23)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "dtype", "expected"),
+    [
+        ("conv/kernel", (3, 3, 4, 8), "float32", True),
+        ("conv/kernel", (4, 8), "bfloat16", True),
+        ("conv/bias", (4, 8), "float32", False),
+        ("norm/scale", (4, 8), "float32", False),
+        ("tokens/embedding", (4, 8), "float32", False),
+        ("embedding/kernel", (4, 8), "float32", True),
+        ("conv/kernel", (8,), "float32", False),
+        ("table/kernel", (4, 8), "int32", False),
+    ],
+)
+def test_which_leaves_can_be_sparse(path, shape, dtype, expected):
+    leaf = jax.ShapeDtypeStruct(shape, dtype)
+    assert masks.is_sparsifiable(path, leaf) is expected
+    tree = leaf
+    for name in reversed(path.split("/")):
+        tree = {name: tree}
+    [(key_path, _)], _ = jax.tree_util.tree_flatten_with_path(tree)
+    assert masks.is_sparsifiable(key_path, leaf) is expected
+
+
+def test_random_masks_refuse_a_sparsity_of_one():
+    params = {"a": {"kernel": jnp.ones((2, 2))}}
+    with pytest.raises(ValueError, match="sparsity of a/kernel is 1.0"):
+        masks.random_masks(jax.random.key(0), params, {"a": {"kernel": 1.0}})
