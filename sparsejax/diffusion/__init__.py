@@ -1,0 +1,1 @@
+"""Diffusion: noise schedules, losses, samplers. Knows no network and no sparsity."""

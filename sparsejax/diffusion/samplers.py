@@ -1,0 +1,119 @@
+"""Samplers: DDPM and DDIM, each one loop inside the compiled program.
+
+A sampler takes `denoise(x, t) -> eps` with x [batch, ...] and t [batch] int32, the start
+x_T, and `noise(i) -> [batch, ...]`, the noise of its i-th iteration: drawn from a key per
+example, so that neither batch size nor the number of devices changes a sample, or replayed.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.diffusion import process
+from sparsejax.diffusion.schedules import ddim_schedule
+
+
+def example_noise(keys, shape):
+    """Return a standard normal start and the `noise` function of a sampler, from a key per example.
+
+    Args:
+      keys: PRNG keys, [batch].
+      shape: shape of one example, without the batch.
+
+    Returns:
+      Tuple `(x_T [batch, *shape] float32, noise)`.
+
+    Example:
+      >>> keys = jax.random.split(jax.random.key(0), 2)
+      >>> x_T, noise = example_noise(keys, (8, 8, 1))
+      >>> x_T.shape, noise(0).shape
+      ((2, 8, 8, 1), (2, 8, 8, 1))
+    """
+    draw = jax.vmap(lambda key: jax.random.normal(key, shape))
+
+    def noise(i):
+        return draw(jax.vmap(lambda key: jax.random.fold_in(key, i))(keys))
+
+    return draw(keys), noise
+
+
+def ddim_step(x, eps, noise, alpha, alpha_prev, sigma, clip=None):
+    """Take one DDIM step (Song et al. 2021, equation 12).
+
+    Args:
+      x: x_t, [batch, ...].
+      eps: predicted noise, the shape of `x`.
+      noise: standard normal noise, the shape of `x`.
+      alpha: alpha_bar at this step, scalar.
+      alpha_prev: alpha_bar at the step that follows in sampling, scalar.
+      sigma: standard deviation of the noise, scalar.
+      clip: if given, the predicted x_0 is clipped to [-clip, clip] and eps made to agree.
+
+    Returns:
+      Tuple of x at the next step and the predicted x_0.
+    """
+    x_0 = (x - jnp.sqrt(1 - alpha) * eps) / jnp.sqrt(alpha)
+    if clip is not None:
+        x_0 = jnp.clip(x_0, -clip, clip)
+        eps = (x - jnp.sqrt(alpha) * x_0) / jnp.sqrt(1 - alpha)
+    direction = jnp.sqrt(jnp.maximum(1 - alpha_prev - sigma**2, 0)) * eps
+    return jnp.sqrt(alpha_prev) * x_0 + direction + sigma * noise, x_0
+
+
+def ddim_sample(denoise, schedule, x_T, noise, *, steps, eta=0.0, clip=None):  # noqa: N803
+    """Sample with DDIM.
+
+    Args:
+      denoise: `denoise(x, t) -> eps`.
+      schedule: NoiseSchedule.
+      x_T: standard normal start, [batch, ...].
+      noise: `noise(i) -> [batch, ...]`, i counting from 0 at the noisiest step.
+      steps: number of sampling steps, 1 to T.
+      eta: 0 deterministic, 1 as noisy as DDPM.
+      clip: if given, predicted x_0 is clipped to [-clip, clip] (data in pixels).
+
+    Returns:
+      Samples, the shape of `x_T`.
+
+    Raises:
+      ValueError: `steps` lies outside 1..T.
+    """
+    constants = jax.tree.map(jnp.asarray, ddim_schedule(schedule, steps, eta))
+    constants = jax.tree.map(lambda x: x[::-1], constants)
+
+    def step(i, x):
+        t, alpha, alpha_prev, sigma = (c[i] for c in constants)
+        eps = denoise(x, jnp.full(x.shape[:1], t))
+        draw = noise(i) if eta else jnp.zeros_like(x)
+        return ddim_step(x, eps, draw, alpha, alpha_prev, sigma, clip)[0].astype(x.dtype)
+
+    return jax.lax.fori_loop(0, steps, step, x_T)
+
+
+def ddpm_sample(denoise, schedule, x_T, noise, *, noise_weight=1.0, clip=None):  # noqa: N803
+    """Sample with DDPM's ancestral sampler, one step for each of the T diffusion steps.
+
+    Ho et al. (2020), algorithm 2, with the posterior variance.
+
+    Args:
+      denoise: `denoise(x, t) -> eps`.
+      schedule: NoiseSchedule.
+      x_T: standard normal start, [batch, ...].
+      noise: `noise(i) -> [batch, ...]`, i counting from 0 at t = T - 1.
+      noise_weight: factor of the posterior variance.
+      clip: if given, predicted x_0 is clipped to [-clip, clip] (data in pixels).
+
+    Returns:
+      Samples, the shape of `x_T`.
+    """
+    last = schedule.steps - 1
+
+    def step(i, x):
+        t = jnp.full(x.shape[:1], last - i)
+        x_0 = process.predict_x_0(schedule, x, t, denoise(x, t))
+        if clip is not None:
+            x_0 = jnp.clip(x_0, -clip, clip)
+        mean, variance, _ = process.q_posterior(schedule, x_0, x, t)
+        sigma = jnp.sqrt(noise_weight * variance) * (i < last)
+        return (mean + sigma * noise(i)).astype(x.dtype)
+
+    return jax.lax.fori_loop(0, last + 1, step, x_T)

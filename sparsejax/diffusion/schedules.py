@@ -1,0 +1,168 @@
+"""Noise schedules: betas, and everything of the forward process that follows from them.
+
+Computed in float64 and stored in float32, as the reference implementations do.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+
+def linear_betas(steps, start=1e-4, end=2e-2):
+    """Return betas that grow linearly, [steps] float64 (DDPM; Ho et al. 2020, section 4).
+
+    Args:
+      steps: number of diffusion steps T.
+      start: beta of the first step.
+      end: beta of the last step.
+    """
+    return np.linspace(start, end, steps, dtype=np.float64)
+
+
+def scaled_linear_betas(steps, start=1.5e-3, end=1.95e-2):
+    """Return betas whose square roots grow linearly, [steps] float64.
+
+    Latent Diffusion's schedule; the defaults are those of its CelebA-HQ and Bedrooms models.
+
+    Args:
+      steps: number of diffusion steps T.
+      start: beta of the first step.
+      end: beta of the last step.
+    """
+    return np.linspace(np.sqrt(start), np.sqrt(end), steps, dtype=np.float64) ** 2
+
+
+def cosine_betas(steps, offset=8e-3, largest=0.999):
+    """Return betas whose alpha_bar follows a squared cosine, [steps] float64.
+
+    Nichol and Dhariwal (2021), equation 17.
+
+    Args:
+      steps: number of diffusion steps T.
+      offset: s of the paper; keeps the first betas from vanishing.
+      largest: upper limit of a beta.
+    """
+    t = np.arange(steps + 1, dtype=np.float64) / steps
+    alpha_bar = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
+    return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, largest)
+
+
+BETAS = {
+    "linear": linear_betas,
+    "scaled_linear": scaled_linear_betas,
+    "cosine": cosine_betas,
+}
+
+
+class NoiseSchedule(NamedTuple):
+    """Constants of the forward process q and its posterior; every field [T] float32.
+
+    `alphas_cumprod` is alpha_bar_t; `posterior_*` are of q(x_{t-1} | x_t, x_0) (Ho et al.
+    2020, equations 6 and 7), the log variance clipped at t = 0, where the variance is zero.
+    """
+
+    betas: jax.Array
+    alphas_cumprod: jax.Array
+    alphas_cumprod_prev: jax.Array
+    sqrt_alphas_cumprod: jax.Array
+    sqrt_one_minus_alphas_cumprod: jax.Array
+    log_one_minus_alphas_cumprod: jax.Array
+    sqrt_recip_alphas_cumprod: jax.Array
+    sqrt_recipm1_alphas_cumprod: jax.Array
+    posterior_variance: jax.Array
+    posterior_log_variance_clipped: jax.Array
+    posterior_mean_coef1: jax.Array
+    posterior_mean_coef2: jax.Array
+
+    @property
+    def steps(self):
+        """Number of diffusion steps T."""
+        return self.betas.shape[0]
+
+
+def noise_schedule(betas):
+    """Return the NoiseSchedule of these betas.
+
+    Args:
+      betas: [T] float64, each in [0, 1).
+
+    Returns:
+      NoiseSchedule of numpy arrays, float32.
+    """
+    betas = np.asarray(betas, np.float64)
+    alphas = 1 - betas
+    alpha_bar = np.cumprod(alphas)
+    alpha_bar_prev = np.append(1.0, alpha_bar[:-1])
+    variance = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    fields = NoiseSchedule(
+        betas=betas,
+        alphas_cumprod=alpha_bar,
+        alphas_cumprod_prev=alpha_bar_prev,
+        sqrt_alphas_cumprod=np.sqrt(alpha_bar),
+        sqrt_one_minus_alphas_cumprod=np.sqrt(1 - alpha_bar),
+        log_one_minus_alphas_cumprod=np.log(1 - alpha_bar),
+        sqrt_recip_alphas_cumprod=np.sqrt(1 / alpha_bar),
+        sqrt_recipm1_alphas_cumprod=np.sqrt(1 / alpha_bar - 1),
+        posterior_variance=variance,
+        posterior_log_variance_clipped=np.log(np.maximum(variance, 1e-20)),
+        posterior_mean_coef1=betas * np.sqrt(alpha_bar_prev) / (1 - alpha_bar),
+        posterior_mean_coef2=(1 - alpha_bar_prev) * np.sqrt(alphas) / (1 - alpha_bar),
+    )
+    return jax.tree.map(lambda x: x.astype(np.float32), fields)
+
+
+def vlb_weights(schedule):
+    """Return the weights that turn an eps loss into a term of the variational bound, [T] float32.
+
+    As Latent Diffusion logs it: beta^2 / (2 sigma^2 alpha (1 - alpha_bar)), the first entry
+    set to the second (sigma is zero there).
+
+    Args:
+      schedule: NoiseSchedule.
+    """
+    alphas = np.float32(1) - schedule.betas
+    with np.errstate(divide="ignore"):
+        weights = schedule.betas**2 / (
+            2 * schedule.posterior_variance * alphas * (1 - schedule.alphas_cumprod)
+        )
+    weights[0] = weights[1]
+    return weights
+
+
+class DDIMSchedule(NamedTuple):
+    """Constants of a DDIM trajectory in increasing t; every field [S].
+
+    `timesteps` int32; `alphas` and `alphas_prev` are alpha_bar at this and the step before,
+    `sigmas` the standard deviation of the noise (Song et al. 2021, equation 16).
+    """
+
+    timesteps: jax.Array
+    alphas: jax.Array
+    alphas_prev: jax.Array
+    sigmas: jax.Array
+
+
+def ddim_schedule(schedule, steps, eta):
+    """Choose `steps` of the T diffusion steps, evenly spaced as in Latent Diffusion.
+
+    Args:
+      schedule: NoiseSchedule with T steps.
+      steps: number S of sampling steps, 1 to T.
+      eta: 0 for a deterministic trajectory, 1 for DDPM's noise.
+
+    Returns:
+      DDIMSchedule: int32 timesteps, the rest float64 (cast where used).
+
+    Raises:
+      ValueError: `steps` lies outside 1..T.
+    """
+    total = schedule.steps
+    if not 1 <= steps <= total:
+        raise ValueError(f"{steps} sampling steps; accepted: 1 to {total} (the diffusion steps)")
+    timesteps = np.arange(steps) * total // steps + (1 if steps < total else 0)
+    alpha_bar = np.asarray(schedule.alphas_cumprod, np.float64)
+    alphas = alpha_bar[timesteps]
+    alphas_prev = np.append(alpha_bar[0], alphas[:-1])
+    sigmas = eta * np.sqrt((1 - alphas_prev) / (1 - alphas) * (1 - alphas / alphas_prev))
+    return DDIMSchedule(timesteps.astype(np.int32), alphas, alphas_prev, sigmas)

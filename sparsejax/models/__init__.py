@@ -1,0 +1,1 @@
+"""Networks (Flax linen), their per-layer FLOPs, converters of published weights."""

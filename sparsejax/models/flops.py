@@ -1,0 +1,72 @@
+"""FLOPs of each layer of a network, found by calling it with shapes alone.
+
+Two FLOPs for each multiply-add; biases, normalisations and activations are not counted.
+XLA's own cost analysis is no base: it drops padded borders, adds elementwise work and counts
+the body of a scan once.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+
+from sparsejax.models.unet import QKVAttention
+
+
+def _conv_flops(module, inputs, output):
+    window = math.prod(module.kernel_size)
+    per_output = window * inputs[0].shape[-1] // module.feature_group_count
+    return {"kernel": 2 * math.prod(output.shape) * per_output}
+
+
+def _dense_flops(module, inputs, output):
+    del module
+    return {"kernel": 2 * math.prod(output.shape) * inputs[0].shape[-1]}
+
+
+def _attention_flops(module, inputs, output):
+    del module
+    length = inputs[0].shape[1]
+    products = 2 * math.prod(output.shape) * length
+    return {"scores": products, "values": products}
+
+
+_COUNTERS = {nn.Conv: _conv_flops, nn.Dense: _dense_flops, QKVAttention: _attention_flops}
+
+
+def layer_flops(model, params, *inputs):
+    """Count the FLOPs of one forward pass, by parameter.
+
+    Args:
+      model: Flax module; its convolution, dense and attention layers are counted.
+      params: its parameters, arrays or `jax.ShapeDtypeStruct`.
+      *inputs: its inputs, arrays or `jax.ShapeDtypeStruct`; a batch of one gives the cost of
+        one example.
+
+    Returns:
+      `{path of the kernel: FLOPs}`; attention products under `path/scores` and
+      `path/values`, which no mask touches.
+
+    Example:
+      >>> model, x = nn.Dense(3), jax.ShapeDtypeStruct((1, 5), "float32")
+      >>> params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+      >>> layer_flops(model, params, x)
+      {'kernel': 30}
+    """
+    counted = {}
+
+    def record(next_method, args, kwargs, context):
+        output = next_method(*args, **kwargs)
+        counter = _COUNTERS.get(type(context.module))
+        if counter is not None and context.method_name == "__call__":
+            for name, flops in counter(context.module, args, output).items():
+                path = "/".join((*context.module.path, name))
+                counted[path] = counted.get(path, 0) + flops
+        return output
+
+    def forward(params, *inputs):
+        with nn.intercept_methods(record):
+            return model.apply({"params": params}, *inputs)
+
+    jax.eval_shape(forward, params, *inputs)
+    return counted

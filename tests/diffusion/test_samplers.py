@@ -1,0 +1,122 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax.diffusion import process, samplers, schedules
+from sparsejax.models import convert
+from sparsejax.models.unet import UNet
+
+
+@pytest.fixture(scope="module")
+def ldm():
+    return schedules.noise_schedule(schedules.scaled_linear_betas(1000))
+
+
+@pytest.fixture(scope="module")
+def steps_and_trajectories(golden):
+    arrays = golden("c_ddim_steps.npz")
+    return {
+        k: v.transpose(*range(v.ndim - 3), -2, -1, -3) if v.ndim >= 4 else v
+        for k, v in arrays.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def tiny_denoise(golden):
+    state = golden("a_unet_tiny.npz")
+    named = {k.removeprefix("sd/"): v for k, v in state.items() if k.startswith("sd/")}
+    params = convert.unet_from_torch(named)
+    model = UNet(3, 3, 32, 1, (2,), (1, 2), 16)
+    return lambda x, t: model.apply({"params": params}, x, t)
+
+
+@pytest.mark.parametrize("steps", [50, 200])
+@pytest.mark.parametrize("eta", [0, 1])
+def test_single_ddim_steps_equal_the_reference(ldm, steps_and_trajectories, steps, eta):
+    schedule = schedules.ddim_schedule(ldm, steps, eta)
+    cases = {k.split("/")[0] for k in steps_and_trajectories if k.startswith(f"S{steps}_eta{eta}")}
+    assert len(cases) == 3
+    for case in cases:
+        x, eps, noise, index, x_prev, x_0 = (
+            steps_and_trajectories[f"{case}/{name}"]
+            for name in ("x", "eps", "noise", "index", "x_prev", "pred_x0")
+        )
+        t, *constants = (c[index] for c in schedule)
+        assert t == steps_and_trajectories[f"{case}/t"]
+        ours = samplers.ddim_step(x, eps, noise, *constants)
+        for value, expected in zip(ours, (x_prev, x_0), strict=True):
+            np.testing.assert_allclose(value, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("eta", [0, 1])
+def test_ddim_trajectory_equals_the_reference(ldm, steps_and_trajectories, tiny_denoise, eta):
+    start, noises, end = (
+        jnp.asarray(steps_and_trajectories[f"traj10_eta{eta}/{name}"])
+        for name in ("x_T", "noises", "x_0")
+    )
+    sample = jax.jit(
+        lambda x: samplers.ddim_sample(tiny_denoise, ldm, x, lambda i: noises[i], steps=10, eta=eta)
+    )
+    np.testing.assert_allclose(sample(start), end, atol=1e-4 * np.abs(end).max())
+
+
+def test_ddpm_equals_a_numpy_loop(golden):
+    """Ancestral sampling with a linear denoiser, against algorithm 2 of DDPM in float64."""
+    betas = schedules.linear_betas(20, 1e-3, 0.3)
+    schedule = schedules.noise_schedule(betas)
+    rng = np.random.default_rng(0)
+    x, noises = rng.normal(size=(2, 5)), rng.normal(size=(20, 2, 5))
+    ours = samplers.ddpm_sample(
+        lambda x, t: 0.3 * x + 0.01 * t[:, None],
+        schedule,
+        jnp.asarray(x, jnp.float32),
+        lambda i: jnp.asarray(noises, jnp.float32)[i],
+        noise_weight=0.75,
+    )
+    alpha, alpha_bar = 1 - betas, np.cumprod(1 - betas)
+    for i, t in enumerate(range(19, -1, -1)):
+        eps = 0.3 * x + 0.01 * t
+        x = (x - betas[t] / np.sqrt(1 - alpha_bar[t]) * eps) / np.sqrt(alpha[t])
+        if t:
+            beta_tilde = betas[t] * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
+            x = x + np.sqrt(0.75 * beta_tilde) * noises[i]
+    np.testing.assert_allclose(ours, x, rtol=1e-4)
+
+
+def test_a_perfect_denoiser_returns_the_data(ldm):
+    """With one data point, the true eps is known, and both samplers must end at the point."""
+    point = jnp.linspace(-0.9, 0.9, 12).reshape(1, 2, 2, 3)
+
+    def perfect(x, t):
+        signal = process.at(ldm.sqrt_alphas_cumprod, t, 4)
+        return (x - signal * point) / process.at(ldm.sqrt_one_minus_alphas_cumprod, t, 4)
+
+    x_T, noise = samplers.example_noise(  # noqa: N806
+        jax.random.split(jax.random.key(1), 3), (2, 2, 3)
+    )
+    for sample in (
+        lambda: samplers.ddim_sample(perfect, ldm, x_T, noise, steps=25, clip=1.0),
+        lambda: samplers.ddim_sample(perfect, ldm, x_T, noise, steps=25, eta=1.0),
+        lambda: samplers.ddpm_sample(perfect, ldm, x_T, noise, clip=1.0),
+    ):
+        # DDIM stops at alpha_bar_0 = 0.9985, so a trace of the noise is left.
+        np.testing.assert_allclose(jax.jit(sample)(), jnp.tile(point, (3, 1, 1, 1)), atol=0.2)
+
+
+def test_clipping_keeps_predicted_data_in_range():
+    x, eps = jnp.full((1, 2), 3.0), jnp.full((1, 2), -1.0)
+    x_prev, x_0 = samplers.ddim_step(x, eps, 0.0, 0.5, 0.8, 0.0, clip=1.0)
+    np.testing.assert_allclose(x_0, 1.0)
+    eps = (3.0 - np.sqrt(0.5)) / np.sqrt(0.5)
+    np.testing.assert_allclose(x_prev, np.sqrt(0.8) + np.sqrt(0.2) * eps, rtol=1e-6)
+
+
+def test_noise_of_an_example_does_not_depend_on_the_batch():
+    keys = jax.random.split(jax.random.key(0), 4)
+    start, noise = samplers.example_noise(keys, (3,))
+    start_of_two, noise_of_two = samplers.example_noise(keys[2:], (3,))
+    np.testing.assert_array_equal(start[2:], start_of_two)
+    np.testing.assert_array_equal(noise(5)[2:], noise_of_two(5))
+    assert not np.array_equal(noise(0), noise(1))
+    assert not np.array_equal(noise(0), start)

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from sparsejax.diffusion import schedules
+
+
+@pytest.fixture(scope="module")
+def ldm():
+    return schedules.noise_schedule(schedules.scaled_linear_betas(1000))
+
+
+def test_scaled_linear_schedule_equals_latent_diffusions(golden, ldm):
+    arrays = golden("b_ldm_schedule.npz")
+    betas = schedules.scaled_linear_betas(1000)
+    np.testing.assert_allclose(betas, arrays["f64/betas"], rtol=1e-12)
+    np.testing.assert_allclose(np.cumprod(1 - betas), arrays["f64/alphas_cumprod"], rtol=1e-12)
+    for name, value in ldm._asdict().items():
+        np.testing.assert_allclose(value, arrays[f"f32/{name}"], rtol=1e-6, err_msg=name)
+        assert value.dtype == np.float32
+
+
+def test_vlb_weights_equal_latent_diffusions(golden, ldm):
+    expected = golden("b_ldm_schedule.npz")["f32/lvlb_weights"]
+    np.testing.assert_allclose(schedules.vlb_weights(ldm), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [10, 50, 100, 200, 250])
+def test_ddim_schedule_equals_latent_diffusions(golden, ldm, steps):
+    arrays = golden("b_ddim_schedule.npz")
+    for eta in (0, 1):
+        ours = schedules.ddim_schedule(ldm, steps, eta)
+        np.testing.assert_array_equal(ours.timesteps, arrays[f"S{steps}/timesteps"])
+        np.testing.assert_allclose(ours.alphas, arrays[f"S{steps}/alphas"], rtol=1e-6)
+        np.testing.assert_allclose(ours.alphas_prev, arrays[f"S{steps}/alphas_prev"], rtol=1e-6)
+        np.testing.assert_allclose(ours.sigmas, arrays[f"S{steps}/eta{eta}/sigmas"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 7, 300, 501, 999, 1000])
+def test_ddim_timesteps_are_distinct_and_reach_the_noisy_end(ldm, steps):
+    timesteps = schedules.ddim_schedule(ldm, steps, 0.0).timesteps
+    assert len(set(timesteps.tolist())) == steps
+    assert timesteps[0] >= 0
+    assert timesteps[-1] <= 999
+    assert timesteps[-1] >= 999 - -(-1000 // steps)
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_ddim_refuses_step_counts_outside_the_schedule(ldm, steps):
+    with pytest.raises(ValueError, match="accepted: 1 to 1000"):
+        schedules.ddim_schedule(ldm, steps, 0.0)
+
+
+def test_cosine_schedule_equals_chirodiffs(golden):
+    arrays = golden("d_chirodiff_schedules.npz")
+    for steps in (20, 35, 100, 1000):
+        expected = arrays[f"cosine_T{steps}/betas"]
+        np.testing.assert_allclose(schedules.cosine_betas(steps), expected, atol=2e-6)
+
+
+def test_linear_betas_are_ddpms():
+    betas = schedules.linear_betas(1000)
+    assert betas[0] == 1e-4
+    assert betas[-1] == pytest.approx(2e-2)
+    np.testing.assert_allclose(np.diff(betas), (2e-2 - 1e-4) / 999)
