@@ -1,0 +1,56 @@
+"""Sparse UNet on scikit-learn's handwritten digits, 8x8: the example that runs anywhere.
+
+    python train.py                                  # RigL-DM at S = 0.75, the default
+    python train.py --config configs/digits.py:sweep # the short variant, for comparisons
+    python train.py --config configs/digits.py:static,0.9
+
+The argument is any of: a method (dense, static, rigl, magran), a sparsity, `sweep`.
+"""
+
+from sparsejax.configuration import default_config
+from sparsejax.sparsity.methods import METHODS
+
+
+def get_config(arg=""):
+    """Return the config; see the head of this file for the argument."""
+    words = [word for word in arg.split(",") if word]
+    config = default_config()
+    config.name = "digits"
+    config.steps = 2000
+    config.batch_size = 64
+    config.task.dataset = "digits"
+    config.task.image_size = 8
+    config.task.data_dir = ""
+
+    config.model.in_channels = 1
+    config.model.out_channels = 1
+    config.model.model_channels = 32
+    config.model.num_res_blocks = 1
+    config.model.attention_resolutions = (2,)
+    config.model.channel_mult = (1, 2)
+    config.model.num_head_channels = 32
+    config.model.dropout = 0.0
+    config.model.dtype = "float32"
+
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.clip_norm = 1.0
+    config.ema.decay = 0.995
+    config.sample.clip = 1.0
+
+    config.sparsity.method = "rigl"
+    config.sparsity.level = 0.75
+    config.sparsity.update_interval = 50
+
+    if "sweep" in words:
+        words.remove("sweep")
+        config.name = "digits-sweep"
+        config.steps = 800
+        config.sample.every = 0
+    for word in words:
+        if word in METHODS:
+            config.sparsity.method = word
+        else:
+            config.sparsity.level = float(word)
+    return config

@@ -1,0 +1,34 @@
+"""Evaluate and compare trained runs.
+
+    python evaluate.py --workdirs runs/digits-rigl-0.75-0
+    python evaluate.py --workdirs runs/digits-rigl-0.75-0,runs/digits-dense-0 --samples 500
+
+Writes report.md and comparison.png into the workdir, or, for several runs, into the folder
+`comparison` beside the first.
+"""
+
+import pathlib
+
+from absl import app, flags, logging
+
+from sparsejax.evaluation import report
+
+_WORKDIRS = flags.DEFINE_list("workdirs", None, "Workdirs of finished runs.", required=True)
+_SAMPLES = flags.DEFINE_integer("samples", None, "Samples a run; as many as real ones by default.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the noise that all runs sample from.")
+_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
+
+
+def main(argv):
+    """Evaluate the runs."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    workdirs = [pathlib.Path(workdir) for workdir in _WORKDIRS.value]
+    beside = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "comparison"
+    output = _OUTPUT.value or beside
+    report.evaluate_runs(workdirs, output, samples=_SAMPLES.value, seed=_SEED.value)
+
+
+if __name__ == "__main__":
+    app.run(main)

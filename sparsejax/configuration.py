@@ -1,0 +1,194 @@
+"""The one configuration schema: defaults, checks, what a resumed run may change.
+
+Configs are `ml_collections.ConfigDict`. `default_config` documents every key; a file in
+configs/ sets what its experiment needs. `resolve` fills in what follows from other keys and
+refuses what can't work, naming the key, before anything compiles.
+"""
+
+import json
+
+import ml_collections
+from ml_collections import config_dict
+
+from sparsejax.sparsity.distributions import DISTRIBUTIONS
+from sparsejax.sparsity.methods import METHODS
+
+OPTIMIZERS = ("adam", "adamw", "sgd", "lion")
+LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
+DROP_SCHEDULES = ("cosine", "constant", "linear")
+
+# Keys that a resumed run may change.
+_FREE_ON_RESUME = ("steps", "log", "checkpoint", "sample")
+
+
+def default_config():
+    """Return the schema with its defaults, a ConfigDict."""
+    config = ml_collections.ConfigDict()
+    config.name = "experiment"  # first part of the default workdir's name
+    config.seed = 0
+    config.steps = 1000  # optimizer steps
+    config.batch_size = 128  # global: over all devices and microbatches
+
+    # The model family, and its own keys; `model` are arguments of its network.
+    config.task = ml_collections.ConfigDict({"name": "images"})
+    config.model = ml_collections.ConfigDict()
+
+    config.diffusion = ml_collections.ConfigDict()
+    config.diffusion.steps = 1000
+    config.diffusion.schedule = "linear"  # linear, scaled_linear, cosine
+    config.diffusion.start = config_dict.placeholder(float)  # first beta; the schedule's default
+    config.diffusion.end = config_dict.placeholder(float)  # last beta; the schedule's default
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adam"  # adam, adamw, sgd, lion
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "constant"  # constant, or decay to 0 by cosine or linear
+    config.optimizer.warmup_steps = 0
+    config.optimizer.b1 = 0.9  # momentum for sgd
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.0  # adamw and lion
+    config.optimizer.clip_norm = 0.0  # global gradient norm; 0 = no clipping
+    config.optimizer.accumulate = 1  # microbatches a step
+
+    config.ema = ml_collections.ConfigDict({"decay": 0.9999})
+
+    config.sparsity = ml_collections.ConfigDict()
+    config.sparsity.method = "rigl"  # dense, static, rigl, magran
+    config.sparsity.level = 0.5  # fraction of zeros among the sparsifiable weights
+    config.sparsity.distribution = "erdos_renyi_kernel"  # uniform, erdos_renyi
+    config.sparsity.drop_fraction = 0.5  # of the active weights, at the first update
+    config.sparsity.drop_schedule = "cosine"  # to 0 at `end`; constant, linear
+    config.sparsity.update_interval = 100  # optimizer steps between topology updates
+    config.sparsity.begin = config_dict.placeholder(int)  # update_interval
+    config.sparsity.end = config_dict.placeholder(int)  # 0.75 steps
+    config.sparsity.custom = ()  # ((pattern, sparsity), ...), first match wins
+
+    # `every` is in optimizer steps; 0 = at the end only.
+    config.checkpoint = ml_collections.ConfigDict({"every": 500, "keep": 2, "init_from": ""})
+    config.log = ml_collections.ConfigDict({"every": 50, "tensorboard": True})
+    config.sample = ml_collections.ConfigDict()
+    config.sample.every = 500
+    config.sample.count = 64
+    config.sample.sampler = "ddim"  # ddim, ddpm
+    config.sample.steps = 50  # ddim only
+    config.sample.eta = 0.0  # ddim only
+    config.sample.clip = config_dict.placeholder(float)  # predicted data is clipped to +-clip
+    return config
+
+
+def require(condition, key, value, accepted):
+    """Raise a ValueError that names a config key, its value and what is accepted.
+
+    Args:
+      condition: nothing happens if it is true.
+      key: path of the key below `config`.
+      value: what the key holds.
+      accepted: what it may hold, in words.
+
+    Raises:
+      ValueError: `condition` is false.
+    """
+    if not condition:
+        raise ValueError(f"config.{key} is {value!r}; accepted: {accepted}")
+
+
+def resolve(config, saved=None):
+    """Check a config and fill in the keys that follow from others.
+
+    Args:
+      config: ConfigDict with the schema of `default_config`.
+      saved: the resolved config of the run that is resumed, as nested dictionaries, if any;
+        keys that were filled in keep the values they have there.
+
+    Returns:
+      A new, frozen ConfigDict.
+
+    Raises:
+      ValueError: names the config key, its value and what is accepted.
+    """
+    config = config.copy_and_resolve_references()
+    config.unlock()
+    sparsity = config.sparsity
+    if saved:
+        for key in ("begin", "end"):
+            if sparsity[key] is None:
+                sparsity[key] = saved["sparsity"][key]
+    if sparsity.begin is None:
+        sparsity.begin = sparsity.update_interval
+    if sparsity.end is None:
+        sparsity.end = int(0.75 * config.steps)
+    _check_run(config)
+    _check_sparsity(sparsity)
+    _check_optimizer(config.optimizer)
+    return ml_collections.FrozenConfigDict(config)
+
+
+def _check_run(config):
+    require(config.steps >= 1, "steps", config.steps, "1 or more")
+    require(0 <= config.ema.decay < 1, "ema.decay", config.ema.decay, "[0, 1)")
+    require(config.log.every >= 1, "log.every", config.log.every, "1 or more")
+    require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more")
+    require(config.checkpoint.every >= 0, "checkpoint.every", config.checkpoint.every, "0 or more")
+    require(config.sample.every >= 0, "sample.every", config.sample.every, "0 or more")
+    require(config.sample.count >= 1, "sample.count", config.sample.count, "1 or more")
+
+
+def _check_sparsity(s):
+    require(s.method in METHODS, "sparsity.method", s.method, ", ".join(METHODS))
+    require(0 <= s.level < 1, "sparsity.level", s.level, "[0, 1)")
+    names = ", ".join(DISTRIBUTIONS)
+    require(s.distribution in DISTRIBUTIONS, "sparsity.distribution", s.distribution, names)
+    require(0 <= s.drop_fraction <= 1, "sparsity.drop_fraction", s.drop_fraction, "[0, 1]")
+    known = s.drop_schedule in DROP_SCHEDULES
+    require(known, "sparsity.drop_schedule", s.drop_schedule, ", ".join(DROP_SCHEDULES))
+    interval = s.update_interval
+    require(interval >= 1, "sparsity.update_interval", interval, "1 or more")
+    for pair in s.custom:
+        is_pair = len(pair) == 2 and isinstance(pair[0], str)
+        require(is_pair, "sparsity.custom", s.custom, "pairs (pattern, sparsity)")
+
+
+def _check_optimizer(o):
+    require(o.name in OPTIMIZERS, "optimizer.name", o.name, ", ".join(OPTIMIZERS))
+    known = o.schedule in LEARNING_RATE_SCHEDULES
+    require(known, "optimizer.schedule", o.schedule, ", ".join(LEARNING_RATE_SCHEDULES))
+    require(o.learning_rate > 0, "optimizer.learning_rate", o.learning_rate, "more than 0")
+    require(o.warmup_steps >= 0, "optimizer.warmup_steps", o.warmup_steps, "0 or more")
+    require(o.clip_norm >= 0, "optimizer.clip_norm", o.clip_norm, "0 (no clipping) or more")
+    require(o.accumulate >= 1, "optimizer.accumulate", o.accumulate, "1 or more")
+    decays = o.name in ("adamw", "lion")
+    accepted = f"0.0 with {o.name}; adamw and lion decay weights"
+    require(decays or not o.weight_decay, "optimizer.weight_decay", o.weight_decay, accepted)
+
+
+def to_json(config):
+    """Return a resolved config as JSON text, keys sorted."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def differing_keys(config, saved):
+    """List the keys in which a config differs from a saved one, as far as a resumed run cares.
+
+    Args:
+      config: resolved ConfigDict.
+      saved: nested dictionaries, as `json.loads` gives them.
+
+    Returns:
+      Lines `key: now X, saved Y`, without the keys that a resumed run may change.
+    """
+    now, then = _flatten(json.loads(to_json(config))), _flatten(saved)
+    return [
+        f"{key}: now {now.get(key)!r}, saved {then.get(key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key) and key.split(".")[0] not in _FREE_ON_RESUME
+    ]
+
+
+def _flatten(tree, prefix=""):
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,1 @@
+"""Datasets (tensorflow-datasets builders, no TensorFlow) and input pipelines (grain)."""

@@ -1,0 +1,1 @@
+"""Evaluation: feature extractors, distances, reports of one or more runs."""

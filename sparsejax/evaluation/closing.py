@@ -1,0 +1,150 @@
+"""What a finished run leaves to look at: pictures, and a table of what it cost."""
+
+import json
+import pathlib
+import statistics
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from sparsejax.evaluation import plots
+from sparsejax.sparsity import costs
+from sparsejax.sparsity.masks import dense_masks, summarize
+from sparsejax.training import runs
+from sparsejax.training.metrics import read_metrics
+from sparsejax.training.optimizers import update_schedule
+from sparsejax.training.state import named_key
+
+
+def close_run(workdir):
+    """Write samples.png, curves.png, layers.png and summary.json, and print the closing table.
+
+    A run that was closed before only prints its table again.
+
+    Args:
+      workdir: of a finished run.
+
+    Returns:
+      The summary: a dictionary of what the table shows.
+    """
+    workdir = pathlib.Path(workdir)
+    path = workdir / "summary.json"
+    summary = json.loads(path.read_text()) if path.exists() else None
+    if summary is None or summary["steps"] != runs.read_config(workdir).steps:
+        summary = _close(workdir)
+        path.write_text(json.dumps(summary, indent=2) + "\n")
+    print_summary(summary, workdir)
+    return summary
+
+
+def run_costs(config, task, params, masks):
+    """Count parameters and FLOPs of a run, dense and sparse, from its masks and its schedule.
+
+    Args:
+      config: resolved ConfigDict.
+      task: Task.
+      params: parameters.
+      masks: their masks.
+
+    Returns:
+      Dictionary of numbers; FLOPs of training are of the whole run, at its batch size.
+    """
+    method = config.sparsity.method
+    layer_flops = task.layer_flops(params)
+    dense, sparse = (costs.forward_flops(layer_flops, m) for m in (dense_masks(params), masks))
+    counts = summarize(params, masks)
+    examples = config.steps * config.batch_size
+    updates = update_schedule(config.sparsity).count_due(config.steps)
+    by_formula = costs.training_flops(method, sparse, dense, config.sparsity.update_interval)
+    is_ddpm = config.sample.sampler == "ddpm"
+    passes = config.diffusion.steps if is_ddpm else config.sample.steps
+    return {
+        "method": method,
+        "sparsity": 0.0 if method == "dense" else config.sparsity.level,
+        "steps": config.steps,
+        "parameters": counts.total.weights,
+        "active_parameters": counts.total.active,
+        "density": counts.sparsifiable.density,
+        "forward_flops_dense": dense,
+        "forward_flops": sparse,
+        "training_flops_dense": 3 * dense * examples,
+        "training_flops_formula": by_formula * examples,
+        "training_flops_run": costs.run_flops(method, sparse, dense, config.steps, updates)
+        * config.batch_size,
+        "sampling_flops_dense": passes * dense,
+        "sampling_flops": passes * sparse,
+    }
+
+
+def _close(workdir):
+    config = runs.read_config(workdir)
+    task, params, masks = runs.load_run(workdir)
+    params, masks = jax.tree.map(jax.numpy.asarray, (params, masks))
+    lines = read_metrics(workdir / "metrics.jsonl")
+    count = config.sample.count
+    key = named_key(config.seed, "samples")
+    sample = jax.jit(lambda params: task.sample(task.apply, params, key, count))
+    samples = np.asarray(sample(params))
+    began = time.perf_counter()
+    sample(params).block_until_ready()
+    seconds = time.perf_counter() - began
+
+    Image.fromarray(task.render(samples, task.reference()[:count])).save(workdir / "samples.png")
+    plots.save_curves(workdir / "curves.png", lines)
+    summary = run_costs(config, task, params, masks)
+    counts = summarize(params, masks)
+    plots.save_layer_densities(workdir / "layers.png", counts, summary["sparsity"])
+    logged = [line for line in lines if "loss" in line]
+    return summary | {
+        "loss": logged[-1]["loss"],
+        "step_seconds": 1 / statistics.median(line["steps_per_second"] for line in logged),
+        "sampling_seconds": seconds / count,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
+
+
+def print_summary(summary, workdir):
+    """Print the closing table: dense against sparse, and what was measured.
+
+    Args:
+      summary: from `close_run`.
+      workdir: named below the table.
+    """
+    title = f"{summary['method']}, S = {summary['sparsity']:g}, {summary['steps']} steps"
+    table = Table(title=title, caption="FLOPs: two a multiply-add, times density")
+    for heading in ("", "dense", "this run", "ratio"):
+        table.add_column(heading, justify="left" if not heading else "right")
+
+    def row(name, dense, ours):
+        table.add_row(name, quantity(dense), quantity(ours), f"{ours / dense:.3f}")
+
+    row("parameters", summary["parameters"], summary["active_parameters"])
+    row("FLOPs, one forward pass", summary["forward_flops_dense"], summary["forward_flops"])
+    dense_training = summary["training_flops_dense"]
+    row("FLOPs, training (paper's formula)", dense_training, summary["training_flops_formula"])
+    row("FLOPs, training (this run's updates)", dense_training, summary["training_flops_run"])
+    row("FLOPs, one sample", summary["sampling_flops_dense"], summary["sampling_flops"])
+    table.add_section()
+    table.add_row("training loss at the end", "", f"{summary['loss']:.4f}", "")
+    table.add_row("measured: one step", "", f"{1e3 * summary['step_seconds']:.1f} ms", "")
+    table.add_row("measured: one sample", "", f"{1e3 * summary['sampling_seconds']:.1f} ms", "")
+    Console().print(table)
+    print(f"In {workdir}: samples.png, curves.png, layers.png, checkpoints/, metrics.jsonl")
+
+
+def quantity(value):
+    """Write a count with three digits and a unit: 1.23 M.
+
+    Example:
+      >>> quantity(700_123), quantity(101.2e9), quantity(12)
+      ('700 k', '101 G', '12')
+    """
+    for unit, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            digits = 2 if value < 10 * unit else 1 if value < 100 * unit else 0
+            return f"{value / unit:.{digits}f} {name}"
+    return f"{value:g}"

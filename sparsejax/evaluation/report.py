@@ -1,0 +1,143 @@
+"""Compare runs: samples from the same noise, distances, costs, one table."""
+
+import pathlib
+import time
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from sparsejax.configuration import require
+from sparsejax.evaluation.classifier import feature_extractor
+from sparsejax.evaluation.closing import quantity, run_costs
+from sparsejax.evaluation.distances import frechet_distance
+from sparsejax.training import runs
+from sparsejax.training.state import named_key
+
+_BATCH = 256
+_SHOWN = 36
+
+
+def evaluate_runs(workdirs, output, *, samples=None, seed=0):
+    """Sample every run from the same noise, measure, and write report.md and comparison.png.
+
+    Args:
+      workdirs: workdirs of runs of one task on one dataset.
+      output: folder to write to.
+      samples: how many samples a run; as many as there are real examples if None.
+      seed: of the noise.
+
+    Returns:
+      List of dictionaries, a row a run.
+
+    Raises:
+      ValueError: a workdir holds no run, or the runs are of different data.
+    """
+    configs = [runs.read_config(workdir) for workdir in workdirs]
+    for workdir, config in zip(workdirs, configs, strict=True):
+        same = config.task == configs[0].task
+        require(same, "task", dict(config.task), f"that of {workdirs[0]}, to compare {workdir}")
+    features = feature_extractor(configs[0].task.dataset, configs[0].task.data_dir or None)
+    rows, pictures, reference = [], [], None
+    for workdir, config in zip(workdirs, configs, strict=True):
+        task, params, masks = runs.load_run(workdir)
+        if reference is None:
+            reference = task.reference()
+            reference_features = features(reference)
+        count = samples or len(reference)
+        drawn, seconds = _draw(task, params, count, named_key(seed, "evaluation"))
+        metric = f"FD[classifier:{config.task.dataset}]@{count}"
+        rows.append(
+            {"run": pathlib.Path(workdir).name}
+            | run_costs(config, task, params, masks)
+            | {"seed": config.seed, "sampling_seconds": seconds}
+            | {metric: frechet_distance(features(drawn), reference_features)}
+        )
+        pictures.append(task.render(drawn[:_SHOWN]))
+    output = pathlib.Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    real = task.render(reference[:_SHOWN])
+    _save_comparison(output / "comparison.png", rows, metric, pictures, real)
+    _write_report(output / "report.md", rows, metric)
+    _print_table(rows, metric)
+    print(f"In {output}: report.md, comparison.png")
+    return rows
+
+
+def _draw(task, params, count, key):
+    """Draw samples in batches of one shape; the first batch, which compiles, isn't timed."""
+    params = jax.tree.map(jax.numpy.asarray, params)
+    batch = min(_BATCH, count)
+    sample = jax.jit(lambda params, start: task.sample(task.apply, params, key, batch, start))
+    sample(params, 0).block_until_ready()
+    began = time.perf_counter()
+    drawn = [np.asarray(sample(params, start)) for start in range(0, count, batch)]
+    seconds = (time.perf_counter() - began) / (len(drawn) * batch)
+    return np.concatenate(drawn)[:count], seconds
+
+
+def _columns(metric):
+    return {
+        "run": lambda row: row["run"],
+        "method": lambda row: row["method"],
+        "S": lambda row: f"{row['sparsity']:g}",
+        "active parameters": lambda row: quantity(row["active_parameters"]),
+        "FLOPs, forward": lambda row: quantity(row["forward_flops"]),
+        "FLOPs, training (formula)": lambda row: quantity(row["training_flops_formula"]),
+        "FLOPs, training (run)": lambda row: quantity(row["training_flops_run"]),
+        metric: lambda row: f"{row[metric]:.2f}",
+        "ms a sample": lambda row: f"{1e3 * row['sampling_seconds']:.1f}",
+    }
+
+
+def _print_table(rows, metric):
+    columns = _columns(metric)
+    table = Table(title="Runs compared, from the same noise")
+    for index, heading in enumerate(columns):
+        table.add_column(heading, justify="left" if index < 2 else "right")
+    for row in rows:
+        table.add_row(*(cell(row) for cell in columns.values()))
+    Console().print(table)
+
+
+def _write_report(path, rows, metric):
+    columns = _columns(metric)
+    header = [" | ".join(columns), " | ".join("---" for _ in columns)]
+    body = [" | ".join(cell(row) for cell in columns.values()) for row in rows]
+    text = f"""# Runs compared
+
+{chr(10).join(f"| {line} |" for line in header + body)}
+
+`{metric}` is the Frechet distance between the features of as many samples (EMA weights) and
+of all real examples, in the classifier that this project trains on the data's own labels.
+It is no FID and compares with nothing but itself. All runs sampled from the same noise.
+FLOPs are two for each multiply-add of a layer, times its density; training FLOPs are of the
+whole run, by the formula of the RigL paper, and by what the run did. Device:
+{jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}.
+
+![samples](comparison.png)
+"""
+    path.write_text(text)
+
+
+def _save_comparison(path, rows, metric, pictures, real):
+    """Show every run's samples side by side, each picture from the same noise, real ones last."""
+    titles = [
+        f"{row['method']}  S = {row['sparsity']:g}\n"
+        f"{quantity(row['active_parameters'])} weights, distance {row[metric]:.2f}"
+        for row in rows
+    ]
+    columns = min(4, len(rows) + 1)
+    lines = -(-(len(rows) + 1) // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.6 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel in panels:
+        panel.axis("off")
+    for panel, picture, title in zip(
+        panels, [*pictures, real], [*titles, "real examples\n"], strict=False
+    ):
+        panel.imshow(picture)
+        panel.set_title(title, fontsize=9)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,59 @@
+"""The record that binds network, diffusion, data and rendering of one model family."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sparsejax.configuration import require
+
+
+class Task(NamedTuple):
+    """What training and evaluation need to know of a model family.
+
+    `apply` is a parameter of `loss` and `sample`, so that another way of running the same
+    network can be put in its place.
+
+    Attributes:
+      init: `init(key) -> params`.
+      apply: `apply(params, *inputs, train=False, rngs=None) -> output`.
+      loss: `loss(apply, params, batch, keys, train) -> scalar`, the mean over the batch;
+        `keys` is one PRNG key per example, [batch].
+      sample: `sample(apply, params, key, count, start=0) -> samples [count, ...]`, examples
+        `start` to `start + count - 1` of the endless sequence that `key` determines.
+      render: `render(samples, reference=None) -> image [height, width, 3] uint8`; the
+        reference, real examples, goes beside the samples.
+      batches: `batches(start, stop) -> iterator` over this process's training batches:
+        dictionaries of numpy arrays [batch / processes, ...].
+      reference: `reference() -> real examples [count, ...]`, in the format of samples.
+      layer_flops: `layer_flops(params) -> {path: FLOPs}` of one example's forward pass.
+      example_inputs: shapes of the inputs of `apply` after params, for a batch of one.
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+    loss: Callable[..., Any]
+    sample: Callable[..., Any]
+    render: Callable[..., Any]
+    batches: Callable[..., Any]
+    reference: Callable[..., Any]
+    layer_flops: Callable[..., dict[str, float]]
+    example_inputs: tuple[Any, ...]
+
+
+def build_task(config):
+    """Return the Task that `config.task.name` names, checked against the rest of the config.
+
+    Args:
+      config: resolved ConfigDict (see `configuration`).
+
+    Returns:
+      Task.
+
+    Raises:
+      ValueError: names the config key, its value and what is accepted.
+    """
+    from sparsejax.tasks import images
+
+    builders = {"images": images.images_task}
+    name = config.task.name
+    require(name in builders, "task.name", name, ", ".join(builders))
+    return builders[name](config)

@@ -1,0 +1,63 @@
+"""What a person sees of a run while it trains: a progress bar, or now and then a line."""
+
+import contextlib
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LINE_EVERY = 15.0  # seconds, where there is no terminal
+
+
+@contextlib.contextmanager
+def progress_bar(steps, start, density):
+    """Show progress while the context lasts; yields `show(step, loss, steps_per_second)`.
+
+    On a terminal, a live bar; elsewhere a line every 15 seconds. `show` takes host numbers
+    and may be called with None for loss and speed where they aren't known yet.
+
+    Args:
+      steps: steps of the whole run.
+      start: steps already taken.
+      density: active share of the sparsifiable weights.
+    """
+    if not sys.stdout.isatty():
+        yield _line_printer(steps, density)
+        return
+    columns = (
+        TextColumn("training"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[speed]} steps/s"),
+        TextColumn(f"density {density:.3f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console()) as progress:
+        bar = progress.add_task("training", total=steps, completed=start, loss="-", speed="-")
+
+        def show(step, loss=None, speed=None):
+            fields = {} if loss is None else {"loss": f"{loss:.4f}", "speed": f"{speed:.1f}"}
+            progress.update(bar, completed=step, **fields)
+
+        yield show
+
+
+def _line_printer(steps, density):
+    printed = -_LINE_EVERY
+
+    def show(step, loss=None, speed=None):
+        nonlocal printed
+        now = time.monotonic()
+        if loss is None or (now - printed < _LINE_EVERY and step < steps):
+            return
+        printed = now
+        left = (steps - step) / speed
+        print(
+            f"step {step}/{steps}  loss {loss:.4f}  {speed:.1f} steps/s  "
+            f"density {density:.3f}  {left:.0f} s left",
+            flush=True,
+        )
+
+    return show

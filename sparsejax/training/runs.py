@@ -1,0 +1,121 @@
+"""Workdirs: what a run leaves on disk, and how to read it back."""
+
+import json
+import pathlib
+
+import jax
+import ml_collections
+
+from sparsejax.configuration import differing_keys, resolve, to_json
+from sparsejax.tasks import build_task
+from sparsejax.training import checkpoints
+from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.state import create_state
+
+
+def default_workdir(config):
+    """Return `runs/<name>-<method>-<level>-<seed>`, or without the level if dense."""
+    sparsity = config.sparsity
+    level = [] if sparsity.method == "dense" else [f"{sparsity.level:g}"]
+    parts = [config.name, sparsity.method, *level, str(config.seed)]
+    return pathlib.Path("runs") / "-".join(parts)
+
+
+def resolve_for(workdir, config):
+    """Resolve a config against the run that the workdir already holds, if any.
+
+    Args:
+      workdir: path.
+      config: ConfigDict with the schema of `configuration.default_config`.
+
+    Returns:
+      The resolved config.
+
+    Raises:
+      ValueError: the config can't work, or the workdir belongs to another config; the
+        message names the keys.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    saved = json.loads(path.read_text()) if path.exists() else None
+    config = resolve(config, saved)
+    if saved:
+        differing = differing_keys(config, saved)
+        if differing:
+            raise ValueError(
+                f"workdir {workdir} holds a run of another config:\n  "
+                + "\n  ".join(differing)
+                + "\nGive another --workdir, or the same config to resume that run."
+            )
+    return config
+
+
+def save_config(workdir, config):
+    """Write the resolved config to workdir/config.json."""
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    replacement = workdir / "config.json.tmp"
+    replacement.write_text(to_json(config))
+    replacement.replace(workdir / "config.json")
+
+
+def read_config(workdir):
+    """Return the resolved config of a run.
+
+    Args:
+      workdir: path.
+
+    Returns:
+      FrozenConfigDict.
+
+    Raises:
+      ValueError: there is no run in `workdir`.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        raise ValueError(f"workdir {str(workdir)!r} holds no run: there is no {path}")
+    saved = json.loads(path.read_text())
+    return ml_collections.FrozenConfigDict(_tuples(saved))
+
+
+def _tuples(value):
+    if isinstance(value, dict):
+        return {key: _tuples(child) for key, child in value.items()}
+    return tuple(_tuples(child) for child in value) if isinstance(value, list) else value
+
+
+def restore_state(workdir, config, task):
+    """Restore the newest whole checkpoint of a run.
+
+    Args:
+      workdir: path.
+      config: the run's resolved config.
+      task: its Task.
+
+    Returns:
+      Tuple of TrainState (host arrays) and the checkpoint's extra dictionary, or None.
+    """
+    optimizer = build_optimizer(config)
+    example = jax.eval_shape(lambda: create_state(config, task, optimizer))
+    return checkpoints.restore_newest(pathlib.Path(workdir) / "checkpoints", example)
+
+
+def load_run(workdir, *, ema=True):
+    """Load a trained model.
+
+    Args:
+      workdir: a run's workdir.
+      ema: whether to return the EMA parameters or those of the last step.
+
+    Returns:
+      Tuple `(task, params, masks)`.
+
+    Raises:
+      ValueError: the workdir holds no run, or no whole checkpoint.
+    """
+    config = read_config(workdir)
+    task = build_task(config)
+    restored = restore_state(workdir, config, task)
+    if restored is None:
+        raise ValueError(f"workdir {str(workdir)!r} holds no whole checkpoint yet")
+    state, _ = restored
+    return task, state.ema_params if ema else state.params, state.masks

@@ -1,0 +1,88 @@
+"""The training state, its beginning, and the keys that all randomness comes from."""
+
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.configuration import require
+from sparsejax.sparsity.distributions import get_distribution
+from sparsejax.sparsity.masks import apply_masks
+from sparsejax.sparsity.methods import get_method
+
+
+class TrainState(NamedTuple):
+    """Everything that a training step reads and writes.
+
+    Attributes:
+      step: optimizer steps taken, int32 scalar.
+      params: parameters, exactly zero wherever the mask is False.
+      masks: the mask pytree (see `sparsejax.sparsity`).
+      opt_state: state of the optimizer; fresh wherever the mask is False.
+      ema_params: exponential moving average of params, zero wherever the mask is False.
+    """
+
+    step: jax.Array
+    params: Any
+    masks: Any
+    opt_state: Any
+    ema_params: Any
+
+
+def named_key(seed, purpose):
+    """Return the PRNG key of a named purpose: `init`, `masks`, `steps`, `topology`, `samples`.
+
+    Args:
+      seed: Python int.
+      purpose: any string; keys of different purposes are independent.
+    """
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+
+def layer_sparsities(sparsity, params):
+    """Return the sparsity of each layer that `config.sparsity` asks for.
+
+    Args:
+      sparsity: `config.sparsity`, resolved.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      Pytree of Python floats with the structure of `params`.
+
+    Raises:
+      ValueError: a pattern in `sparsity.custom` is faulty or matches no layer.
+    """
+    custom = tuple((pattern, level) for pattern, level in sparsity.custom)
+    try:
+        return get_distribution(sparsity.distribution)(params, sparsity.level, custom=custom)
+    except ValueError as error:
+        require(False, "sparsity.custom", custom, f"pairs (pattern, sparsity) [{error}]")
+
+
+def create_state(config, task, optimizer):
+    """Return the state before the first step: masks drawn, params masked, EMA equal to params.
+
+    Args:
+      config: resolved ConfigDict.
+      task: Task.
+      optimizer: the optax transformation of the train step.
+
+    Returns:
+      TrainState on the default device.
+
+    Raises:
+      ValueError: a pattern in `sparsity.custom` is faulty or matches no layer.
+    """
+    init_key, masks_key = named_key(config.seed, "init"), named_key(config.seed, "masks")
+    sparsities = layer_sparsities(config.sparsity, jax.eval_shape(task.init, init_key))
+    params = jax.jit(task.init)(init_key)
+    masks = get_method(config.sparsity.method).init(masks_key, params, sparsities)
+    return state_from(params, masks, optimizer)
+
+
+def state_from(params, masks, optimizer):
+    """Return the state of step 0 with these params (masked here) and masks."""
+    params = apply_masks(params, masks)
+    ema_params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.int32(0), params, masks, optimizer.init(params), ema_params)

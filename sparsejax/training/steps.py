@@ -1,0 +1,159 @@
+"""The two functions that change the state: the train step and the topology update.
+
+Both run once per device under `parallel.data_parallel`. Gradients are taken with respect to
+params that are masked already, so they are dense at no cost: the train step masks them
+(inside the optimizer), the topology update looks at them whole.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparsejax.sparsity.masks import apply_masks
+from sparsejax.sparsity.transforms import reset_inactive
+from sparsejax.training.parallel import AXIS
+from sparsejax.training.state import TrainState
+
+
+def ema_decay(step, decay):
+    """Return min(decay, (1 + step) / (10 + step)): EMA with warm-up, as Latent Diffusion's.
+
+    Args:
+      step: number of EMA updates, this one included.
+      decay: the limit.
+    """
+    return jnp.minimum(decay, (1 + step) / (10 + step))
+
+
+def update_ema(ema_params, params, decay):
+    """Return `decay * ema_params + (1 - decay) * params`, leaf by leaf."""
+    return jax.tree.map(lambda ema, p: ema - (1 - decay) * (ema - p), ema_params, params)
+
+
+def example_keys(key, step, local_batch):
+    """Return one key per example of this device, a function of the example's global index.
+
+    So the number of devices changes nothing about the noise that an example gets.
+
+    Args:
+      key: PRNG key of all steps.
+      step: the step that the batch belongs to, int32.
+      local_batch: examples on this device.
+
+    Returns:
+      PRNG keys [local_batch].
+    """
+    indices = jax.lax.axis_index(AXIS) * local_batch + jnp.arange(local_batch)
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(lambda index: jax.random.fold_in(step_key, index))(indices)
+
+
+def _mean_gradients(task, accumulate, params, batch, keys):
+    """Return loss and dense gradients, averaged over microbatches and devices."""
+
+    def microbatch_gradients(batch, keys):
+        return jax.value_and_grad(
+            lambda params: task.loss(task.apply, params, batch, keys, train=True)
+        )(params)
+
+    if accumulate == 1:
+        result = microbatch_gradients(batch, keys)
+    else:
+        split = jax.tree.map(
+            lambda x: x.reshape(accumulate, x.shape[0] // accumulate, *x.shape[1:]), (batch, keys)
+        )
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            jax.eval_shape(microbatch_gradients, *jax.tree.map(lambda x: x[0], split)),
+        )
+        total, _ = jax.lax.scan(
+            lambda total, part: (jax.tree.map(jnp.add, total, microbatch_gradients(*part)), None),
+            zeros,
+            split,
+        )
+        result = jax.tree.map(lambda x: x / accumulate, total)
+    return jax.lax.pmean(result, AXIS)
+
+
+def make_train_step(task, optimizer, *, ema_limit, accumulate=1):
+    """Return `train_step(state, batch, key) -> (state, metrics)`.
+
+    Args:
+      task: Task.
+      optimizer: transformation wrapped by `sparsity.transforms.sparse_updates`.
+      ema_limit: decay of the EMA after its warm-up.
+      accumulate: microbatches that the device's batch is split into.
+
+    Returns:
+      Function of a TrainState, a device's batch [local batch, ...] and the key of all steps;
+      metrics are float32 scalars: `loss` and `grad_norm` (of active weights).
+    """
+
+    def train_step(state, batch, key):
+        keys = example_keys(key, state.step, len(jax.tree.leaves(batch)[0]))
+        loss, gradients = _mean_gradients(task, accumulate, state.params, batch, keys)
+        updates, opt_state = optimizer.update(
+            gradients, state.opt_state, state.params, masks=state.masks
+        )
+        params = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+        ema_params = update_ema(state.ema_params, params, ema_decay(step, ema_limit))
+        grad_norm = optax.tree.norm(apply_masks(gradients, state.masks))
+        state = TrainState(step, params, state.masks, opt_state, ema_params)
+        return state, {"loss": loss, "grad_norm": grad_norm}
+
+    return train_step
+
+
+def make_topology_update(task, optimizer, method, drop_fraction, *, accumulate=1):
+    """Return `topology_update(state, batch, (steps_key, topology_key)) -> (state, metrics)`.
+
+    It sees the batch and the keys of the step just taken, at the params that the step made.
+    Where the method ignores gradients, none are computed.
+
+    Args:
+      task: Task.
+      optimizer: the train step's.
+      method: `sparsity.methods.Method`.
+      drop_fraction: optax schedule over global steps.
+      accumulate: microbatches, as in the train step.
+
+    Returns:
+      Function of a TrainState, a device's batch and the two keys; metrics are float32
+      scalars: `drop_fraction`, and `replaced`, the newly active share of the active weights.
+    """
+
+    def topology_update(state, batch, keys):
+        steps_key, topology_key = keys
+        batch_keys = example_keys(steps_key, state.step - 1, len(jax.tree.leaves(batch)[0]))
+        _, gradients = _mean_gradients(task, accumulate, state.params, batch, batch_keys)
+        fraction = drop_fraction(state.step)
+        params, masks = method.update(
+            jax.random.fold_in(topology_key, state.step),
+            state.params,
+            state.masks,
+            gradients,
+            fraction,
+        )
+        metrics = {
+            "drop_fraction": jnp.float32(fraction),
+            "replaced": _replaced(state.masks, masks),
+        }
+        opt_state = reset_inactive(optimizer, state.opt_state, params, masks)
+        ema_params = apply_masks(state.ema_params, masks)
+        return TrainState(state.step, params, masks, opt_state, ema_params), metrics
+
+    return topology_update
+
+
+def _replaced(before, after):
+    """Return the share of active weights (of sparsified layers) that were inactive before."""
+    pairs = [
+        (jnp.sum(new & ~old, dtype=jnp.float32), jnp.sum(new, dtype=jnp.float32))
+        for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        if new.ndim
+    ]
+    if not pairs:
+        return jnp.float32(0)
+    replaced, active = map(sum, zip(*pairs, strict=True))
+    return replaced / active

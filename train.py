@@ -1,0 +1,39 @@
+"""Train a sparse diffusion model.
+
+    python train.py                                            # digits, RigL, 75 % sparse
+    python train.py --config configs/digits.py:static,0.9
+    python train.py --config.sparsity.method=magran --config.seed=1 --workdir /tmp/run
+
+The same command resumes a run that was interrupted.
+"""
+
+import pathlib
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from sparsejax.evaluation import closing
+from sparsejax.training import loop, runs
+
+_ROOT = pathlib.Path(__file__).resolve().parent
+_CONFIG = config_flags.DEFINE_config_file("config", str(_ROOT / "configs" / "digits.py"))
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where the run lives; runs/<config>-<method>-<level>-<seed> by default."
+)
+
+
+def main(argv):
+    """Train, then show what came of it."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    config = _CONFIG.value
+    workdir = _WORKDIR.value or runs.default_workdir(config)
+    if loop.train(config, workdir):
+        closing.close_run(workdir)
+    else:
+        print(f"Stopped early. The same command resumes the run in {workdir}.")
+
+
+if __name__ == "__main__":
+    app.run(main)
