@@ -16,7 +16,7 @@ def get_config(arg=""):
     words = [word for word in arg.split(",") if word]
     config = default_config()
     config.name = "digits"
-    config.steps = 2000
+    config.steps = 1800
     config.batch_size = 64
     config.task.dataset = "digits"
     config.task.image_size = 8
@@ -30,7 +30,10 @@ def get_config(arg=""):
     config.model.channel_mult = (1, 2)
     config.model.num_head_channels = 32
     config.model.dropout = 0.0
+    config.model.norm_groups = 8
     config.model.dtype = "float32"
+
+    config.diffusion.schedule = "cosine"
 
     config.optimizer.learning_rate = 2e-3
     config.optimizer.schedule = "cosine"
@@ -46,7 +49,7 @@ def get_config(arg=""):
     if "sweep" in words:
         words.remove("sweep")
         config.name = "digits-sweep"
-        config.steps = 800
+        config.steps = 600
         config.sample.every = 0
     for word in words:
         if word in METHODS:

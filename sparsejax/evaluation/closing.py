@@ -3,6 +3,7 @@
 import json
 import pathlib
 import statistics
+import sys
 import time
 
 import jax
@@ -132,8 +133,13 @@ def print_summary(summary, workdir):
     table.add_row("training loss at the end", "", f"{summary['loss']:.4f}", "")
     table.add_row("measured: one step", "", f"{1e3 * summary['step_seconds']:.1f} ms", "")
     table.add_row("measured: one sample", "", f"{1e3 * summary['sampling_seconds']:.1f} ms", "")
-    Console().print(table)
+    console().print(table)
     print(f"In {workdir}: samples.png, curves.png, layers.png, checkpoints/, metrics.jsonl")
+
+
+def console():
+    """Return a rich console that doesn't squeeze tables where there is no terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=140)
 
 
 def quantity(value):

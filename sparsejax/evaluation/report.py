@@ -6,12 +6,12 @@ import time
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sparsejax.configuration import require
 from sparsejax.evaluation.classifier import feature_extractor
-from sparsejax.evaluation.closing import quantity, run_costs
+from sparsejax.evaluation.closing import console, quantity, run_costs
 from sparsejax.evaluation.distances import frechet_distance
 from sparsejax.training import runs
 from sparsejax.training.state import named_key
@@ -96,10 +96,10 @@ def _print_table(rows, metric):
     columns = _columns(metric)
     table = Table(title="Runs compared, from the same noise")
     for index, heading in enumerate(columns):
-        table.add_column(heading, justify="left" if index < 2 else "right")
+        table.add_column(escape(heading), justify="left" if index < 2 else "right")
     for row in rows:
         table.add_row(*(cell(row) for cell in columns.values()))
-    Console().print(table)
+    console().print(table)
 
 
 def _write_report(path, rows, metric):

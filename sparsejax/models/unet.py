@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-GROUPS = 32
-
 
 def timestep_embedding(t, dim, max_period=10_000.0):
     """Embed diffusion steps in cosines, then sines, of geometric frequencies.
@@ -71,8 +69,8 @@ def _dense(x, features, name, *, dtype=None, zero=False):
     return nn.Dense(features, dtype=dtype, name=name, **_inits(x.shape[-1], zero))(x)
 
 
-def _norm(x, name, *, dtype=None):
-    return nn.GroupNorm(GROUPS, epsilon=1e-5, dtype=dtype, name=name)(x)
+def _norm(x, groups, name, *, dtype=None):
+    return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name)(x)
 
 
 class ResBlock(nn.Module):
@@ -83,17 +81,18 @@ class ResBlock(nn.Module):
     """
 
     features: int
+    norm_groups: int
     dropout: float = 0.0
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x, embedding, *, train=False):
         """Apply the block; `train` turns dropout on."""
-        h = nn.silu(_norm(x, "in_layers_0", dtype=self.dtype))
+        h = nn.silu(_norm(x, self.norm_groups, "in_layers_0", dtype=self.dtype))
         h = _conv(h, self.features, 3, "in_layers_2", dtype=self.dtype)
         shift = _dense(nn.silu(embedding), self.features, "emb_layers_1", dtype=self.dtype)
         h = h + shift[:, None, None, :]
-        h = nn.silu(_norm(h, "out_layers_0", dtype=self.dtype))
+        h = nn.silu(_norm(h, self.norm_groups, "out_layers_0", dtype=self.dtype))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = _conv(h, self.features, 3, "out_layers_3", dtype=self.dtype, zero=True)
         if x.shape[-1] != self.features:
@@ -126,13 +125,15 @@ class AttentionBlock(nn.Module):
     """
 
     num_head_channels: int
+    norm_groups: int
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x):
         """Apply the block."""
         batch, height, width, channels = x.shape
-        h = _norm(x, "norm", dtype=self.dtype).reshape(batch, height * width, channels)
+        h = _norm(x, self.norm_groups, "norm", dtype=self.dtype)
+        h = h.reshape(batch, height * width, channels)
         qkv = _dense(h, 3 * channels, "qkv", dtype=self.dtype)
         heads = channels // self.num_head_channels
         qkv = qkv.reshape(batch, height * width, heads, 3, self.num_head_channels)
@@ -175,7 +176,7 @@ class UNet(nn.Module):
     Attributes:
       in_channels: channels of x.
       out_channels: channels of the predicted noise.
-      model_channels: width at full resolution, a multiple of 32.
+      model_channels: width at full resolution, a multiple of `norm_groups`.
       num_res_blocks: residual blocks at each resolution on the way down (one more on the
         way up).
       attention_resolutions: downsampling factors (1, 2, 4, ...) at which attention follows
@@ -184,6 +185,8 @@ class UNet(nn.Module):
         resolution but the last is followed by a halving.
       num_head_channels: channels of an attention head.
       dropout: dropout rate inside residual blocks.
+      norm_groups: groups of every GroupNorm; 32 in the published models. A narrow network
+        wants fewer: a group of one channel would normalise the time embedding away.
       dtype: computation dtype; parameters are float32.
     """
 
@@ -195,6 +198,7 @@ class UNet(nn.Module):
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
     num_head_channels: int = 32
     dropout: float = 0.0
+    norm_groups: int = 32
     dtype: Any = None
 
     @nn.compact
@@ -206,13 +210,18 @@ class UNet(nn.Module):
             nn.silu(embedding), 4 * self.model_channels, "time_embed_2", dtype=self.dtype
         )
 
-        def block(h, features, factor, name):
-            h = ResBlock(features, self.dropout, self.dtype, name=f"{name}_0")(
-                h, embedding, train=train
+        def res_block(h, features, name):
+            block = ResBlock(features, self.norm_groups, self.dropout, self.dtype, name=name)
+            return block(h, embedding, train=train)
+
+        def attend(h, name):
+            return AttentionBlock(self.num_head_channels, self.norm_groups, self.dtype, name=name)(
+                h
             )
-            if factor in self.attention_resolutions:
-                h = AttentionBlock(self.num_head_channels, self.dtype, name=f"{name}_1")(h)
-            return h
+
+        def block(h, features, factor, name):
+            h = res_block(h, features, f"{name}_0")
+            return attend(h, f"{name}_1") if factor in self.attention_resolutions else h
 
         h = _conv(x, self.model_channels, 3, "input_blocks_0_0", dtype=self.dtype)
         skips = [h]
@@ -226,14 +235,9 @@ class UNet(nn.Module):
                 h = Downsample(self.dtype, name=f"input_blocks_{len(skips)}_0")(h)
                 skips.append(h)
 
-        features = h.shape[-1]
-        h = ResBlock(features, self.dropout, self.dtype, name="middle_block_0")(
-            h, embedding, train=train
-        )
-        h = AttentionBlock(self.num_head_channels, self.dtype, name="middle_block_1")(h)
-        h = ResBlock(features, self.dropout, self.dtype, name="middle_block_2")(
-            h, embedding, train=train
-        )
+        h = res_block(h, h.shape[-1], "middle_block_0")
+        h = attend(h, "middle_block_1")
+        h = res_block(h, h.shape[-1], "middle_block_2")
 
         index = 0
         for level, mult in reversed(list(enumerate(self.channel_mult))):
@@ -245,6 +249,6 @@ class UNet(nn.Module):
                     h = Upsample(self.dtype, name=f"output_blocks_{index}_{place}")(h)
                 index += 1
 
-        h = nn.silu(_norm(h, "out_0", dtype=self.dtype))
+        h = nn.silu(_norm(h, self.norm_groups, "out_0", dtype=self.dtype))
         h = _conv(h, self.out_channels, 3, "out_2", dtype=self.dtype, zero=True)
         return h.astype(jnp.float32)

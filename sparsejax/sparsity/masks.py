@@ -1,10 +1,10 @@
 """The mask pytree: which weights can be sparse, drawing masks, applying and counting them."""
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sparsejax.sparsity.selection import select_top
 
@@ -69,23 +69,26 @@ def random_masks(key, params, sparsities):
       (4, 0)
     """
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    masks = []
-    for index, ((path, leaf), sparsity) in enumerate(
-        zip(paths_and_leaves, treedef.flatten_up_to(sparsities), strict=True)
+    shapes, counts = [], []
+    for (path, leaf), sparsity in zip(
+        paths_and_leaves, treedef.flatten_up_to(sparsities), strict=True
     ):
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity of {path_name(path)} is {sparsity}; accepted: [0, 1)")
-        if sparsity == 0.0:
-            masks.append(jnp.asarray(True))
-            continue
-        count = target_active(int(np.prod(leaf.shape)), sparsity)
-        masks.append(_random_mask(jax.random.fold_in(key, index), tuple(leaf.shape), count))
-    return treedef.unflatten(masks)
+        shapes.append(tuple(leaf.shape) if sparsity else None)
+        counts.append(target_active(math.prod(leaf.shape), sparsity))
+    return treedef.unflatten(_draw_masks(key, tuple(shapes), counts))
 
 
 @jax.jit(static_argnums=1)
-def _random_mask(key, shape, count):
-    return select_top(jax.random.uniform(key, shape), count)
+def _draw_masks(key, shapes, counts):
+    """Draw all masks in one compiled function; a shape of None gives a 0-d mask."""
+    return [
+        jnp.asarray(True)
+        if shape is None
+        else select_top(jax.random.uniform(jax.random.fold_in(key, index), shape), count)
+        for index, (shape, count) in enumerate(zip(shapes, counts, strict=True))
+    ]
 
 
 def apply_masks(params, masks):
@@ -149,7 +152,7 @@ def summarize(params, masks):
     sums = jax.device_get([jnp.sum(mask) for mask in mask_leaves])
     layers, sparsifiable = {}, []
     for (path, leaf), mask, active in zip(paths_and_leaves, mask_leaves, sums, strict=True):
-        name, weights = path_name(path), int(np.prod(leaf.shape))
+        name, weights = path_name(path), math.prod(leaf.shape)
         layers[name] = _layer_summary(weights, int(active) if mask.ndim else weights)
         if is_sparsifiable(path, leaf):
             sparsifiable.append(layers[name])

@@ -9,7 +9,7 @@ from sparsejax.configuration import require
 from sparsejax.data import images as data
 from sparsejax.diffusion import process, samplers, schedules
 from sparsejax.models.flops import layer_flops
-from sparsejax.models.unet import GROUPS, UNet
+from sparsejax.models.unet import UNet
 from sparsejax.tasks.grid import image_grid
 from sparsejax.tasks.task import Task
 
@@ -129,9 +129,10 @@ def _check_model(model, image_size):
         image_size,
         f"multiples of {multiple}: model.channel_mult halves images {halvings} times",
     )
-    width = model.model_channels
-    is_multiple = width > 0 and width % GROUPS == 0
-    require(is_multiple, "model.model_channels", width, f"multiples of {GROUPS}")
+    width, groups = model.model_channels, model.norm_groups
+    require(groups >= 1, "model.norm_groups", groups, "1 or more")
+    is_multiple = width > 0 and width % groups == 0
+    require(is_multiple, "model.model_channels", width, f"multiples of {groups} (norm_groups)")
     head = model.num_head_channels
     for level, mult in enumerate(model.channel_mult):
         attends = 2**level in model.attention_resolutions or level == halvings

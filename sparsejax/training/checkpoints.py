@@ -1,5 +1,6 @@
 """Checkpoints: a thin layer over orbax that survives kills and damage."""
 
+import copy
 import logging
 import pathlib
 
@@ -25,7 +26,7 @@ def open_manager(folder, keep=2):
 
 
 def save(manager, state, extra):
-    """Save a state; the arrays are copied before this returns, the writing goes on behind.
+    """Save a state; everything is copied before this returns, the writing goes on behind.
 
     Args:
       manager: from `open_manager`.
@@ -34,10 +35,10 @@ def save(manager, state, extra):
     """
     # Host arrays: a replicated array is written once and restores on any number of devices.
     tree = jax.tree.map(np.asarray, jax.device_get(state._asdict()))
-    manager.save(
-        int(tree["step"]),
-        args=ocp.args.Composite(state=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(extra)),
+    args = ocp.args.Composite(
+        state=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(copy.deepcopy(extra))
     )
+    manager.save(int(tree["step"]), args=args)
 
 
 def restore_newest(folder, example):

@@ -23,7 +23,7 @@ from sparsejax.training.optimizers import (
     learning_rate_schedule,
     update_schedule,
 )
-from sparsejax.training.parallel import data_parallel, shard_batch
+from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.progress import progress_bar
 from sparsejax.training.state import create_state, named_key, state_from
 from sparsejax.training.steps import make_topology_update, make_train_step
@@ -58,6 +58,7 @@ def train(config, workdir):
     if is_main:
         runs.save_config(workdir, config)
     start = int(state.step)
+    state = replicate(state)
     if start >= config.steps:
         return True
 
@@ -117,8 +118,7 @@ def _first_state(config, workdir, task, optimizer):
     if restored is not None:
         state, extra = restored
         logger.info("resumed %s after step %d", workdir, int(state.step))
-        # Copied to the device here, since the first train step takes its memory over.
-        return jax.tree.map(jax.numpy.asarray, state), extra["pending"]
+        return state, extra["pending"]
     if config.checkpoint.init_from:
         return _state_of_another_run(config, task, optimizer), []
     return create_state(config, task, optimizer), []
@@ -138,8 +138,7 @@ def _state_of_another_run(config, task, optimizer):
         ours[key] == other[key] for key in ("level", "distribution", "custom")
     )
     logger.info("weights%s from %s", " and masks" if fits else "", other_workdir)
-    device_params, device_masks = jax.tree.map(jax.numpy.asarray, (params, masks))
-    return state_from(device_params, device_masks if fits else state.masks, optimizer)
+    return state_from(params, masks if fits else state.masks, optimizer)
 
 
 def _compiled_functions(config, task, optimizer):

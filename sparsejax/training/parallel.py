@@ -1,6 +1,7 @@
 """Data parallelism: one small place for pmap, so that it can be exchanged."""
 
 import jax
+import jax.numpy as jnp
 
 AXIS = "data"
 
@@ -25,6 +26,16 @@ def data_parallel(function, *, donate_state=False):
         out_axes=None,
         donate_argnums=(0,) if donate_state else (),
     )
+
+
+def replicate(tree):
+    """Copy a pytree to all devices, placed as `data_parallel` functions return it.
+
+    Without it their second call would compile again, for a state that lies elsewhere.
+    """
+    devices = jax.local_device_count()
+    copy = jax.pmap(lambda tree, _: tree, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
+    return copy(tree, jnp.zeros(devices))
 
 
 def shard_batch(batch):

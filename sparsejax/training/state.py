@@ -76,9 +76,14 @@ def create_state(config, task, optimizer):
     """
     init_key, masks_key = named_key(config.seed, "init"), named_key(config.seed, "masks")
     sparsities = layer_sparsities(config.sparsity, jax.eval_shape(task.init, init_key))
-    params = jax.jit(task.init)(init_key)
-    masks = get_method(config.sparsity.method).init(masks_key, params, sparsities)
-    return state_from(params, masks, optimizer)
+    method = get_method(config.sparsity.method)
+
+    @jax.jit
+    def create(init_key, masks_key):
+        params = task.init(init_key)
+        return state_from(params, method.init(masks_key, params, sparsities), optimizer)
+
+    return create(init_key, masks_key)
 
 
 def state_from(params, masks, optimizer):

@@ -1,0 +1,83 @@
+"""What masks cost in the train step of the digits UNet: dense against masked, interleaved.
+
+    python benchmarks/masking.py [--rounds 30] [--batch 64]
+
+Both run this project's own train step under pmap; they differ in method alone.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from configs.digits import get_config  # noqa: E402
+from sparsejax.configuration import resolve  # noqa: E402
+from sparsejax.tasks import build_task  # noqa: E402
+from sparsejax.training.optimizers import build_optimizer  # noqa: E402
+from sparsejax.training.parallel import data_parallel, shard_batch  # noqa: E402
+from sparsejax.training.state import create_state, named_key  # noqa: E402
+from sparsejax.training.steps import make_train_step  # noqa: E402
+
+STEPS = 5
+
+
+def prepare(method, batch):
+    """Return a function that takes STEPS train steps and waits for them."""
+    config = get_config(method)
+    config.batch_size = batch
+    config = resolve(config)
+    task, optimizer = build_task(config), build_optimizer(config)
+    step = data_parallel(make_train_step(task, optimizer, ema_limit=0.99), donate_state=True)
+    state = create_state(config, task, optimizer)
+    examples = shard_batch(next(task.batches(0, 1)))
+    key = named_key(0, "steps")
+
+    def run():
+        nonlocal state
+        for _ in range(STEPS):
+            state, _ = step(state, examples, key)
+        jax.block_until_ready(state)
+
+    run()
+    return run
+
+
+def main():
+    """Time both in turn and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=64)
+    arguments = parser.parse_args()
+    runs = {method: prepare(method, arguments.batch) for method in ("dense", "rigl")}
+    seconds = {method: [] for method in runs}
+    for i in range(arguments.rounds):
+        for method in list(runs)[:: 1 if i % 2 else -1]:
+            began = time.perf_counter()
+            runs[method]()
+            seconds[method].append((time.perf_counter() - began) / STEPS)
+
+    table = Table(
+        title=f"Train step, batch {arguments.batch}, {os.cpu_count()} cores, "
+        f"{jax.devices()[0].device_kind}"
+    )
+    for heading in ("", "median ms", "min ms", "max ms"):
+        table.add_column(heading)
+    for name, label in (("dense", "dense"), ("rigl", "masked, S = 0.75")):
+        cells = (f"{1e3 * f(seconds[name]):.1f}" for f in (statistics.median, min, max))
+        table.add_row(label, *cells)
+    ratios = [m / d for m, d in zip(seconds["rigl"], seconds["dense"], strict=True)]
+    cells = (f"{f(ratios):.3f}" for f in (statistics.median, min, max))
+    table.add_row("masked / dense", *cells)
+    Console(width=100).print(table)
+
+
+if __name__ == "__main__":
+    main()

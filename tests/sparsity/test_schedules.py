@@ -1,0 +1,35 @@
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from sparsejax.sparsity.schedules import UpdateSchedule
+
+
+def test_updates_are_due_where_the_reference_has_them(golden):
+    vectors = golden("sparsity.json")["vectors"]
+    case = next(v for v in vectors if v["name"] == "update_steps_jaxpruner")
+    inputs = case["inputs"]
+    schedule = UpdateSchedule(inputs["update_freq"], inputs["start"], inputs["end"])
+    assert [schedule.is_due(step) for step in inputs["steps"]] == case["expected"]
+
+
+def test_an_array_of_steps_is_traced():
+    schedule = UpdateSchedule(10, 10, 35)
+    due = jax.jit(schedule.is_due)(jnp.arange(50))
+    assert jnp.flatnonzero(due).tolist() == [10, 20, 30]
+    assert schedule.count_due(50) == 3
+
+
+def test_drop_fraction_of_rigl_is_an_optax_schedule(golden):
+    vectors = golden("sparsity.json")["vectors"]
+    case = next(v for v in vectors if v["name"] == "drop_fraction_cosine_rigl")
+    inputs = case["inputs"]
+    schedule = optax.cosine_decay_schedule(inputs["alpha"], inputs["T_end"])
+    ours = [float(schedule(step)) for step in inputs["steps"]]
+    assert ours == pytest.approx(case["expected"], abs=1e-6)
+
+
+def test_interval_below_one_is_refused():
+    with pytest.raises(ValueError, match="update_interval is 0"):
+        UpdateSchedule(0, 0, 10)

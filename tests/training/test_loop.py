@@ -1,0 +1,243 @@
+"""The loop on real data: what a run writes, how it resumes, what it refuses."""
+
+import json
+import logging
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from sparsejax.sparsity import masks
+from sparsejax.training import checkpoints, load_run, loop, runs
+from sparsejax.training.metrics import WALL_CLOCK, read_metrics
+from tests.training.tiny import tiny_config, tiny_flags
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+HEAD = tiny_config().model.num_head_channels
+SHORT = {"steps": 4, "checkpoint.every": 2, "log.every": 2}
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """An uninterrupted tiny run and its compilations: names, metrics lines written so far."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    compiled = []
+
+    def note(event, seconds, *, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append((fun_name, len(read_metrics(workdir / "metrics.jsonl"))))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    assert loop.train(tiny_config(), workdir)
+    jax.monitoring.unregister_event_duration_listener(note)
+    return workdir, compiled
+
+
+def start(workdir, **changes):
+    """Start train.py itself, as a user would."""
+    command = [sys.executable, "train.py", f"--workdir={workdir}", *tiny_flags(**changes)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process):
+    output = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 0, output
+    return output
+
+
+def final_state(workdir):
+    config = runs.read_config(workdir)
+    state, _ = runs.restore_state(workdir, config, runs.build_task(config))
+    assert int(state.step) == config.steps
+    return state
+
+
+def assert_equal_runs(one, other):
+    """Bit-identical params, masks, optimizer state, EMA; equal metrics but for the clock."""
+    states = final_state(one), final_state(other)
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(a, b)
+    lines = [
+        [{k: v for k, v in line.items() if k not in WALL_CLOCK} for line in read_metrics(path)]
+        for path in (one / "metrics.jsonl", other / "metrics.jsonl")
+    ]
+    assert lines[0] == lines[1]
+    assert lines[0]
+
+
+def test_a_run_leaves_config_metrics_and_checkpoints(tiny_run):
+    workdir, _ = tiny_run
+    assert json.loads((workdir / "config.json").read_text())["sparsity"]["end"] == 30
+    lines = read_metrics(workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30, 40]
+    updates = [line for line in lines if "replaced" in line]
+    assert [line["step"] for line in updates] == [5, 10, 15, 20, 25, 30]
+    assert all(0 < line["replaced"] <= line["drop_fraction"] for line in updates[:-1])
+    assert updates[-1]["drop_fraction"] == pytest.approx(0, abs=1e-7)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    assert checkpoints.list_steps(workdir / "checkpoints") == [30, 40]
+    assert any((workdir / "tensorboard").iterdir())
+
+
+def test_the_model_is_as_sparse_at_the_end_as_at_the_beginning(tiny_run):
+    workdir, _ = tiny_run
+    _, params, mask = load_run(workdir)
+    counts = masks.summarize(params, mask)
+    assert counts.sparsifiable.density == pytest.approx(0.25, abs=1e-3)
+    nonzero = sum(int(np.count_nonzero(p)) for p in jax.tree.leaves(params))
+    assert nonzero <= counts.total.active
+    state = final_state(workdir)
+    for tree in (params, state.params):
+        for p, m in zip(jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True):
+            assert (p[~np.broadcast_to(m, p.shape)] == 0).all()
+
+
+def test_nothing_is_compiled_after_the_first_logged_steps(tiny_run):
+    """Three functions are mapped over devices, once each; after step 10 nothing compiles."""
+    _, compiled = tiny_run
+    assert [name for name, _ in compiled].count("jit(_fun)") == 3
+    lines_by_step_10 = 3  # two updates and the mean of ten steps
+    assert [name for name, lines in compiled if lines >= lines_by_step_10] == []
+
+
+def test_a_finished_run_is_not_trained_again(tiny_run):
+    workdir, _ = tiny_run
+    before = (workdir / "metrics.jsonl").read_text()
+    assert loop.train(tiny_config(), workdir)
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(tiny_run, tmp_path):
+    """SIGKILL twice at random moments; the third start finishes."""
+    workdir, _ = tiny_run
+    killed = tmp_path / "killed"
+    for _ in range(2):
+        process = start(killed)
+        target = random.choice([0, 1, 4, 6, 7])
+        while len(read_metrics(killed / "metrics.jsonl")) < target and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(random.random())
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    output = finish(start(killed))
+    assert "training loss at the end" in output
+    assert_equal_runs(workdir, killed)
+
+
+def test_sigterm_saves_and_exits_with_zero(tiny_run, tmp_path):
+    workdir, _ = tiny_run
+    stopped = tmp_path / "stopped"
+    process = start(stopped)
+    while not read_metrics(stopped / "metrics.jsonl"):
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert "The same command resumes the run" in finish(process)
+    saved = checkpoints.list_steps(stopped / "checkpoints")[-1]
+    assert 10 <= saved < 40
+    assert loop.train(tiny_config(), stopped)
+    assert_equal_runs(workdir, stopped)
+
+
+def test_a_damaged_checkpoint_is_named_and_skipped(tiny_run, tmp_path, caplog):
+    """The run goes on from the checkpoint before, and nothing is deleted."""
+    workdir, _ = tiny_run
+    damaged = tmp_path / "damaged"
+    subprocess.run(["cp", "-r", workdir, damaged], check=True)
+    for file in (damaged / "checkpoints" / "40").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        assert loop.train(tiny_config(), damaged)
+    assert "checkpoints/40 is damaged" in caplog.text
+    assert (damaged / "checkpoints" / "40.damaged").exists()
+    assert_equal_runs(workdir, damaged)
+
+
+def test_another_config_is_refused_with_the_differing_keys(tiny_run):
+    workdir, _ = tiny_run
+    before = (workdir / "config.json").read_text()
+    changed = tiny_config(**{"sparsity.level": 0.5, "batch_size": 16})
+    with pytest.raises(ValueError, match="(?s)batch_size: now 16, saved 8.*level: now 0.5"):
+        loop.train(changed, workdir)
+    assert (workdir / "config.json").read_text() == before
+
+
+def test_more_steps_and_other_logging_resume_the_run(tiny_run, tmp_path):
+    """The topology keeps the schedule that the run began with."""
+    workdir, _ = tiny_run
+    longer = tmp_path / "longer"
+    subprocess.run(["cp", "-r", workdir, longer], check=True)
+    assert loop.train(tiny_config(**{"steps": 44, "log.every": 2}), longer)
+    lines = read_metrics(longer / "metrics.jsonl")
+    assert [line["step"] for line in lines if "loss" in line][-3:] == [40, 42, 44]
+    assert [line["step"] for line in lines if "replaced" in line][-1] == 30
+    assert json.loads((longer / "config.json").read_text())["sparsity"]["end"] == 30
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    config = tiny_config(**SHORT, **{"optimizer.learning_rate": 1e30, "optimizer.warmup_steps": 0})
+    with pytest.raises(FloatingPointError, match=r"at step \d; .*step.*its key \[\d+, \d+\]"):
+        loop.train(config, tmp_path)
+    for step in checkpoints.list_steps(tmp_path / "checkpoints"):
+        assert step < 4
+
+
+def test_a_run_can_start_from_another_runs_weights(tiny_run, tmp_path):
+    workdir, _ = tiny_run
+    fine_tuned = {"checkpoint.init_from": str(workdir), "optimizer.learning_rate": 1e-30}
+    assert loop.train(tiny_config(**SHORT, **fine_tuned), tmp_path / "same")
+    _, params, mask = load_run(workdir)
+    _, new_params, new_mask = load_run(tmp_path / "same", ema=False)
+    for a, b in zip(*map(jax.tree.leaves, (params, new_params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    for a, b in zip(*map(jax.tree.leaves, (mask, new_mask)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_loading_from_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="holds no run: there is no .*config.json"):
+        load_run(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def device_runs(tmp_path_factory):
+    """The same 200 steps on one device and on four."""
+    folder = tmp_path_factory.mktemp("devices")
+    flags = {"steps": 200, "checkpoint.every": 0, "log.every": 50, "sparsity.update_interval": 10}
+    for devices in (1, 4):
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        }
+        command = [sys.executable, "train.py", f"--workdir={folder / str(devices)}"]
+        subprocess.run(
+            [*command, *tiny_flags(**flags)], cwd=ROOT, env=environment, check=True, timeout=300
+        )
+    return folder
+
+
+def test_four_devices_train_as_one_does(device_runs):
+    """Fifteen topology updates in 200 steps; the batch is split, the noise is not."""
+    one, four = final_state(device_runs / "1"), final_state(device_runs / "4")
+    for a, b in zip(*map(jax.tree.leaves, (one.masks, four.masks)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for state in (one, four):
+        # No softmax depends on its key bias: the gradient is rounding noise, which Adam scales up.
+        bias = state.params["middle_block_1"]["qkv"]["bias"].reshape(-1, 3, HEAD)
+        state.params["middle_block_1"]["qkv"]["bias"] = bias[:, (0, 2)]
+    for a, b in zip(*map(jax.tree.leaves, (one.params, four.params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    losses = [
+        [line["loss"] for line in read_metrics(device_runs / n / "metrics.jsonl") if "loss" in line]
+        for n in ("1", "4")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)

@@ -1,0 +1,218 @@
+"""The train step and the topology update on a small linear task, where everything is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sparsejax.sparsity import distributions, masks, topology
+from sparsejax.sparsity.methods import Method, get_method
+from sparsejax.sparsity.transforms import sparse_updates
+from sparsejax.tasks import Task
+from sparsejax.training import steps
+from sparsejax.training.parallel import data_parallel, shard_batch
+from sparsejax.training.state import named_key, state_from
+
+WIDTH = 8
+KEY = named_key(0, "steps")
+
+
+def apply(params, x):
+    return jnp.tanh(x @ params["in"]["kernel"]) @ params["out"]["kernel"] + params["out"]["bias"]
+
+
+def loss(apply, params, batch, keys, train):
+    """Denoising of Gaussian points; the noise comes from each example's own key."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, (WIDTH,)))(keys)
+    return jnp.mean((apply(params, batch["x"] + noise) - noise) ** 2)
+
+
+def init(key):
+    first, second = jax.random.split(key)
+    return {
+        "in": {"kernel": jax.random.normal(first, (WIDTH, 16)) / 3},
+        "out": {"kernel": jax.random.normal(second, (16, WIDTH)) / 4, "bias": jnp.zeros(WIDTH)},
+    }
+
+
+TASK = Task(init, apply, loss, *[None] * (len(Task._fields) - 3))
+
+
+def batch_of(step, size=12):
+    return {"x": np.random.default_rng(step).normal(size=(size, WIDTH)).astype(np.float32)}
+
+
+def first_state(optimizer, level=0.5, seed=0):
+    params = init(jax.random.key(seed))
+    sparsities = distributions.uniform(params, level)
+    drawn = masks.random_masks(jax.random.key(seed), params, sparsities)
+    return state_from(params, drawn, optimizer)
+
+
+def numpy_noise(step, size):
+    keys = [jax.random.fold_in(jax.random.fold_in(KEY, step), i) for i in range(size)]
+    return np.stack([np.asarray(jax.random.normal(key, (WIDTH,))) for key in keys])
+
+
+def test_a_train_step_equals_one_written_by_hand():
+    """Plain SGD with masked gradients, the noise of each example drawn by its global index."""
+    optimizer = sparse_updates(optax.sgd(0.1))
+    state = first_state(optimizer)
+    step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.9))
+    new, metrics = step(state, shard_batch(batch_of(0)), KEY)
+
+    x, noise = batch_of(0)["x"], numpy_noise(0, 12)
+
+    def by_hand(params):
+        return jnp.mean((apply(params, x + noise) - noise) ** 2)
+
+    value, gradients = jax.value_and_grad(by_hand)(state.params)
+    gradients = masks.apply_masks(gradients, state.masks)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradients)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradients), rtol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(new.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert int(new.step) == 1
+    decay = 2 / 11
+    for ema, old, now in zip(
+        *map(jax.tree.leaves, (new.ema_params, state.ema_params, new.params)), strict=True
+    ):
+        np.testing.assert_allclose(ema, decay * old + (1 - decay) * now, rtol=1e-5, atol=1e-7)
+
+
+def test_microbatches_change_nothing_but_memory():
+    optimizer = sparse_updates(optax.adam(0.01))
+    results = []
+    for accumulate in (1, 3):
+        step = data_parallel(
+            steps.make_train_step(TASK, optimizer, ema_limit=0.9, accumulate=accumulate)
+        )
+        update = data_parallel(
+            steps.make_topology_update(
+                TASK, optimizer, get_method("rigl"), lambda step: 0.4, accumulate=accumulate
+            )
+        )
+        state, metrics = step(first_state(optimizer), shard_batch(batch_of(0)), KEY)
+        state, changes = update(state, shard_batch(batch_of(0)), (KEY, jax.random.key(9)))
+        results.append((state, metrics, changes))
+    for whole, parts in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+def test_topology_update_uses_the_dense_gradient_of_the_same_batch_at_the_new_params():
+    optimizer = sparse_updates(optax.chain(optax.clip_by_global_norm(1e-3), optax.adam(0.01)))
+    step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.9))
+    update = data_parallel(
+        steps.make_topology_update(TASK, optimizer, get_method("rigl"), lambda step: 0.4)
+    )
+    state = first_state(optimizer)
+    for i in range(2):
+        state, _ = step(state, shard_batch(batch_of(i)), KEY)
+    new, changes = update(state, shard_batch(batch_of(1)), (KEY, jax.random.key(9)))
+
+    x, noise = batch_of(1)["x"], numpy_noise(1, 12)
+    gradients = jax.grad(lambda p: jnp.mean((apply(p, x + noise) - noise) ** 2))(state.params)
+    scores = jax.tree.map(jnp.abs, gradients)
+    expected = topology.rewire(state.params, state.masks, scores, 0.4)
+    replaced = active = 0
+    for ours, theirs, before in zip(
+        *map(jax.tree.leaves, (new.masks, expected, state.masks)), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+        if before.ndim:
+            replaced, active = replaced + (ours & ~before).sum(), active + ours.sum()
+    assert replaced > 0
+    np.testing.assert_allclose(changes["replaced"], replaced / active)
+    np.testing.assert_allclose(changes["drop_fraction"], 0.4)
+
+
+@pytest.mark.parametrize("name", ["rigl", "magran"])
+def test_ema_and_moments_of_grown_weights_are_zero_after_updates(name):
+    """Invariants 2 and 3 in the training state, over ten steps with five updates."""
+    optimizer = sparse_updates(optax.adam(0.05))
+    step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.9), donate_state=True)
+    update = data_parallel(
+        steps.make_topology_update(TASK, optimizer, get_method(name), lambda step: 0.5)
+    )
+    state = first_state(optimizer, level=0.7)
+    for i in range(10):
+        batch = shard_batch(batch_of(i))
+        state, _ = step(state, batch, KEY)
+        if i % 2:
+            before = jax.device_get(state)
+            state, _ = update(state, batch, (KEY, jax.random.key(9)))
+            grown = np.asarray(state.masks["in"]["kernel"] & ~before.masks["in"]["kernel"])
+            assert grown.any()
+            for tree in (state.params, state.ema_params, state.opt_state[0].mu):
+                assert (np.asarray(tree["in"]["kernel"])[grown] == 0).all()
+        for tree in (state.params, state.ema_params, state.opt_state[0].mu, state.opt_state[0].nu):
+            for leaf, mask in zip(jax.tree.leaves(tree), jax.tree.leaves(state.masks), strict=True):
+                assert (np.asarray(leaf)[~np.broadcast_to(mask, leaf.shape)] == 0).all()
+
+
+def test_magran_computes_no_gradient():
+    """What the method ignores isn't computed: no tanh is differentiated, no batch is read."""
+    optimizer = sparse_updates(optax.sgd(0.1))
+    state = first_state(optimizer)
+    args = (state, shard_batch(batch_of(0)), (KEY, KEY))
+    products = {}
+    for name in ("rigl", "magran"):
+        update = steps.make_topology_update(TASK, optimizer, get_method(name), lambda step: 0.5)
+        text = data_parallel(update).lower(*args).compile().as_text()
+        products[name] = text.count(" dot(") + text.count("tanh")
+    assert products["rigl"] > 0
+    assert products["magran"] == 0
+
+
+def test_units_larger_than_a_weight_need_no_change_outside_the_method():
+    """A RigL of 2x2 blocks, built from the public functions, in the unchanged update function."""
+
+    def pool(x):
+        return x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2).mean(axis=(1, 3))
+
+    def spread(mask):
+        return mask if mask.ndim == 0 else mask.repeat(2, axis=0).repeat(2, axis=1)
+
+    def pool_tree(tree, mask):
+        return jax.tree.map(lambda x, m: pool(jnp.abs(x)) if m.ndim else x, tree, mask)
+
+    def init_blocks(key, params, sparsities):
+        small = jax.tree.map(lambda p: jax.eval_shape(pool, p) if len(p.shape) == 2 else p, params)
+        return jax.tree.map(spread, masks.random_masks(key, small, sparsities))
+
+    def update_blocks(key, params, mask, gradients, fraction):
+        units = jax.tree.map(lambda m: pool(m) > 0 if m.ndim else m, mask)
+        units = topology.rewire(
+            pool_tree(params, mask), units, pool_tree(gradients, mask), fraction
+        )
+        mask = jax.tree.map(spread, units)
+        return masks.apply_masks(params, mask), mask
+
+    blocks = Method("rigl_blocks", update_blocks, init_blocks)
+    optimizer = sparse_updates(optax.adam(0.01))
+    params = init(jax.random.key(0))
+    before = blocks.init(jax.random.key(1), params, distributions.uniform(params, 0.5))
+    state = state_from(params, before, optimizer)
+    step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.9))
+    update = data_parallel(steps.make_topology_update(TASK, optimizer, blocks, lambda step: 0.5))
+    state, _ = step(state, shard_batch(batch_of(0)), KEY)
+    state, _ = update(state, shard_batch(batch_of(0)), (KEY, KEY))
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state.masks), strict=True):
+        assert new.sum() == old.sum()
+        if new.ndim:
+            assert (new != old).any()
+            np.testing.assert_array_equal(new, spread(pool(new) == 1))
+
+
+def test_ema_equals_the_reference(golden):
+    arrays = golden("e_litema.npz")
+    ema = jnp.asarray(arrays["init_weight"])
+    for i, (params, expected) in enumerate(
+        zip(arrays["params_weight"], arrays["ema_weight"], strict=True), 1
+    ):
+        decay = steps.ema_decay(i, 0.9999)
+        np.testing.assert_allclose(decay, arrays["effective_decay"][i - 1], rtol=1e-6)
+        ema = steps.update_ema(ema, jnp.asarray(params), decay)
+        np.testing.assert_allclose(ema, expected, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,30 @@
+"""A config small enough to train in seconds: the digits, a UNet of one resolution."""
+
+from configs.digits import get_config
+
+OVERRIDES = {
+    "name": "tiny",
+    "steps": 40,
+    "batch_size": 8,
+    "model.channel_mult": (1,),
+    "model.attention_resolutions": (),
+    "sparsity.update_interval": 5,
+    "checkpoint.every": 10,
+    "log.every": 10,
+    "sample.every": 0,
+    "sample.count": 4,
+    "sample.steps": 5,
+    "optimizer.warmup_steps": 5,
+}
+
+
+def tiny_config(**changes):
+    """The tiny config with changes: `tiny_config(**{"sparsity.level": 0.9})`."""
+    config = get_config()
+    config.update_from_flattened_dict(OVERRIDES | changes)
+    return config
+
+
+def tiny_flags(**changes):
+    """The same, as command-line flags of train.py."""
+    return [f"--config.{key}={value}" for key, value in (OVERRIDES | changes).items()]
