@@ -8,9 +8,11 @@ Writes report.md and comparison.png into the workdir, or, for several runs, into
 """
 
 import pathlib
+import sys
 
 from absl import app, flags, logging
 
+from sparsejax.configuration import ConfigError
 from sparsejax.evaluation import report
 
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "Workdirs of finished runs.", required=True)
@@ -27,7 +29,10 @@ def main(argv):
     workdirs = [pathlib.Path(workdir) for workdir in _WORKDIRS.value]
     beside = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "comparison"
     output = _OUTPUT.value or beside
-    report.evaluate_runs(workdirs, output, samples=_SAMPLES.value, seed=_SEED.value)
+    try:
+        report.evaluate_runs(workdirs, output, samples=_SAMPLES.value, seed=_SEED.value)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ The same command resumes a run that was interrupted.
 """
 
 import pathlib
+import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from sparsejax.configuration import ConfigError
 from sparsejax.evaluation import closing
 from sparsejax.training import loop, runs
 
@@ -29,7 +31,11 @@ def main(argv):
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     workdir = _WORKDIR.value or runs.default_workdir(config)
-    if loop.train(config, workdir):
+    try:
+        finished = loop.train(config, workdir)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    if finished:
         closing.close_run(workdir)
     else:
         print(f"Stopped early. The same command resumes the run in {workdir}.")

@@ -54,6 +54,9 @@ def get_config(arg=""):
     for word in words:
         if word in METHODS:
             config.sparsity.method = word
-        else:
+        elif word.replace(".", "", 1).isdigit():
             config.sparsity.level = float(word)
+        else:
+            accepted = ", ".join([*METHODS, "sweep", "a sparsity such as 0.9"])
+            raise ValueError(f"config argument {word!r}; accepted: {accepted}")
     return config

@@ -76,8 +76,12 @@ def default_config():
     return config
 
 
+class ConfigError(ValueError):
+    """A config or a workdir that can't work; the message says which key and what is accepted."""
+
+
 def require(condition, key, value, accepted):
-    """Raise a ValueError that names a config key, its value and what is accepted.
+    """Raise a ConfigError that names a config key, its value and what is accepted.
 
     Args:
       condition: nothing happens if it is true.
@@ -86,10 +90,10 @@ def require(condition, key, value, accepted):
       accepted: what it may hold, in words.
 
     Raises:
-      ValueError: `condition` is false.
+      ConfigError: `condition` is false.
     """
     if not condition:
-        raise ValueError(f"config.{key} is {value!r}; accepted: {accepted}")
+        raise ConfigError(f"config.{key} is {value!r}; accepted: {accepted}")
 
 
 def resolve(config, saved=None):
@@ -104,7 +108,7 @@ def resolve(config, saved=None):
       A new, frozen ConfigDict.
 
     Raises:
-      ValueError: names the config key, its value and what is accepted.
+      ConfigError: names the config key, its value and what is accepted.
     """
     config = config.copy_and_resolve_references()
     config.unlock()

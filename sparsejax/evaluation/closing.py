@@ -139,7 +139,7 @@ def print_summary(summary, workdir):
 
 def console():
     """Return a rich console that doesn't squeeze tables where there is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    return Console() if sys.stdout.isatty() else Console(width=180)
 
 
 def quantity(value):

@@ -33,7 +33,7 @@ def evaluate_runs(workdirs, output, *, samples=None, seed=0):
       List of dictionaries, a row a run.
 
     Raises:
-      ValueError: a workdir holds no run, or the runs are of different data.
+      ConfigError: a workdir holds no run, or the runs are of different data.
     """
     configs = [runs.read_config(workdir) for workdir in workdirs]
     for workdir, config in zip(workdirs, configs, strict=True):
@@ -96,7 +96,7 @@ def _print_table(rows, metric):
     columns = _columns(metric)
     table = Table(title="Runs compared, from the same noise")
     for index, heading in enumerate(columns):
-        table.add_column(escape(heading), justify="left" if index < 2 else "right")
+        table.add_column(escape(heading), justify="left" if index < 2 else "right", overflow="fold")
     for row in rows:
         table.add_row(*(cell(row) for cell in columns.values()))
     console().print(table)

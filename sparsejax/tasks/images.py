@@ -28,7 +28,7 @@ def images_task(config):
       Task; samples and reference are [count, height, width, channels] float32 in [-1, 1].
 
     Raises:
-      ValueError: names the config key, its value and what is accepted.
+      ConfigError: names the config key, its value and what is accepted.
     """
     name, size = config.task.dataset, config.task.image_size
     require(name in data.DATASETS, "task.dataset", name, ", ".join(data.DATASETS))

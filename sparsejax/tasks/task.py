@@ -49,7 +49,7 @@ def build_task(config):
       Task.
 
     Raises:
-      ValueError: names the config key, its value and what is accepted.
+      ConfigError: names the config key, its value and what is accepted.
     """
     from sparsejax.tasks import images
 

@@ -45,7 +45,7 @@ def train(config, workdir):
       True if the run is finished, False if a signal ended it early.
 
     Raises:
-      ValueError: the config can't work, or the workdir holds a run of another config.
+      ConfigError: the config can't work, or the workdir holds a run of another config.
       FloatingPointError: the loss is not finite; the newest checkpoint is from before.
     """
     workdir = pathlib.Path(workdir)

@@ -6,7 +6,7 @@ import pathlib
 import jax
 import ml_collections
 
-from sparsejax.configuration import differing_keys, resolve, to_json
+from sparsejax.configuration import ConfigError, differing_keys, resolve, to_json
 from sparsejax.tasks import build_task
 from sparsejax.training import checkpoints
 from sparsejax.training.optimizers import build_optimizer
@@ -32,7 +32,7 @@ def resolve_for(workdir, config):
       The resolved config.
 
     Raises:
-      ValueError: the config can't work, or the workdir belongs to another config; the
+      ConfigError: the config can't work, or the workdir belongs to another config; the
         message names the keys.
     """
     path = pathlib.Path(workdir) / "config.json"
@@ -41,7 +41,7 @@ def resolve_for(workdir, config):
     if saved:
         differing = differing_keys(config, saved)
         if differing:
-            raise ValueError(
+            raise ConfigError(
                 f"workdir {workdir} holds a run of another config:\n  "
                 + "\n  ".join(differing)
                 + "\nGive another --workdir, or the same config to resume that run."
@@ -68,11 +68,11 @@ def read_config(workdir):
       FrozenConfigDict.
 
     Raises:
-      ValueError: there is no run in `workdir`.
+      ConfigError: there is no run in `workdir`.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
-        raise ValueError(f"workdir {str(workdir)!r} holds no run: there is no {path}")
+        raise ConfigError(f"workdir {str(workdir)!r} holds no run: there is no {path}")
     saved = json.loads(path.read_text())
     return ml_collections.FrozenConfigDict(_tuples(saved))
 
@@ -110,12 +110,12 @@ def load_run(workdir, *, ema=True):
       Tuple `(task, params, masks)`.
 
     Raises:
-      ValueError: the workdir holds no run, or no whole checkpoint.
+      ConfigError: the workdir holds no run, or no whole checkpoint.
     """
     config = read_config(workdir)
     task = build_task(config)
     restored = restore_state(workdir, config, task)
     if restored is None:
-        raise ValueError(f"workdir {str(workdir)!r} holds no whole checkpoint yet")
+        raise ConfigError(f"workdir {str(workdir)!r} holds no whole checkpoint yet")
     state, _ = restored
     return task, state.ema_params if ema else state.params, state.masks

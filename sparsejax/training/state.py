@@ -51,7 +51,7 @@ def layer_sparsities(sparsity, params):
       Pytree of Python floats with the structure of `params`.
 
     Raises:
-      ValueError: a pattern in `sparsity.custom` is faulty or matches no layer.
+      ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
     """
     custom = tuple((pattern, level) for pattern, level in sparsity.custom)
     try:
@@ -72,7 +72,7 @@ def create_state(config, task, optimizer):
       TrainState on the default device.
 
     Raises:
-      ValueError: a pattern in `sparsity.custom` is faulty or matches no layer.
+      ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
     """
     init_key, masks_key = named_key(config.seed, "init"), named_key(config.seed, "masks")
     sparsities = layer_sparsities(config.sparsity, jax.eval_shape(task.init, init_key))

@@ -1,0 +1,78 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax.configuration import resolve
+from sparsejax.diffusion import schedules
+from sparsejax.tasks import build_task
+from sparsejax.tasks.grid import image_grid
+from tests.training.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def task():
+    return build_task(resolve(tiny_config()))
+
+
+def scaled_identity(params, x, t, *, train=False, rngs=None):
+    return params * x
+
+
+def test_loss_is_the_eps_loss_at_each_examples_own_noise(task):
+    """With a denoiser that returns c x_t, the loss is known from t and noise alone."""
+    x_0 = jnp.asarray(task.reference()[:6])
+    keys = jax.random.split(jax.random.key(3), 6)
+    ours = task.loss(scaled_identity, 0.5, {"image": x_0}, keys, train=True)
+
+    alpha_bar = np.cumprod(1 - schedules.cosine_betas(1000))
+    errors = []
+    for key, x in zip(keys, np.asarray(x_0), strict=True):
+        t_key, noise_key = jax.random.split(key)
+        t = int(jax.random.randint(t_key, (), 0, 1000))
+        noise = np.asarray(jax.random.normal(noise_key, x.shape))
+        x_t = np.sqrt(alpha_bar[t]) * x + np.sqrt(1 - alpha_bar[t]) * noise
+        errors.append(((0.5 * x_t - noise) ** 2).mean())
+    np.testing.assert_allclose(ours, np.mean(errors), rtol=1e-4)
+
+
+def test_samples_do_not_depend_on_how_they_are_batched(task):
+    key = jax.random.key(0)
+    whole = task.sample(scaled_identity, 0.1, key, 6)
+    part = task.sample(scaled_identity, 0.1, key, 2, start=4)
+    assert whole.shape == (6, 8, 8, 1)
+    np.testing.assert_allclose(whole[4:], part, rtol=1e-6)
+    # DDIM ends at alpha_bar_0, just below one, so a trace of the noise is left.
+    assert float(jnp.abs(whole).max()) < 1.05
+
+
+@pytest.mark.parametrize("settings", [{"sampler": "ddpm"}, {"eta": 1.0}])
+def test_other_samplers_by_config(settings):
+    changes = {f"sample.{key}": value for key, value in settings.items()}
+    task = build_task(resolve(tiny_config(**changes, **{"diffusion.steps": 10})))
+    samples = task.sample(scaled_identity, 0.1, jax.random.key(0), 3)
+    assert np.isfinite(samples).all()
+    assert not np.array_equal(samples[0], samples[1])
+
+
+def test_flops_are_of_one_example(task):
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    flops = task.layer_flops(params)
+    assert flops["input_blocks_0_0/kernel"] == 2 * 64 * 9 * 32
+    assert set(flops) > {"middle_block_1/attention/scores", "out_2/kernel"}
+
+
+def test_grid_enlarges_separates_and_puts_real_images_beside():
+    samples = np.full((5, 8, 8, 1), -1.0)
+    grid = image_grid(samples, np.full((9, 8, 8, 1), 0.0))
+    assert grid.dtype == np.uint8
+    assert grid.shape == (2 * 52 + 4, 2 * (3 * 52 + 4) + 24, 3)
+    assert (grid[4:52, 4:52] == 0).all()
+    assert (grid[:, :4] == 255).all()
+    assert (grid[4:52, 52:56] == 255).all()
+    real = grid[:, 3 * 52 + 4 + 24 :]
+    assert (real[4:52, 4:52] == 128).all()
+
+
+def test_large_colour_images_keep_their_size():
+    assert image_grid(np.zeros((4, 64, 64, 3))).shape == (2 * 68 + 4, 2 * 68 + 4, 3)

@@ -1,0 +1,102 @@
+"""Bad input is refused before anything compiles, by the config key."""
+
+import json
+
+import jax
+import pytest
+
+from sparsejax import configuration
+from sparsejax.training import loop
+from tests.training.tiny import tiny_config
+
+BAD = {
+    "sparsity.method": ("snip", "accepted: dense, static, rigl, magran"),
+    "sparsity.level": (1.0, r"accepted: \[0, 1\)"),
+    "sparsity.distribution": ("gaussian", "accepted: uniform, erdos_renyi"),
+    "sparsity.drop_fraction": (1.5, r"accepted: \[0, 1\]"),
+    "sparsity.drop_schedule": ("step", "accepted: cosine, constant, linear"),
+    "sparsity.update_interval": (0, "accepted: 1 or more"),
+    "task.name": ("audio", "accepted: images"),
+    "task.dataset": ("mnist", "accepted: digits"),
+    "task.image_size": (16, "accepted: 8, the size of digits"),
+    "model.model_channels": (20, r"accepted: multiples of 8 \(norm_groups\)"),
+    "model.num_head_channels": (24, "accepted: divisors of 32"),
+    "model.in_channels": (3, "model.out_channels is 1; accepted: 3, as model.in_channels"),
+    "model.dtype": ("float8", "accepted: float32, bfloat16"),
+    "diffusion.schedule": ("square", "accepted: linear, scaled_linear, cosine"),
+    "optimizer.name": ("adamx", "accepted: adam, adamw, sgd, lion"),
+    "optimizer.schedule": ("step", "accepted: constant, cosine, linear"),
+    "optimizer.weight_decay": (0.1, "accepted: 0.0 with adam"),
+    "sample.sampler": ("euler", "accepted: ddim, ddpm"),
+    "sample.steps": (1001, "accepted: 1 to 1000"),
+    "ema.decay": (1.0, r"accepted: \[0, 1\)"),
+    "batch_size": (0, "accepted: multiples of 1"),
+    "steps": (0, "accepted: 1 or more"),
+}
+
+
+@pytest.fixture
+def compiled():
+    """Names of what is compiled while the test runs."""
+    names = []
+
+    def note(event, seconds, *, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
+
+
+@pytest.mark.parametrize("key", sorted(BAD))
+def test_a_value_that_cannot_work_is_refused_by_its_key(key, tmp_path, compiled):
+    value, message = BAD[key]
+    with pytest.raises(ValueError, match=message) as error:
+        loop.train(tiny_config(**{key: value}), tmp_path / "run")
+    named = key if key != "model.in_channels" else "model.out_channels"
+    assert f"config.{named} is" in str(error.value)
+    assert not (tmp_path / "run").exists()
+    assert compiled == []
+
+
+def test_images_that_the_unet_cannot_halve_are_refused(tmp_path):
+    changes = {"model.channel_mult": (1, 1, 1, 1, 1)}
+    message = "config.task.image_size is 8; accepted: multiples of 16: .* 4 times"
+    with pytest.raises(ValueError, match=message):
+        loop.train(tiny_config(**changes), tmp_path / "run")
+
+
+@pytest.mark.parametrize("custom", [(("no_such_layer", 0.5),), (("kernel", 1.0),), (("(", 0.5),)])
+def test_faulty_custom_patterns_are_refused(custom, tmp_path, compiled):
+    with pytest.raises(ValueError, match="config.sparsity.custom is .* accepted: pairs"):
+        loop.train(tiny_config(**{"sparsity.custom": custom}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert {"jit(create)", "jit(_fun)"}.isdisjoint(compiled)
+
+
+def test_schedule_keys_follow_from_steps_and_interval():
+    config = configuration.resolve(tiny_config(steps=400))
+    assert config.sparsity.begin == 5
+    assert config.sparsity.end == 300
+
+
+def test_a_resolved_config_survives_json():
+    config = configuration.resolve(tiny_config(**{"sparsity.custom": (("conv", 0.5),)}))
+    saved = json.loads(configuration.to_json(config))
+    assert configuration.differing_keys(config, saved) == []
+    saved["sparsity"]["level"] = 0.1
+    saved["steps"] = 7
+    assert configuration.differing_keys(config, saved) == ["sparsity.level: now 0.75, saved 0.1"]
+
+
+def test_config_arguments_choose_method_and_level():
+    from configs.digits import get_config
+
+    config = get_config("static,0.9")
+    assert (config.sparsity.method, config.sparsity.level) == ("static", 0.9)
+    assert get_config("sweep,dense").name == "digits-sweep"
+    assert get_config().sparsity.method == "rigl"
+    assert get_config().sparsity.level == 0.75
+    with pytest.raises(ValueError, match="'stattic'; accepted: dense, static, rigl, magran, sweep"):
+        get_config("stattic")
