@@ -8,7 +8,6 @@ import time
 
 import jax
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -94,11 +93,14 @@ def _close(workdir):
     sample(params).block_until_ready()
     seconds = time.perf_counter() - began
 
-    Image.fromarray(task.render(samples, task.reference()[:count])).save(workdir / "samples.png")
+    plots.save_samples(
+        workdir / "samples.png", task.render(samples), task.render(task.reference()[:count])
+    )
     plots.save_curves(workdir / "curves.png", lines)
     summary = run_costs(config, task, params, masks)
-    counts = summarize(params, masks)
-    plots.save_layer_densities(workdir / "layers.png", counts, summary["sparsity"])
+    counts = summarize(params, masks).layers
+    in_order = {name: counts[name] for name in task.layer_flops(params) if name in counts}
+    plots.save_layer_densities(workdir / "layers.png", in_order, summary["sparsity"])
     logged = [line for line in lines if "loss" in line]
     return summary | {
         "loss": logged[-1]["loss"],

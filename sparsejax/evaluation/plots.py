@@ -2,9 +2,29 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 # Distinct in colour and in grey, also to the colour-blind (Okabe and Ito).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
+
+
+def save_samples(path, samples, real):
+    """Show a picture of samples beside one of real examples.
+
+    Args:
+      path: PNG file to write.
+      samples: [height, width, 3] uint8.
+      real: [height, width, 3] uint8.
+    """
+    width = 5.0
+    height = width * max(image.shape[0] / image.shape[1] for image in (samples, real))
+    figure = Figure(figsize=(2 * width + 0.4, height + 0.4), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel, image, title in zip(panels, (samples, real), ("samples", "real"), strict=True):
+        panel.imshow(image, interpolation="lanczos")
+        panel.set_title(title)
+        panel.axis("off")
+    figure.savefig(path, dpi=150)
 
 
 def save_curves(path, lines):
@@ -19,7 +39,9 @@ def save_curves(path, lines):
     figure = Figure(figsize=(8, 6 if updates else 3.5), layout="constrained")
     axes = figure.subplots(2 if updates else 1, 1, sharex=True, squeeze=False)[:, 0]
     axes[0].plot(*zip(*losses, strict=True), color=BLUE, linewidth=1.5)
-    axes[0].set(ylabel="training loss (mean squared error of eps)", yscale="log")
+    axes[0].set(ylabel="training loss", yscale="log")
+    axes[0].yaxis.set_major_formatter(ScalarFormatter())
+    axes[0].yaxis.set_minor_formatter(ScalarFormatter())
     axes[0].grid(alpha=0.3, which="both")
     if updates:
         steps, replaced = np.array(updates).T
@@ -34,20 +56,16 @@ def save_curves(path, lines):
     figure.savefig(path, dpi=120)
 
 
-def save_layer_densities(path, summary, level):
-    """Plot the density of each sparsifiable layer, as wide as the layer has weights.
+def save_layer_densities(path, layers, level):
+    """Plot the density of each layer, with its number of weights.
 
     Args:
       path: PNG file to write.
-      summary: `sparsity.masks.Summary`.
+      layers: `{path: sparsity.masks.LayerSummary}` in the order to show them.
       level: the overall sparsity asked for; its density is drawn as a line.
     """
-    layers = {
-        name.removesuffix("/kernel"): layer
-        for name, layer in summary.layers.items()
-        if name.endswith("/kernel")
-    }
-    names, densities = list(layers), [layer.density for layer in layers.values()]
+    names = [name.removesuffix("/kernel") for name in layers]
+    densities = [layer.density for layer in layers.values()]
     figure = Figure(figsize=(8, 1.2 + 0.2 * len(names)), layout="constrained")
     axes = figure.subplots()
     axes.barh(names, densities, color=BLUE, height=0.7)

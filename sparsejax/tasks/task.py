@@ -19,8 +19,7 @@ class Task(NamedTuple):
         `keys` is one PRNG key per example, [batch].
       sample: `sample(apply, params, key, count, start=0) -> samples [count, ...]`, examples
         `start` to `start + count - 1` of the endless sequence that `key` determines.
-      render: `render(samples, reference=None) -> image [height, width, 3] uint8`; the
-        reference, real examples, goes beside the samples.
+      render: `render(samples) -> image [height, width, 3] uint8`.
       batches: `batches(start, stop) -> iterator` over this process's training batches:
         dictionaries of numpy arrays [batch / processes, ...].
       reference: `reference() -> real examples [count, ...]`, in the format of samples.
