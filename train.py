@@ -10,6 +10,7 @@ The same command resumes a run that was interrupted.
 import pathlib
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -22,6 +23,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", str(_ROOT / "configs" / "dig
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run lives; runs/<config>-<method>-<level>-<seed> by default."
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes: TPU pods, clusters (jax.distributed)."
+)
 
 
 def main(argv):
@@ -29,6 +33,8 @@ def main(argv):
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.WARNING)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
     config = _CONFIG.value
     workdir = _WORKDIR.value or runs.default_workdir(config)
     try:

@@ -36,8 +36,10 @@ def close_run(workdir):
     summary = json.loads(path.read_text()) if path.exists() else None
     if summary is None or summary["steps"] != runs.read_config(workdir).steps:
         summary = _close(workdir)
-        path.write_text(json.dumps(summary, indent=2) + "\n")
-    print_summary(summary, workdir)
+        if jax.process_index() == 0:
+            path.write_text(json.dumps(summary, indent=2) + "\n")
+    if jax.process_index() == 0:
+        print_summary(summary, workdir)
     return summary
 
 
@@ -93,14 +95,14 @@ def _close(workdir):
     sample(params).block_until_ready()
     seconds = time.perf_counter() - began
 
-    plots.save_samples(
-        workdir / "samples.png", task.render(samples), task.render(task.reference()[:count])
-    )
-    plots.save_curves(workdir / "curves.png", lines)
     summary = run_costs(config, task, params, masks)
-    counts = summarize(params, masks).layers
-    in_order = {name: counts[name] for name in task.layer_flops(params) if name in counts}
-    plots.save_layer_densities(workdir / "layers.png", in_order, summary["sparsity"])
+    if jax.process_index() == 0:
+        real = task.reference()[:count]
+        plots.save_samples(workdir / "samples.png", task.render(samples), task.render(real))
+        plots.save_curves(workdir / "curves.png", lines)
+        counts = summarize(params, masks).layers
+        in_order = {name: counts[name] for name in task.layer_flops(params) if name in counts}
+        plots.save_layer_densities(workdir / "layers.png", in_order, summary["sparsity"])
     logged = [line for line in lines if "loss" in line]
     return summary | {
         "loss": logged[-1]["loss"],
