@@ -7,10 +7,12 @@ Writes report.md and comparison.png into the workdir, or, for several runs, into
 `comparison` beside the first.
 """
 
+import logging
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 
 from sparsejax.configuration import ConfigError
 from sparsejax.evaluation import report
@@ -25,7 +27,8 @@ def main(argv):
     """Evaluate the runs."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("sparsejax").setLevel(logging.INFO)
     workdirs = [pathlib.Path(workdir) for workdir in _WORKDIRS.value]
     beside = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "comparison"
     output = _OUTPUT.value or beside

@@ -2,16 +2,18 @@
 
     python train.py                                            # digits, RigL, 75 % sparse
     python train.py --config configs/digits.py:static,0.9
-    python train.py --config.sparsity.method=magran --config.seed=1 --workdir /tmp/run
+    python train.py --config.sparsity.method=magran --config.seed=1 --workdir runs/other
 
 The same command resumes a run that was interrupted.
 """
 
+import logging
 import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from sparsejax.configuration import ConfigError
@@ -32,7 +34,8 @@ def main(argv):
     """Train, then show what came of it."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("sparsejax").setLevel(logging.INFO)
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
     config = _CONFIG.value

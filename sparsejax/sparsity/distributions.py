@@ -42,7 +42,17 @@ def erdos_renyi(params, sparsity, *, custom=()):
 
     The dimensions before the last two (a convolution's window) count as one, so every
     layer is seen as a matrix of its last two dimensions (ER; Mocanu et al. 2018).
-    Arguments, returns and raises as `uniform`.
+
+    Args:
+      params: as for `uniform`.
+      sparsity: as for `uniform`.
+      custom: as for `uniform`.
+
+    Returns:
+      Pytree of Python floats with the structure of `params`; 0.0 = dense.
+
+    Raises:
+      ValueError: as `uniform`.
     """
     return _distribute(params, sparsity, custom, lambda s: _share_out(s, sparsity, _er_weight))
 
@@ -52,7 +62,18 @@ def erdos_renyi_kernel(params, sparsity, *, custom=()):
 
     ERK (Evci et al. 2020, section 3): layers with few weights for their fan stay denser. A
     layer whose density would exceed one is made dense, largest factor first, and the rest
-    of the budget is solved again. Arguments, returns and raises as `uniform`.
+    of the budget is solved again.
+
+    Args:
+      params: as for `uniform`.
+      sparsity: as for `uniform`.
+      custom: as for `uniform`.
+
+    Returns:
+      Pytree of Python floats with the structure of `params`; 0.0 = dense.
+
+    Raises:
+      ValueError: as `uniform`.
 
     Example:
       >>> params = {"small": np.zeros((2, 4)), "large": np.zeros((32, 64))}

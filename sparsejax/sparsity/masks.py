@@ -95,12 +95,27 @@ def apply_masks(params, masks):
     """Return `params` with exact zeros wherever the mask is False.
 
     A selection, not a product: a NaN in an inactive weight becomes zero.
+
+    Args:
+      params: pytree of arrays.
+      masks: masks of `params`; a 0-d True keeps its leaf.
+
+    Returns:
+      Pytree of the same structure, shapes and dtypes.
     """
     return jax.tree.map(lambda param, mask: jnp.where(mask, param, 0), params, masks)
 
 
 def count_active(params, masks):
-    """Count the active weights of each leaf: a tree of int32 scalars, traceable."""
+    """Count the active weights of each leaf; may be traced.
+
+    Args:
+      params: pytree of arrays, for their shapes.
+      masks: masks of `params`.
+
+    Returns:
+      Pytree of int32 scalars.
+    """
     return jax.tree.map(
         lambda param, mask: jnp.sum(jnp.broadcast_to(mask, param.shape), dtype=jnp.int32),
         params,

@@ -1,5 +1,6 @@
 """Model families. A task is one record of functions; training knows nothing else of it."""
 
-from sparsejax.tasks.task import Task, build_task
+from sparsejax.tasks.registry import build_task
+from sparsejax.tasks.task import Task
 
 __all__ = ["Task", "build_task"]

@@ -3,8 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from sparsejax.configuration import require
-
 
 class Task(NamedTuple):
     """What training and evaluation need to know of a model family.
@@ -36,23 +34,3 @@ class Task(NamedTuple):
     reference: Callable[..., Any]
     layer_flops: Callable[..., dict[str, float]]
     example_inputs: tuple[Any, ...]
-
-
-def build_task(config):
-    """Return the Task that `config.task.name` names, checked against the rest of the config.
-
-    Args:
-      config: resolved ConfigDict (see `configuration`).
-
-    Returns:
-      Task.
-
-    Raises:
-      ConfigError: names the config key, its value and what is accepted.
-    """
-    from sparsejax.tasks import images
-
-    builders = {"images": images.images_task}
-    name = config.task.name
-    require(name in builders, "task.name", name, ", ".join(builders))
-    return builders[name](config)

@@ -66,7 +66,14 @@ def train(config, workdir):
     due = update_schedule(config.sparsity).is_due if topology_update else lambda step: False
     steps_key = named_key(config.seed, "steps")
     keys = (steps_key, named_key(config.seed, "topology"))
-    density = summarize(state.params, state.masks).sparsifiable.density
+    counts = summarize(state.params, state.masks)
+    if is_main:
+        print(
+            f"{config.name}: {config.sparsity.method}, {counts.total.active:,} of "
+            f"{counts.total.weights:,} parameters active, {config.steps:,} steps on "
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}; the first steps compile",
+            flush=True,
+        )
     save_samples = _sample_writer(config, workdir, task) if is_main else lambda step, params: None
 
     with contextlib.ExitStack() as stack:
@@ -75,7 +82,7 @@ def train(config, workdir):
         )
         log = _Log(config, workdir, start, pending, steps_key)
         stack.callback(log.close)
-        show = stack.enter_context(progress_bar(config.steps, start, density))
+        show = stack.enter_context(progress_bar(config.steps, start, counts.sparsifiable.density))
         stopping = stack.enter_context(_sigterm())
 
         for step, batch in enumerate(task.batches(start, config.steps), start + 1):

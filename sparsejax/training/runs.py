@@ -94,9 +94,12 @@ def restore_state(workdir, config, task):
     Returns:
       Tuple of TrainState (host arrays) and the checkpoint's extra dictionary, or None.
     """
+    folder = pathlib.Path(workdir) / "checkpoints"
+    if not checkpoints.list_steps(folder):
+        return None
     optimizer = build_optimizer(config)
     example = jax.eval_shape(lambda: create_state(config, task, optimizer))
-    return checkpoints.restore_newest(pathlib.Path(workdir) / "checkpoints", example)
+    return checkpoints.restore_newest(folder, example)
 
 
 def load_run(workdir, *, ema=True):

@@ -1,5 +1,6 @@
 """The training state, its beginning, and the keys that all randomness comes from."""
 
+import logging
 import zlib
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from sparsejax.configuration import require
 from sparsejax.sparsity.distributions import get_distribution
 from sparsejax.sparsity.masks import apply_masks
 from sparsejax.sparsity.methods import get_method
+
+logger = logging.getLogger(__name__)
 
 
 class TrainState(NamedTuple):
@@ -77,6 +80,8 @@ def create_state(config, task, optimizer):
     init_key, masks_key = named_key(config.seed, "init"), named_key(config.seed, "masks")
     sparsities = layer_sparsities(config.sparsity, jax.eval_shape(task.init, init_key))
     method = get_method(config.sparsity.method)
+    if method.name == "dense":
+        logger.info("method dense ignores sparsity.level = %g", config.sparsity.level)
 
     @jax.jit
     def create(init_key, masks_key):
