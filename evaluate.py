@@ -3,8 +3,8 @@
     python evaluate.py --workdirs runs/digits-rigl-0.75-0
     python evaluate.py --workdirs runs/digits-rigl-0.75-0,runs/digits-dense-0 --samples 500
 
-Writes report.md and comparison.png into the workdir, or, for several runs, into the folder
-`comparison` beside the first.
+Writes report.md and comparison.png into --output: the workdir by default, or, for several runs,
+the folder `comparison` beside the first.
 """
 
 import logging
@@ -29,6 +29,8 @@ def main(argv):
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("sparsejax").setLevel(logging.INFO)
+    if not _WORKDIRS.value:
+        raise app.UsageError("--workdirs names no run")
     workdirs = [pathlib.Path(workdir) for workdir in _WORKDIRS.value]
     beside = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "comparison"
     output = _OUTPUT.value or beside

@@ -20,7 +20,6 @@ def get_config(arg=""):
     config.batch_size = 64
     config.task.dataset = "digits"
     config.task.image_size = 8
-    config.task.data_dir = ""
 
     config.model.in_channels = 1
     config.model.out_channels = 1
@@ -31,7 +30,6 @@ def get_config(arg=""):
     config.model.num_head_channels = 32
     config.model.dropout = 0.0
     config.model.norm_groups = 8
-    config.model.dtype = "float32"
 
     config.diffusion.schedule = "cosine"
 

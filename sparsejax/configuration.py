@@ -29,9 +29,12 @@ def default_config():
     config.steps = 1000  # optimizer steps
     config.batch_size = 128  # global: over all devices and microbatches
 
-    # The model family, and its own keys; `model` are arguments of its network.
-    config.task = ml_collections.ConfigDict({"name": "images"})
-    config.model = ml_collections.ConfigDict()
+    # The model family and its data; `model` are arguments of its network, whose defaults hold
+    # for those left out.
+    config.task = ml_collections.ConfigDict({"name": "images", "dataset": ""})
+    config.task.image_size = 0  # pixels of a side
+    config.task.data_dir = ""  # of tensorflow-datasets; its own default
+    config.model = ml_collections.ConfigDict({"dtype": "float32"})  # or bfloat16
 
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.steps = 1000
@@ -72,7 +75,7 @@ def default_config():
     config.sample.sampler = "ddim"  # ddim, ddpm
     config.sample.steps = 50  # ddim only
     config.sample.eta = 0.0  # ddim only
-    config.sample.clip = config_dict.placeholder(float)  # predicted data is clipped to +-clip
+    config.sample.clip = config_dict.placeholder(float)  # limit of predicted data; none
     return config
 
 
@@ -128,6 +131,7 @@ def resolve(config, saved=None):
 
 
 def _check_run(config):
+    require(config.seed >= 0, "seed", config.seed, "0 or more")
     require(config.steps >= 1, "steps", config.steps, "1 or more")
     require(0 <= config.ema.decay < 1, "ema.decay", config.ema.decay, "[0, 1)")
     require(config.log.every >= 1, "log.every", config.log.every, "1 or more")
@@ -147,16 +151,19 @@ def _check_sparsity(s):
     require(known, "sparsity.drop_schedule", s.drop_schedule, ", ".join(DROP_SCHEDULES))
     interval = s.update_interval
     require(interval >= 1, "sparsity.update_interval", interval, "1 or more")
-    for pair in s.custom:
-        is_pair = len(pair) == 2 and isinstance(pair[0], str)
-        require(is_pair, "sparsity.custom", s.custom, "pairs (pattern, sparsity)")
+    require(s.begin >= 0, "sparsity.begin", s.begin, "0 or more")
+    require(s.end >= 0, "sparsity.end", s.end, "0 or more")
 
 
 def _check_optimizer(o):
     require(o.name in OPTIMIZERS, "optimizer.name", o.name, ", ".join(OPTIMIZERS))
     known = o.schedule in LEARNING_RATE_SCHEDULES
     require(known, "optimizer.schedule", o.schedule, ", ".join(LEARNING_RATE_SCHEDULES))
-    require(o.learning_rate > 0, "optimizer.learning_rate", o.learning_rate, "more than 0")
+    is_rate = 0 < o.learning_rate < float("inf")
+    require(is_rate, "optimizer.learning_rate", o.learning_rate, "more than 0, finite")
+    for key in ("b1", "b2"):
+        require(0 <= o[key] < 1, f"optimizer.{key}", o[key], "[0, 1)")
+    require(o.weight_decay >= 0, "optimizer.weight_decay", o.weight_decay, "0 or more")
     require(o.warmup_steps >= 0, "optimizer.warmup_steps", o.warmup_steps, "0 or more")
     require(o.clip_norm >= 0, "optimizer.clip_norm", o.clip_norm, "0 (no clipping) or more")
     require(o.accumulate >= 1, "optimizer.accumulate", o.accumulate, "1 or more")

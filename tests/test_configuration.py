@@ -32,6 +32,13 @@ BAD = {
     "ema.decay": (1.0, r"accepted: \[0, 1\)"),
     "batch_size": (0, "accepted: multiples of 1"),
     "steps": (0, "accepted: 1 or more"),
+    "seed": (-1, "accepted: 0 or more"),
+    "model.channel_mult": ((1, 0), "accepted: whole numbers, 1 or more"),
+    "model.attention_resolutions": ((3,), r"accepted: some of \[1\], the downsampling factors"),
+    "model.dropout": (1.5, r"accepted: \[0, 1\)"),
+    "optimizer.b1": (1.5, r"accepted: \[0, 1\)"),
+    "sample.clip": (-1.0, "accepted: None, or more than 0"),
+    "sparsity.begin": (-5, "accepted: 0 or more"),
 }
 
 
@@ -67,7 +74,16 @@ def test_images_that_the_unet_cannot_halve_are_refused(tmp_path):
         loop.train(tiny_config(**changes), tmp_path / "run")
 
 
-@pytest.mark.parametrize("custom", [(("no_such_layer", 0.5),), (("kernel", 1.0),), (("(", 0.5),)])
+@pytest.mark.parametrize(
+    "custom",
+    [
+        (("no_such_layer", 0.5),),
+        (("kernel", 1.0),),
+        (("kernel", "0.5"),),
+        (("(", 0.5),),
+        ("kernel", 0.5),
+    ],
+)
 def test_faulty_custom_patterns_are_refused(custom, tmp_path, compiled):
     with pytest.raises(ValueError, match="config.sparsity.custom is .* accepted: pairs"):
         loop.train(tiny_config(**{"sparsity.custom": custom}), tmp_path / "run")

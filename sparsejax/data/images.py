@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from jax.experimental import multihost_utils
 
 from sparsejax.data.digits import Digits
 
@@ -28,7 +29,11 @@ def load_images(name, data_dir=None):
     """
     builder = DATASETS[name](data_dir=data_dir, file_format="array_record")
     with _quiet():
-        builder.download_and_prepare()
+        if jax.process_index() == 0:
+            builder.download_and_prepare()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"prepared {name}")
+            builder = DATASETS[name](data_dir=data_dir, file_format="array_record")
         examples = list(builder.as_data_source(split="train"))
     images = np.stack([example["image"] for example in examples])
     return images, np.array([example["label"] for example in examples])

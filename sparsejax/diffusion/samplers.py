@@ -28,12 +28,11 @@ def example_noise(keys, shape):
       >>> x_T.shape, noise(0).shape
       ((2, 8, 8, 1), (2, 8, 8, 1))
     """
-    draw = jax.vmap(lambda key: jax.random.normal(key, shape))
 
-    def noise(i):
-        return draw(jax.vmap(lambda key: jax.random.fold_in(key, i))(keys))
+    def draw(i):
+        return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape))(keys)
 
-    return draw(keys), noise
+    return draw(0), lambda i: draw(i + 1)
 
 
 def ddim_step(x, eps, noise, alpha, alpha_prev, sigma, clip=None):

@@ -63,7 +63,7 @@ def feature_extractor(name, data_dir=None):
 
 def _cached_params(name, model, images, labels):
     recipe = inspect.getsource(Classifier) + inspect.getsource(train_classifier)
-    digest = hashlib.sha256(recipe.encode() + f"{_STEPS} {_BATCH}".encode())
+    digest = hashlib.sha256(recipe.encode() + f"{FEATURES} {_STEPS} {_BATCH}".encode())
     digest.update(images.tobytes() + labels.tobytes())
     folder = os.environ.get("SPARSEJAX_CACHE", "~/.cache/sparsejax")
     path = pathlib.Path(folder).expanduser() / f"classifier-{name}-{digest.hexdigest()[:16]}.npz"

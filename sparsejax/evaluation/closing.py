@@ -37,7 +37,7 @@ def close_run(workdir):
     if summary is None or summary["steps"] != runs.read_config(workdir).steps:
         summary = _close(workdir)
         if jax.process_index() == 0:
-            path.write_text(json.dumps(summary, indent=2) + "\n")
+            runs.write_text(path, json.dumps(summary, indent=2) + "\n")
     if jax.process_index() == 0:
         print_summary(summary, workdir)
     return summary
@@ -62,8 +62,6 @@ def run_costs(config, task, params, masks):
     examples = config.steps * config.batch_size
     updates = update_schedule(config.sparsity).count_due(config.steps)
     by_formula = costs.training_flops(method, sparse, dense, config.sparsity.update_interval)
-    is_ddpm = config.sample.sampler == "ddpm"
-    passes = config.diffusion.steps if is_ddpm else config.sample.steps
     return {
         "method": method,
         "sparsity": 0.0 if method == "dense" else config.sparsity.level,
@@ -77,8 +75,9 @@ def run_costs(config, task, params, masks):
         "training_flops_formula": by_formula * examples,
         "training_flops_run": costs.run_flops(method, sparse, dense, config.steps, updates)
         * config.batch_size,
-        "sampling_flops_dense": passes * dense,
-        "sampling_flops": passes * sparse,
+        "passes_per_sample": task.passes_per_sample,
+        "sampling_flops_dense": task.passes_per_sample * dense,
+        "sampling_flops": task.passes_per_sample * sparse,
     }
 
 
@@ -106,7 +105,9 @@ def _close(workdir):
     logged = [line for line in lines if "loss" in line]
     return summary | {
         "loss": logged[-1]["loss"],
-        "step_seconds": 1 / statistics.median(line["steps_per_second"] for line in logged),
+        # The first interval compiles; where there is but one, that is all there is.
+        "step_seconds": 1
+        / statistics.median(line["steps_per_second"] for line in logged[1:] or logged),
         "sampling_seconds": seconds / count,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

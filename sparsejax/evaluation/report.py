@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
-from sparsejax.configuration import require
+from sparsejax.configuration import ConfigError, require
 from sparsejax.evaluation.classifier import feature_extractor
 from sparsejax.evaluation.closing import console, quantity, run_costs
 from sparsejax.evaluation.distances import frechet_distance
@@ -35,10 +35,13 @@ def evaluate_runs(workdirs, output, *, samples=None, seed=0):
     Raises:
       ConfigError: a workdir holds no run, or the runs are of different data.
     """
+    if samples is not None and samples < 2:
+        raise ConfigError(f"{samples} samples; accepted: 2 or more, for a covariance")
     configs = [runs.read_config(workdir) for workdir in workdirs]
     for workdir, config in zip(workdirs, configs, strict=True):
-        same = config.task == configs[0].task
-        require(same, "task", dict(config.task), f"that of {workdirs[0]}, to compare {workdir}")
+        for key in ("name", "dataset", "image_size"):
+            ours, first = config.task[key], configs[0].task[key]
+            require(ours == first, f"task.{key}", ours, f"{first!r}, to compare {workdir}")
     features = feature_extractor(configs[0].task.dataset, configs[0].task.data_dir or None)
     rows, pictures, reference = [], [], None
     for workdir, config in zip(workdirs, configs, strict=True):
@@ -88,6 +91,7 @@ def _columns(metric):
         "FLOPs, training (formula)": lambda row: quantity(row["training_flops_formula"]),
         "FLOPs, training (run)": lambda row: quantity(row["training_flops_run"]),
         metric: lambda row: f"{row[metric]:.2f}",
+        "passes a sample": lambda row: f"{row['passes_per_sample']}",
         "ms a sample": lambda row: f"{1e3 * row['sampling_seconds']:.1f}",
     }
 

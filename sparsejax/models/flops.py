@@ -47,6 +47,9 @@ def layer_flops(model, params, *inputs):
       `{path of the kernel: FLOPs}`; attention products under `path/scores` and
       `path/values`, which no mask touches.
 
+    Raises:
+      ValueError: a kernel belongs to a kind of layer that isn't counted.
+
     Example:
       >>> model, x = nn.Dense(3), jax.ShapeDtypeStruct((1, 5), "float32")
       >>> params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
@@ -69,4 +72,9 @@ def layer_flops(model, params, *inputs):
             return model.apply({"params": params}, *inputs)
 
     jax.eval_shape(forward, params, *inputs)
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    unseen = [name for name in names if name.endswith("kernel") and name not in counted]
+    if unseen:
+        raise ValueError(f"no FLOPs are known for {', '.join(unseen)}: a layer without a counter")
     return counted

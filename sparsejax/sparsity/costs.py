@@ -5,6 +5,7 @@ times the layer's density; what masks cost and what hardware makes of them is no
 """
 
 from sparsejax.sparsity.masks import summarize
+from sparsejax.sparsity.methods import get_method
 
 
 def active_parameters(params, masks):
@@ -63,23 +64,20 @@ def training_flops(method, f_sparse, f_dense, update_interval):
       >>> training_flops("rigl", 1.0, 4.0, 99)
       3.03
     """
-    match method:
-        case "dense":
-            return 3.0 * f_dense
-        case "static" | "magran":
-            return 3.0 * f_sparse
-        case "rigl":
-            return (3.0 * f_sparse * update_interval + 2.0 * f_sparse + f_dense) / (
-                update_interval + 1
-            )
-    raise ValueError(f"no training cost is known for method {method!r}")
+    method = get_method(method)
+    if method.name == "dense":
+        return 3.0 * f_dense
+    if not method.uses_gradients:
+        return 3.0 * f_sparse
+    update = 2.0 * f_sparse + f_dense
+    return (3.0 * f_sparse * update_interval + update) / (update_interval + 1)
 
 
 def run_flops(method, f_sparse, f_dense, steps, updates):
     """Return the training FLOPs of one example over a run, by what the run really did.
 
-    Every step trains, at three sparse passes; each RigL update adds one forward and backward
-    pass whose weight gradient is dense: 2 f_S + f_D.
+    Every step trains, at three sparse passes; each update that looks at gradients (RigL's)
+    adds a forward and a backward pass whose weight gradient is dense: 2 f_S + f_D.
 
     Args:
       method: `dense`, `static`, `rigl` or `magran`.
@@ -90,8 +88,12 @@ def run_flops(method, f_sparse, f_dense, steps, updates):
 
     Returns:
       float: FLOPs of `steps` steps for a batch of one; multiply by the batch size.
+
+    Raises:
+      ValueError: unknown method.
     """
-    if method == "dense":
+    method = get_method(method)
+    if method.name == "dense":
         return 3.0 * f_dense * steps
-    extra = (2.0 * f_sparse + f_dense) * updates if method == "rigl" else 0.0
-    return 3.0 * f_sparse * steps + extra
+    update = (2.0 * f_sparse + f_dense) if method.uses_gradients else 0.0
+    return 3.0 * f_sparse * steps + update * updates

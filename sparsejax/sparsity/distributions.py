@@ -2,6 +2,7 @@
 
 import logging
 import math
+import numbers
 import re
 
 import jax
@@ -40,8 +41,9 @@ def uniform(params, sparsity, *, custom=()):
 def erdos_renyi(params, sparsity, *, custom=()):
     """Share out the active weights with density proportional to (n_in + n_out)/(n_in n_out).
 
-    The dimensions before the last two (a convolution's window) count as one, so every
-    layer is seen as a matrix of its last two dimensions (ER; Mocanu et al. 2018).
+    The dimensions before the last two count as one, so every layer is seen as a matrix of its
+    last two dimensions (ER; Mocanu et al. 2018): kernels are taken to be channels last, their
+    window first, as Flax has them.
 
     Args:
       params: as for `uniform`.
@@ -128,7 +130,10 @@ def _distribute(params, sparsity, custom, solve):
 
 def _match_custom(names, custom):
     taken = {}
-    for pattern, sparsity in custom:
+    for pair in custom:
+        if isinstance(custom, dict) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise ValueError(f"custom is {custom!r}; accepted: pairs (pattern, sparsity)")
+        pattern, sparsity = pair
         what = f"custom pattern {pattern!r}"
         _check_sparsity(sparsity, f"sparsity of {what}")
         try:
@@ -145,8 +150,8 @@ def _match_custom(names, custom):
 
 
 def _check_sparsity(sparsity, what):
-    if not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"{what} is {sparsity}; accepted: [0, 1)")
+    if not (isinstance(sparsity, numbers.Real) and 0.0 <= sparsity < 1.0):
+        raise ValueError(f"{what} is {sparsity!r}; accepted: [0, 1)")
 
 
 def _share_out(shapes, sparsity, weight):
@@ -158,7 +163,7 @@ def _share_out(shapes, sparsity, weight):
     while not dense.all():
         remaining = budget - sizes[dense].sum()
         epsilon = remaining / (weights * sizes)[~dense].sum()
-        over = ~dense & (epsilon * weights > 1.0)
+        over = ~dense & (epsilon * weights > 1.0 - 1e-12)
         if not over.any():
             return np.where(dense, 0.0, 1.0 - epsilon * weights).tolist()
         dense |= ~dense & (weights == weights[~dense].max())

@@ -12,8 +12,15 @@ _DENSE_NAMES = ("bias", "scale", "embedding")
 
 
 def path_name(path):
-    """Join a pytree key path with slashes: `down/conv/kernel`. Strings pass unchanged."""
-    return path if isinstance(path, str) else jax.tree_util.keystr(path, simple=True, separator="/")
+    """Join a pytree key path with slashes: `down/conv/kernel`. Strings pass unchanged.
+
+    The last step of a flax nnx state, `.value`, is left out: it names no parameter.
+    """
+    if isinstance(path, str):
+        return path
+    if len(path) > 1 and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def is_sparsifiable(path, leaf):
@@ -30,7 +37,7 @@ def is_sparsifiable(path, leaf):
       bool.
     """
     last_name = path_name(path).rsplit("/", 1)[-1]
-    is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+    is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
     return is_float and len(leaf.shape) >= 2 and last_name not in _DENSE_NAMES
 
 

@@ -25,12 +25,14 @@ class Method(NamedTuple):
         (not masked), with respect to the masked params; `fraction` is the drop fraction.
       init: `init(key, params, sparsities) -> masks`: the first topology.
       is_dynamic: whether `update` changes anything, so whether it need be called.
+      uses_gradients: whether `update` looks at the dense gradients, which cost FLOPs.
     """
 
     name: str
     update: Callable[..., tuple[Any, Any]]
     init: Callable[..., Any] = masks_lib.random_masks
     is_dynamic: bool = True
+    uses_gradients: bool = False
 
 
 def _keep(key, params, masks, gradients, fraction):
@@ -68,7 +70,7 @@ METHODS = {
     for method in (
         Method("dense", _keep, _no_masks, is_dynamic=False),
         Method("static", _keep, is_dynamic=False),
-        Method("rigl", _rigl),
+        Method("rigl", _rigl, uses_gradients=True),
         Method("magran", _magran),
     )
 }

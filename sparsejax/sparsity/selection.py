@@ -67,8 +67,8 @@ def select_top(scores, count, *, candidates=None):
     them, their bits are compared.
 
     Args:
-      scores: floating-point array of any shape, fewer than 2**31 entries. Integers are
-        compared as float32.
+      scores: floating-point array of any shape, fewer than 2**31 entries. Integers and
+        8-bit floats are compared as float32.
       count: number of entries to select, Python or traced integer; limited to
         `[0, number of candidates]`.
       candidates: boolean array of the same shape; only its True entries can be selected.
@@ -84,7 +84,7 @@ def select_top(scores, count, *, candidates=None):
       [True, True, False]
     """
     scores = jnp.asarray(scores)
-    if not jnp.issubdtype(scores.dtype, jnp.floating):
+    if not jnp.issubdtype(scores.dtype, jnp.floating) or scores.dtype.itemsize < 2:
         scores = scores.astype(jnp.float32)
     keys = _ordered_bits(scores).reshape(-1)
     if candidates is not None:

@@ -5,6 +5,7 @@ weight here, can be decided by whoever calls: pooled scores of blocks or channel
 the same functions and the masks that come back are spread over their weights.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -30,6 +31,7 @@ def prune(params, masks, fraction):
     def prune_leaf(param, mask):
         if mask.ndim == 0:
             return mask
+        chex.assert_equal_shape([param, mask])
         active = jnp.sum(mask, dtype=jnp.int32)
         dropped = jnp.floor(jnp.float32(fraction) * active.astype(jnp.float32)).astype(jnp.int32)
         return select_top(jnp.abs(param), active - dropped, candidates=mask)
@@ -54,6 +56,7 @@ def regrow(masks, scores, counts, *, exclude=None):
     def regrow_leaf(mask, score, count, excluded=None):
         if mask.ndim == 0:
             return mask
+        chex.assert_equal_shape([mask, score])
         if excluded is None:
             return mask | select_top(score, count, candidates=~mask)
         preferred = select_top(score, count, candidates=~mask & ~excluded)

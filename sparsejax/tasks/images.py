@@ -32,11 +32,10 @@ def images_task(config):
     """
     name, size = config.task.dataset, config.task.image_size
     require(name in data.DATASETS, "task.dataset", name, ", ".join(data.DATASETS))
-    _check_model(config.model, size)
+    model = _build_model(config)
     _check_sampling(config)
     schedule = _noise_schedule(config.diffusion)
-    model = UNet(**(config.model.to_dict() | {"dtype": DTYPES[config.model.dtype]}))
-    shape = (size, size, config.model.in_channels)
+    shape = (size, size, model.in_channels)
     example_inputs = (
         jax.ShapeDtypeStruct((1, *shape), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
@@ -47,9 +46,9 @@ def images_task(config):
         images, _ = data.load_images(name, config.task.data_dir or None)
         accepted = f"{images.shape[1]}, the size of {name}"
         require(images.shape[1:3] == (size, size), "task.image_size", size, accepted)
-        channels = config.model.in_channels
         accepted = f"{images.shape[3]}, the channels of {name}"
-        require(images.shape[3] == channels, "model.in_channels", channels, accepted)
+        same = images.shape[3] == model.in_channels
+        require(same, "model.in_channels", model.in_channels, accepted)
         return images
 
     load()
@@ -61,6 +60,7 @@ def images_task(config):
     def apply(params, x, t, *, train=False, rngs=None):
         return model.apply({"params": params}, x, t, train=train, rngs=rngs)
 
+    is_ddpm = config.sample.sampler == "ddpm"
     return Task(
         init=init,
         apply=apply,
@@ -72,7 +72,7 @@ def images_task(config):
         ),
         reference=lambda: data.to_unit_range(load()),
         layer_flops=lambda params: layer_flops(model, params, *example_inputs),
-        example_inputs=example_inputs,
+        passes_per_sample=schedule.steps if is_ddpm else config.sample.steps,
     )
 
 
@@ -81,13 +81,13 @@ def _loss(schedule, apply, params, batch, keys, train):
     x_0 = batch["image"]
 
     def draw(key):
-        t_key, noise_key = jax.random.split(key)
+        t_key, noise_key, _ = jax.random.split(key, 3)
         t = jax.random.randint(t_key, (), 0, schedule.steps)
         return t, jax.random.normal(noise_key, x_0.shape[1:])
 
     t, noise = jax.vmap(draw)(keys)
     x_t = process.q_sample(schedule, x_0, t, noise)
-    rngs = {"dropout": jax.random.fold_in(keys[0], 0)}
+    rngs = {"dropout": jax.random.split(keys[0], 3)[2]}
     eps = apply(params, x_t, t, train=train, rngs=rngs)
     return jnp.mean(process.eps_loss(eps, noise))
 
@@ -114,35 +114,59 @@ def _noise_schedule(diffusion):
         require(not limits, "diffusion.start/end", limits, "none with the cosine schedule")
     for key, beta in limits.items():
         require(0 < beta < 1, f"diffusion.{key}", beta, "(0, 1)")
+    if len(limits) == 2:
+        grows = limits["start"] <= limits["end"]
+        require(grows, "diffusion.end", limits["end"], f"{limits['start']} (start) or more")
     return schedules.noise_schedule(schedules.BETAS[diffusion.schedule](diffusion.steps, **limits))
 
 
-def _check_model(model, image_size):
-    fields = set(UNet.__dataclass_fields__) - {"parent", "name"}
-    for key in model:
-        require(key in fields, f"model.{key}", model[key], f"no such key; {', '.join(fields)}")
+def _build_model(config):
+    """Return the UNet of `config.model`, checked against the image size."""
+    fields = [name for name in UNet.__dataclass_fields__ if name not in ("parent", "name")]
+    for key in config.model:
+        require(key in fields, f"model.{key}", config.model[key], f"keys {', '.join(fields)}")
+    dtype = config.model.dtype
+    require(dtype in DTYPES, "model.dtype", dtype, ", ".join(DTYPES))
+    model = UNet(**(config.model.to_dict() | {"dtype": DTYPES[dtype]}))
+    _check_sizes(model)
+    _check_attention(model)
     halvings = len(model.channel_mult) - 1
-    multiple = 2**halvings
-    require(
-        image_size >= multiple and image_size % multiple == 0,
-        "task.image_size",
-        image_size,
-        f"multiples of {multiple}: model.channel_mult halves images {halvings} times",
-    )
-    width, groups = model.model_channels, model.norm_groups
-    require(groups >= 1, "model.norm_groups", groups, "1 or more")
-    is_multiple = width > 0 and width % groups == 0
-    require(is_multiple, "model.model_channels", width, f"multiples of {groups} (norm_groups)")
-    head = model.num_head_channels
-    for level, mult in enumerate(model.channel_mult):
-        attends = 2**level in model.attention_resolutions or level == halvings
-        divides = head >= 1 and mult * width % head == 0
-        accepted = f"divisors of {mult * width}, the channels at resolution {2**level}"
-        require(divides or not attends, "model.num_head_channels", head, accepted)
-    require(model.dtype in DTYPES, "model.dtype", model.dtype, ", ".join(DTYPES))
+    size, multiple = config.task.image_size, 2**halvings
+    accepted = f"multiples of {multiple}: model.channel_mult halves images {halvings} times"
+    require(size >= multiple and size % multiple == 0, "task.image_size", size, accepted)
+    return model
+
+
+def _check_sizes(model):
+    counts = ("in_channels", "out_channels", "num_res_blocks", "norm_groups")
+    for key in (*counts, "num_head_channels", "model_channels"):
+        require(_is_count(getattr(model, key)), f"model.{key}", getattr(model, key), "1 or more")
+    mults, width, groups = model.channel_mult, model.model_channels, model.norm_groups
+    are_counts = len(mults) > 0 and all(map(_is_count, mults))
+    require(are_counts, "model.channel_mult", mults, "whole numbers, 1 or more")
+    accepted = f"multiples of {groups} (norm_groups)"
+    require(width % groups == 0, "model.model_channels", width, accepted)
     same = model.in_channels == model.out_channels
     accepted = f"{model.in_channels}, as model.in_channels"
     require(same, "model.out_channels", model.out_channels, accepted)
+    require(0 <= model.dropout < 1, "model.dropout", model.dropout, "[0, 1)")
+
+
+def _check_attention(model):
+    factors = [2**level for level in range(len(model.channel_mult))]
+    attends = model.attention_resolutions
+    accepted = f"some of {factors}, the downsampling factors"
+    require(set(attends) <= set(factors), "model.attention_resolutions", attends, accepted)
+    head = model.num_head_channels
+    for factor, mult in zip(factors, model.channel_mult, strict=True):
+        channels = mult * model.model_channels
+        divides = channels % head == 0 or not (factor in attends or factor == factors[-1])
+        accepted = f"divisors of {channels}, the channels at factor {factor}"
+        require(divides, "model.num_head_channels", head, accepted)
+
+
+def _is_count(value):
+    return isinstance(value, int) and value >= 1
 
 
 def _check_sampling(config):
@@ -151,3 +175,5 @@ def _check_sampling(config):
     total = config.diffusion.steps
     require(1 <= steps <= total, "sample.steps", steps, f"1 to {total} (diffusion.steps)")
     require(0 <= config.sample.eta <= 1, "sample.eta", config.sample.eta, "[0, 1]")
+    clip = config.sample.clip
+    require(clip is None or clip > 0, "sample.clip", clip, "None, or more than 0")

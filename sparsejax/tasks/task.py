@@ -22,7 +22,7 @@ class Task(NamedTuple):
         dictionaries of numpy arrays [batch / processes, ...].
       reference: `reference() -> real examples [count, ...]`, in the format of samples.
       layer_flops: `layer_flops(params) -> {path: FLOPs}` of one example's forward pass.
-      example_inputs: shapes of the inputs of `apply` after params, for a batch of one.
+      passes_per_sample: forward passes that one sample takes.
     """
 
     init: Callable[..., Any]
@@ -33,4 +33,4 @@ class Task(NamedTuple):
     batches: Callable[..., Any]
     reference: Callable[..., Any]
     layer_flops: Callable[..., dict[str, float]]
-    example_inputs: tuple[Any, ...]
+    passes_per_sample: int

@@ -1,12 +1,17 @@
 """Checkpoints: a thin layer over orbax that survives kills and damage."""
 
 import copy
+import itertools
 import logging
 import pathlib
+import zlib
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from sparsejax.configuration import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -35,35 +40,58 @@ def save(manager, state, extra):
     """
     # Host arrays: a replicated array is written once and restores on any number of devices.
     tree = jax.tree.map(np.asarray, jax.device_get(state._asdict()))
-    args = ocp.args.Composite(
-        state=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(copy.deepcopy(extra))
-    )
+    extra = copy.deepcopy(extra) | {"checksums": _checksums(tree)}
+    args = ocp.args.Composite(state=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(extra))
     manager.save(int(tree["step"]), args=args)
 
 
 def restore_newest(folder, example):
-    """Restore the newest whole checkpoint; a damaged one is named, moved aside and skipped.
+    """Restore the newest whole checkpoint; damaged ones are named and passed over.
+
+    Changes nothing on disk.
 
     Args:
       folder: path of the checkpoints.
       example: TrainState of arrays or `jax.ShapeDtypeStruct`: what is expected.
 
     Returns:
-      Tuple of the TrainState and the extra dictionary; None if there is no whole checkpoint.
+      Tuple of the TrainState (host arrays) and the extra dictionary; None if the folder holds
+      no checkpoint.
+
+    Raises:
+      ConfigError: there are checkpoints, but none can be restored.
     """
-    folder = pathlib.Path(folder).resolve()
+    folder, failures = pathlib.Path(folder).resolve(), []
     abstract = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), example._asdict())
     for step in list_steps(folder)[::-1]:
         try:
             state, extra = _restore(folder, step, abstract)
         except Exception as error:  # noqa: BLE001  orbax raises whatever the damage causes
-            aside = folder / f"{step}.damaged"
-            logger.warning("checkpoint %s is damaged (%s); skipped", folder / str(step), error)
-            if jax.process_index() == 0:
-                (folder / str(step)).rename(aside)
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            failures.append(f"{folder / str(step)} is damaged or of another model: {reason[0]}")
+            logger.warning("checkpoint %s; trying the one before", failures[-1])
             continue
+        if jax.process_count() > 1:
+            multihost_utils.assert_equal(step, "processes can't read the same checkpoint")
         return type(example)(**state), extra
+    if failures:
+        raise ConfigError("no checkpoint can be restored:\n  " + "\n  ".join(failures))
     return None
+
+
+def set_aside_after(folder, step):
+    """Rename checkpoints of later steps, which could not be restored; nothing is deleted.
+
+    Args:
+      folder: path of the checkpoints.
+      step: of the checkpoint that was restored.
+    """
+    folder = pathlib.Path(folder)
+    for damaged in (later for later in list_steps(folder) if later > step):
+        names = (folder / f"{damaged}.damaged-{i}" for i in itertools.count(1))
+        free = next(name for name in names if not name.exists())
+        (folder / str(damaged)).rename(free)
+        logger.warning("checkpoint of step %d set aside as %s", damaged, free)
 
 
 def list_steps(folder):
@@ -80,4 +108,13 @@ def _restore(folder, step, abstract):
                 state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
             ),
         )
-    return restored["state"], restored["extra"]
+    state, extra = restored["state"], restored["extra"]
+    if _checksums(state) != extra.pop("checksums"):
+        raise ValueError("the checksums of its arrays disagree")
+    return state, extra
+
+
+def _checksums(tree):
+    """CRC-32 of every array: orbax finds missing and truncated files, but no flipped bits."""
+    flat = (np.ascontiguousarray(x).reshape(-1) for x in jax.tree.leaves(tree))
+    return [zlib.crc32(x.view(np.uint8)) for x in flat]

@@ -2,10 +2,7 @@
 
 import contextlib
 import logging
-import math
 import pathlib
-import signal
-import time
 
 import jax
 import numpy as np
@@ -16,15 +13,15 @@ from sparsejax.sparsity.masks import summarize
 from sparsejax.sparsity.methods import get_method
 from sparsejax.tasks import build_task
 from sparsejax.training import checkpoints, runs
-from sparsejax.training.metrics import MetricsWriter
+from sparsejax.training.metrics import MetricsLog
 from sparsejax.training.optimizers import (
     build_optimizer,
     drop_fraction_schedule,
-    learning_rate_schedule,
     update_schedule,
 )
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.progress import progress_bar
+from sparsejax.training.signals import sigterm
 from sparsejax.training.state import create_state, named_key, state_from
 from sparsejax.training.steps import make_topology_update, make_train_step
 
@@ -55,12 +52,15 @@ def train(config, workdir):
     optimizer = build_optimizer(config)
     state, pending = _first_state(config, workdir, task, optimizer)
     is_main = jax.process_index() == 0
+    start = int(state.step)
+    accepted = f"{start} or more: {workdir} is trained that far"
+    require(config.steps >= start, "steps", config.steps, accepted)
     if is_main:
         runs.save_config(workdir, config)
-    start = int(state.step)
-    state = replicate(state)
-    if start >= config.steps:
+        checkpoints.set_aside_after(workdir / "checkpoints", start)
+    if start == config.steps:
         return True
+    state = replicate(state)
 
     train_step, topology_update = _compiled_functions(config, task, optimizer)
     due = update_schedule(config.sparsity).is_due if topology_update else lambda step: False
@@ -68,22 +68,17 @@ def train(config, workdir):
     keys = (steps_key, named_key(config.seed, "topology"))
     counts = summarize(state.params, state.masks)
     if is_main:
-        print(
-            f"{config.name}: {config.sparsity.method}, {counts.total.active:,} of "
-            f"{counts.total.weights:,} parameters active, {config.steps:,} steps on "
-            f"{jax.device_count()} x {jax.devices()[0].device_kind}; the first steps compile",
-            flush=True,
-        )
+        _announce(config, counts)
     save_samples = _sample_writer(config, workdir, task) if is_main else lambda step, params: None
 
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(
             checkpoints.open_manager(workdir / "checkpoints", config.checkpoint.keep)
         )
-        log = _Log(config, workdir, start, pending, steps_key)
+        log = MetricsLog(config, workdir, start, pending, steps_key)
         stack.callback(log.close)
         show = stack.enter_context(progress_bar(config.steps, start, counts.sparsifiable.density))
-        stopping = stack.enter_context(_sigterm())
+        stopping = stack.enter_context(sigterm())
 
         for step, batch in enumerate(task.batches(start, config.steps), start + 1):
             batch = shard_batch(batch)
@@ -98,14 +93,35 @@ def train(config, workdir):
                 show(step, *log.flush())
             else:
                 show(step)
+            # Before the checkpoint: a run that is killed in between draws them again.
+            if _is_multiple(step, config.sample.every):
+                save_samples(step, state.ema_params)
             if last or stop or _is_multiple(step, config.checkpoint.every):
                 checkpoints.save(manager, state, {"pending": log.pending()})
             if stop and not last:
                 logger.info("stopped by a signal after step %d; checkpoint saved", step)
                 return False
-            if _is_multiple(step, config.sample.every):
-                save_samples(step, state.ema_params)
     return True
+
+
+def _announce(config, counts):
+    """Say what is trained, since the first steps take long: they compile."""
+    sparsity = config.sparsity
+    print(
+        f"{config.name}: {sparsity.method}, {counts.total.active:,} of {counts.total.weights:,} "
+        f"parameters active, {config.steps:,} steps on {jax.device_count()} x "
+        f"{jax.devices()[0].device_kind}; the first steps compile",
+        flush=True,
+    )
+    updates = update_schedule(sparsity).count_due(config.steps)
+    if get_method(sparsity.method).is_dynamic and not updates:
+        logger.warning(
+            "no topology update is due in %d steps: begin %d, end %d, update_interval %d",
+            config.steps,
+            sparsity.begin,
+            sparsity.end,
+            sparsity.update_interval,
+        )
 
 
 def _is_multiple(step, every):
@@ -173,104 +189,3 @@ def _sample_writer(config, workdir, task):
         Image.fromarray(grid).save(folder / f"{step:08d}.png")
 
     return save_samples
-
-
-class _Log:
-    """Holds the metrics of steps on the device until they are written, `log.every` steps."""
-
-    def __init__(self, config, workdir, start, pending, steps_key):
-        self._workdir, self._steps_key = workdir, steps_key
-        self._learning_rate = learning_rate_schedule(config)
-        self._writer = None
-        if jax.process_index() == 0:
-            self._writer = MetricsWriter(workdir, start, config.log.tensorboard)
-        self._pending = [tuple(item) for item in pending]
-        self._clock, self._clock_step = time.monotonic(), start
-
-    def add(self, step, metrics):
-        """Keep one step's metrics, arrays on the device."""
-        self._pending.append((step, metrics))
-
-    def pending(self):
-        """Fetch and return what is not yet written, as JSON-able data.
-
-        Raises:
-          FloatingPointError: a loss is not finite.
-        """
-        fetched = jax.device_get(self._pending)
-        self._pending = [(step, {k: float(v) for k, v in m.items()}) for step, m in fetched]
-        for step, metrics in self._pending:
-            if not math.isfinite(metrics["loss"]):
-                self._refuse(step, metrics["loss"])
-        return self._pending
-
-    def flush(self):
-        """Write a line for each topology update and one for the mean of the steps.
-
-        Returns:
-          Tuple of the mean loss and steps per second.
-        """
-        lines = self.pending()
-        step = lines[-1][0]
-        now = time.monotonic()
-        speed = (step - self._clock_step) / max(now - self._clock, 1e-9)
-        mean = {
-            name: math.fsum(metrics[name] for _, metrics in lines) / len(lines)
-            for name in ("loss", "grad_norm")
-        }
-        if self._writer:
-            for update_step, metrics in lines:
-                if "replaced" in metrics:
-                    names = ("drop_fraction", "replaced")
-                    self._writer.write(update_step, {name: metrics[name] for name in names})
-            self._writer.write(
-                step,
-                mean
-                | {
-                    "learning_rate": float(self._learning_rate(step - 1)),
-                    "seconds": time.time(),
-                    "steps_per_second": speed,
-                },
-            )
-        self._pending, self._clock, self._clock_step = [], now, step
-        return mean["loss"], speed
-
-    def close(self):
-        """Close the metrics files."""
-        if self._writer:
-            self._writer.close()
-
-    def _refuse(self, step, loss):
-        saved = checkpoints.list_steps(self._workdir / "checkpoints")
-        newest = f"checkpoint of step {saved[-1]}" if saved else "none"
-        key = jax.random.key_data(jax.random.fold_in(self._steps_key, step - 1)).tolist()
-        raise FloatingPointError(
-            f"loss is {loss} at step {step}; last good state in {self._workdir}: {newest}; "
-            f"the batch is that of step index {step - 1}, its key {key}"
-        )
-
-
-@contextlib.contextmanager
-def _sigterm():
-    """Yield `stopping(step)`, true once any process of the run got a SIGTERM."""
-    received = False
-
-    def note(signum, frame):
-        del signum, frame
-        nonlocal received
-        received = True
-
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    try:
-        previous = signal.signal(signal.SIGTERM, note)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield lambda step: False
-        return
-    try:
-        yield lambda step: received
-    finally:
-        signal.signal(signal.SIGTERM, previous)

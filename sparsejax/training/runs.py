@@ -53,9 +53,14 @@ def save_config(workdir, config):
     """Write the resolved config to workdir/config.json."""
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    replacement = workdir / "config.json.tmp"
-    replacement.write_text(to_json(config))
-    replacement.replace(workdir / "config.json")
+    write_text(workdir / "config.json", to_json(config))
+
+
+def write_text(path, text):
+    """Write a file whole or not at all, whenever the process dies."""
+    replacement = path.with_name(path.name + ".tmp")
+    replacement.write_text(text)
+    replacement.replace(path)
 
 
 def read_config(workdir):

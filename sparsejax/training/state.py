@@ -56,7 +56,7 @@ def layer_sparsities(sparsity, params):
     Raises:
       ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
     """
-    custom = tuple((pattern, level) for pattern, level in sparsity.custom)
+    custom = sparsity.custom
     try:
         return get_distribution(sparsity.distribution)(params, sparsity.level, custom=custom)
     except ValueError as error:

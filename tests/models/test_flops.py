@@ -72,6 +72,14 @@ def test_a_layer_called_twice_counts_twice():
     assert layer_flops(Twice(), params, x) == {"Dense_0/kernel": 2 * 2 * 3 * 5 * 5}
 
 
+def test_a_layer_without_a_counter_is_refused():
+    model = nn.ConvTranspose(4, (3, 3))
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+    with pytest.raises(ValueError, match="no FLOPs are known for kernel"):
+        layer_flops(model, params, x)
+
+
 @pytest.mark.parametrize("groups", [1, 4])
 def test_grouped_and_strided_convolutions(groups):
     model = nn.Conv(8, (3, 3), strides=2, feature_group_count=groups)

@@ -87,6 +87,23 @@ def test_pattern_without_a_match_is_refused_by_name():
         distributions.uniform(params, 0.5, custom=(("(", 0.5),))
 
 
+def test_custom_that_is_no_list_of_pairs_is_refused():
+    params = {"kernel": np.zeros((2, 2))}
+    for custom in ({"kernel": 0.5}, ("kernel", 0.5), (("kernel",),)):
+        with pytest.raises(ValueError, match="accepted: pairs"):
+            distributions.uniform(params, 0.5, custom=custom)
+
+
+@pytest.mark.parametrize("name", sorted(distributions.DISTRIBUTIONS))
+def test_a_level_of_zero_leaves_every_layer_dense(name):
+    """Exactly 0.0: rounding must not leave a layer a full-shape mask."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        params = {str(i): np.zeros(rng.integers(1, 40, size=2)) for i in range(4)}
+        ours = distributions.get_distribution(name)(params, 0.0)
+        assert set(ours.values()) == {0.0}
+
+
 def test_unknown_distribution_is_refused():
     with pytest.raises(ValueError, match="accepted: uniform, erdos_renyi, erdos_renyi_kernel"):
         distributions.get_distribution("gaussian")

@@ -113,6 +113,30 @@ def test_which_leaves_can_be_sparse(path, shape, dtype, expected):
     assert masks.is_sparsifiable(key_path, leaf) is expected
 
 
+def test_a_flax_nnx_state_is_read_by_its_parameters_names():
+    nnx = pytest.importorskip("flax.nnx")
+
+    class Model(nnx.Module):
+        def __init__(self, rngs):
+            self.embed = nnx.Embed(8, 6, rngs=rngs)
+            self.dense = nnx.Linear(6, 4, rngs=rngs)
+
+    state = nnx.state(nnx.eval_shape(lambda: Model(nnx.Rngs(0))), nnx.Param)
+    sparsities = distributions.uniform(state, 0.5, custom=(("kernel$", 0.75),))
+    drawn = masks.random_masks(jax.random.key(0), state, sparsities)
+    summary = masks.summarize(state, drawn)
+    assert {name: layer.density for name, layer in summary.layers.items()} == {
+        "dense/bias": 1.0,
+        "dense/kernel": 0.25,
+        "embed/embedding": 1.0,
+    }
+
+
+def test_leaves_that_are_no_arrays_stay_dense():
+    params = {"kernel": jnp.ones((2, 2)), "scale": 1.0}
+    assert distributions.uniform(params, 0.5) == {"kernel": 0.5, "scale": 0.0}
+
+
 def test_random_masks_refuse_a_sparsity_of_one():
     params = {"a": {"kernel": jnp.ones((2, 2))}}
     with pytest.raises(ValueError, match="sparsity of a/kernel is 1.0"):

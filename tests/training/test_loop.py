@@ -147,19 +147,57 @@ def test_sigterm_saves_and_exits_with_zero(tiny_run, tmp_path):
     assert_equal_runs(workdir, stopped)
 
 
-def test_a_damaged_checkpoint_is_named_and_skipped(tiny_run, tmp_path, caplog):
-    """The run goes on from the checkpoint before, and nothing is deleted."""
+def truncate(checkpoint):
+    for file in checkpoint.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_a_bit(checkpoint):
+    """In the middle of the largest file, which holds the arrays."""
+    file = max(checkpoint.rglob("*"), key=lambda f: f.stat().st_size if f.is_file() else 0)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_bit])
+def test_a_damaged_checkpoint_is_named_and_skipped(tiny_run, tmp_path, caplog, damage):
+    """The run goes on from the checkpoint before, and nothing is deleted, twice over."""
     workdir, _ = tiny_run
     damaged = tmp_path / "damaged"
     subprocess.run(["cp", "-r", workdir, damaged], check=True)
-    for file in (damaged / "checkpoints" / "40").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with caplog.at_level(logging.WARNING):
-        assert loop.train(tiny_config(), damaged)
-    assert "checkpoints/40 is damaged" in caplog.text
-    assert (damaged / "checkpoints" / "40.damaged").exists()
+    for i in (1, 2):
+        damage(damaged / "checkpoints" / "40")
+        load_run(damaged)
+        assert checkpoints.list_steps(damaged / "checkpoints") == [30, 40], "reading changed it"
+        with caplog.at_level(logging.WARNING):
+            assert loop.train(tiny_config(), damaged)
+        assert "checkpoints/40 is damaged" in caplog.text
+        assert (damaged / "checkpoints" / f"40.damaged-{i}").exists()
     assert_equal_runs(workdir, damaged)
+
+
+def test_a_run_of_which_no_checkpoint_is_whole_is_left_as_it_is(tiny_run, tmp_path):
+    """Better no run than one that begins again over the old one's metrics."""
+    workdir, _ = tiny_run
+    damaged = tmp_path / "damaged"
+    subprocess.run(["cp", "-r", workdir, damaged], check=True)
+    before = (damaged / "metrics.jsonl").read_text()
+    for step in (30, 40):
+        truncate(damaged / "checkpoints" / str(step))
+    with pytest.raises(ValueError, match="(?s)no checkpoint can be restored.*/40 .*/30 "):
+        loop.train(tiny_config(), damaged)
+    assert (damaged / "metrics.jsonl").read_text() == before
+    assert checkpoints.list_steps(damaged / "checkpoints") == [30, 40]
+
+
+def test_fewer_steps_than_were_taken_are_refused(tiny_run):
+    workdir, _ = tiny_run
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(ValueError, match="config.steps is 10; accepted: 40 or more"):
+        loop.train(tiny_config(steps=10), workdir)
+    assert (workdir / "config.json").read_text() == before
 
 
 def test_another_config_is_refused_with_the_differing_keys(tiny_run):
