@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +112,18 @@ def test_clipping_keeps_predicted_data_in_range():
     np.testing.assert_allclose(x_0, 1.0)
     eps = (3.0 - np.sqrt(0.5)) / np.sqrt(0.5)
     np.testing.assert_allclose(x_prev, np.sqrt(0.8) + np.sqrt(0.2) * eps, rtol=1e-6)
+
+
+def test_samplers_clip_what_they_predict(ldm):
+    """A denoiser that sees no noise anywhere predicts data far outside of the limit."""
+    x_T, noise = samplers.example_noise(jax.random.split(jax.random.key(1), 2), (4, 4, 1))  # noqa: N806
+    for sample in (samplers.ddpm_sample, functools.partial(samplers.ddim_sample, steps=20)):
+        clipped, free = (
+            np.abs(sample(lambda x, t: 0 * x, ldm, x_T, noise, clip=clip)).max()
+            for clip in (0.1, None)
+        )
+        assert clipped < 0.3
+        assert free > 1
 
 
 def test_noise_of_an_example_does_not_depend_on_the_batch():

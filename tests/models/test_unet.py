@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sparsejax.models import convert
-from sparsejax.models.unet import UNet, timestep_embedding
+from sparsejax.models.unet import QKVAttention, UNet, timestep_embedding
 
 TINY = UNet(
     model_channels=32,
@@ -159,6 +159,23 @@ def test_dropout_acts_in_training_only(tiny):
     np.testing.assert_allclose(call({"params": params}, x, t), nhwc(tiny["out"]), atol=1e-5)
     dropped = call({"params": params}, x, t, train=True, rngs={"dropout": jax.random.key(0)})
     assert float(jnp.abs(dropped - nhwc(tiny["out"])).max()) > 0.1
+
+
+def test_every_norm_has_the_groups_asked_for():
+    """24 channels: no multiple of 32, so one norm left at 32 groups would fail."""
+    model = UNet(3, 3, 24, 1, (1, 2), (1, 2), 24, norm_groups=8)
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x, t)["params"]
+    out = jax.eval_shape(model.apply, {"params": params}, x, t)
+    assert out.shape == x.shape
+
+
+def test_softmax_is_float32_in_bfloat16_too():
+    qkv = jax.ShapeDtypeStruct((1, 16, 2, 3, 8), jnp.bfloat16)
+    jaxpr = jax.make_jaxpr(lambda x: QKVAttention().apply({}, x))(qkv)
+    exponentials = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "exp"]
+    assert [e.outvars[0].aval.dtype for e in exponentials] == [jnp.float32]
 
 
 def test_converter_refuses_what_is_no_weight():

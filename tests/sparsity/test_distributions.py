@@ -73,6 +73,13 @@ def test_custom_layers_leave_the_budget_of_the_others():
     assert ours == pytest.approx({"a": 0.9, "b": 0.5, "c": 0.5})
 
 
+def test_the_budget_is_that_of_the_layers_no_pattern_takes():
+    """2,048 weights at S = 0.9 keep 205, whatever the layer beside them takes."""
+    params = {"small": np.zeros((2, 4)), "large": np.zeros((32, 64))}
+    ours = distributions.erdos_renyi_kernel(params, 0.9, custom=(("small", 0.5),))
+    assert ours == {"small": 0.5, "large": pytest.approx(1 - 205 / 2048)}
+
+
 @pytest.mark.parametrize("level", [1.0, -0.1, 1.5])
 def test_sparsity_outside_the_range_is_refused(level):
     with pytest.raises(ValueError, match=r"accepted: \[0, 1\)"):

@@ -40,6 +40,24 @@ def test_masks_depend_on_the_key_and_on_nothing_else():
     assert (first != other).any()
 
 
+def test_layers_of_one_shape_get_masks_of_their_own():
+    params = {"a": jnp.ones((16, 16)), "b": jnp.ones((16, 16))}
+    drawn = masks.random_masks(jax.random.key(0), params, {"a": 0.5, "b": 0.5})
+    assert 64 < (drawn["a"] != drawn["b"]).sum() < 192
+
+
+def test_a_layer_keeps_at_least_one_weight():
+    """The largest sparsity below one, times 2**24 weights, rounds to 2**24."""
+    assert masks.target_active(2**24, 1 - 2**-53) == 1
+
+
+def test_active_weights_of_dense_leaves_count_in_full():
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    drawn = {"kernel": jnp.ones((2, 3), bool).at[0].set(False), "bias": jnp.asarray(True)}
+    counts = jax.jit(masks.count_active)(params, drawn)
+    assert jax.tree.map(int, counts) == {"kernel": 3, "bias": 3}
+
+
 def test_every_weight_is_equally_likely():
     """Mean over 400 draws of a mask with density 0.25, within five standard errors."""
     keys = jax.random.split(jax.random.key(0), 400)

@@ -14,6 +14,12 @@ def test_updates_are_due_where_the_reference_has_them(golden):
     assert [schedule.is_due(step) for step in inputs["steps"]] == case["expected"]
 
 
+def test_updates_fall_on_multiples_of_the_interval_and_count_up_to_the_last_step():
+    schedule = UpdateSchedule(10, 15, 40)
+    assert [step for step in range(60) if schedule.is_due(step)] == [20, 30, 40]
+    assert [schedule.count_due(steps) for steps in (19, 20, 39, 40, 99)] == [0, 1, 2, 3, 3]
+
+
 def test_an_array_of_steps_is_traced():
     schedule = UpdateSchedule(10, 10, 35)
     due = jax.jit(schedule.is_due)(jnp.arange(50))

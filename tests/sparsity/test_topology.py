@@ -164,6 +164,13 @@ def test_magran_grows_at_random_from_all_candidates():
     assert np.abs(share[2:] - 2 / 6).max() < 5 * np.sqrt(2 / 6 * 4 / 6 / 600)
 
 
+def test_magran_draws_for_every_layer_anew():
+    mask = {name: jnp.arange(256).reshape(16, 16) < 128 for name in ("a", "b")}
+    params = jax.tree.map(jnp.float32, mask)
+    _, after = UPDATES["magran"](jax.random.key(0), params, mask, params, 1.0)
+    assert (after["a"] != after["b"]).sum() > 64
+
+
 def test_the_drop_fraction_is_traced():
     """Invariant 7: one compilation serves every fraction."""
     params = random_tree({"kernel": (13, 7)}, 0)

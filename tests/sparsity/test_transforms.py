@@ -173,6 +173,17 @@ def test_grown_weights_start_fresh_and_regrown_ones_keep_their_state(name):
     )
 
 
+def test_arguments_that_the_inner_optimizer_wants_reach_it():
+    """A learning rate by plateau: `value` decides."""
+    inner = optax.chain(optax.sgd(1.0), optax.contrib.reduce_on_plateau(patience=1, factor=0.5))
+    optimizer = transforms.sparse_updates(inner)
+    params, mask = {"kernel": jnp.ones((2, 2))}, {"kernel": jnp.eye(2) > 0}
+    state = optimizer.init(params)
+    for _ in range(4):
+        updates, state = optimizer.update(params, state, params, masks=mask, value=1.0)
+    assert -1 < updates["kernel"][0, 0] < 0
+
+
 def test_a_parameter_is_not_taken_for_another_with_the_same_last_name():
     """`mu/kernel` and `block/mu/kernel`: the longest path wins, and attributes aren't names."""
     params = {"mu": {"kernel": jnp.ones((2, 2))}, "kernel": jnp.ones((2, 2))}
