@@ -108,12 +108,11 @@ def _print_table(rows, metric):
 
 def _write_report(path, rows, metric):
     columns = _columns(metric)
-    header = [" | ".join(columns), " | ".join("---" for _ in columns)]
-    body = [" | ".join(cell(row) for cell in columns.values()) for row in rows]
+    body = [[cell(row) for cell in columns.values()] for row in rows]
     text = f"""# Runs compared
 
-{chr(10).join(f"| {line} |" for line in header + body)}
-
+{_markdown_table(list(columns), body)}
+{_spread_over_seeds(rows, metric)}
 `{metric}` is the Frechet distance between the features of as many samples (EMA weights) and
 of all real examples, in the classifier that this project trains on the data's own labels.
 It is no FID and compares with nothing but itself. All runs sampled from the same noise.
@@ -124,6 +123,27 @@ whole run, by the formula of the RigL paper, and by what the run did. Device:
 ![samples](comparison.png)
 """
     path.write_text(text)
+
+
+def _markdown_table(header, body):
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _spread_over_seeds(rows, metric):
+    """Return a table of mean and standard deviation, if a method was run with several seeds."""
+    groups = {}
+    for row in rows:
+        groups.setdefault((row["method"], row["sparsity"], row["steps"]), []).append(row[metric])
+    if max(map(len, groups.values())) == 1:
+        return ""
+    body = []
+    for (method, sparsity, steps), values in groups.items():
+        spread = f"± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+        cells = [method, f"{sparsity:g}", str(steps), f"{np.mean(values):.2f} {spread}"]
+        body.append([*cells, ", ".join(f"{value:.2f}" for value in values)])
+    header = ["method", "S", "steps", f"{metric}, mean ± standard deviation", "each run"]
+    return "\n" + _markdown_table(header, body)
 
 
 def _save_comparison(path, rows, metric, pictures, real):
