@@ -42,11 +42,12 @@ def is_sparsifiable(path, leaf):
 
 
 def target_active(size, sparsity):
-    """Return how many of `size` weights a layer of this sparsity keeps, at least one.
+    """Return how many of `size` weights a layer of this sparsity keeps.
 
-    The rule is `size - floor(sparsity * size)`, in float64.
+    The rule is `size - floor(sparsity * size)`, in float64: at least one, since a sparsity
+    below one never rounds the product up to `size`.
     """
-    return max(size - int(sparsity * size), 1)
+    return size - int(sparsity * size)
 
 
 def dense_masks(params):

@@ -46,9 +46,10 @@ def test_layers_of_one_shape_get_masks_of_their_own():
     assert 64 < (drawn["a"] != drawn["b"]).sum() < 192
 
 
-def test_a_layer_keeps_at_least_one_weight():
-    """The largest sparsity below one, times 2**24 weights, rounds to 2**24."""
-    assert masks.target_active(2**24, 1 - 2**-53) == 1
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 2**31), st.one_of(st.just(1 - 2**-53), st.floats(0, 1, exclude_max=True)))
+def test_a_layer_keeps_at_least_one_weight(size, sparsity):
+    assert 1 <= masks.target_active(size, sparsity) <= size
 
 
 def test_active_weights_of_dense_leaves_count_in_full():
