@@ -8,6 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from sparsejax.training import loop
+from sparsejax.training.metrics import read_metrics
+from tests.training.tiny import tiny_config
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
@@ -51,6 +55,22 @@ def golden():
         return arrays
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """An uninterrupted tiny run and its compilations: names, metrics lines written so far."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    compiled = []
+
+    def note(event, seconds, *, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append((fun_name, len(read_metrics(workdir / "metrics.jsonl"))))
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    assert loop.train(tiny_config(), workdir)
+    jax.monitoring.unregister_event_duration_listener(note)
+    return workdir, compiled
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -14,14 +14,13 @@ from sparsejax.evaluation import closing, report
 from sparsejax.evaluation.classifier import feature_extractor
 from sparsejax.evaluation.distances import frechet_distance
 from sparsejax.training import loop
-from tests.training.test_loop import tiny_run  # noqa: F401
 from tests.training.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_run, tmp_path_factory):  # noqa: F811
+def runs(tiny_run, tmp_path_factory):
     """Two finished and closed runs: RigL and dense."""
     sparse = tmp_path_factory.mktemp("closed") / "rigl"
     subprocess.run(["cp", "-r", tiny_run[0], sparse], check=True)

@@ -1,12 +1,13 @@
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from sparsejax.models import convert
-from sparsejax.models.unet import QKVAttention, UNet, timestep_embedding
+from sparsejax.models.unet import QKVAttention, ResBlock, UNet, timestep_embedding
 
 TINY = UNet(
     model_channels=32,
@@ -159,6 +160,20 @@ def test_dropout_acts_in_training_only(tiny):
     np.testing.assert_allclose(call({"params": params}, x, t), nhwc(tiny["out"]), atol=1e-5)
     dropped = call({"params": params}, x, t, train=True, rngs={"dropout": jax.random.key(0)})
     assert float(jnp.abs(dropped - nhwc(tiny["out"])).max()) > 0.1
+
+
+def test_dropout_acts_between_the_second_norm_and_the_last_convolution():
+    order = []
+
+    def note(next_method, args, kwargs, context):
+        order.append(type(context.module).__name__)
+        return next_method(*args, **kwargs)
+
+    x, embedding = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, 4, 4, 8), (1, 16)))
+    with nn.intercept_methods(note):
+        jax.eval_shape(ResBlock(8, 4, 0.5).init, jax.random.key(0), x, embedding)
+    layers = [name for name in order if name in ("GroupNorm", "Conv", "Dropout")]
+    assert layers == ["GroupNorm", "Conv", "GroupNorm", "Dropout", "Conv"]
 
 
 def test_every_norm_has_the_groups_asked_for():

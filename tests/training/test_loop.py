@@ -24,22 +24,6 @@ HEAD = tiny_config().model.num_head_channels
 SHORT = {"steps": 4, "checkpoint.every": 2, "log.every": 2}
 
 
-@pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
-    """An uninterrupted tiny run and its compilations: names, metrics lines written so far."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    compiled = []
-
-    def note(event, seconds, *, fun_name="", **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append((fun_name, len(read_metrics(workdir / "metrics.jsonl"))))
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    assert loop.train(tiny_config(), workdir)
-    jax.monitoring.unregister_event_duration_listener(note)
-    return workdir, compiled
-
-
 def start(workdir, **changes):
     """Start train.py itself, as a user would."""
     command = [sys.executable, "train.py", f"--workdir={workdir}", *tiny_flags(**changes)]

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.training.test_loop import final_state, tiny_run  # noqa: F401
+from tests.training.test_loop import final_state
 from tests.training.tiny import tiny_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tiny_run, tmp_path):  # noqa: F811
+def test_two_processes_train_as_one(tiny_run, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
