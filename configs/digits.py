@@ -1,5 +1,8 @@
 """Sparse UNet on scikit-learn's handwritten digits, 8x8: the example that runs anywhere.
 
+On two CPU cores the default takes three and a half minutes and ends at a training loss of 0.14;
+the short variant takes 100 seconds.
+
     python train.py                                  # RigL-DM at S = 0.75, the default
     python train.py --config configs/digits.py:sweep # the short variant, for comparisons
     python train.py --config configs/digits.py:static,0.9

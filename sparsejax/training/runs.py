@@ -57,7 +57,7 @@ def save_config(workdir, config):
 
 
 def write_text(path, text):
-    """Write a file whole or not at all, whenever the process dies."""
+    """Write `text` to the file `path` whole or not at all, whenever the process dies."""
     replacement = path.with_name(path.name + ".tmp")
     replacement.write_text(text)
     replacement.replace(path)
