@@ -26,6 +26,9 @@ def prune(params, masks, fraction):
 
     Returns:
       Masks with fewer active weights. Ties keep the lowest flat index; NaN goes first.
+
+    Raises:
+      AssertionError: a full-shape mask has not the shape of its parameter.
     """
 
     def prune_leaf(param, mask):
@@ -51,6 +54,9 @@ def regrow(masks, scores, counts, *, exclude=None):
 
     Returns:
       Masks with exactly `counts` more active weights, as far as there are candidates.
+
+    Raises:
+      AssertionError: a full-shape mask has not the shape of its scores.
     """
 
     def regrow_leaf(mask, score, count, excluded=None):

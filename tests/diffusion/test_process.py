@@ -6,11 +6,6 @@ from sparsejax.diffusion import process, schedules
 
 
 @pytest.fixture(scope="module")
-def ldm():
-    return schedules.noise_schedule(schedules.scaled_linear_betas(1000))
-
-
-@pytest.fixture(scope="module")
 def reference(golden):
     arrays = golden("c_qsample_loss.npz")
     return {k: v.transpose(0, 2, 3, 1) if v.ndim == 4 else v for k, v in arrays.items()}

@@ -11,11 +11,6 @@ from sparsejax.models.unet import UNet
 
 
 @pytest.fixture(scope="module")
-def ldm():
-    return schedules.noise_schedule(schedules.scaled_linear_betas(1000))
-
-
-@pytest.fixture(scope="module")
 def steps_and_trajectories(golden):
     arrays = golden("c_ddim_steps.npz")
     return {

@@ -4,11 +4,6 @@ import pytest
 from sparsejax.diffusion import schedules
 
 
-@pytest.fixture(scope="module")
-def ldm():
-    return schedules.noise_schedule(schedules.scaled_linear_betas(1000))
-
-
 def test_scaled_linear_schedule_equals_latent_diffusions(golden, ldm):
     arrays = golden("b_ldm_schedule.npz")
     betas = schedules.scaled_linear_betas(1000)
