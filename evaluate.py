@@ -20,6 +20,8 @@ from sparsejax.evaluation import report
 _WORKDIRS = flags.DEFINE_list("workdirs", None, "Workdirs of finished runs.", required=True)
 _SAMPLES = flags.DEFINE_integer("samples", None, "Samples a run; as many as real ones by default.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the noise that all runs sample from.")
+_BATCH = flags.DEFINE_integer("batch", 256, "Samples drawn at once, over all devices.")
+_PNG = flags.DEFINE_bool("png", False, "Also write every sample as samples/<run>/<index>.png.")
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
 
 
@@ -35,7 +37,14 @@ def main(argv):
     beside = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "comparison"
     output = _OUTPUT.value or beside
     try:
-        report.evaluate_runs(workdirs, output, samples=_SAMPLES.value, seed=_SEED.value)
+        report.evaluate_runs(
+            workdirs,
+            output,
+            samples=_SAMPLES.value,
+            seed=_SEED.value,
+            batch=_BATCH.value,
+            png=_PNG.value,
+        )
     except ConfigError as error:
         sys.exit(f"error: {error}")
 

@@ -7,16 +7,15 @@ the short variant takes 100 seconds.
     python train.py --config configs/digits.py:sweep # the short variant, for comparisons
     python train.py --config configs/digits.py:static,0.9
 
-The argument is any of: a method (dense, static, rigl, magran), a sparsity, `sweep`.
+The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
+update interval, `sweep`.
 """
 
-from sparsejax.configuration import default_config
-from sparsejax.sparsity.methods import METHODS
+from sparsejax.configuration import default_config, set_sparsity
 
 
 def get_config(arg=""):
     """Return the config; see the head of this file for the argument."""
-    words = [word for word in arg.split(",") if word]
     config = default_config()
     config.name = "digits"
     config.steps = 1800
@@ -47,17 +46,8 @@ def get_config(arg=""):
     config.sparsity.level = 0.75
     config.sparsity.update_interval = 50
 
-    if "sweep" in words:
-        words.remove("sweep")
+    if set_sparsity(config, arg, ["sweep"]):
         config.name = "digits-sweep"
         config.steps = 600
         config.sample.every = 0
-    for word in words:
-        if word in METHODS:
-            config.sparsity.method = word
-        elif word.replace(".", "", 1).isdigit():
-            config.sparsity.level = float(word)
-        else:
-            accepted = ", ".join([*METHODS, "sweep", "a sparsity such as 0.9"])
-            raise ValueError(f"config argument {word!r}; accepted: {accepted}")
     return config

@@ -32,9 +32,23 @@ def default_config():
     # The model family and its data; `model` are arguments of its network, whose defaults hold
     # for those left out.
     config.task = ml_collections.ConfigDict({"name": "images", "dataset": ""})
+    config.task.source = ""  # folder or npz of images, where the dataset is `files`
     config.task.image_size = 0  # pixels of a side
+    config.task.split = "train"  # as tensorflow-datasets slices them: train[:12500]
+    config.task.reference_split = "train"  # what samples are compared with
+    config.task.flip = False  # mirror every second image
     config.task.data_dir = ""  # of tensorflow-datasets; its own default
     config.model = ml_collections.ConfigDict({"dtype": "float32"})  # or bfloat16
+
+    # Task `autoencoder`, a first stage.
+    config.task.kind = "vq"  # or kl
+    config.task.regulariser = 1.0  # weight of the model's own loss; published KL models have 1e-6
+
+    # Task `latents`: the frozen first stage. `kind` and `model` describe a file that doesn't say
+    # itself how it is built, such as a published one; no arguments give the published VQ-f4.
+    config.first_stage = ml_collections.ConfigDict({"path": "", "kind": "vq", "model": {}})
+    config.task.latents_dir = ""  # their cache; beside the first stage
+    config.task.latent_scale = config_dict.placeholder(float)  # 1 / their standard deviation
 
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.steps = 1000
@@ -45,6 +59,8 @@ def default_config():
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adam"  # adam, adamw, sgd, lion
     config.optimizer.learning_rate = 1e-3
+    # If set, learning_rate is this times batch_size: Latent Diffusion's rule.
+    config.optimizer.base_learning_rate = config_dict.placeholder(float)
     config.optimizer.schedule = "constant"  # constant, or decay to 0 by cosine or linear
     config.optimizer.warmup_steps = 0
     config.optimizer.b1 = 0.9  # momentum for sgd
@@ -67,7 +83,8 @@ def default_config():
     config.sparsity.custom = ()  # ((pattern, sparsity), ...), first match wins
 
     # `every` is in optimizer steps; 0 = at the end only.
-    config.checkpoint = ml_collections.ConfigDict({"every": 500, "keep": 2, "init_from": ""})
+    config.checkpoint = ml_collections.ConfigDict({"every": 500, "keep": 2})
+    config.checkpoint.init_from = ""  # a run's workdir, or published weights (`models.files`)
     config.log = ml_collections.ConfigDict({"every": 50, "tensorboard": True})
     config.sample = ml_collections.ConfigDict()
     config.sample.every = 500
@@ -77,6 +94,46 @@ def default_config():
     config.sample.eta = 0.0  # ddim only
     config.sample.clip = config_dict.placeholder(float)  # limit of predicted data; none
     return config
+
+
+def set_sparsity(config, arg, variants=()):
+    """Set method, level, drop fraction and update interval from a config file's argument.
+
+    Args:
+      config: ConfigDict, changed in place.
+      arg: words with commas between: a method, and numbers: the sparsity, then the drop
+        fraction; a whole number from 2 on is the update interval.
+      variants: other words that the config file knows.
+
+    Returns:
+      Those of the variants that `arg` names.
+
+    Raises:
+      ConfigError: a word that is none of these.
+
+    Example:
+      >>> config = default_config()
+      >>> set_sparsity(config, "magran,0.9,0.05,1000,small", ["small"])
+      ['small']
+      >>> config.sparsity.level, config.sparsity.drop_fraction, config.sparsity.update_interval
+      (0.9, 0.05, 1000)
+    """
+    fractions, chosen = ["level", "drop_fraction"], []
+    for word in filter(None, arg.split(",")):
+        is_number = word.replace(".", "", 1).isdigit()
+        if word in variants:
+            chosen.append(word)
+        elif word in METHODS:
+            config.sparsity.method = word
+        elif word.isdigit() and int(word) > 1:
+            config.sparsity.update_interval = int(word)
+        elif is_number and fractions:
+            config.sparsity[fractions.pop(0)] = float(word)
+        else:
+            numbers = ["a sparsity such as 0.9", "then a drop fraction", "an update interval"]
+            accepted = ", ".join([*METHODS, *variants, *numbers])
+            raise ConfigError(f"config argument {word!r}; accepted: {accepted}")
+    return chosen
 
 
 class ConfigError(ValueError):
@@ -124,6 +181,9 @@ def resolve(config, saved=None):
         sparsity.begin = sparsity.update_interval
     if sparsity.end is None:
         sparsity.end = int(0.75 * config.steps)
+    base = config.optimizer.base_learning_rate
+    if base is not None:
+        config.optimizer.learning_rate = base * config.batch_size
     _check_run(config)
     _check_sparsity(sparsity)
     _check_optimizer(config.optimizer)

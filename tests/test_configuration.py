@@ -16,12 +16,14 @@ BAD = {
     "sparsity.drop_fraction": (1.5, r"accepted: \[0, 1\]"),
     "sparsity.drop_schedule": ("step", "accepted: cosine, constant, linear"),
     "sparsity.update_interval": (0, "accepted: 1 or more"),
-    "task.name": ("audio", "accepted: images"),
+    "task.name": ("audio", "accepted: images, autoencoder, latents"),
     "task.dataset": ("mnist", "accepted: digits"),
-    "task.image_size": (16, "accepted: 8, the size of digits"),
+    "task.image_size": (0, "accepted: 1 or more"),
+    "task.split": ("test", r"accepted: train \(1797\)"),
     "model.model_channels": (20, r"accepted: multiples of 8 \(norm_groups\)"),
     "model.num_head_channels": (24, "accepted: divisors of 32"),
-    "model.in_channels": (3, "model.out_channels is 1; accepted: 3, as model.in_channels"),
+    "model.in_channels": (3, "accepted: 1, the channels of digits"),
+    "model.out_channels": (3, "accepted: 1, as model.in_channels"),
     "model.dtype": ("float8", "accepted: float32, bfloat16"),
     "diffusion.schedule": ("square", "accepted: linear, scaled_linear, cosine"),
     "optimizer.name": ("adamx", "accepted: adam, adamw, sgd, lion"),
@@ -61,8 +63,7 @@ def test_a_value_that_cannot_work_is_refused_by_its_key(key, tmp_path, compiled)
     value, message = BAD[key]
     with pytest.raises(ValueError, match=message) as error:
         loop.train(tiny_config(**{key: value}), tmp_path / "run")
-    named = key if key != "model.in_channels" else "model.out_channels"
-    assert f"config.{named} is" in str(error.value)
+    assert f"config.{key} is" in str(error.value)
     assert not (tmp_path / "run").exists()
     assert compiled == []
 
@@ -97,6 +98,11 @@ def test_schedule_keys_follow_from_steps_and_interval():
     assert config.sparsity.end == 300
 
 
+def test_the_learning_rate_may_follow_the_batch():
+    config = tiny_config(batch_size=12, **{"optimizer.base_learning_rate": 2e-6})
+    assert configuration.resolve(config).optimizer.learning_rate == pytest.approx(2.4e-5)
+
+
 def test_a_resolved_config_survives_json():
     config = configuration.resolve(tiny_config(**{"sparsity.custom": (("conv", 0.5),)}))
     saved = json.loads(configuration.to_json(config))
@@ -114,5 +120,8 @@ def test_config_arguments_choose_method_and_level():
     assert get_config("sweep,dense").name == "digits-sweep"
     assert get_config().sparsity.method == "rigl"
     assert get_config().sparsity.level == 0.75
+    sparsity = get_config("magran,0.5,0.05,1000").sparsity
+    assert (sparsity.level, sparsity.drop_fraction) == (0.5, 0.05)
+    assert sparsity.update_interval == 1000
     with pytest.raises(ValueError, match="'stattic'; accepted: dense, static, rigl, magran, sweep"):
         get_config("stattic")

@@ -4,11 +4,10 @@ Part of the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin and Ka
 CC BY 4.0.
 """
 
-import io
-
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
+
+from sparsejax.data.decoding import encode
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -38,12 +37,4 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         digits = load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)
         for index, (image, label) in enumerate(zip(images, digits.target, strict=True)):
-            yield index, {"image": _png(image), "label": int(label)}
-
-
-def _png(image):
-    """Encode with Pillow: tensorflow-datasets would need TensorFlow to encode an array."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="png")
-    buffer.seek(0)
-    return buffer
+            yield index, {"image": encode(image), "label": int(label)}

@@ -1,55 +1,120 @@
-"""Image datasets by name, and the input pipeline that feeds them to training."""
+"""Image datasets by name, and the input pipeline that feeds them to training.
 
-import contextlib
+Functions take `config.task`, of which they read dataset, source, image_size and data_dir.
+"""
+
+import concurrent.futures
 import functools
-import io
+import os
 
 import grain
 import jax
+import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import logging
-from jax.experimental import multihost_utils
 
-from sparsejax.data.digits import Digits
+from sparsejax.configuration import ConfigError, require
+from sparsejax.data import decoding
+from sparsejax.data.builders import DATASETS, full_name, open_builder
+from sparsejax.data.files import short_name
 
-DATASETS = {"digits": Digits}
+__all__ = [
+    "DATASETS",
+    "describe",
+    "image_batches",
+    "label",
+    "load_images",
+    "open_images",
+    "to_pixels",
+    "to_unit_range",
+]
+
+# Decoding runs in Pillow, without Python's lock; batches read ahead are held in memory.
+_THREADS = max(2, min(8, os.cpu_count() or 2))
+
+
+def open_images(settings, split):
+    """Open a dataset for random access, preparing it on disk the first time.
+
+    Images are decoded as they are read, cropped and resized (`decoding.decode`).
+
+    Args:
+      settings: `config.task`.
+      split: of tensorflow-datasets, such as train, validation or train[:12500].
+
+    Returns:
+      grain.MapDataset of `{"image": [size, size, channels] uint8, "label": int}`, with
+      `len()`; label is 0 where the set has none.
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    size = settings.image_size
+    require(size >= 1, "task.image_size", size, "1 or more")
+    builder = open_builder(settings)
+    _check_split(settings, split, builder)
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    source = builder.as_data_source(split=split, decoders=decoders)
+    channels = builder.info.features["image"].shape[-1]
+
+    def example(record):
+        image = decoding.decode(record["image"], size, channels)
+        return {"image": image, "label": int(record.get("label", 0))}
+
+    return grain.MapDataset.source(source).map(example)
+
+
+def _check_split(settings, split, builder):
+    try:
+        count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        problem = str(error).split("\n")[0].strip("'\".")
+    else:
+        if count:
+            return
+        problem = "it selects no image"
+    key = "reference_split" if split == settings.reference_split != settings.split else "split"
+    splits = ", ".join(f"{name} ({s.num_examples})" for name, s in builder.info.splits.items())
+    raise ConfigError(
+        f"config.task.{key} is {split!r}: {problem}; accepted: {splits}, and slices of these such "
+        "as train[:1000]"
+    )
+
+
+def load_images(settings, split):
+    """Load a dataset into memory, once; see `open_images` for arguments and errors.
+
+    Returns:
+      Tuple of images [count, size, size, channels] uint8 and labels [count] int64.
+    """
+    return _load(ml_collections.FrozenConfigDict(settings), split, describe(settings, split))
 
 
 @functools.cache
-def load_images(name, data_dir=None):
-    """Load a small image dataset into memory, preparing it on disk the first time.
+def _load(settings, split, description):
+    """Load; the description tells one content of the same files from another."""
+    del description
+    dataset = open_images(settings, split)
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        examples = list(pool.map(dataset.__getitem__, range(len(dataset))))
+    images = np.stack([example["image"] for example in examples])
+    return images, np.array([example["label"] for example in examples], np.int64)
 
-    Args:
-      name: a key of `DATASETS`.
-      data_dir: where tensorflow-datasets keeps prepared data; its own default if None.
+
+def describe(settings, split):
+    """Say exactly which pixels `open_images` gives, to be kept with what is computed from them.
 
     Returns:
-      Tuple of images [count, height, width, channels] uint8 and labels [count] int64.
+      The builder's full name and version (with a hash of the content for `files`), split, crop
+      and resize.
     """
-    builder = DATASETS[name](data_dir=data_dir, file_format="array_record")
-    with _quiet():
-        if jax.process_index() == 0:
-            builder.download_and_prepare()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"prepared {name}")
-            builder = DATASETS[name](data_dir=data_dir, file_format="array_record")
-        examples = list(builder.as_data_source(split="train"))
-    images = np.stack([example["image"] for example in examples])
-    return images, np.array([example["label"] for example in examples])
+    size = settings.image_size
+    return f"{full_name(settings)} {split}, {decoding.METHOD} to {size}x{size}"
 
 
-@contextlib.contextmanager
-def _quiet():
-    """Hold back tensorflow-datasets' notes on TensorFlow and OpenCV, which aren't needed."""
-    tfds.disable_progress_bar()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
+def label(settings):
+    """Return a short name for figures: of the dataset, or of the source of `files`."""
+    return short_name(settings.source) if settings.dataset == "files" else settings.dataset
 
 
 def to_unit_range(images):
@@ -57,38 +122,60 @@ def to_unit_range(images):
     return images.astype(np.float32) / 127.5 - 1
 
 
-def to_pixels(images):
-    """Map floats in [-1, 1] to uint8 pixels, clipped and rounded."""
-    return np.clip(np.round((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+def to_pixels(images, truncate=False):
+    """Map floats in [-1, 1] to uint8 pixels, clipped.
+
+    Args:
+      images: any shape.
+      truncate: drop the fraction instead of rounding, as Latent Diffusion's sampling script
+        does where it saves pictures (CompVis/latent-diffusion, scripts/sample_diffusion.py,
+        custom_to_pil): half a level darker on average.
+
+    Returns:
+      uint8 of the same shape.
+    """
+    images = np.asarray(images, np.float32)
+    if truncate:
+        return (255 * ((np.clip(images, -1, 1) + 1) / 2)).astype(np.uint8)
+    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def image_batches(images, batch_size, seed, start, stop):
+def image_batches(dataset, batch_size, seed, start, stop, flip=False):
     """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
 
-    A batch is a function of the step: shuffling is seeded, epochs follow one another without
-    a seam, and access is random, so a resumed run sees what an uninterrupted one would.
+    A batch is a function of the step: shuffling and flips are seeded, epochs follow one another
+    without a seam, and access is random, so a resumed run sees what an uninterrupted one would.
     Process p of P gets the p-th part of each global batch.
 
     Args:
-      images: [count, height, width, channels] uint8.
+      dataset: [count, height, width, channels] uint8, or what `open_images` returns; both give
+        the same order.
       batch_size: global batch size, a multiple of the number of processes.
       seed: Python int.
       start: first step.
       stop: step to stop before.
+      flip: mirror each example left-right with probability 1/2, anew in every epoch.
 
     Returns:
       Iterator of `{"image": [batch_size / P, height, width, channels] float32 in [-1, 1]}`,
       prefetched in threads.
     """
     processes, process = jax.process_count(), jax.process_index()
-    dataset = (
-        grain.MapDataset.source(images)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .map(lambda image: {"image": to_unit_range(image)})
-        .batch(batch_size // processes)
+    in_memory = isinstance(dataset, np.ndarray)
+
+    def image(index):
+        return dataset[index] if in_memory else dataset[index]["image"]
+
+    images = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat().map(image)
+    if flip:
+        images = images.random_map(_flip)
+    batches = images.map(lambda image: {"image": to_unit_range(image)}).batch(
+        batch_size // processes
     )
     steps = slice(start * processes + process, stop * processes, processes)
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
-    return iter(dataset.slice(steps).to_iter_dataset(read_options=options))
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=8)
+    return iter(batches.slice(steps).to_iter_dataset(read_options=options))
+
+
+def _flip(image, rng):
+    return image[:, ::-1] if rng.random() < 0.5 else image

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax.data.images import load_images, to_unit_range
+from sparsejax.data.images import label, load_images, to_unit_range
 
 FEATURES = 64
 _STEPS, _BATCH = 600, 128
@@ -36,22 +36,25 @@ class Classifier(nn.Module):
         return features, nn.Dense(self.classes)(features)
 
 
-def feature_extractor(name, data_dir=None):
+def feature_extractor(settings):
     """Return the features of the classifier of a dataset, training it the first time.
 
     The trained weights are kept in `SPARSEJAX_CACHE` (default ~/.cache/sparsejax), under a
     hash of data and recipe.
 
     Args:
-      name: dataset, a key of `data.images.DATASETS`.
-      data_dir: where tensorflow-datasets keeps prepared data.
+      settings: `config.task`; the classifier is trained on its `split`.
 
     Returns:
-      `features(images [count, height, width, channels] in [-1, 1]) -> [count, 64] float32`.
+      `features(images [count, height, width, channels] in [-1, 1]) -> [count, 64] float32`,
+      or None where the data has no labels to train on.
     """
-    images, labels = load_images(name, data_dir)
-    model = Classifier(classes=int(labels.max()) + 1)
-    params = _cached_params(name, model, images, labels)
+    images, labels = load_images(settings, settings.split)
+    classes = int(labels.max()) + 1
+    if classes == 1:
+        return None
+    model = Classifier(classes)
+    params = _cached_params(label(settings), model, images, labels)
     call = jax.jit(lambda x: model.apply({"params": params}, x)[0])
 
     def features(images):
@@ -70,7 +73,7 @@ def _cached_params(name, model, images, labels):
     if path.exists():
         with np.load(path, allow_pickle=False) as arrays:
             return flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
-    params = train_classifier(model, to_unit_range(images), labels)
+    params = train_classifier(model, images, labels)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.npz")
     np.savez(partial, **flax.traverse_util.flatten_dict(jax.device_get(params), sep="/"))
@@ -83,7 +86,7 @@ def train_classifier(model, images, labels, seed=0):
 
     Args:
       model: Classifier.
-      images: [count, height, width, channels] float32 in [-1, 1].
+      images: [count, height, width, channels] uint8.
       labels: [count] int.
       seed: of initial weights and batches.
 
@@ -91,7 +94,7 @@ def train_classifier(model, images, labels, seed=0):
       params.
     """
     optimizer = optax.adam(1e-3)
-    params = model.init(jax.random.key(seed), images[:1])["params"]
+    params = model.init(jax.random.key(seed), to_unit_range(images[:1]))["params"]
 
     @jax.jit
     def step(params, state, images, labels):
@@ -105,5 +108,5 @@ def train_classifier(model, images, labels, seed=0):
     state, rng = optimizer.init(params), np.random.default_rng(seed)
     for _ in range(_STEPS):
         batch = rng.integers(len(images), size=_BATCH)
-        params, state = step(params, state, images[batch], labels[batch])
+        params, state = step(params, state, to_unit_range(images[batch]), labels[batch])
     return params

@@ -7,16 +7,17 @@ import sys
 import time
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from sparsejax.atomic import write_text
 from sparsejax.evaluation import plots
 from sparsejax.sparsity import costs
 from sparsejax.sparsity.masks import dense_masks, summarize
 from sparsejax.training import runs
 from sparsejax.training.metrics import read_metrics
 from sparsejax.training.optimizers import update_schedule
+from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import named_key
 
 
@@ -37,7 +38,7 @@ def close_run(workdir):
     if summary is None or summary["steps"] != runs.read_config(workdir).steps:
         summary = _close(workdir)
         if jax.process_index() == 0:
-            runs.write_text(path, json.dumps(summary, indent=2) + "\n")
+            write_text(path, json.dumps(summary, indent=2) + "\n")
     if jax.process_index() == 0:
         print_summary(summary, workdir)
     return summary
@@ -81,6 +82,12 @@ def run_costs(config, task, params, masks):
     }
 
 
+def final_loss(workdir):
+    """Return the training loss of a run's last logged steps."""
+    lines = read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
+    return next(line["loss"] for line in reversed(lines) if "loss" in line)
+
+
 def _close(workdir):
     config = runs.read_config(workdir)
     task, params, masks = runs.load_run(workdir)
@@ -88,10 +95,10 @@ def _close(workdir):
     lines = read_metrics(workdir / "metrics.jsonl")
     count = config.sample.count
     key = named_key(config.seed, "samples")
-    sample = jax.jit(lambda params: task.sample(task.apply, params, key, count))
-    samples = np.asarray(sample(params))
+    sample = make_sampler(task, key, count)
+    samples = sample(params)
     began = time.perf_counter()
-    sample(params).block_until_ready()
+    sample(params)
     seconds = time.perf_counter() - began
 
     summary = run_costs(config, task, params, masks)
@@ -101,10 +108,11 @@ def _close(workdir):
         plots.save_curves(workdir / "curves.png", lines)
         counts = summarize(params, masks).layers
         in_order = {name: counts[name] for name in task.layer_flops(params) if name in counts}
+        task.export(params, workdir)
         plots.save_layer_densities(workdir / "layers.png", in_order, summary["sparsity"])
     logged = [line for line in lines if "loss" in line]
     return summary | {
-        "loss": logged[-1]["loss"],
+        "loss": final_loss(workdir),
         # The first interval compiles; where there is but one, that is all there is.
         "step_seconds": 1
         / statistics.median(line["steps_per_second"] for line in logged[1:] or logged),

@@ -1,26 +1,37 @@
 """Compare runs: samples from the same noise, distances, costs, one table."""
 
+import logging
 import pathlib
 import time
 
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
 from sparsejax.configuration import ConfigError, require
+from sparsejax.data.images import label, to_pixels
 from sparsejax.evaluation.classifier import feature_extractor
-from sparsejax.evaluation.closing import console, quantity, run_costs
+from sparsejax.evaluation.closing import console, final_loss, quantity, run_costs
 from sparsejax.evaluation.distances import frechet_distance
+from sparsejax.tasks import build_task
 from sparsejax.training import runs
+from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import named_key
 
-_BATCH = 256
 _SHOWN = 36
+_COMPARED = ("name", "dataset", "source", "image_size", "split", "reference_split")
+_EXPLAINED = """`{metric}` is the Frechet distance between the features of as many samples
+(EMA weights) and of all real examples of the reference split, in a classifier that this project
+trains on the data's own labels. It is no FID and compares with nothing but itself.
+"""
+
+logger = logging.getLogger(__name__)
 
 
-def evaluate_runs(workdirs, output, *, samples=None, seed=0):
+def evaluate_runs(workdirs, output, *, samples=None, seed=0, batch=256, png=False):
     """Sample every run from the same noise, measure, and write report.md and comparison.png.
 
     Args:
@@ -28,6 +39,8 @@ def evaluate_runs(workdirs, output, *, samples=None, seed=0):
       output: folder to write to.
       samples: how many samples a run; as many as there are real examples if None.
       seed: of the noise.
+      batch: samples drawn at once, over all devices.
+      png: whether to write every sample as output/samples/<run>/<index>.png too.
 
     Returns:
       List of dictionaries, a row a run.
@@ -37,48 +50,76 @@ def evaluate_runs(workdirs, output, *, samples=None, seed=0):
     """
     if samples is not None and samples < 2:
         raise ConfigError(f"{samples} samples; accepted: 2 or more, for a covariance")
+    if batch < 1:
+        raise ConfigError(f"a batch of {batch}; accepted: 1 or more")
     configs = [runs.read_config(workdir) for workdir in workdirs]
     for workdir, config in zip(workdirs, configs, strict=True):
-        for key in ("name", "dataset", "image_size"):
+        for key in _COMPARED:
             ours, first = config.task[key], configs[0].task[key]
             require(ours == first, f"task.{key}", ours, f"{first!r}, to compare {workdir}")
-    features = feature_extractor(configs[0].task.dataset, configs[0].task.data_dir or None)
-    rows, pictures, reference = [], [], None
-    for workdir, config in zip(workdirs, configs, strict=True):
-        task, params, masks = runs.load_run(workdir)
-        if reference is None:
-            reference = task.reference()
-            reference_features = features(reference)
-        count = samples or len(reference)
-        drawn, seconds = _draw(task, params, count, named_key(seed, "evaluation"))
-        metric = f"FD[classifier:{config.task.dataset}]@{count}"
-        rows.append(
-            {"run": pathlib.Path(workdir).name}
-            | run_costs(config, task, params, masks)
-            | {"seed": config.seed, "sampling_seconds": seconds}
-            | {metric: frechet_distance(features(drawn), reference_features)}
-        )
-        pictures.append(task.render(drawn[:_SHOWN]))
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
+    reference = build_task(configs[0]).reference()
+    count = samples or len(reference)
+    metric, distance = _distance_to(reference, configs[0].task, count)
+    rows, pictures = [], []
+    for workdir, config in zip(workdirs, configs, strict=True):
+        task, params, masks = runs.load_run(workdir)
+        drawn, seconds = _draw(task, params, count, min(batch, count), seed)
+        name = pathlib.Path(workdir).name
+        rows.append(
+            {"run": name}
+            | run_costs(config, task, params, masks)
+            | {"seed": config.seed, "loss": final_loss(workdir), "sampling_seconds": seconds}
+            | ({metric: distance(drawn)} if metric else {})
+        )
+        pictures.append(task.render(drawn[:_SHOWN]))
+        if png:
+            save_pngs(output / "samples" / name, drawn)
     real = task.render(reference[:_SHOWN])
     _save_comparison(output / "comparison.png", rows, metric, pictures, real)
     _write_report(output / "report.md", rows, metric)
     _print_table(rows, metric)
-    print(f"In {output}: report.md, comparison.png")
+    print(f"In {output}: report.md, comparison.png" + (", samples/" if png else ""))
     return rows
 
 
-def _draw(task, params, count, key):
+def _distance_to(reference, settings, count):
+    """Return the name of a distance to real examples, and a function of samples; or None twice."""
+    features = feature_extractor(settings)
+    if features is None:
+        logger.warning("no distances: %s has no labels to train a classifier on", label(settings))
+        return None, None
+    reference_features = features(reference)
+    return (
+        f"FD[classifier:{label(settings)}]@{count}",
+        lambda drawn: frechet_distance(features(drawn), reference_features),
+    )
+
+
+def _draw(task, params, count, batch, seed):
     """Draw samples in batches of one shape; the first batch, which compiles, isn't timed."""
     params = jax.tree.map(jax.numpy.asarray, params)
-    batch = min(_BATCH, count)
-    sample = jax.jit(lambda params, start: task.sample(task.apply, params, key, batch, start))
-    sample(params, 0).block_until_ready()
+    sample = make_sampler(task, named_key(seed, "evaluation"), batch)
+    drawn = [sample(params)]
     began = time.perf_counter()
-    drawn = [np.asarray(sample(params, start)) for start in range(0, count, batch)]
-    seconds = (time.perf_counter() - began) / (len(drawn) * batch)
+    drawn += [sample(params, start) for start in range(batch, max(count, batch + 1), batch)]
+    seconds = (time.perf_counter() - began) / ((len(drawn) - 1) * batch)
     return np.concatenate(drawn)[:count], seconds
+
+
+def save_pngs(folder, images):
+    """Write images as 00000.png, 00001.png, ..., rounded as Latent Diffusion's own script does.
+
+    Args:
+      folder: created if need be; pictures of the same names are replaced.
+      images: [count, height, width, channels] in [-1, 1], 1 or 3 channels.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(to_pixels(images, truncate=True)):
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+            folder / f"{index:05d}.png"
+        )
 
 
 def _columns(metric):
@@ -90,7 +131,8 @@ def _columns(metric):
         "FLOPs, forward": lambda row: quantity(row["forward_flops"]),
         "FLOPs, training (formula)": lambda row: quantity(row["training_flops_formula"]),
         "FLOPs, training (run)": lambda row: quantity(row["training_flops_run"]),
-        metric: lambda row: f"{row[metric]:.2f}",
+        "training loss": lambda row: f"{row['loss']:.4f}",
+        **({metric: lambda row: f"{row[metric]:.2f}"} if metric else {}),
         "passes a sample": lambda row: f"{row['passes_per_sample']}",
         "ms a sample": lambda row: f"{1e3 * row['sampling_seconds']:.1f}",
     }
@@ -109,13 +151,12 @@ def _print_table(rows, metric):
 def _write_report(path, rows, metric):
     columns = _columns(metric)
     body = [[cell(row) for cell in columns.values()] for row in rows]
+    explained = _EXPLAINED.format(metric=metric) if metric else ""
     text = f"""# Runs compared
 
 {_markdown_table(list(columns), body)}
-{_spread_over_seeds(rows, metric)}
-`{metric}` is the Frechet distance between the features of as many samples (EMA weights) and
-of all real examples, in the classifier that this project trains on the data's own labels.
-It is no FID and compares with nothing but itself. All runs sampled from the same noise.
+{_spread_over_seeds(rows, metric) if metric else ""}
+{explained}All runs sampled from the same noise. Training loss: mean of the last logged steps.
 FLOPs are two for each multiply-add of a layer, times its density; training FLOPs are of the
 whole run, by the formula of the RigL paper, and by what the run did. Device:
 {jax.device_count()} x {jax.devices()[0].device_kind}, jax {jax.__version__}.
@@ -150,7 +191,8 @@ def _save_comparison(path, rows, metric, pictures, real):
     """Show every run's samples side by side, each picture from the same noise, real ones last."""
     titles = [
         f"{row['method']}  S = {row['sparsity']:g}\n"
-        f"{quantity(row['active_parameters'])} weights, distance {row[metric]:.2f}"
+        f"{quantity(row['active_parameters'])} weights"
+        + (f", distance {row[metric]:.2f}" if metric else "")
         for row in rows
     ]
     columns = min(4, len(rows) + 1)

@@ -1,9 +1,16 @@
-"""Published weights in PyTorch's layout to parameter trees.
+"""Published weights in PyTorch's layout to parameter trees, and back.
 
-Works on flat mappings of names to numpy arrays; torch itself is not needed.
+Works on flat mappings of names to numpy arrays; torch itself is not needed. The names are those
+of CompVis Latent Diffusion, so one rule serves the UNet and the autoencoders.
 """
 
+import re
+
+import jax
 import numpy as np
+
+# CompVis's UNet attends with 1x1 Conv1d, whose weights have a third axis.
+_CONV1D = ("qkv", "proj_out")
 
 
 def unet_from_torch(state_dict):
@@ -24,15 +31,74 @@ def unet_from_torch(state_dict):
       >>> params["out_2"]["kernel"].shape
       (3, 3, 32, 3)
     """
+    return _from_torch(state_dict)
+
+
+def unet_to_torch(params):
+    """Convert parameters, or masks of their shapes, to the layout of CompVis's `UNetModel`.
+
+    Args:
+      params: tree of `models.unet.UNet`.
+
+    Returns:
+      `{name: array}`, numpy; the inverse of `unet_from_torch`, bit for bit.
+
+    Example:
+      >>> unet_to_torch({"out_2": {"kernel": np.zeros((3, 3, 32, 3))}})["out.2.weight"].shape
+      (3, 32, 3, 3)
+    """
+    return _to_torch(params)
+
+
+def autoencoder_from_torch(state_dict):
+    """Convert the state dict of CompVis's `VQModelInterface`, `VQModel` or `AutoencoderKL`.
+
+    Args:
+      state_dict: `{name: array}` in PyTorch's layout, without the entries of the training loss.
+
+    Returns:
+      `params` of `models.autoencoder`: convolutions HWIO, codes [codes, dim] as they are.
+
+    Raises:
+      ValueError: an entry is no weight or bias.
+
+    Example:
+      >>> name = "encoder.down.1.block.0.nin_shortcut.weight"
+      >>> params = autoencoder_from_torch({name: np.zeros((64, 32, 1, 1))})
+      >>> params["encoder"]["down_1"]["block_0"]["nin_shortcut"]["kernel"].shape
+      (1, 1, 32, 64)
+    """
+    return _from_torch(state_dict)
+
+
+def autoencoder_to_torch(params):
+    """Convert parameters to the layout of CompVis's autoencoders.
+
+    Args:
+      params: tree of a model of `models.autoencoder`.
+
+    Returns:
+      `{name: array}`, numpy; the inverse of `autoencoder_from_torch`, bit for bit.
+
+    Example:
+      >>> list(autoencoder_to_torch({"quantize": {"embedding": np.zeros((64, 3))}}))
+      ['quantize.embedding.weight']
+    """
+    return _to_torch(params)
+
+
+def _from_torch(state_dict):
     params = {}
     for name, array in state_dict.items():
         *modules, kind = name.split(".")
         if kind not in ("weight", "bias"):
             raise ValueError(f"state dict entry {name!r}; accepted: names ending in weight or bias")
+        leaf, value = _convert_leaf(modules[-1:], kind, np.asarray(array))
+        if leaf == "embedding":
+            modules.pop()
         node = params
         for module in _join_numbers(modules):
             node = node.setdefault(module, {})
-        leaf, value = _convert_leaf(kind, np.asarray(array))
         node[leaf] = value
     return params
 
@@ -48,7 +114,9 @@ def _join_numbers(modules):
     return joined
 
 
-def _convert_leaf(kind, array):
+def _convert_leaf(module, kind, array):
+    if module == ["embedding"]:
+        return "embedding", array
     match kind, array.ndim:
         case "weight", 4:
             return "kernel", array.transpose(2, 3, 1, 0)
@@ -59,3 +127,35 @@ def _convert_leaf(kind, array):
         case "weight", 1:
             return "scale", array
     return "bias", array
+
+
+def _to_torch(params):
+    state_dict = {}
+    for path, value in jax.tree_util.tree_flatten_with_path(params)[0]:
+        *modules, leaf = (entry.key for entry in path)
+        if leaf == "embedding":
+            modules.append(leaf)
+        kind = "bias" if leaf == "bias" else "weight"
+        name = ".".join([*_split_numbers(modules), kind])
+        state_dict[name] = _restore_leaf(modules[-1], leaf, np.asarray(value))
+    return state_dict
+
+
+def _split_numbers(modules):
+    """Undo `_join_numbers`: [in_layers_2] -> [in_layers.2].
+
+    In the middle of an autoencoder block_1, attn_1 and block_2 are names of the reference's.
+    """
+    parents = [None, *modules]
+    return [
+        module if parent == "mid" else re.sub(r"_(\d+)", r".\1", module)
+        for parent, module in zip(parents, modules, strict=False)
+    ]
+
+
+def _restore_leaf(module, leaf, array):
+    if leaf != "kernel":
+        return array
+    if array.ndim == 4:
+        return array.transpose(3, 2, 0, 1)
+    return array.T[:, :, None] if module in _CONV1D else array.T

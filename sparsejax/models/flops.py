@@ -10,7 +10,7 @@ import math
 import flax.linen as nn
 import jax
 
-from sparsejax.models.unet import QKVAttention
+from sparsejax.models.layers import QKVAttention
 
 
 def _conv_flops(module, inputs, output):

@@ -9,9 +9,10 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+from sparsejax.models.layers import QKVAttention, conv, dense, upsample
 
 
 def timestep_embedding(t, dim, max_period=10_000.0):
@@ -32,43 +33,6 @@ def timestep_embedding(t, dim, max_period=10_000.0):
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
 
-_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-
-
-def _bias_init(fan_in):
-    """Uniform in +-1/sqrt(fan_in): PyTorch's default, and the reference's."""
-
-    def init(key, shape, dtype=jnp.float32):
-        limit = 1 / math.sqrt(fan_in)
-        return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    return init
-
-
-def _inits(fan_in, zero):
-    if zero:
-        return {"kernel_init": nn.initializers.zeros, "bias_init": nn.initializers.zeros}
-    return {"kernel_init": _kernel_init, "bias_init": _bias_init(fan_in)}
-
-
-def _conv(x, features, window, name, *, stride=1, dtype=None, zero=False):
-    padding = window // 2
-    fan_in = x.shape[-1] * window**2
-    return nn.Conv(
-        features,
-        (window, window),
-        strides=stride,
-        padding=padding,
-        dtype=dtype,
-        name=name,
-        **_inits(fan_in, zero),
-    )(x)
-
-
-def _dense(x, features, name, *, dtype=None, zero=False):
-    return nn.Dense(features, dtype=dtype, name=name, **_inits(x.shape[-1], zero))(x)
-
-
 def _norm(x, groups, name, *, dtype=None):
     return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name)(x)
 
@@ -86,35 +50,18 @@ class ResBlock(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x, embedding, *, train=False):
+    def __call__(self, x, embedding, train=False):
         """Apply the block; `train` turns dropout on."""
         h = nn.silu(_norm(x, self.norm_groups, "in_layers_0", dtype=self.dtype))
-        h = _conv(h, self.features, 3, "in_layers_2", dtype=self.dtype)
-        shift = _dense(nn.silu(embedding), self.features, "emb_layers_1", dtype=self.dtype)
+        h = conv(h, self.features, 3, "in_layers_2", dtype=self.dtype)
+        shift = dense(nn.silu(embedding), self.features, "emb_layers_1", dtype=self.dtype)
         h = h + shift[:, None, None, :]
         h = nn.silu(_norm(h, self.norm_groups, "out_layers_0", dtype=self.dtype))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = _conv(h, self.features, 3, "out_layers_3", dtype=self.dtype, zero=True)
+        h = conv(h, self.features, 3, "out_layers_3", dtype=self.dtype, zero=True)
         if x.shape[-1] != self.features:
-            x = _conv(x, self.features, 1, "skip_connection", dtype=self.dtype)
+            x = conv(x, self.features, 1, "skip_connection", dtype=self.dtype)
         return x + h
-
-
-class QKVAttention(nn.Module):
-    """Softmax attention over split heads, without parameters of its own.
-
-    Call: qkv [batch, length, heads, 3, head_channels] -> [batch, length, heads,
-    head_channels]. The softmax is float32.
-    """
-
-    @nn.compact
-    def __call__(self, qkv):
-        """Attend; queries and keys are scaled by head_channels ** -1/4 each."""
-        q, k, v = (qkv[..., i, :] for i in range(3))
-        scale = qkv.shape[-1] ** -0.25
-        weights = jnp.einsum("bthc,bshc->bhts", q * scale, k * scale)
-        weights = jax.nn.softmax(weights.astype(jnp.float32), axis=-1).astype(v.dtype)
-        return jnp.einsum("bhts,bshc->bthc", weights, v)
 
 
 class AttentionBlock(nn.Module):
@@ -134,12 +81,12 @@ class AttentionBlock(nn.Module):
         batch, height, width, channels = x.shape
         h = _norm(x, self.norm_groups, "norm", dtype=self.dtype)
         h = h.reshape(batch, height * width, channels)
-        qkv = _dense(h, 3 * channels, "qkv", dtype=self.dtype)
+        qkv = dense(h, 3 * channels, "qkv", dtype=self.dtype)
         heads = channels // self.num_head_channels
         qkv = qkv.reshape(batch, height * width, heads, 3, self.num_head_channels)
         h = QKVAttention(name="attention")(qkv)
         h = h.reshape(batch, height * width, channels)
-        h = _dense(h, channels, "proj_out", dtype=self.dtype, zero=True)
+        h = dense(h, channels, "proj_out", dtype=self.dtype, zero=True)
         return x + h.reshape(x.shape)
 
 
@@ -151,7 +98,7 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Map [batch, height, width, channels] to [batch, height / 2, width / 2, channels]."""
-        return _conv(x, x.shape[-1], 3, "op", stride=2, dtype=self.dtype)
+        return conv(x, x.shape[-1], 3, "op", stride=2, dtype=self.dtype)
 
 
 class Upsample(nn.Module):
@@ -162,8 +109,7 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Map [batch, height, width, channels] to [batch, 2 height, 2 width, channels]."""
-        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return _conv(x, x.shape[-1], 3, "conv", dtype=self.dtype)
+        return conv(upsample(x), x.shape[-1], 3, "conv", dtype=self.dtype)
 
 
 class UNet(nn.Module):
@@ -188,6 +134,8 @@ class UNet(nn.Module):
       norm_groups: groups of every GroupNorm; 32 in the published models. A narrow network
         wants fewer: a group of one channel would normalise the time embedding away.
       dtype: computation dtype; parameters are float32.
+      remat: whether the backward pass computes the inside of each block again rather than
+        keeping it: less memory, about a third more time.
     """
 
     in_channels: int = 3
@@ -200,30 +148,34 @@ class UNet(nn.Module):
     dropout: float = 0.0
     norm_groups: int = 32
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x, t, *, train=False):
         """Predict the noise; `train` turns dropout on (and needs a `dropout` rng)."""
         embedding = timestep_embedding(t, self.model_channels)
-        embedding = _dense(embedding, 4 * self.model_channels, "time_embed_0", dtype=self.dtype)
-        embedding = _dense(
+        embedding = dense(embedding, 4 * self.model_channels, "time_embed_0", dtype=self.dtype)
+        embedding = dense(
             nn.silu(embedding), 4 * self.model_channels, "time_embed_2", dtype=self.dtype
         )
 
+        # `train`, the third argument after self, is a Python bool.
+        res_cls = nn.remat(ResBlock, static_argnums=3) if self.remat else ResBlock
+        attention_cls = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+
         def res_block(h, features, name):
-            block = ResBlock(features, self.norm_groups, self.dropout, self.dtype, name=name)
-            return block(h, embedding, train=train)
+            block = res_cls(features, self.norm_groups, self.dropout, self.dtype, name=name)
+            return block(h, embedding, train)
 
         def attend(h, name):
-            return AttentionBlock(self.num_head_channels, self.norm_groups, self.dtype, name=name)(
-                h
-            )
+            block = attention_cls(self.num_head_channels, self.norm_groups, self.dtype, name=name)
+            return block(h)
 
         def block(h, features, factor, name):
             h = res_block(h, features, f"{name}_0")
             return attend(h, f"{name}_1") if factor in self.attention_resolutions else h
 
-        h = _conv(x, self.model_channels, 3, "input_blocks_0_0", dtype=self.dtype)
+        h = conv(x, self.model_channels, 3, "input_blocks_0_0", dtype=self.dtype)
         skips = [h]
         levels = len(self.channel_mult)
         for level, mult in enumerate(self.channel_mult):
@@ -250,5 +202,5 @@ class UNet(nn.Module):
                 index += 1
 
         h = nn.silu(_norm(h, self.norm_groups, "out_0", dtype=self.dtype))
-        h = _conv(h, self.out_channels, 3, "out_2", dtype=self.dtype, zero=True)
+        h = conv(h, self.out_channels, 3, "out_2", dtype=self.dtype, zero=True)
         return h.astype(jnp.float32)

@@ -1,28 +1,17 @@
-"""Diffusion on images: the Latent Diffusion UNet, eps-prediction, grids of pictures."""
-
-import functools
-
-import jax
-import jax.numpy as jnp
+"""Diffusion on the pixels of small images."""
 
 from sparsejax.configuration import require
 from sparsejax.data import images as data
-from sparsejax.diffusion import process, samplers, schedules
-from sparsejax.models.flops import layer_flops
-from sparsejax.models.unet import UNet
-from sparsejax.tasks.grid import image_grid
-from sparsejax.tasks.task import Task
+from sparsejax.tasks.denoising import denoising_task
 
-SAMPLERS = ("ddim", "ddpm")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_IN_MEMORY = 2**30  # bytes of pixels; larger sets are decoded while training
 
 
 def images_task(config):
-    """Return the Task of a UNet on the images of `config.task.dataset`.
+    """Return the Task of a UNet on the images of `config.task`.
 
     Args:
-      config: resolved ConfigDict; `model` holds arguments of `models.unet.UNet`, its dtype by
-        name.
+      config: resolved ConfigDict; see `denoising_task`.
 
     Returns:
       Task; samples and reference are [count, height, width, channels] float32 in [-1, 1].
@@ -30,150 +19,38 @@ def images_task(config):
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
-    name, size = config.task.dataset, config.task.image_size
-    require(name in data.DATASETS, "task.dataset", name, ", ".join(data.DATASETS))
-    model = _build_model(config)
-    _check_sampling(config)
-    schedule = _noise_schedule(config.diffusion)
-    shape = (size, size, model.in_channels)
-    example_inputs = (
-        jax.ShapeDtypeStruct((1, *shape), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-    )
-
-    @functools.cache
-    def load():
-        images, _ = data.load_images(name, config.task.data_dir or None)
-        accepted = f"{images.shape[1]}, the size of {name}"
-        require(images.shape[1:3] == (size, size), "task.image_size", size, accepted)
-        accepted = f"{images.shape[3]}, the channels of {name}"
-        same = images.shape[3] == model.in_channels
-        require(same, "model.in_channels", model.in_channels, accepted)
-        return images
-
-    load()
-
-    def init(key):
-        inputs = (jnp.zeros(x.shape, x.dtype) for x in example_inputs)
-        return model.init(key, *inputs)["params"]
-
-    def apply(params, x, t, *, train=False, rngs=None):
-        return model.apply({"params": params}, x, t, train=train, rngs=rngs)
-
-    is_ddpm = config.sample.sampler == "ddpm"
-    return Task(
-        init=init,
-        apply=apply,
-        loss=functools.partial(_loss, schedule),
-        sample=functools.partial(_sample, schedule, shape, config.sample),
-        render=image_grid,
-        batches=lambda start, stop: data.image_batches(
-            load(), config.batch_size, config.seed, start, stop
-        ),
-        reference=lambda: data.to_unit_range(load()),
-        layer_flops=lambda params: layer_flops(model, params, *example_inputs),
-        passes_per_sample=schedule.steps if is_ddpm else config.sample.steps,
+    settings = config.task
+    check_channels(config)
+    return denoising_task(
+        config,
+        settings.image_size,
+        batches=lambda start, stop: training_batches(config, start, stop),
+        reference=lambda: reference_images(settings),
     )
 
 
-def _loss(schedule, apply, params, batch, keys, train):
-    """Mean eps loss; t and noise are drawn per example, from the example's own key."""
-    x_0 = batch["image"]
+def check_channels(config):
+    """Refuse a model whose input doesn't have the channels of the images.
 
-    def draw(key):
-        t_key, noise_key, _ = jax.random.split(key, 3)
-        t = jax.random.randint(t_key, (), 0, schedule.steps)
-        return t, jax.random.normal(noise_key, x_0.shape[1:])
-
-    t, noise = jax.vmap(draw)(keys)
-    x_t = process.q_sample(schedule, x_0, t, noise)
-    rngs = {"dropout": jax.random.split(keys[0], 3)[2]}
-    eps = apply(params, x_t, t, train=train, rngs=rngs)
-    return jnp.mean(process.eps_loss(eps, noise))
+    Opens the training split, so that missing data is refused here too.
+    """
+    image = data.open_images(config.task, config.task.split)[0]["image"]
+    accepted = f"{image.shape[2]}, the channels of {data.label(config.task)}"
+    channels = config.model.in_channels
+    require(channels == image.shape[2], "model.in_channels", channels, accepted)
 
 
-def _sample(schedule, shape, settings, apply, params, key, count, start=0):
-    indices = start + jnp.arange(count)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-    x_T, noise = samplers.example_noise(keys, shape)  # noqa: N806
-    denoise = functools.partial(apply, params)
-    if settings.sampler == "ddpm":
-        return samplers.ddpm_sample(denoise, schedule, x_T, noise, clip=settings.clip)
-    return samplers.ddim_sample(
-        denoise, schedule, x_T, noise, steps=settings.steps, eta=settings.eta, clip=settings.clip
+def training_batches(config, start, stop):
+    """Return the iterator over the training images of steps `start` to `stop - 1`."""
+    settings = config.task
+    images = data.open_images(settings, settings.split)
+    if len(images) * images[0]["image"].nbytes <= _IN_MEMORY:
+        images, _ = data.load_images(settings, settings.split)
+    return data.image_batches(
+        images, config.batch_size, config.seed, start, stop, flip=settings.flip
     )
 
 
-def _noise_schedule(diffusion):
-    accepted = ", ".join(schedules.BETAS)
-    known = diffusion.schedule in schedules.BETAS
-    require(known, "diffusion.schedule", diffusion.schedule, accepted)
-    require(diffusion.steps >= 2, "diffusion.steps", diffusion.steps, "2 or more")
-    limits = {k: diffusion[k] for k in ("start", "end") if diffusion[k] is not None}
-    if diffusion.schedule == "cosine":
-        require(not limits, "diffusion.start/end", limits, "none with the cosine schedule")
-    for key, beta in limits.items():
-        require(0 < beta < 1, f"diffusion.{key}", beta, "(0, 1)")
-    if len(limits) == 2:
-        grows = limits["start"] <= limits["end"]
-        require(grows, "diffusion.end", limits["end"], f"{limits['start']} (start) or more")
-    return schedules.noise_schedule(schedules.BETAS[diffusion.schedule](diffusion.steps, **limits))
-
-
-def _build_model(config):
-    """Return the UNet of `config.model`, checked against the image size."""
-    fields = [name for name in UNet.__dataclass_fields__ if name not in ("parent", "name")]
-    for key in config.model:
-        require(key in fields, f"model.{key}", config.model[key], f"keys {', '.join(fields)}")
-    dtype = config.model.dtype
-    require(dtype in DTYPES, "model.dtype", dtype, ", ".join(DTYPES))
-    model = UNet(**(config.model.to_dict() | {"dtype": DTYPES[dtype]}))
-    _check_sizes(model)
-    _check_attention(model)
-    halvings = len(model.channel_mult) - 1
-    size, multiple = config.task.image_size, 2**halvings
-    accepted = f"multiples of {multiple}: model.channel_mult halves images {halvings} times"
-    require(size >= multiple and size % multiple == 0, "task.image_size", size, accepted)
-    return model
-
-
-def _check_sizes(model):
-    counts = ("in_channels", "out_channels", "num_res_blocks", "norm_groups")
-    for key in (*counts, "num_head_channels", "model_channels"):
-        require(_is_count(getattr(model, key)), f"model.{key}", getattr(model, key), "1 or more")
-    mults, width, groups = model.channel_mult, model.model_channels, model.norm_groups
-    are_counts = len(mults) > 0 and all(map(_is_count, mults))
-    require(are_counts, "model.channel_mult", mults, "whole numbers, 1 or more")
-    accepted = f"multiples of {groups} (norm_groups)"
-    require(width % groups == 0, "model.model_channels", width, accepted)
-    same = model.in_channels == model.out_channels
-    accepted = f"{model.in_channels}, as model.in_channels"
-    require(same, "model.out_channels", model.out_channels, accepted)
-    require(0 <= model.dropout < 1, "model.dropout", model.dropout, "[0, 1)")
-
-
-def _check_attention(model):
-    factors = [2**level for level in range(len(model.channel_mult))]
-    attends = model.attention_resolutions
-    accepted = f"some of {factors}, the downsampling factors"
-    require(set(attends) <= set(factors), "model.attention_resolutions", attends, accepted)
-    head = model.num_head_channels
-    for factor, mult in zip(factors, model.channel_mult, strict=True):
-        channels = mult * model.model_channels
-        divides = channels % head == 0 or not (factor in attends or factor == factors[-1])
-        accepted = f"divisors of {channels}, the channels at factor {factor}"
-        require(divides, "model.num_head_channels", head, accepted)
-
-
-def _is_count(value):
-    return isinstance(value, int) and value >= 1
-
-
-def _check_sampling(config):
-    sampler, steps = config.sample.sampler, config.sample.steps
-    require(sampler in SAMPLERS, "sample.sampler", sampler, ", ".join(SAMPLERS))
-    total = config.diffusion.steps
-    require(1 <= steps <= total, "sample.steps", steps, f"1 to {total} (diffusion.steps)")
-    require(0 <= config.sample.eta <= 1, "sample.eta", config.sample.eta, "[0, 1]")
-    clip = config.sample.clip
-    require(clip is None or clip > 0, "sample.clip", clip, "None, or more than 0")
+def reference_images(settings):
+    """Return the images of `reference_split`, [count, height, width, channels] in [-1, 1]."""
+    return data.to_unit_range(data.load_images(settings, settings.reference_split)[0])

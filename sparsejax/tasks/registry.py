@@ -1,9 +1,11 @@
 """Tasks by name."""
 
 from sparsejax.configuration import require
+from sparsejax.tasks.autoencoder import autoencoder_task
 from sparsejax.tasks.images import images_task
+from sparsejax.tasks.latents import latents_task
 
-BUILDERS = {"images": images_task}
+BUILDERS = {"images": images_task, "autoencoder": autoencoder_task, "latents": latents_task}
 
 
 def build_task(config):

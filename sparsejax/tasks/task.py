@@ -4,6 +4,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
+def load_nothing(path):
+    """Refuse to load published weights."""
+    raise ValueError("this task loads no files of published weights; accepted: workdirs of runs")
+
+
 class Task(NamedTuple):
     """What training and evaluation need to know of a model family.
 
@@ -15,14 +20,19 @@ class Task(NamedTuple):
       apply: `apply(params, *inputs, train=False, rngs=None) -> output`.
       loss: `loss(apply, params, batch, keys, train) -> scalar`, the mean over the batch;
         `keys` is one PRNG key per example, [batch].
-      sample: `sample(apply, params, key, count, start=0) -> samples [count, ...]`, examples
-        `start` to `start + count - 1` of the endless sequence that `key` determines.
+      sample: `sample(apply, params, frozen, key, count, start=0) -> samples [count, ...]`,
+        examples `start` to `start + count - 1` of the endless sequence that `key` determines.
       render: `render(samples) -> image [height, width, 3] uint8`.
       batches: `batches(start, stop) -> iterator` over this process's training batches:
         dictionaries of numpy arrays [batch / processes, ...].
       reference: `reference() -> real examples [count, ...]`, in the format of samples.
       layer_flops: `layer_flops(params) -> {path: FLOPs}` of one example's forward pass.
       passes_per_sample: forward passes that one sample takes.
+      frozen: `frozen() -> pytree` of arrays that sampling needs beside params, such as a first
+        stage: an argument of `sample`, since a compiled program should hold no such constants.
+      prepare: `prepare()` makes the data ready on disk where that takes long.
+      load: `load(path) -> params` of published files; a ValueError names what doesn't fit.
+      export: `export(params, folder)` writes what else a finished run leaves.
     """
 
     init: Callable[..., Any]
@@ -34,3 +44,7 @@ class Task(NamedTuple):
     reference: Callable[..., Any]
     layer_flops: Callable[..., dict[str, float]]
     passes_per_sample: int
+    frozen: Callable[[], Any] = lambda: ()
+    prepare: Callable[[], None] = lambda: None
+    load: Callable[..., Any] = load_nothing
+    export: Callable[..., None] = lambda params, folder: None

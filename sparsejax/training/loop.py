@@ -1,6 +1,7 @@
 """The training loop: every step trains; where the schedule is due, the topology changes."""
 
 import contextlib
+import functools
 import logging
 import pathlib
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from sparsejax.configuration import require
+from sparsejax.configuration import ConfigError, require
 from sparsejax.sparsity.masks import summarize
 from sparsejax.sparsity.methods import get_method
 from sparsejax.tasks import build_task
@@ -21,8 +22,9 @@ from sparsejax.training.optimizers import (
 )
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.progress import progress_bar
+from sparsejax.training.sampling import make_sampler
 from sparsejax.training.signals import sigterm
-from sparsejax.training.state import create_state, named_key, state_from
+from sparsejax.training.state import create_state, layer_sparsities, named_key, state_from
 from sparsejax.training.steps import make_topology_update, make_train_step
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,9 @@ def train(config, workdir):
     config = runs.resolve_for(workdir, config)
     _check_batch(config)
     task = build_task(config)
+    layer_sparsities(config.sparsity, jax.eval_shape(task.init, jax.random.key(0)))
+    if checkpoints.list_steps(workdir / "checkpoints")[-1:] != [config.steps]:
+        task.prepare()
     optimizer = build_optimizer(config)
     state, pending = _first_state(config, workdir, task, optimizer)
     is_main = jax.process_index() == 0
@@ -143,25 +148,41 @@ def _first_state(config, workdir, task, optimizer):
         logger.info("resumed %s after step %d", workdir, int(state.step))
         return state, extra["pending"]
     if config.checkpoint.init_from:
-        return _state_of_another_run(config, task, optimizer), []
+        return _state_of_other_weights(config, task, optimizer), []
     return create_state(config, task, optimizer), []
 
 
-def _state_of_another_run(config, task, optimizer):
-    """Begin with another run's EMA weights; with its masks too where they fit this config."""
-    other_workdir = config.checkpoint.init_from
-    other = runs.read_config(other_workdir).sparsity
-    _, params, masks = runs.load_run(other_workdir)
-    ours = config.sparsity
+def _state_of_other_weights(config, task, optimizer):
+    """Begin with the weights that `checkpoint.init_from` names.
+
+    Of another run: its EMA weights, and its masks too where they fit this config.
+    """
+    path = pathlib.Path(config.checkpoint.init_from)
     state = create_state(config, task, optimizer)
+    masks = state.masks
+    if (path / "checkpoints").exists():
+        _, params, other_masks = runs.load_run(path)
+        if _same_masks(config.sparsity, runs.read_config(path).sparsity):
+            masks = other_masks
+    else:
+        params = _load_weights(task, path)
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, state.params):
-        accepted = "a run of a network of the same shape"
-        require(False, "checkpoint.init_from", other_workdir, accepted)
-    fits = "dense" not in (ours.method, other.method) and all(
+        require(False, "checkpoint.init_from", str(path), "weights of a network of the same shape")
+    logger.info("weights%s from %s", "" if masks is state.masks else " and masks", path)
+    return state_from(params, masks, optimizer)
+
+
+def _same_masks(ours, other):
+    return "dense" not in (ours.method, other.method) and all(
         ours[key] == other[key] for key in ("level", "distribution", "custom")
     )
-    logger.info("weights%s from %s", " and masks" if fits else "", other_workdir)
-    return state_from(params, masks if fits else state.masks, optimizer)
+
+
+def _load_weights(task, path):
+    try:
+        return task.load(path)
+    except ValueError as error:
+        raise ConfigError(f"config.checkpoint.init_from is {str(path)!r}: {error}") from error
 
 
 def _compiled_functions(config, task, optimizer):
@@ -179,13 +200,12 @@ def _compiled_functions(config, task, optimizer):
 
 
 def _sample_writer(config, workdir, task):
-    key = named_key(config.seed, "samples")
-    sample = jax.jit(lambda params: task.sample(task.apply, params, key, config.sample.count))
-    folder = workdir / "samples"
+    key, folder = named_key(config.seed, "samples"), workdir / "samples"
+    sampler = functools.cache(lambda: make_sampler(task, key, config.sample.count))
 
     def save_samples(step, params):
         folder.mkdir(exist_ok=True)
-        grid = task.render(np.asarray(sample(params)))
+        grid = task.render(sampler()(jax.device_get(params)))
         Image.fromarray(grid).save(folder / f"{step:08d}.png")
 
     return save_samples

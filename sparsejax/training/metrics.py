@@ -7,9 +7,9 @@ import time
 
 import jax
 
+from sparsejax.atomic import write_text
 from sparsejax.training import checkpoints
 from sparsejax.training.optimizers import learning_rate_schedule
-from sparsejax.training.runs import write_text
 
 # Fields that differ between two equal runs.
 WALL_CLOCK = ("seconds", "steps_per_second")

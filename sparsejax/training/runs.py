@@ -6,6 +6,7 @@ import pathlib
 import jax
 import ml_collections
 
+from sparsejax.atomic import write_text
 from sparsejax.configuration import ConfigError, differing_keys, resolve, to_json
 from sparsejax.tasks import build_task
 from sparsejax.training import checkpoints
@@ -54,13 +55,6 @@ def save_config(workdir, config):
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     write_text(workdir / "config.json", to_json(config))
-
-
-def write_text(path, text):
-    """Write `text` to the file `path` whole or not at all, whenever the process dies."""
-    replacement = path.with_name(path.name + ".tmp")
-    replacement.write_text(text)
-    replacement.replace(path)
 
 
 def read_config(workdir):

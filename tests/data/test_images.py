@@ -1,13 +1,37 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
+from sparsejax.configuration import ConfigError
 from sparsejax.data import images as data
+from tests.data.sets import pixels, task
 
 
 @pytest.fixture(scope="module")
-def digits():
-    return data.load_images("digits")
+def settings(tmp_path_factory):
+    return task(tmp_path_factory.mktemp("datasets"), dataset="digits")
+
+
+@pytest.fixture(scope="module")
+def digits(settings):
+    return data.load_images(settings, "train")
+
+
+def numbered(count):
+    """Images of one pixel that holds the image's number."""
+    return np.arange(count, dtype=np.uint8).reshape(count, 1, 1, 1)
+
+
+def lopsided(count):
+    """Images that differ from their mirror image: number, then 255."""
+    return np.stack([np.arange(count), np.full(count, 255)], 1).astype(np.uint8)[:, None, :, None]
+
+
+def batches(dataset, batch_size, start, stop, seed=0, flip=False):
+    found = data.image_batches(dataset, batch_size, seed, start, stop, flip=flip)
+    return [data.to_pixels(batch["image"]) for batch in found]
 
 
 def test_digits_are_scikit_learns(digits):
@@ -26,47 +50,137 @@ def test_digits_are_scikit_learns(digits):
     assert as_set(images, labels) == as_set(expected, source.target)
 
 
+def test_random_access_gives_what_is_loaded(settings, digits):
+    dataset = data.open_images(settings, "train")
+    images, labels = digits
+    assert len(dataset) == len(images) == 1797
+    for i in (0, 900, 1796):
+        np.testing.assert_array_equal(dataset[i]["image"], images[i])
+        assert dataset[i]["label"] == labels[i]
+
+
+def test_slices_of_a_split_are_parts_of_it(settings, digits):
+    first, labels = data.load_images(settings, "train[:100]")
+    rest, _ = data.load_images(settings, "train[100:]")
+    np.testing.assert_array_equal(np.concatenate([first, rest]), digits[0])
+    np.testing.assert_array_equal(labels, digits[1][:100])
+
+
+def test_images_are_loaded_once(settings, digits):
+    assert data.load_images(settings, "train")[0] is digits[0]
+
+
+def test_the_description_differs_when_the_pixels_do(settings, tmp_path):
+    descriptions = {
+        data.describe(settings, "train"),
+        data.describe(settings, "train[:10]"),
+        data.describe(task(tmp_path, dataset="digits", image_size=16), "train"),
+        data.describe(task(tmp_path, dataset="celeb_a_hq"), "train"),
+    }
+    assert len(descriptions) == 4
+    assert all("1.0.0" in text or "2.0.0" in text for text in descriptions)
+    assert data.describe(settings, "train") == data.describe(settings, "train")
+
+
+def test_an_image_size_is_needed(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.task\.image_size is 0"):
+        data.open_images(task(tmp_path, dataset="digits", image_size=0), "train")
+
+
 def test_pixels_survive_the_unit_range():
-    pixels = np.arange(256, dtype=np.uint8)
-    unit = data.to_unit_range(pixels)
+    values = np.arange(256, dtype=np.uint8)
+    unit = data.to_unit_range(values)
     assert (unit.min(), unit.max()) == (-1, 1)
-    np.testing.assert_array_equal(data.to_pixels(unit), pixels)
+    np.testing.assert_array_equal(data.to_pixels(unit), values)
     np.testing.assert_array_equal(data.to_pixels(np.array([-9.0, 9.0])), [0, 255])
 
 
+@given(st.lists(st.floats(-3, 3, width=32), min_size=1))
+def test_truncation_is_that_of_latent_diffusion(values):
+    """In its order: clamp, (x + 1) / 2, times 255, cast; all in float32."""
+    x = np.array(values, np.float32)
+    x = np.minimum(np.maximum(x, np.float32(-1)), np.float32(1))
+    x = (x + np.float32(1)) / np.float32(2)
+    expected = [int(v) for v in np.float32(255) * x]
+    assert data.to_pixels(values, truncate=True).tolist() == expected
+
+
+def test_truncation_and_rounding_differ_by_a_level_at_most():
+    x = np.linspace(-1.2, 1.2, 1001)
+    gap = data.to_pixels(x).astype(int) - data.to_pixels(x, truncate=True)
+    assert set(gap) == {0, 1}
+
+
 def test_a_batch_is_a_function_of_its_step():
-    images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
-
-    def batches(start, stop, seed=0):
-        return [b["image"].ravel() for b in data.image_batches(images, 8, seed, start, stop)]
-
-    whole = batches(0, 10)
+    whole = batches(lopsided(20), 8, 0, 10, flip=True)
     assert len(whole) == 10
-    for ours, expected in zip(batches(4, 10), whole[4:], strict=True):
-        np.testing.assert_array_equal(ours, expected)
-    assert not np.array_equal(batches(0, 1, seed=1)[0], whole[0])
+    for start in (1, 4, 9):
+        for ours, expected in zip(
+            batches(lopsided(20), 8, start, 10, flip=True), whole[start:], strict=True
+        ):
+            np.testing.assert_array_equal(ours, expected)
+    assert not np.array_equal(batches(lopsided(20), 8, 0, 1, seed=1)[0], whole[0])
 
 
-def test_every_epoch_shows_every_image_once_in_a_new_order():
-    images = np.arange(20, dtype=np.uint8).reshape(20, 1, 1, 1)
-    shown = np.concatenate(
-        [b["image"].ravel() for b in data.image_batches(images, 4, 0, 0, 10)]
-    ).reshape(2, 20)
+@pytest.mark.parametrize("flip", [False, True])
+def test_every_epoch_shows_every_image_once_in_a_new_order(flip):
+    shown = np.concatenate(batches(numbered(20), 4, 0, 10, flip=flip)).reshape(2, 20)
     for epoch in shown:
-        np.testing.assert_array_equal(np.sort(epoch), data.to_unit_range(images).ravel())
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(20))
     assert not np.array_equal(shown[0], shown[1])
+
+
+def test_flips_mirror_half_of_the_images_anew_in_every_epoch():
+    """Of 1,000 fair flips, 420 to 580 are heads but once in a million trials."""
+    images = lopsided(250)
+    shown = np.concatenate(batches(images, 50, 0, 20, flip=True)).reshape(4, 250, 2)
+    flips = []
+    for epoch in shown:
+        flipped = epoch[:, 0] == 255
+        number = np.where(flipped, epoch[:, 1], epoch[:, 0])
+        np.testing.assert_array_equal(np.sort(number), np.arange(250))
+        np.testing.assert_array_equal(np.where(flipped, epoch[:, 0], epoch[:, 1]), 255)
+        flips.append(flipped[np.argsort(number)])
+    assert 420 < np.sum(flips) < 580
+    for i in range(4):
+        for j in range(i):
+            assert 75 < np.sum(flips[i] != flips[j]) < 175
+    unflipped = np.concatenate(batches(images, 50, 0, 5))
+    assert (unflipped[:, 0, 1] == 255).all()
+    np.testing.assert_array_equal(
+        np.where(shown[0] == 255, 0, shown[0]).sum(1), unflipped[:, 0, 0, 0]
+    )
+
+
+def test_flips_mirror_left_and_right():
+    image = pixels(0, 4, 6)
+    shown = np.concatenate(batches(image[None], 8, 0, 4, flip=True))
+    kinds = {x.tobytes() for x in shown}
+    assert kinds == {image.tobytes(), image[:, ::-1].tobytes()}
+
+
+def test_opened_and_loaded_images_give_the_same_batches(settings, digits):
+    opened = batches(data.open_images(settings, "train"), 16, 110, 115, flip=True)
+    loaded = batches(digits[0], 16, 110, 115, flip=True)
+    np.testing.assert_array_equal(opened, loaded)
+
+
+def test_batches_are_float32_images_alone(digits):
+    (batch,) = data.image_batches(digits[0], 4, 0, 0, 1)
+    assert list(batch) == ["image"]
+    assert (batch["image"].dtype, batch["image"].shape) == (np.float32, (4, 8, 8, 1))
 
 
 def test_processes_share_out_the_global_batch(monkeypatch):
     """Two processes together see what one sees, and no image twice."""
-    images = np.arange(64, dtype=np.uint8).reshape(64, 1, 1, 1)
+    images = lopsided(64)
 
-    def batches(process, processes):
+    def part(process, processes):
         monkeypatch.setattr(data.jax, "process_index", lambda: process)
         monkeypatch.setattr(data.jax, "process_count", lambda: processes)
-        return [b["image"].ravel() for b in data.image_batches(images, 16, 0, 2, 4)]
+        return batches(images, 16, 2, 4, flip=True)
 
-    whole = batches(0, 1)
-    parts = zip(batches(0, 2), batches(1, 2), strict=True)
-    for expected, part in zip(whole, parts, strict=True):
-        np.testing.assert_array_equal(np.concatenate(part), expected)
+    whole = part(0, 1)
+    parts = zip(part(0, 2), part(1, 2), strict=True)
+    for expected, pair in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate(pair), expected)

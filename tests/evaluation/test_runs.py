@@ -97,8 +97,9 @@ def test_a_missing_workdir_is_refused():
 
 
 def test_the_classifiers_features_tell_digits_from_noise():
-    images, labels = load_images("digits")
-    features = feature_extractor("digits")
+    settings = tiny_config().task
+    images, labels = load_images(settings, "train")
+    features = feature_extractor(settings)
     real = to_unit_range(images)
     half = frechet_distance(features(real[::2]), features(real[1::2]))
     noise = np.clip(np.random.default_rng(0).normal(size=real.shape), -1, 1).astype(np.float32)

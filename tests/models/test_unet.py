@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sparsejax.models import convert
-from sparsejax.models.unet import QKVAttention, ResBlock, UNet, timestep_embedding
+from sparsejax.models.layers import QKVAttention
+from sparsejax.models.unet import ResBlock, UNet, timestep_embedding
 
 TINY = UNet(
     model_channels=32,

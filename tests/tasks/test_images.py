@@ -38,8 +38,8 @@ def test_loss_is_the_eps_loss_at_each_examples_own_noise(task):
 
 def test_samples_do_not_depend_on_how_they_are_batched(task):
     key = jax.random.key(0)
-    whole = task.sample(scaled_identity, 0.1, key, 6)
-    part = task.sample(scaled_identity, 0.1, key, 2, start=4)
+    whole = task.sample(scaled_identity, 0.1, (), key, 6)
+    part = task.sample(scaled_identity, 0.1, (), key, 2, start=4)
     assert whole.shape == (6, 8, 8, 1)
     np.testing.assert_allclose(whole[4:], part, rtol=1e-6)
     # DDIM ends at alpha_bar_0, just below one, so a trace of the noise is left.
@@ -50,7 +50,7 @@ def test_samples_do_not_depend_on_how_they_are_batched(task):
 def test_other_samplers_by_config(settings):
     changes = {f"sample.{key}": value for key, value in settings.items()}
     task = build_task(resolve(tiny_config(**changes, **{"diffusion.steps": 10})))
-    samples = task.sample(scaled_identity, 0.1, jax.random.key(0), 3)
+    samples = task.sample(scaled_identity, 0.1, (), jax.random.key(0), 3)
     assert np.isfinite(samples).all()
     assert not np.array_equal(samples[0], samples[1])
 

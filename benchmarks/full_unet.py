@@ -1,0 +1,163 @@
+"""One training step and one DDIM step of the published UNet, 274 M parameters, dense and RigL.
+
+    python benchmarks/full_unet.py                       # batch 1, float32: two CPU cores, 24 GB
+    python benchmarks/full_unet.py --dtype bfloat16 --batches 16,32,64,128 --steps 10
+
+Each method and batch size runs in a process of its own, so that peak memory is its own. On an
+accelerator the table adds images a second, and the share of the device's peak that the step
+reaches: the peak is that of a large matrix product, measured here in the same dtype.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sparsejax.configuration import default_config, resolve
+from sparsejax.sparsity.methods import get_method
+from sparsejax.tasks.denoising import denoising_task
+from sparsejax.training.optimizers import build_optimizer, drop_fraction_schedule
+from sparsejax.training.parallel import data_parallel, replicate, shard_batch
+from sparsejax.training.sampling import make_sampler
+from sparsejax.training.state import create_state, named_key
+from sparsejax.training.steps import make_topology_update, make_train_step
+
+
+def timed(function):
+    """Return what `function()` returns, once ready, and the seconds it took."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(function())
+    return result, time.perf_counter() - began
+
+
+def measure(arguments):
+    """Run one method and batch size; return a dictionary of figures."""
+    config = default_config()
+    config.batch_size = arguments.batch
+    size = config.task.image_size = 64
+    config.model.dtype = arguments.dtype
+    config.model.remat = arguments.remat
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 2e-6 * arguments.batch
+    config.sparsity.method = arguments.method
+    config.sparsity.level = arguments.sparsity
+    config.sample.steps = 1
+    config = resolve(config)
+    task = denoising_task(config, size, batches=None, reference=None)
+    optimizer = build_optimizer(config)
+    state = replicate(create_state(config, task, optimizer))
+    flops = sum(task.layer_flops(state.params).values())
+
+    latents = np.random.default_rng(0).normal(size=(arguments.batch, size, size, 3))
+    batch = shard_batch({"latent": latents.astype(np.float32)})
+    key = named_key(0, "steps")
+    step = data_parallel(
+        make_train_step(task, optimizer, ema_limit=config.ema.decay), donate_state=True
+    )
+    figures = {"flops": flops}
+    (state, _), figures["step_first"] = timed(lambda: step(state, batch, key))
+    seconds = []
+    for _ in range(arguments.steps):
+        (state, metrics), taken = timed(lambda state=state: step(state, batch, key))
+        seconds.append(taken)
+    assert np.isfinite(float(metrics["loss"])), "the loss is not finite"
+    figures["step"] = float(np.median(seconds))
+    if get_method(config.sparsity.method).is_dynamic:
+        update = data_parallel(
+            make_topology_update(
+                task,
+                optimizer,
+                get_method(config.sparsity.method),
+                drop_fraction_schedule(config.sparsity),
+            ),
+            donate_state=True,
+        )
+        keys = (key, named_key(0, "topology"))
+        (state, _), figures["update_first"] = timed(lambda: update(state, batch, keys))
+        (state, _), figures["update"] = timed(lambda: update(state, batch, keys))
+    figures["training_memory"] = peak_memory()
+    draw = make_sampler(task, named_key(0, "samples"), arguments.batch)
+    _, figures["sample_first"] = timed(lambda: draw(state.ema_params))
+    _, figures["sample"] = timed(lambda: draw(state.ema_params))
+    if jax.default_backend() != "cpu":
+        figures["peak_flops"] = matmul_peak(arguments.dtype)
+    return figures
+
+
+def peak_memory():
+    """Return the most memory held so far, in bytes: the device's, or on a CPU the process's."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def matmul_peak(dtype, size=8192, repeats=20):
+    """Return the FLOPs a second of a square matrix product."""
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(a))
+    began = time.perf_counter()
+    for _ in range(repeats):
+        out = product(a)
+    jax.block_until_ready(out)
+    return 2 * size**3 * repeats / (time.perf_counter() - began)
+
+
+def main():
+    """Measure each method and batch in a process of its own, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--methods", default="dense,rigl")
+    parser.add_argument("--batches", default="1")
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps after the first")
+    parser.add_argument("--method", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.method:
+        print(json.dumps(measure(arguments)))
+        return
+
+    table = Table(
+        title=f"The published UNet, {arguments.dtype}, remat {arguments.remat}, "
+        f"S = {arguments.sparsity}"
+    )
+    headings = ("method", "batch", "compile + first step", "step", "images/s", "of matmul peak")
+    for heading in (*headings, "update", "DDIM step", "peak memory, training"):
+        table.add_column(heading)
+    for method in arguments.methods.split(","):
+        for batch in arguments.batches.split(","):
+            command = [sys.executable, *sys.argv, f"--method={method}", f"--batch={batch}"]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+            if done.returncode:
+                table.add_row(method, batch, f"failed: exit status {done.returncode}")
+                continue
+            f = json.loads(done.stdout.splitlines()[-1])
+            rate = int(batch) / f["step"]
+            share = 3 * f["flops"] * rate / f["peak_flops"] if "peak_flops" in f else None
+            table.add_row(
+                method,
+                batch,
+                f"{f['step_first']:.1f} s",
+                f"{f['step']:.3f} s",
+                f"{rate:.2f}",
+                f"{share:.2f}" if share else "-",
+                f"{f['update']:.2f} s" if "update" in f else "-",
+                f"{f['sample']:.3f} s",
+                f"{f['training_memory'] / 2**30:.1f} GiB",
+            )
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""First stage for Imagenette at 64 px: a VQ autoencoder of factor 4, 64x64x3 to 16x16x3.
+
+Reads the images from imagenette64_jpeg.npz in the folder SPARSEJAX_DATA (default ../shared/data);
+a folder or npz of your own works too.
+
+    python train.py --config configs/imagenette64_vq.py          # 5 M parameters, a CPU night
+    python train.py --config configs/imagenette64_vq.py:small    # 0.7 M parameters, half an hour
+
+Images of your own: --config.task.source=my/images --config.task.reference_split=train (or their
+split of another name). The second stage is imagenette64_ldm.py.
+"""
+
+import os
+
+from sparsejax.configuration import default_config, set_sparsity
+
+
+def get_config(arg=""):
+    """Return the config; see the head of this file for the argument."""
+    config = default_config()
+    config.name = "imagenette64_vq"
+    config.steps = 30_000
+    config.batch_size = 32
+    config.task.name = "autoencoder"
+    config.task.dataset = "files"
+    folder = os.environ.get("SPARSEJAX_DATA", "../shared/data")
+    config.task.source = f"{folder}/imagenette64_jpeg.npz"
+    config.task.image_size = 64
+    config.task.reference_split = "validation"
+    config.task.flip = True
+
+    config.model.in_channels = 3
+    config.model.channels = 64
+    config.model.channel_mult = (1, 2, 2)
+    config.model.num_res_blocks = 1
+    config.model.z_channels = 3
+    config.model.codes = 1024
+    config.model.code_limit = 1.0
+    config.model.norm_groups = 32
+
+    config.sparsity.method = "dense"  # only the UNet is sparsified
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 100
+    config.optimizer.clip_norm = 1.0
+    config.ema.decay = 0.999
+    config.checkpoint.every = 250
+    config.sample.every = 0
+    config.sample.count = 36
+
+    if set_sparsity(config, arg, ["small"]):
+        config.name = "imagenette64_vq_small"
+        config.steps = 1600
+        config.batch_size = 16
+        config.model.channels = 16
+        config.model.channel_mult = (1, 2, 4)
+        config.model.norm_groups = 8
+        config.optimizer.learning_rate = 2e-3
+    return config

@@ -1,0 +1,125 @@
+"""An npz of images as a source of data, as pixels or as encoded files.
+
+Keys, either
+  images  [count, height, width] or [count, height, width, 1 or 3] uint8, or
+  jpeg    [bytes] uint8 and offsets [count + 1] int: item i is the encoded image (JPEG, PNG, ...)
+          jpeg[offsets[i]:offsets[i + 1]],
+and optionally label or labels [count] int and split [count] int: 0 train, 1 validation, 2 test.
+Other keys are passed over.
+"""
+
+import functools
+import hashlib
+import zipfile
+import zlib
+
+import numpy as np
+
+from sparsejax.data.decoding import encode
+from sparsejax.data.items import Item, SourceError
+
+SPLITS = ("train", "validation", "test")
+
+
+def digest(path):
+    """Return the file's sha256, a hexadecimal string; `path` is a pathlib.Path."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.cache
+def _sha256(path, size, time):
+    """Hash a file; its size and modification time say when to do so again."""
+    del size, time
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def channels(path):
+    """Return the channels of an npz's images, 1 or 3, reading no more than its headers.
+
+    Args:
+      path: pathlib.Path.
+
+    Raises:
+      SourceError: not an npz, damaged, or without the keys.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if {"jpeg.npy", "offsets.npy"} <= set(names):
+                return 3
+            if "images.npy" not in names:
+                keys = ", ".join(name.removesuffix(".npy") for name in names)
+                raise SourceError(f"its keys are {keys or '(none)'}")
+            with archive.open("images.npy") as file:
+                np.lib.format.read_magic(file)
+                shape, _, _ = np.lib.format.read_array_header_1_0(file)
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise SourceError(f"it is no npz, or damaged ({error})") from error
+    return 1 if len(shape) == 3 else _checked_images(shape)[3]
+
+
+def items(path):
+    """List the images of an npz in their order.
+
+    Args:
+      path: pathlib.Path.
+
+    Returns:
+      List of Items.
+
+    Raises:
+      SourceError: not an npz, damaged, or its arrays aren't as described above.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            keys = ("images", "jpeg", "offsets", "label", "labels", "split")
+            arrays = {key: file[key] for key in keys if key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise SourceError(f"it is no npz, or damaged ({error})") from error
+    read, count = _ragged(arrays) if {"jpeg", "offsets"} <= arrays.keys() else _pixels(arrays)
+    labels = arrays.get("label", arrays.get("labels", np.zeros(count, int)))
+    splits = arrays.get("split", np.zeros(count, int))
+    _check_integers("label", labels, count)
+    _check_integers("split", splits, count)
+    _check(np.isin(splits, range(len(SPLITS))).all(), "split holds more than 0, 1 and 2")
+    return [
+        Item(f"item {i}", SPLITS[splits[i]], int(labels[i]), functools.partial(read, i))
+        for i in range(count)
+    ]
+
+
+def _pixels(arrays):
+    images = arrays["images"]
+    _check(images.dtype == np.uint8, f"images are {images.dtype}, not uint8")
+    _checked_images(images.shape)
+    return lambda i: encode(images[i]), len(images)
+
+
+def _checked_images(shape):
+    fits = min(shape, default=0) > 0 and (len(shape) == 3 or len(shape) == 4 and shape[3] in (1, 3))
+    _check(fits, f"images have the shape {list(shape)}, not [count, height, width, 1 or 3]")
+    return shape
+
+
+def _ragged(arrays):
+    encoded, offsets = arrays["jpeg"], arrays["offsets"]
+    _check(encoded.dtype == np.uint8 and encoded.ndim == 1, "jpeg isn't a row of uint8")
+    _check(offsets.size > 1, "offsets are fewer than two")
+    _check_integers("offsets", offsets, offsets.size)
+    # int64: differences of unsigned offsets would wrap around.
+    offsets = offsets.astype(np.int64)
+    rises = offsets[0] >= 0 and (np.diff(offsets) >= 0).all() and offsets[-1] <= encoded.size
+    _check(rises, f"offsets don't rise from 0 to {encoded.size}, the length of jpeg, at most")
+    return lambda i: encoded[offsets[i] : offsets[i + 1]].tobytes(), offsets.size - 1
+
+
+def _check_integers(key, array, count):
+    fits = np.issubdtype(array.dtype, np.integer) and array.shape == (count,)
+    _check(fits, f"{key} is {array.dtype} {list(array.shape)}, not integers [{count}]")
+
+
+def _check(condition, problem):
+    if not condition:
+        raise SourceError(problem)

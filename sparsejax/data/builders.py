@@ -1,0 +1,138 @@
+"""Open a dataset by name: prepare it on disk the first time, say what is missing if that can't be.
+
+Published sets are tensorflow-datasets' own builders. Preparing those needs TensorFlow; reading
+them, once prepared as array_record, doesn't.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import io
+import pathlib
+import sys
+
+import jax
+import tensorflow_datasets as tfds
+from absl import logging
+from jax.experimental import multihost_utils
+
+from sparsejax.configuration import ConfigError, require
+from sparsejax.data.digits import Digits
+from sparsejax.data.files import Files
+
+_FORMAT = "array_record"
+PUBLISHED = {
+    "celeb_a_hq": "celeb_a_hq/256",
+    "imagenette": "imagenette/full-size-v2",
+    "lsun_bedroom": "lsun/bedroom",
+}
+DATASETS = ("digits", "files", *PUBLISHED)
+
+
+def full_name(settings):
+    """Return the builder's full name, with config and version; see `open_builder`."""
+    with _quiet(progress=False):
+        return _create(settings.dataset, settings.source, settings.data_dir).info.full_name
+
+
+def open_builder(settings):
+    """Return a dataset's builder, prepared as array_record.
+
+    Process 0 prepares it and the others wait; every process must call this.
+
+    Args:
+      settings: `config.task`: dataset, source, data_dir.
+
+    Returns:
+      tfds.core.DatasetBuilder.
+
+    Raises:
+      ConfigError: an unknown dataset, a source that can't be used, or a set that isn't prepared
+        and can't be prepared here.
+    """
+    return _open(settings.dataset, settings.source, settings.data_dir, full_name(settings))
+
+
+@functools.cache
+def _open(dataset, source, data_dir, full_name):
+    """Prepare and open, once for each content: `full_name` changes with that of `files`."""
+    with _quiet(progress=dataset != "digits" and sys.stderr.isatty()):
+        builder = _create(dataset, source, data_dir)
+        if not builder.is_prepared():
+            if dataset in PUBLISHED:
+                _check_can_be_prepared(dataset, builder)
+            if jax.process_index() == 0:
+                builder.download_and_prepare(file_format=_FORMAT)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"prepared {full_name}")
+        builder = _create(dataset, source, data_dir)
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    if _FORMAT not in formats:
+        raise ConfigError(
+            f"config.task.dataset is {dataset!r}, which is prepared in {builder.data_dir} as "
+            f"{', '.join(sorted(formats))} only; accepted: {_FORMAT}. Remove that folder, or set "
+            "config.task.data_dir to another, and prepare it anew (which needs pip install "
+            f"'sparsejax[images]'):\n  {_command(dataset, builder)}"
+        )
+    return builder
+
+
+def _create(dataset, source, data_dir):
+    require(dataset in DATASETS, "task.dataset", dataset, ", ".join(DATASETS))
+    accepted = f"'' with the dataset {dataset}; the dataset files has a source"
+    require(not source or dataset == "files", "task.source", source, accepted)
+    data_dir = data_dir or None
+    if dataset == "digits":
+        return Digits(data_dir=data_dir)
+    if dataset == "files":
+        require(source, "task.source", source, "the path of your images")
+        return Files(source, data_dir=data_dir)
+    return tfds.builder(PUBLISHED[dataset], data_dir=data_dir)
+
+
+def _check_can_be_prepared(dataset, builder):
+    """Raise a ConfigError that lists what is missing for tensorflow-datasets to prepare a set."""
+    missing = []
+    if importlib.util.find_spec("tensorflow") is None:
+        missing.append("TensorFlow: pip install 'sparsejax[images]'")
+    # tensorflow-datasets reads LSUN's databases with it.
+    if dataset == "lsun_bedroom" and importlib.util.find_spec("tensorflow_io") is None:
+        missing.append("tensorflow-io: pip install 'tensorflow-datasets[lsun]'")
+    if dataset == "celeb_a_hq":
+        archive = pathlib.Path(builder.data_dir).parents[2] / "downloads/manual/data256x256.tar"
+        if not archive.exists():
+            missing.append(
+                f"{archive}: the 30,000 images of 256x256 pixels as png, made as "
+                "https://github.com/tkarras/progressive_growing_of_gans describes"
+            )
+    if missing:
+        needs = "".join(f"\n  {line}" for line in missing)
+        raise ConfigError(
+            f"config.task.dataset is {dataset!r}, which isn't prepared in {builder.data_dir}. "
+            f"tensorflow-datasets needs, to prepare it:{needs}\nThen start again, or prepare it "
+            f"by\n  {_command(dataset, builder)}\nImages that you have as files can be used "
+            "without any of this: config.task.dataset = 'files' and config.task.source."
+        )
+
+
+def _command(dataset, builder):
+    # tensorflow-datasets' own command, tfds build, would need apache-beam too.
+    data_dir = pathlib.Path(builder.data_dir).parents[2]
+    return (
+        'python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder('{PUBLISHED[dataset]}', data_dir='{data_dir}')"
+        f".download_and_prepare(file_format='{_FORMAT}')\""
+    )
+
+
+@contextlib.contextmanager
+def _quiet(progress):
+    """Hold back tensorflow-datasets' notes on TensorFlow and OpenCV, which aren't needed."""
+    (tfds.enable_progress_bar if progress else tfds.disable_progress_bar)()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)

@@ -1,0 +1,118 @@
+"""Your own images as a tensorflow-datasets builder: any folder of images, or one npz."""
+
+import concurrent.futures
+import os
+import pathlib
+import re
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import tqdm_utils
+
+from sparsejax.configuration import ConfigError
+from sparsejax.data import archives, folders
+from sparsejax.data.decoding import decode
+from sparsejax.data.items import SourceError
+
+ACCEPTED = (
+    f"a folder of images ({', '.join(e[1:] for e in folders.EXTENSIONS)}), or an npz with "
+    "images, or with jpeg and offsets"
+)
+_LISTED = 20
+
+
+class Files(tfds.core.GeneratorBasedBuilder):
+    """tfds builder: `image` [height, width, 1 or 3] uint8 as stored, `label` int64.
+
+    `sparsejax.data.folders` and `sparsejax.data.archives` say how splits and labels are found.
+    Encoded images are stored byte for byte. The config's name holds a hash of the content, so
+    changed files are prepared anew (what was prepared before stays on disk until you delete
+    it). tensorflow-datasets shuffles the examples, always in the same way, so a slice such as
+    train[:1000] is a sample of all.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, source, **kwargs):
+        """Look at the source, without reading the images yet.
+
+        Args:
+          source: path of a folder, or of an npz.
+          **kwargs: of tfds.core.GeneratorBasedBuilder.
+
+        Raises:
+          ConfigError: the source isn't there or isn't one of the two.
+        """
+        self.source = source
+        self.path = pathlib.Path(source).expanduser().absolute()
+        try:
+            self.channels = self._kind().channels(self.path) if self.path.is_file() else 3
+            digest = self._kind().digest(self.path)
+        except SourceError as error:
+            raise self._refusal(error) from error
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", short_name(source))[:50]
+        config = tfds.core.BuilderConfig(name=f"{name}-{digest[:16]}")
+        super().__init__(config=config, **kwargs)
+
+    def _kind(self):
+        if not self.path.exists():
+            raise SourceError("it doesn't exist")
+        return folders if self.path.is_dir() else archives
+
+    def _refusal(self, problem):
+        message = f"config.task.source is {self.source!r}: {problem}; accepted: {ACCEPTED}"
+        return ConfigError(message)
+
+    def _info(self):
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, self.channels)),
+                    "label": tfds.features.Scalar(np.int64),
+                }
+            ),
+            description=__doc__,
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        try:
+            items = self._kind().items(self.path)
+        except SourceError as error:
+            raise self._refusal(error) from error
+        broken = _broken(items, self.channels)
+        if broken:
+            listed = "".join(f"\n  {line}" for line in broken[:_LISTED])
+            more = f"\n  and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
+            problem = f"{len(broken)} of {len(items)} images can't be read:{listed}{more}\n"
+            raise self._refusal(problem)
+        splits = dict.fromkeys(item.split for item in items)
+        return {split: self._generate_examples(items, split) for split in splits}
+
+    def _generate_examples(self, items, split):
+        for index, item in enumerate(items):
+            if item.split == split:
+                yield index, {"image": item.read(), "label": item.label}
+
+
+def short_name(source):
+    """Return the name of a folder, or of an npz without its ending."""
+    path = pathlib.Path(source).expanduser().absolute()
+    return path.stem if path.suffix.lower() == ".npz" else path.name
+
+
+def _broken(items, channels):
+    """Decode every image once; return a line for each that fails."""
+
+    def problem(item):
+        try:
+            decode(item.read(), 1, channels)
+        except Exception as error:  # Pillow raises many kinds on broken files.
+            return f"{item.name}: {error}"
+        return None
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        lines = tqdm_utils.tqdm(
+            pool.map(problem, items), desc="Checking", total=len(items), unit=" images", leave=False
+        )
+        return [line for line in lines if line]

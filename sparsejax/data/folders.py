@@ -1,0 +1,94 @@
+"""A folder of images as a source of data: what lies in it, and a hash that changes with it."""
+
+import functools
+import hashlib
+import os
+
+from sparsejax.data.items import Item, SourceError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+}
+
+
+def digest(folder):
+    """Hash names, sizes and modification times of the images in a folder, without opening them.
+
+    Args:
+      folder: pathlib.Path.
+
+    Returns:
+      Hexadecimal string.
+
+    Raises:
+      SourceError: the folder holds no image.
+    """
+    content = hashlib.sha256()
+    for path in _images(folder):
+        status = path.stat()
+        name = os.fsencode(path.relative_to(folder))
+        content.update(b"%s\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns))
+    return content.hexdigest()
+
+
+def items(folder):
+    """List the images of a folder, sorted by name.
+
+    If the folder has subfolders named after splits (train, validation, val, valid, test), they
+    are the splits, and every image must lie in one; otherwise all is `train`. If all images lie
+    in subfolders (of their split), those are the classes, in the order of their sorted names;
+    otherwise every label is 0.
+
+    Args:
+      folder: pathlib.Path.
+
+    Returns:
+      List of Items.
+
+    Raises:
+      SourceError: no image, or some images lie beside the subfolders named after splits.
+    """
+    paths = _images(folder)
+    places = [path.relative_to(folder).parts for path in paths]
+    splits = ["train"] * len(paths)
+    if any(_is_in_split(parts) for parts in places):
+        for path, parts in zip(paths, places, strict=True):
+            if not _is_in_split(parts):
+                raise SourceError(f"{path} lies beside the folders {', '.join(SPLITS)}")
+        splits = [SPLITS[parts[0].lower()] for parts in places]
+        places = [parts[1:] for parts in places]
+    labels = _labels(places)
+    return [
+        Item(str(path.relative_to(folder)), split, label, functools.partial(path.read_bytes))
+        for path, split, label in zip(paths, splits, labels, strict=True)
+    ]
+
+
+def _images(folder):
+    """Sorted paths of the images; hidden files and links to folders are passed over."""
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+    if not paths:
+        raise SourceError("it holds no image")
+    return paths
+
+
+def _is_in_split(parts):
+    return len(parts) > 1 and parts[0].lower() in SPLITS
+
+
+def _labels(places):
+    if any(len(parts) == 1 for parts in places):
+        return [0] * len(places)
+    classes = {name: index for index, name in enumerate(sorted({parts[0] for parts in places}))}
+    return [classes[parts[0]] for parts in places]

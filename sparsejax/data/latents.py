@@ -1,0 +1,217 @@
+"""The latents of a dataset, encoded once and kept on disk.
+
+A cache is a folder of array_record shards and a `stamp.json` that says which first stage made
+the latents, from which images, prepared how. Shards are written whole or not at all, so an
+interrupted run goes on where it stopped; a cache that says something else than is asked for
+is refused. With a flip both versions of an image are kept: a latent of a mirrored image is no
+mirrored latent.
+"""
+
+import json
+import math
+import pathlib
+
+import grain
+import jax
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from rich.progress import track
+
+from sparsejax.atomic import replacing, write_text
+from sparsejax.configuration import ConfigError
+from sparsejax.data.images import to_unit_range
+
+_SHARD = 1024  # images
+_FORMAT = 1
+
+
+def encode_dataset(folder, images, encode, shape, identity, *, flip, batch_size=32):
+    """Encode images into a cache; what an earlier run left whole is kept.
+
+    Args:
+      folder: of the cache; created if need be.
+      images: random-access dataset of `{"image": uint8 [height, width, channels]}`.
+      encode: `encode(float32 [batch_size, height, width, channels] in [-1, 1]) -> latents
+        [batch_size, h, w, c]`, any array on any device.
+      shape: of one image's latents, (h, w, c).
+      identity: JSON-able dictionary: what determines the latents.
+      flip: whether to keep mirrored images' latents too.
+      batch_size: images encoded at once.
+
+    Raises:
+      ConfigError: the folder holds a cache of something else.
+    """
+    folder = pathlib.Path(folder)
+    stamp = _check_stamp(folder, identity)
+    if stamp and "std" in stamp:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = math.ceil(len(images) / _SHARD)
+    record = (2 if flip else 1, *shape)
+    stamp = {"format": _FORMAT, "identity": identity, "record": record, "shards": shards}
+    _write_stamp(folder, stamp)
+    missing = [i for i in range(shards) if not _shard_path(folder, i, shards).exists()]
+    for index in track(missing, description=f"encoding {len(images):,} images"):
+        part = images[index * _SHARD : min((index + 1) * _SHARD, len(images))]
+        _write_shard(
+            _shard_path(folder, index, shards), _encode_part(part, encode, flip, batch_size)
+        )
+    std = _standard_deviation(_read_shards(folder, stamp))
+    _write_stamp(folder, stamp | {"std": std})
+
+
+def open_latents(folder, identity):
+    """Open a finished cache.
+
+    Args:
+      folder: of the cache.
+      identity: as it was given to `encode_dataset`.
+
+    Returns:
+      Tuple of a `grain.MapDataset` of latents [versions, h, w, c] float32 and the standard
+      deviation of all their values.
+
+    Raises:
+      ConfigError: there is no finished cache, or it is of something else.
+    """
+    stamp = _check_stamp(folder, identity)
+    if not stamp or "std" not in stamp:
+        raise ConfigError(
+            f"latent cache {str(folder)!r} is {'not finished' if stamp else 'absent'}"
+        )
+    return _read_shards(pathlib.Path(folder), stamp), stamp["std"]
+
+
+def read_std(folder, first_stage):
+    """Return the standard deviation of a cache's latents, whatever images they are of.
+
+    Args:
+      folder: of the cache.
+      first_stage: what its identity must say of the first stage.
+
+    Raises:
+      ConfigError: there is no finished cache of this first stage.
+    """
+    stamp = _read_stamp(folder) or {}
+    if "std" not in stamp or stamp["identity"].get("first_stage") != first_stage:
+        raise ConfigError(
+            f"latent cache {str(folder)!r} is absent, not finished or of another first stage: "
+            "the scale of latents can't be read; name the cache in config.task.latents_dir, or "
+            "set config.task.latent_scale to the number that training used"
+        )
+    return stamp["std"]
+
+
+def latent_batches(latents, scale, batch_size, seed, start, stop):
+    """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
+
+    As `images.image_batches`; where a cache holds both versions of an image, one is drawn.
+
+    Args:
+      latents: random-access dataset of [versions, h, w, c] float32.
+      scale: factor of all latents.
+      batch_size: global batch size, a multiple of the number of processes.
+      seed: Python int.
+      start: first step.
+      stop: step to stop before.
+
+    Returns:
+      Iterator of `{"latent": [batch_size / P, h, w, c] float32}`.
+    """
+    processes, process = jax.process_count(), jax.process_index()
+
+    def choose(versions, rng):
+        return {"latent": scale * versions[rng.integers(len(versions))]}
+
+    dataset = latents.seed(seed).shuffle().repeat().random_map(choose)
+    dataset = dataset.batch(batch_size // processes)
+    steps = slice(start * processes + process, stop * processes, processes)
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+    return iter(dataset.slice(steps).to_iter_dataset(read_options=options))
+
+
+def _read_stamp(folder):
+    path = pathlib.Path(folder) / "stamp.json"
+    if not path.exists():
+        return None
+    try:
+        stamp = json.loads(path.read_text())
+        return stamp if isinstance(stamp["identity"], dict) else {"identity": {}}
+    except (ValueError, KeyError, TypeError):
+        return {"identity": {}}
+
+
+def _check_stamp(folder, identity):
+    """Return a cache's stamp, or None; refuse one that says something else than is asked for."""
+    stamp = _read_stamp(folder)
+    if stamp is None:
+        return None
+    found = stamp["identity"] | {"format": stamp.get("format")}
+    wanted = identity | {"format": _FORMAT}
+    differing = [
+        f"{key}: cached {found.get(key)!r}, asked for {wanted.get(key)!r}"
+        for key in sorted(found.keys() | wanted.keys())
+        if found.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"latent cache {str(folder)!r} is stale:\n  " + "\n  ".join(differing) + "\n"
+            "Delete it, or name another folder in config.task.latents_dir."
+        )
+    return stamp
+
+
+def _encode_part(images, encode, flip, batch_size):
+    """Return the latents of some images, [count, versions, h, w, c] float32."""
+    batches = images.batch(batch_size).to_iter_dataset(
+        read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    )
+    encoded = []
+    for batch in batches:
+        pixels = batch["image"]
+        count = len(pixels)
+        # Batches of one shape: another would compile another program.
+        pixels = np.pad(pixels, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
+        versions = [pixels, pixels[:, :, ::-1]] if flip else [pixels]
+        latents = [np.asarray(encode(to_unit_range(x)), np.float32)[:count] for x in versions]
+        encoded.append(np.stack(latents, axis=1))
+    return np.concatenate(encoded)
+
+
+def _shard_path(folder, index, shards):
+    return pathlib.Path(folder) / f"latents-{index:05d}-of-{shards:05d}.array_record"
+
+
+def _write_shard(path, latents):
+    with replacing(path) as partial:
+        # One latent a group: they are read one by one, in random order. Noise doesn't compress.
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+        for latent in latents:
+            writer.write(latent.tobytes())
+        writer.close()
+
+
+def _read_shards(folder, stamp):
+    shards, shape = stamp["shards"], tuple(stamp["record"])
+    paths = [str(_shard_path(folder, index, shards)) for index in range(shards)]
+    source = grain.sources.ArrayRecordDataSource(paths)
+    return grain.MapDataset.source(source).map(
+        lambda record: np.frombuffer(record, np.float32).reshape(shape)
+    )
+
+
+def _write_stamp(folder, stamp):
+    write_text(folder / "stamp.json", json.dumps(stamp, indent=2) + "\n")
+
+
+def _standard_deviation(latents):
+    """Return the standard deviation of all values of a dataset, float64."""
+    count, total, squares = 0, 0.0, 0.0
+    for latent in latents:
+        values = latent.astype(np.float64)
+        count, total, squares = (
+            count + values.size,
+            total + values.sum(),
+            squares + (values**2).sum(),
+        )
+    return math.sqrt(squares / count - (total / count) ** 2)

@@ -1,0 +1,130 @@
+"""Trained UNets and their masks as files that other programs read.
+
+    python -m sparsejax.models.export --workdir runs/X --output FOLDER [--no-ema]
+
+Writes the weights in the layouts of CompVis Latent Diffusion and of Hugging Face diffusers, and
+beside each its masks: arrays of zeros and ones, under the same names and of the same shapes.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from safetensors.numpy import save_file
+
+from sparsejax import atomic
+from sparsejax.models.convert import unet_to_torch
+from sparsejax.models.diffusers_layout import unet_diffusers_config, unet_to_diffusers
+from sparsejax.models.unet import UNet
+
+
+def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None):
+    """Write a UNet and its masks.
+
+    Each file is written whole or not at all.
+
+    Args:
+      params: of `models.unet.UNet`.
+      masks: tree of `params`'s structure, boolean, full-shape or 0-d.
+      folder: where to write `unet.safetensors` and `masks.safetensors` (names and shapes of
+        CompVis's `UNetModel`), and `diffusers/unet` (`UNet2DModel.from_pretrained` reads it,
+        with `masks.safetensors` beside the weights). Masks are uint8, ones for active weights;
+        layers without a mask have ones everywhere.
+      model: the `models.unet.UNet`.
+      sample_size: height and width of its input, for config.json.
+      metadata: `{name: text}` kept in every safetensors file.
+
+    Returns:
+      Paths of the files written.
+
+    Example:
+      `export_unet(params, masks, "exported", UNet(), metadata={"sparsity_level": "0.75"})`
+    """
+    folder = pathlib.Path(folder)
+    diffusers_folder = folder / "diffusers" / "unet"
+    diffusers_folder.mkdir(parents=True, exist_ok=True)
+    full_masks = jax.tree.map(_full_mask, params, masks)
+    # PyTorch's readers want to know that the tensors are theirs.
+    metadata = {"format": "pt"} | (metadata or {})
+    trees = {"unet.safetensors": params, "masks.safetensors": full_masks}
+    written = [
+        _write_tensors(folder / name, unet_to_torch(tree), metadata) for name, tree in trees.items()
+    ]
+    trees = {"diffusion_pytorch_model.safetensors": params, "masks.safetensors": full_masks}
+    for name, tree in trees.items():
+        tensors = unet_to_diffusers(tree, model.num_head_channels)
+        written.append(_write_tensors(diffusers_folder / name, tensors, metadata))
+    config = unet_diffusers_config(model, sample_size)
+    atomic.write_text(diffusers_folder / "config.json", json.dumps(config, indent=2) + "\n")
+    return [*written, diffusers_folder / "config.json"]
+
+
+def _full_mask(param, mask):
+    return np.broadcast_to(np.asarray(mask, np.uint8), param.shape)
+
+
+def _write_tensors(path, tensors, metadata):
+    # save_file writes an array's memory as it lies, whatever its strides.
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    with atomic.replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+    return path
+
+
+def _input_size(task, params):
+    """Return the height of the UNet's input: its first layer costs 2 FLOPs a weight and pixel."""
+    kernel = params["input_blocks_0_0"]["kernel"]
+    pixels = task.layer_flops(params)["input_blocks_0_0/kernel"] / (2 * kernel.size)
+    return math.isqrt(round(pixels))
+
+
+def main():
+    """Export a run."""
+    from sparsejax.training import load_run
+    from sparsejax.training.runs import read_config
+
+    parser = argparse.ArgumentParser(
+        prog="python -m sparsejax.models.export", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--workdir", required=True, help="of a run on images or latents")
+    parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument(
+        "--ema", action=argparse.BooleanOptionalAction, default=True, help="the EMA weights"
+    )
+    arguments = parser.parse_args()
+    try:
+        config = read_config(arguments.workdir)
+        if config.task.name not in ("images", "latents"):
+            raise ValueError(
+                f"{arguments.workdir} is a run of the task {config.task.name!r}; "
+                "accepted: images, latents"
+            )
+        task, params, masks = load_run(arguments.workdir, ema=arguments.ema)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    model = UNet(**(config.model.to_dict() | {"dtype": None}))
+    method = config.sparsity.method
+    metadata = {
+        "sparsity_method": method,
+        "sparsity_level": "0" if method == "dense" else str(config.sparsity.level),
+        "weights": "ema" if arguments.ema else "last step",
+    }
+    size = _input_size(task, params)
+    written = export_unet(
+        params, masks, arguments.output, model, sample_size=size, metadata=metadata
+    )
+    table = Table(f"in {arguments.output}", "MB")
+    for path in written:
+        name = str(path.relative_to(arguments.output))
+        table.add_row(name, f"{path.stat().st_size / 1e6:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Files of published weights: read without executing anything, recognised, checked.
+
+Layouts: CompVis Latent Diffusion (a whole training checkpoint, or one network's state dict) and
+Hugging Face diffusers (a file, or a folder with config.json). Formats: safetensors, or PyTorch's
+pickles by `torch.load(weights_only=True)`.
+"""
+
+import json
+import pathlib
+import re
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from sparsejax.models import convert, diffusers_layout
+
+TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+DIFFUSERS_FILES = tuple(f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin"))
+
+# A class that CompVis's checkpoints name as the key of its callback's state.
+_LIGHTNING_KEY = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+# Entries of an autoencoder's training: LPIPS and discriminator, EMA, colours of label maps.
+_TRAINING_ONLY = ("loss.", "model_ema.", "colorize")
+
+
+def read_state_dict(path):
+    """Read the tensors of a file; nothing in it is executed.
+
+    Args:
+      path: `.safetensors`, or `.ckpt`, `.pt`, `.pth`, `.bin` (these need torch). Of a dictionary
+        with an entry `state_dict`, that entry is read.
+
+    Returns:
+      `{name: numpy array}`; half precision and bfloat16 become float32.
+
+    Raises:
+      ValueError: the file is absent, of another kind, damaged, without tensors, or a pickle that
+        names objects other than tensors; or torch is needed and absent.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    if path.suffix == ".safetensors":
+        arrays = _read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        arrays = _read_pickle(path)
+    else:
+        accepted = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        raise ValueError(f"{path} is no file of weights; accepted: names ending in {accepted}")
+    if not arrays:
+        raise ValueError(f"{path} holds no tensors")
+    return arrays
+
+
+def load_unet(path, *, ema=True, num_head_channels=None):
+    """Load published weights of Latent Diffusion's UNet.
+
+    Args:
+      path: a file with CompVis's training checkpoint (`model.diffusion_model.*`), the state dict
+        of its `UNetModel`, or diffusers' `UNet2DModel`; or a folder of diffusers, of the UNet
+        or of the whole pipeline.
+      ema: whether to take the EMA weights of a training checkpoint, where it has some.
+      num_head_channels: channels of an attention head, for diffusers' layout where no
+        config.json lies beside the file; one that says otherwise is refused.
+
+    Returns:
+      `params` of `models.unet.UNet`, numpy arrays. Whether they fit a model is for
+      `check_params` to say.
+
+    Raises:
+      ValueError: see `read_state_dict`; or the layout is none of these, or config.json
+        describes another network. Names the file and the tensor.
+
+    Example:
+      `params = load_unet("ldm/celeba256/model.ckpt")`
+    """
+    path = _find_file(path, ("unet",))
+    state_dict = read_state_dict(path)
+    named = _strip(state_dict, "model.diffusion_model.")
+    if named and ema and _strip(state_dict, "model_ema."):
+        named = _ema_weights(state_dict, named, path)
+    named = named or _strip(state_dict, "diffusion_model.") or state_dict
+    if _strip(named, "down_blocks."):
+        head_channels = _head_channels(path, num_head_channels)
+        return _naming(path, diffusers_layout.unet_from_diffusers, named, head_channels)
+    if _strip(named, "input_blocks."):
+        return _naming(path, convert.unet_from_torch, named)
+    raise _unknown_layout(path, state_dict, "UNet", "input_blocks.*, down_blocks.*")
+
+
+def load_autoencoder(path):
+    """Load published weights of a first stage.
+
+    Args:
+      path: a file with CompVis's training checkpoint of the diffusion model
+        (`first_stage_model.*`) or of the autoencoder, or diffusers' `VQModel` or
+        `AutoencoderKL`; or a folder of diffusers, of the autoencoder or of the whole pipeline.
+        Entries of the training loss are passed over.
+
+    Returns:
+      `params` of a model of `models.autoencoder`, numpy arrays; see `load_unet`.
+
+    Raises:
+      ValueError: see `read_state_dict`; or the layout is none of these. Names the file and the
+        tensor.
+
+    Example:
+      `params = load_autoencoder("first_stage_models/vq-f4/model.ckpt")`
+    """
+    path = _find_file(path, ("vqvae", "vae"))
+    state_dict = read_state_dict(path)
+    named = _strip(state_dict, "first_stage_model.") or state_dict
+    named = {name: a for name, a in named.items() if not name.startswith(_TRAINING_ONLY)}
+    if _strip(named, "encoder.down_blocks."):
+        return _naming(path, diffusers_layout.autoencoder_from_diffusers, named)
+    if _strip(named, "encoder.down."):
+        return _naming(path, convert.autoencoder_from_torch, named)
+    raise _unknown_layout(path, state_dict, "autoencoder", "encoder.down.*, encoder.down_blocks.*")
+
+
+def check_params(params, expected, path, to_names=convert.unet_to_torch):
+    """Refuse parameters that don't fit a model.
+
+    Args:
+      params: tree of arrays.
+      expected: the model's own parameters; `jax.eval_shape` of its `init` is enough.
+      path: of the file that `params` come from.
+      to_names: maps such a tree to `{name: array}` for the message: CompVis's names by default,
+        of UNets and autoencoders.
+
+    Raises:
+      ValueError: names the file, and the tensors that are missing, not in the model, or of
+        another shape.
+    """
+    # Broadcast zeros have the shapes and take no memory.
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), expected)
+    theirs = {name: array.shape for name, array in to_names(params).items()}
+    ours = {name: array.shape for name, array in to_names(zeros).items()}
+    shapes = [
+        f"{name} {theirs[name]} for {ours[name]}"
+        for name in ours
+        if name in theirs and theirs[name] != ours[name]
+    ]
+    missing = [name for name in ours if name not in theirs]
+    extra = [name for name in theirs if name not in ours]
+    kinds = {"missing": missing, "not in the model": extra, "of another shape": shapes}
+    problems = [_list_few(kind, names) for kind, names in kinds.items() if names]
+    if problems:
+        raise ValueError(f"{path} doesn't fit the model: {'; '.join(problems)}")
+
+
+def _list_few(kind, names, few=3):
+    more = ", ..." if len(names) > few else ""
+    return f"{len(names)} {kind} ({', '.join(names[:few])}{more})"
+
+
+def _read_safetensors(path):
+    try:
+        arrays = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+    return {name: _widen(array) for name, array in arrays.items()}
+
+
+def _widen(array):
+    """Make float32 of narrower floats: numpy's own, or bfloat16, which numpy calls void."""
+    narrow = array.dtype.itemsize < 4 and jax.dtypes.issubdtype(array.dtype, np.floating)
+    return array.astype(np.float32) if narrow else array
+
+
+def _read_pickle(path):
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: reading {path.suffix} files needs PyTorch: pip install 'sparsejax[torch]'. "
+            "The same weights as .safetensors need nothing more"
+        ) from error
+    try:
+        # A stand-in for a class that is only named: it is never called.
+        with torch.serialization.safe_globals([(_LightningKey, _LIGHTNING_KEY)]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what damaged bytes raise depends on where the damage is
+        raise _unreadable(path, error) from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else {}
+    tensors = {k: v.detach() for k, v in content.items() if isinstance(v, torch.Tensor)}
+    narrow = (torch.float16, torch.bfloat16)
+    return {k: (v.float() if v.dtype in narrow else v).numpy() for k, v in tensors.items()}
+
+
+class _LightningKey:
+    """Stands for `_LIGHTNING_KEY` in what is read."""
+
+
+def _unreadable(path, error):
+    """Return the ValueError for a pickle that names objects, or for a damaged file."""
+    refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+    if refused is None:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        return ValueError(f"{path} is damaged or no PyTorch file: {reason}")
+    return ValueError(
+        f"{path} holds pickled code objects besides tensors: {refused[1]}. It was refused, and "
+        "nothing in it was executed. If, and only if, you trust its source, save its tensors "
+        "alone, where the code that it needs is installed: "
+        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
+    )
+
+
+def _find_file(path, folders):
+    """Return the file of weights at `path`, which may be a folder of diffusers."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return path
+    for folder in (path, *(path / name for name in folders)):
+        for name in DIFFUSERS_FILES:
+            if (folder / name).is_file():
+                return folder / name
+    raise ValueError(
+        f"folder {path} holds no {' or '.join(DIFFUSERS_FILES)}, nor does a folder "
+        f"{' or '.join(folders)} in it"
+    )
+
+
+def _strip(state_dict, prefix):
+    return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+
+
+def _ema_weights(state_dict, named, path):
+    """Return the EMA of each weight; CompVis's LitEma stores names without their dots."""
+    keys = {name: "model_ema." + f"diffusion_model.{name}".replace(".", "") for name in named}
+    missing = [key for key in keys.values() if key not in state_dict]
+    if missing:
+        raise ValueError(f"{path} lacks EMA weights: {_list_few('missing', missing)}")
+    return {name: state_dict[key] for name, key in keys.items()}
+
+
+def _head_channels(path, given):
+    """Return the channels of an attention head: of config.json, or as given where it is silent."""
+    config_path = path.with_name("config.json")
+    config = {}
+    if config_path.is_file():
+        try:
+            config = json.loads(config_path.read_text())
+            diffusers_layout.check_diffusers_config(config)
+        except ValueError as error:
+            raise ValueError(f"{config_path}: {error}") from error
+    stated = config.get("attention_head_dim") or given
+    if stated is None:
+        raise ValueError(
+            f"{path} is in diffusers' layout, which doesn't tell the channels of an attention "
+            "head, and no config.json beside it does; give num_head_channels"
+        )
+    if given not in (None, stated):
+        raise ValueError(f"{config_path}: attention_head_dim is {stated}; accepted: {given}")
+    return stated
+
+
+def _naming(path, convert_names, *arguments):
+    """Convert; errors name the file."""
+    try:
+        return convert_names(*arguments)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _unknown_layout(path, state_dict, kind, accepted):
+    found = ", ".join(sorted({name.split(".")[0] for name in state_dict})[:5])
+    return ValueError(f"{path} holds no {kind}; accepted: tensors {accepted}; found: {found}")

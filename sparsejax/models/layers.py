@@ -1,0 +1,80 @@
+"""Layers that the UNet and the autoencoder share: the reference's initialisation, channels last."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _bias_init(fan_in):
+    """Uniform in +-1/sqrt(fan_in): PyTorch's default, and the reference's."""
+
+    def init(key, shape, dtype=jnp.float32):
+        limit = 1 / math.sqrt(fan_in)
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
+    return init
+
+
+def reference_init(fan_in, zero=False):
+    """Return `kernel_init` and `bias_init` for `nn.Conv` or `nn.Dense`: PyTorch's, or zeros."""
+    if zero:
+        return {"kernel_init": nn.initializers.zeros, "bias_init": nn.initializers.zeros}
+    return {"kernel_init": _kernel_init, "bias_init": _bias_init(fan_in)}
+
+
+def conv(x, features, window, name, *, stride=1, padding=None, dtype=None, zero=False):
+    """Convolve x [batch, height, width, channels] inside a compact module.
+
+    Args:
+      x: input.
+      features: output channels.
+      window: height and width of the kernel.
+      name: of the layer.
+      stride: in both directions.
+      padding: as `nn.Conv` takes it; `window // 2` on every side by default.
+      dtype: computation dtype.
+      zero: whether kernel and bias begin at zero.
+
+    Returns:
+      [batch, height / stride, width / stride, features].
+    """
+    return nn.Conv(
+        features,
+        (window, window),
+        strides=stride,
+        padding=window // 2 if padding is None else padding,
+        dtype=dtype,
+        name=name,
+        **reference_init(x.shape[-1] * window**2, zero),
+    )(x)
+
+
+def dense(x, features, name, *, dtype=None, zero=False):
+    """Map the last axis of x to `features`, inside a compact module; see `conv`."""
+    return nn.Dense(features, dtype=dtype, name=name, **reference_init(x.shape[-1], zero))(x)
+
+
+def upsample(x):
+    """Double height and width of x [batch, height, width, channels] by nearest neighbours."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+class QKVAttention(nn.Module):
+    """Softmax attention over split heads, without parameters of its own.
+
+    Call: qkv [batch, length, heads, 3, head_channels] -> [batch, length, heads,
+    head_channels]. The softmax is float32.
+    """
+
+    @nn.compact
+    def __call__(self, qkv):
+        """Attend; queries and keys are scaled by head_channels ** -1/4 each."""
+        q, k, v = (qkv[..., i, :] for i in range(3))
+        scale = qkv.shape[-1] ** -0.25
+        weights = jnp.einsum("bthc,bshc->bhts", q * scale, k * scale)
+        weights = jax.nn.softmax(weights.astype(jnp.float32), axis=-1).astype(v.dtype)
+        return jnp.einsum("bhts,bshc->bthc", weights, v)

@@ -1,0 +1,143 @@
+"""Latent Diffusion: the UNet denoises the latents of a frozen first stage."""
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from sparsejax.configuration import ConfigError, require
+from sparsejax.data import images as data
+from sparsejax.data import latents as cache
+from sparsejax.models import first_stage
+from sparsejax.tasks.autoencoder import build_autoencoder
+from sparsejax.tasks.denoising import denoising_task
+from sparsejax.tasks.images import reference_images
+
+_DECODED_AT_ONCE = 8  # images on a device
+
+
+def latents_task(config):
+    """Return the Task of a UNet on the latents of the images of `config.task`.
+
+    The first stage is a file, or the workdir of a finished run of the task `autoencoder`. The
+    training images are encoded once, at the first batch, and cached (`data.latents`).
+
+    Args:
+      config: resolved ConfigDict; `first_stage.path` names the first stage, and for a file
+        that doesn't say it itself, `kind` and `model` how it is built. See `denoising_task`.
+
+    Returns:
+      Task; samples and reference are [count, height, width, channels] float32 in [-1, 1].
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    settings = config.task
+    path, model = _find_first_stage(config.first_stage)
+    size, factor = settings.image_size, model.factor
+    fits = size >= factor and size % factor == 0
+    require(fits, "task.image_size", size, f"multiples of {factor}, the first stage's factor")
+    channels, accepted = (
+        config.model.in_channels,
+        f"{model.z_channels}, of the first stage's latents",
+    )
+    require(channels == model.z_channels, "model.in_channels", channels, accepted)
+    scale = settings.latent_scale
+    require(
+        scale is None or scale > 0, "task.latent_scale", scale, "None (measured), or more than 0"
+    )
+    folder = pathlib.Path(
+        settings.latents_dir or path.parent / "latents" / f"{data.label(settings)}-{size}"
+    )
+    load = functools.cache(lambda: _load(path, model))
+    shape = (size // factor, size // factor, model.z_channels)
+
+    def identity():
+        return {
+            "first_stage": first_stage.digest(load()),
+            "images": data.describe(settings, settings.split),
+            "flip": settings.flip,
+        }
+
+    def prepare():
+        images = data.open_images(settings, settings.split)
+        if jax.process_index() == 0:
+            encode = _make_encode(model, load())
+            cache.encode_dataset(folder, images, encode, shape, identity(), flip=settings.flip)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"encoded {folder}")
+
+    def batches(start, stop):
+        latents, std = cache.open_latents(folder, identity())
+        return cache.latent_batches(
+            latents, scale or 1 / std, config.batch_size, config.seed, start, stop
+        )
+
+    def frozen():
+        used = scale or 1 / cache.read_std(folder, first_stage.digest(load()))
+        return {"params": load(), "scale": np.float32(used)}
+
+    def decode(frozen, z):
+        """Decode scaled latents [count, h, w, c], few at once: decoders need much memory."""
+
+        def decode_one(z):
+            return model.apply({"params": frozen["params"]}, z[None], method="decode")[0]
+
+        return jax.lax.map(decode_one, z / frozen["scale"], batch_size=_DECODED_AT_ONCE)
+
+    return denoising_task(
+        config,
+        size // factor,
+        batches=batches,
+        reference=lambda: reference_images(settings),
+        decode=decode,
+        frozen=frozen,
+        prepare=prepare,
+    )
+
+
+def _find_first_stage(settings):
+    """Return the file of a first stage and the model that runs it, from `config.first_stage`."""
+    require(settings.path, "first_stage.path", settings.path, "a file, or the workdir of a run")
+    path = pathlib.Path(settings.path)
+    if (path / first_stage.FILE).exists():
+        path = path / first_stage.FILE
+    accepted = (
+        f"a file, a folder of diffusers, or the workdir of a finished run ({first_stage.FILE})"
+    )
+    require(path.exists(), "first_stage.path", settings.path, accepted)
+    described = first_stage.read_description(path)
+    if described is None:
+        key = "first_stage.kind", "first_stage.model"
+        return path, build_autoencoder(settings.kind, settings.model, *key)
+    kind, arguments = described
+    return path, build_autoencoder(
+        kind, ConfigDict(arguments), f"first_stage.path ({path})", str(path)
+    )
+
+
+def _load(path, model):
+    try:
+        return first_stage.load_first_stage(path, model)
+    except ValueError as error:
+        raise ConfigError(f"config.first_stage.path is {str(path)!r}: {error}") from error
+
+
+def _make_encode(model, params):
+    """Return `encode(images [batch, ...]) -> latents`, compiled, over this process's devices."""
+    devices = jax.local_devices()
+    encode = jax.pmap(
+        lambda params, x: model.apply({"params": params}, x, method="encode"),
+        in_axes=(None, 0),
+        devices=devices,
+    )
+
+    def over_devices(images):
+        parts = images.reshape(len(devices), -1, *images.shape[1:])
+        latents = np.asarray(encode(params, parts))
+        return latents.reshape(-1, *latents.shape[2:])
+
+    return over_devices

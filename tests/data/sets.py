@@ -1,0 +1,59 @@
+"""Settings and image files that the tests of data share."""
+
+import io
+import os
+import pathlib
+
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+_DEFAULT = pathlib.Path(__file__).resolve().parents[2] / "../shared/data"
+
+
+def task(data_dir, **changes):
+    """The data part of `config.task`."""
+    defaults = {
+        "dataset": "files",
+        "source": "",
+        "image_size": 8,
+        "split": "train",
+        "reference_split": "validation",
+        "flip": False,
+        "data_dir": str(data_dir),
+    }
+    return ml_collections.FrozenConfigDict(
+        defaults | {k: str(v) if isinstance(v, pathlib.Path) else v for k, v in changes.items()}
+    )
+
+
+def pixels(seed, height=8, width=8, channels=3):
+    """Random pixels, uint8."""
+    return np.random.default_rng(seed).integers(256, size=(height, width, channels), dtype=np.uint8)
+
+
+def encoded(image, file_format="png", **options):
+    """The bytes of an image file of pixels, or of a Pillow image."""
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    buffer = io.BytesIO()
+    image.save(buffer, format=file_format, **options)
+    return buffer.getvalue()
+
+
+def write(folder, **files):
+    """Write images into a folder: `write(folder, **{"a/b.png": pixels(0)})`."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else encoded(content))
+    return folder
+
+
+def real_images():
+    """Path of Imagenette's photos in 64x64; skips the test where they are absent."""
+    folder = pathlib.Path(os.environ.get("SPARSEJAX_DATA", _DEFAULT))
+    path = folder / "imagenette64_jpeg.npz"
+    if not path.exists():
+        pytest.skip(f"{path.name} not found; set SPARSEJAX_DATA to its folder")
+    return path

@@ -1,0 +1,132 @@
+import importlib.util
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from sparsejax.configuration import ConfigError
+from sparsejax.data import builders
+from sparsejax.data import images as data
+from tests.data.sets import encoded, pixels, task, write
+
+has_no_tensorflow = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed"
+)
+SIDES = {"celeb_a_hq": (256, 256), "imagenette": (80, 100), "lsun_bedroom": (100, 70)}
+
+
+def prepare(dataset, data_dir):
+    """Prepare a small set on disk by tensorflow-datasets' own builder, but for its examples."""
+    builder = tfds.builder(builders.PUBLISHED[dataset], data_dir=data_dir)
+    builder._split_generators = lambda dl_manager: {
+        "train": examples(dataset, range(3)),
+        "validation": examples(dataset, [3]),
+    }
+    builder.download_and_prepare(file_format="array_record")
+
+
+def examples(dataset, seeds):
+    for i in seeds:
+        example = {"image": stored(dataset, i)} | {
+            "celeb_a_hq": {"image/filename": f"{i}.png"},
+            "imagenette": {"label": i},
+            "lsun_bedroom": {"id": str(i)},
+        }[dataset]
+        yield i, example
+
+
+def stored(dataset, seed):
+    file_format = "png" if dataset == "celeb_a_hq" else "jpeg"
+    return encoded(pixels(seed, *SIDES[dataset]), file_format)
+
+
+@pytest.mark.parametrize("dataset", sorted(SIDES))
+def test_a_prepared_set_opens(dataset, tmp_path):
+    """Against Pillow's own decoding of what was stored."""
+    prepare(dataset, tmp_path)
+    settings = task(tmp_path, dataset=dataset, image_size=32)
+    images, labels = data.load_images(settings, "train")
+    assert data.load_images(settings, "validation")[0].shape == (1, 32, 32, 3)
+    assert set(labels) == ({0, 1, 2} if dataset == "imagenette" else {0})
+    height, width = SIDES[dataset]
+    side = min(height, width)
+    box = ((width - side) // 2, (height - side) // 2, (width + side) // 2, (height + side) // 2)
+    wanted = set()
+    for seed in range(3):
+        square = Image.open(io.BytesIO(stored(dataset, seed))).crop(box)
+        wanted.add(np.asarray(square.resize((32, 32), Image.BICUBIC)).tobytes())
+    assert {image.tobytes() for image in images} == wanted
+
+
+def test_importing_and_reading_a_prepared_set_never_imports_tensorflow(tmp_path):
+    """A package of that name, found before any other, would end the process."""
+    prepare("celeb_a_hq", tmp_path / "sets")
+    write(tmp_path, **{"tensorflow/__init__.py": b"import sys; sys.exit('imported')"})
+    script = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+from sparsejax.data import images as data
+from tests.data.sets import task
+images, _ = data.load_images(task({str(tmp_path / "sets")!r}, dataset="celeb_a_hq"), "train")
+assert images.shape == (3, 8, 8, 3), images.shape
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@has_no_tensorflow
+@pytest.mark.parametrize(
+    ("dataset", "needs"),
+    [
+        ("celeb_a_hq", ["downloads/manual/data256x256.tar"]),
+        ("imagenette", []),
+        ("lsun_bedroom", ["pip install 'tensorflow-datasets[lsun]'"]),
+    ],
+)
+def test_without_tensorflow_the_error_says_what_to_install(dataset, needs, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        data.open_images(task(tmp_path, dataset=dataset), "train")
+    command = f"tfds.builder('{builders.PUBLISHED[dataset]}', data_dir='{tmp_path}')"
+    expected = ["config.task.dataset", dataset, "pip install 'sparsejax[images]'", command, *needs]
+    assert [text for text in expected if text not in str(error.value)] == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_set_prepared_as_tfrecord_only_is_refused(tmp_path):
+    """The format is read from dataset_info.json; its files could be read by TensorFlow alone."""
+    prepare("celeb_a_hq", tmp_path)
+    (info,) = tmp_path.rglob("dataset_info.json")
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ConfigError, match=r"as tfrecord only(.|\n)*file_format='array_record'"):
+        data.open_images(task(tmp_path, dataset="celeb_a_hq"), "train")
+
+
+def test_an_unknown_dataset_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.task\.dataset is 'mnist'; accepted: digits, "):
+        data.open_images(task(tmp_path, dataset="mnist"), "train")
+
+
+@pytest.mark.parametrize(
+    ("key", "split", "problem"),
+    [
+        ("split", "test", "Unknown split"),
+        ("reference_split", "validation", "Unknown split"),
+        ("split", "train[:2000]", "incompatible with 1797"),
+        ("split", "train[:0]", "no image"),
+        ("split", "train[:", "parsing"),
+    ],
+)
+def test_a_split_that_the_set_lacks_is_refused(key, split, problem, tmp_path):
+    settings = task(tmp_path, dataset="digits", **{key: split})
+    message = rf"config\.task\.{key} is .*{problem}.*accepted: train \(1797\)"
+    with pytest.raises(ConfigError, match=message):
+        data.open_images(settings, split)
+
+
+def test_preparing_digits_is_silent(tmp_path, capfd):
+    data.load_images(task(tmp_path, dataset="digits"), "train")
+    assert capfd.readouterr() == ("", "")

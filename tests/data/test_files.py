@@ -1,0 +1,234 @@
+import os
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from sparsejax.configuration import ConfigError
+from sparsejax.data import images as data
+from sparsejax.data.builders import open_builder
+from sparsejax.data.decoding import decode
+from tests.data.sets import encoded, pixels, real_images, task, write
+
+
+def content(settings, split="train"):
+    """The images of a split as a set: tensorflow-datasets stores them in an order of its own."""
+    images, labels = data.load_images(settings, split)
+    return {(image.tobytes(), int(i)) for image, i in zip(images, labels, strict=True)}
+
+
+def expected(*seeds, labels=None):
+    labels = labels or [0] * len(seeds)
+    return {(pixels(seed).tobytes(), i) for seed, i in zip(seeds, labels, strict=True)}
+
+
+def test_a_flat_folder_is_one_split_without_classes(tmp_path):
+    names = {"a.png": pixels(0), "b.PNG": pixels(1), "c/d/e.bmp": encoded(pixels(2), "bmp")}
+    webp = encoded(pixels(3), "webp", lossless=True)
+    hidden = {".hidden.png": b"", ".thumbnails/a.png": b"", "notes.txt": b""}
+    write(tmp_path / "set", **names, **{"f.webp": webp}, **hidden)
+    settings = task(tmp_path, source=tmp_path / "set")
+    assert content(settings) == expected(0, 1, 2, 3)
+    assert list(open_builder(settings).info.splits) == ["train"]
+
+
+def test_class_folders_become_labels_in_the_order_of_their_names(tmp_path):
+    write(tmp_path / "set", **{"dog/1.png": pixels(0), "cat/1.png": pixels(1)})
+    write(tmp_path / "set", **{"dog/more/2.png": pixels(2), "emu/1.png": pixels(3)})
+    settings = task(tmp_path, source=tmp_path / "set")
+    assert content(settings) == expected(0, 1, 2, 3, labels=[1, 0, 1, 2])
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Validation"])
+def test_folders_named_after_splits_become_splits(tmp_path, name):
+    write(tmp_path / "set", **{"train/x/1.png": pixels(0), "train/y/1.png": pixels(1)})
+    write(tmp_path / "set", **{f"{name}/y/1.png": pixels(2), "test/x/9.png": pixels(3)})
+    settings = task(tmp_path, source=tmp_path / "set")
+    assert content(settings) == expected(0, 1, labels=[0, 1])
+    assert content(settings, "validation") == expected(2, labels=[1])
+    assert content(settings, "test") == expected(3)
+    assert data.load_images(settings, "train[:1]")[0].shape == (1, 8, 8, 3)
+
+
+def test_images_beside_the_splits_are_refused(tmp_path):
+    write(tmp_path / "set", **{"train/1.png": pixels(0), "stray/2.png": pixels(1)})
+    with pytest.raises(ConfigError, match=r"config\.task\.source.*stray/2\.png lies beside"):
+        data.open_images(task(tmp_path, source=tmp_path / "set"), "train")
+
+
+def test_encoded_files_are_stored_byte_for_byte(tmp_path):
+    files = {
+        "a.jpg": encoded(pixels(0), "jpeg", quality=60),
+        "b.png": encoded(pixels(1), compress_level=0),
+    }
+    settings = task(tmp_path, source=write(tmp_path / "set", **files))
+    skip = {"image": tfds.decode.SkipDecoding()}
+    records = open_builder(settings).as_data_source("train", decoders=skip)
+    assert {records[i]["image"] for i in range(len(records))} == set(files.values())
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (4, 8, 8, 1), (4, 8, 8, 3)])
+def test_an_npz_of_pixels_gives_these_pixels(tmp_path, shape):
+    images = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=images, labels=[4, 3, 2, 1], split=[0, 0, 1, 0])
+    settings = task(tmp_path, source=tmp_path / "set.npz")
+    train = [0, 1, 3]
+    wanted = {(images[i].tobytes(), 4 - i) for i in train}
+    assert content(settings) == wanted
+    assert content(settings, "validation") == {(images[2].tobytes(), 2)}
+    assert data.load_images(settings, "train")[0].shape == (3, 8, 8, *(shape[3:] or (1,)))
+
+
+def test_an_npz_of_encoded_images_gives_what_pillow_decodes(tmp_path):
+    files = [encoded(pixels(seed, 12, 20), "jpeg") for seed in range(3)]
+    save_ragged(tmp_path / "set.npz", files, label=[7, 8, 9])
+    settings = task(tmp_path, source=tmp_path / "set.npz")
+    wanted = {(decode(f, 8, 3).tobytes(), 7 + i) for i, f in enumerate(files)}
+    assert content(settings) == wanted
+
+
+def save_ragged(path, files, **arrays):
+    encoded_files = np.frombuffer(b"".join(files), np.uint8)
+    offsets = np.cumsum([0] + [len(f) for f in files]).astype(np.uint32)
+    np.savez(path, jpeg=encoded_files, offsets=offsets, **arrays)
+
+
+def test_real_photos_are_read_as_they_are(tmp_path):
+    """The first photos of each split, against Pillow on the bytes in the npz."""
+    with np.load(real_images(), allow_pickle=False) as arrays:
+        jpeg, offsets, split, label = (arrays[k] for k in ("jpeg", "offsets", "split", "label"))
+    chosen = [*np.flatnonzero(split == 0)[:40], *np.flatnonzero(split == 1)[:10]]
+    files = [jpeg[offsets[i] : offsets[i + 1]].tobytes() for i in chosen]
+    path = tmp_path / "photos.npz"
+    save_ragged(path, files, label=label[chosen], split=split[chosen])
+    settings = task(tmp_path, source=path, image_size=64)
+    for name, part in (("train", slice(0, 40)), ("validation", slice(40, 50))):
+        wanted = set()
+        for i, file in zip(chosen[part], files[part], strict=True):
+            (tmp_path / "photo.jpg").write_bytes(file)
+            with Image.open(tmp_path / "photo.jpg") as photo:
+                wanted.add((np.asarray(photo.convert("RGB")).tobytes(), int(label[i])))
+        assert content(settings, name) == wanted
+
+
+def test_changed_files_are_not_served_stale(tmp_path):
+    folder = write(tmp_path / "set", **{"a.png": pixels(0), "b.png": pixels(1)})
+    settings = task(tmp_path, source=folder)
+    before = data.describe(settings, "train")
+    assert content(settings) == expected(0, 1)
+    status = (folder / "a.png").stat()
+    write(folder, **{"a.png": pixels(2)})
+    os.utime(folder / "a.png", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert content(settings) == expected(2, 1)
+    (folder / "class").mkdir()
+    (folder / "class2").mkdir()
+    (folder / "a.png").rename(folder / "class/a.png")
+    (folder / "b.png").rename(folder / "class2/b.png")
+    assert content(settings) == expected(2, 1, labels=[0, 1])
+    write(folder, **{"class2/c.png": pixels(3)})
+    assert content(settings) == expected(1, 2, 3, labels=[1, 0, 1])
+    assert data.describe(settings, "train") != before
+
+
+def test_a_changed_npz_is_not_served_stale(tmp_path):
+    settings = task(tmp_path, source=tmp_path / "set.npz")
+    for seed in (0, 1):
+        np.savez(tmp_path / "set.npz", images=pixels(seed)[None])
+        assert content(settings) == expected(seed)
+
+
+def test_broken_images_are_all_named_and_nothing_is_kept(tmp_path):
+    jpeg = encoded(pixels(0, 64, 64), "jpeg")
+    broken = {"b/cut.jpg": jpeg[: len(jpeg) // 2], "text.png": b"not an image", "empty.png": b""}
+    folder = write(tmp_path / "set", **{"a.jpg": jpeg}, **broken)
+    settings = task(tmp_path / "prepared", source=folder)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"config\.task\.source.*3 of 4 images") as error:
+            data.open_images(settings, "train")
+        assert all(name in str(error.value) for name in broken)
+        assert "a.jpg" not in str(error.value)
+    assert not list((tmp_path / "prepared").rglob("*record*"))
+    write(folder, **dict.fromkeys(broken, jpeg))
+    assert len(data.open_images(settings, "train")) == 4
+
+
+def test_no_more_than_twenty_broken_images_are_listed(tmp_path):
+    folder = write(tmp_path / "set", **{f"{i:02}.png": b"?" for i in range(23)})
+    with pytest.raises(ConfigError, match="23 of 23") as error:
+        data.open_images(task(tmp_path, source=folder), "train")
+    assert str(error.value).count(".png:") == 20
+    assert "and 3 more" in str(error.value)
+
+
+def test_broken_images_of_an_npz_are_named_by_their_place(tmp_path):
+    save_ragged(tmp_path / "set.npz", [encoded(pixels(0)), b"no image", encoded(pixels(1))])
+    with pytest.raises(ConfigError, match="1 of 3 images.*\n  item 1: "):
+        data.open_images(task(tmp_path, source=tmp_path / "set.npz"), "train")
+
+
+IMAGES = np.zeros((2, 8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "problem"),
+    [
+        ({"points": IMAGES}, "its keys are points"),
+        ({"jpeg": IMAGES[0, 0, :, 0]}, "its keys are jpeg"),
+        ({"images": IMAGES.astype(np.float32)}, "images are float32, not uint8"),
+        ({"images": np.array([None, None])}, "shape"),
+        ({"images": IMAGES[..., :2]}, r"shape \[2, 8, 8, 2\]"),
+        ({"images": IMAGES[:0]}, r"shape \[0, 8, 8, 3\]"),
+        ({"images": IMAGES, "label": [1]}, r"label is int64 \[1\], not integers \[2\]"),
+        ({"images": IMAGES, "label": [0.5, 1]}, "label is float64"),
+        ({"images": IMAGES, "split": [0, 3]}, "split holds more than"),
+        ({"jpeg": IMAGES.ravel(), "offsets": [0, 9, 5]}, "offsets don't rise"),
+        ({"jpeg": IMAGES.ravel(), "offsets": np.uint8([0, 9, 5])}, "offsets don't rise"),
+        ({"jpeg": IMAGES.ravel(), "offsets": [0, 999]}, "offsets don't rise"),
+        ({"jpeg": IMAGES.ravel(), "offsets": [0]}, "offsets are fewer"),
+    ],
+)
+def test_an_npz_that_does_not_fit_is_refused(tmp_path, arrays, problem):
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(ConfigError, match=rf"config\.task\.source.*{problem}.*accepted: a folder"):
+        data.open_images(task(tmp_path, source=tmp_path / "set.npz"), "train")
+
+
+@pytest.mark.parametrize("cut", [0, 10, 0.5, 0.99])
+def test_a_truncated_npz_is_refused(tmp_path, cut):
+    np.savez(tmp_path / "whole.npz", images=IMAGES)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "set.npz").write_bytes(whole[: cut if cut >= 1 else int(cut * len(whole))])
+    with pytest.raises(ConfigError, match=r"config\.task\.source.*damaged.*accepted: a folder"):
+        data.open_images(task(tmp_path, source=tmp_path / "set.npz"), "train")
+
+
+def test_an_npz_damaged_in_its_pixels_is_refused(tmp_path):
+    np.savez(tmp_path / "set.npz", images=np.zeros((500, 8, 8, 3), np.uint8))
+    damaged = bytearray((tmp_path / "set.npz").read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    (tmp_path / "set.npz").write_bytes(damaged)
+    with pytest.raises(ConfigError, match=r"config\.task\.source.*damaged"):
+        data.open_images(task(tmp_path, source=tmp_path / "set.npz"), "train")
+
+
+def test_missing_and_empty_sources_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").write_bytes(encoded(pixels(0)))
+    for source, problem in (
+        (tmp_path / "nowhere", "doesn't exist"),
+        (tmp_path / "empty", "holds no image"),
+        (tmp_path / "a.png", "no npz"),
+        ("", "the path of your images"),
+    ):
+        with pytest.raises(ConfigError, match=rf"config\.task\.source.*{problem}"):
+            data.open_images(task(tmp_path, source=source), "train")
+    with pytest.raises(ConfigError, match=r"config\.task\.source is 'x'; accepted: ''"):
+        data.open_images(task(tmp_path, dataset="digits", source="x"), "train")
+
+
+def test_labels_for_figures(tmp_path):
+    assert data.label(task(tmp_path, dataset="celeb_a_hq")) == "celeb_a_hq"
+    assert data.label(task(tmp_path, source=tmp_path / "my.photos.npz")) == "my.photos"
+    assert data.label(task(tmp_path, source=f"{tmp_path}/holiday/")) == "holiday"
+    assert data.label(task(tmp_path, source=tmp_path / "faces.v2")) == "faces.v2"
