@@ -82,7 +82,11 @@ def _check_split(settings, split, builder):
 
 
 def load_images(settings, split):
-    """Load a dataset into memory, once; see `open_images` for arguments and errors.
+    """Load a dataset into memory, once; errors are those of `open_images`.
+
+    Args:
+      settings: `config.task`.
+      split: of tensorflow-datasets, such as train, validation or train[:12500].
 
     Returns:
       Tuple of images [count, size, size, channels] uint8 and labels [count] int64.

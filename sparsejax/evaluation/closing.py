@@ -152,7 +152,7 @@ def print_summary(summary, workdir):
 
 def console():
     """Return a rich console that doesn't squeeze tables where there is no terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=180)
+    return Console() if sys.stdout.isatty() else Console(width=220)
 
 
 def quantity(value):

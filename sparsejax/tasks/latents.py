@@ -16,14 +16,15 @@ from sparsejax.tasks.autoencoder import build_autoencoder
 from sparsejax.tasks.denoising import denoising_task
 from sparsejax.tasks.images import reference_images
 
-_DECODED_AT_ONCE = 8  # images on a device
+_ENCODED_AT_ONCE = 16  # images on a device
+_DECODED_AT_ONCE = 8
 
 
 def latents_task(config):
     """Return the Task of a UNet on the latents of the images of `config.task`.
 
     The first stage is a file, or the workdir of a finished run of the task `autoencoder`. The
-    training images are encoded once, at the first batch, and cached (`data.latents`).
+    training images are encoded once, by `prepare`, and cached (`data.latents`).
 
     Args:
       config: resolved ConfigDict; `first_stage.path` names the first stage, and for a file
@@ -40,18 +41,14 @@ def latents_task(config):
     size, factor = settings.image_size, model.factor
     fits = size >= factor and size % factor == 0
     require(fits, "task.image_size", size, f"multiples of {factor}, the first stage's factor")
-    channels, accepted = (
-        config.model.in_channels,
-        f"{model.z_channels}, of the first stage's latents",
-    )
+    channels = config.model.in_channels
+    accepted = f"{model.z_channels}, of the first stage's latents"
     require(channels == model.z_channels, "model.in_channels", channels, accepted)
     scale = settings.latent_scale
-    require(
-        scale is None or scale > 0, "task.latent_scale", scale, "None (measured), or more than 0"
-    )
-    folder = pathlib.Path(
-        settings.latents_dir or path.parent / "latents" / f"{data.label(settings)}-{size}"
-    )
+    works = scale is None or scale > 0
+    require(works, "task.latent_scale", scale, "None (measured), or more than 0")
+    beside = path.parent / "latents" / f"{data.label(settings)}-{size}"
+    folder = pathlib.Path(settings.latents_dir or beside)
     load = functools.cache(lambda: _load(path, model))
     shape = (size // factor, size // factor, model.z_channels)
 
@@ -66,7 +63,15 @@ def latents_task(config):
         images = data.open_images(settings, settings.split)
         if jax.process_index() == 0:
             encode = _make_encode(model, load())
-            cache.encode_dataset(folder, images, encode, shape, identity(), flip=settings.flip)
+            cache.encode_dataset(
+                folder,
+                images,
+                encode,
+                shape,
+                identity(),
+                flip=settings.flip,
+                batch_size=_ENCODED_AT_ONCE * jax.local_device_count(),
+            )
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"encoded {folder}")
 

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 
 
 def load_nothing(path):
-    """Refuse to load published weights."""
-    raise ValueError("this task loads no files of published weights; accepted: workdirs of runs")
+    """Refuse to load published weights; raises ValueError, naming `path`."""
+    raise ValueError(
+        f"{path}: this task loads no files of published weights; accepted: workdirs of runs"
+    )
 
 
 class Task(NamedTuple):
