@@ -8,8 +8,8 @@ the latents beside the first stage.
     python train.py --config configs/imagenette64_ldm.py:small,dense
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval; `small` takes the small first stage and a UNet of 4.6 M
-parameters.
+update interval; `small` takes the small first stage and 500 steps of a UNet of 4.6 M
+parameters: six minutes on two CPU cores, enough to see that everything works and no more.
 """
 
 import os

@@ -4,7 +4,7 @@ Reads the images from imagenette64_jpeg.npz in the folder SPARSEJAX_DATA (defaul
 a folder or npz of your own works too.
 
     python train.py --config configs/imagenette64_vq.py          # 5 M parameters, a CPU night
-    python train.py --config configs/imagenette64_vq.py:small    # 0.7 M parameters, half an hour
+    python train.py --config configs/imagenette64_vq.py:small    # 0.7 M parameters, 20 minutes
 
 Images of your own: --config.task.source=my/images --config.task.reference_split=train (or their
 split of another name). The second stage is imagenette64_ldm.py.
