@@ -65,6 +65,26 @@ def q_posterior(schedule, x_0, x_t, t):
     return mean, variance, at(schedule.posterior_log_variance_clipped, t, x_t.ndim)
 
 
+def posterior_mean_of_eps(schedule, x_t, t, eps):
+    """Return the mean of q(x_{t-1} | x_t, x_0) from the noise instead of x_0.
+
+    (x_t - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha): Ho et al. (2020), algorithm 2; no
+    division by alpha_bar, which may be next to nothing at the last t.
+
+    Args:
+      schedule: NoiseSchedule.
+      x_t: noisy data, [batch, ...].
+      t: diffusion steps, [batch] int, 0..T-1.
+      eps: noise, the shape of `x_t`.
+
+    Returns:
+      The shape of `x_t`.
+    """
+    weights = schedule.betas / schedule.sqrt_one_minus_alphas_cumprod
+    scale = 1 / jnp.sqrt(1 - schedule.betas)
+    return at(scale, t, x_t.ndim) * (x_t - at(weights, t, x_t.ndim) * eps)
+
+
 def eps_loss(eps, noise):
     """Return each example's mean squared error between predicted and true noise.
 
@@ -79,3 +99,19 @@ def eps_loss(eps, noise):
     """
     error = eps.astype(jnp.float32) - noise
     return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+
+
+def sequence_eps_loss(eps, noise, lengths):
+    """Return each sequence's squared error of predicted noise, averaged over its own points.
+
+    Args:
+      eps: predicted noise, [batch, length, features].
+      noise: the noise that was added, the shape of `eps`.
+      lengths: [batch] int; what lies behind counts nothing.
+
+    Returns:
+      [batch] float32.
+    """
+    per_point = jnp.mean((eps.astype(jnp.float32) - noise) ** 2, axis=-1)
+    valid = jnp.arange(eps.shape[1]) < lengths[:, None]
+    return jnp.sum(jnp.where(valid, per_point, 0), axis=1) / lengths

@@ -58,7 +58,17 @@ def ddim_step(x, eps, noise, alpha, alpha_prev, sigma, clip=None):
     return jnp.sqrt(alpha_prev) * x_0 + direction + sigma * noise, x_0
 
 
-def ddim_sample(denoise, schedule, x_T, noise, *, steps, eta=0.0, clip=None):  # noqa: N803
+def ddim_sample(
+    denoise,
+    schedule,
+    x_T,  # noqa: N803
+    noise,
+    *,
+    steps,
+    eta=0.0,
+    clip=None,
+    last_alpha=None,
+):
     """Sample with DDIM.
 
     Args:
@@ -69,6 +79,7 @@ def ddim_sample(denoise, schedule, x_T, noise, *, steps, eta=0.0, clip=None):  #
       steps: number of sampling steps, 1 to T.
       eta: 0 deterministic, 1 as noisy as DDPM.
       clip: if given, predicted x_0 is clipped to [-clip, clip] (data in pixels).
+      last_alpha: see `schedules.ddim_schedule`.
 
     Returns:
       Samples, the shape of `x_T`.
@@ -76,7 +87,7 @@ def ddim_sample(denoise, schedule, x_T, noise, *, steps, eta=0.0, clip=None):  #
     Raises:
       ValueError: `steps` lies outside 1..T.
     """
-    constants = jax.tree.map(jnp.asarray, ddim_schedule(schedule, steps, eta))
+    constants = jax.tree.map(jnp.asarray, ddim_schedule(schedule, steps, eta, last_alpha))
     constants = jax.tree.map(lambda x: x[::-1], constants)
 
     def step(i, x):
@@ -98,7 +109,7 @@ def ddpm_sample(denoise, schedule, x_T, noise, *, noise_weight=1.0, clip=None): 
       schedule: NoiseSchedule.
       x_T: standard normal start, [batch, ...].
       noise: `noise(i) -> [batch, ...]`, i counting from 0 at t = T - 1.
-      noise_weight: factor of the posterior variance.
+      noise_weight: factor of the posterior's standard deviation.
       clip: if given, predicted x_0 is clipped to [-clip, clip] (data in pixels).
 
     Returns:
@@ -108,11 +119,14 @@ def ddpm_sample(denoise, schedule, x_T, noise, *, noise_weight=1.0, clip=None): 
 
     def step(i, x):
         t = jnp.full(x.shape[:1], last - i)
-        x_0 = process.predict_x_0(schedule, x, t, denoise(x, t))
-        if clip is not None:
-            x_0 = jnp.clip(x_0, -clip, clip)
-        mean, variance, _ = process.q_posterior(schedule, x_0, x, t)
-        sigma = jnp.sqrt(noise_weight * variance) * (i < last)
+        eps = denoise(x, t)
+        if clip is None:
+            mean = process.posterior_mean_of_eps(schedule, x, t, eps)
+        else:
+            x_0 = jnp.clip(process.predict_x_0(schedule, x, t, eps), -clip, clip)
+            mean, _, _ = process.q_posterior(schedule, x_0, x, t)
+        variance = process.at(schedule.posterior_variance, t, x.ndim)
+        sigma = noise_weight * jnp.sqrt(variance) * (i < last)
         return (mean + sigma * noise(i)).astype(x.dtype)
 
     return jax.lax.fori_loop(0, last + 1, step, x_T)

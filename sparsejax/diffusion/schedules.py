@@ -43,9 +43,13 @@ def cosine_betas(steps, offset=8e-3, largest=0.999):
       offset: s of the paper; keeps the first betas from vanishing.
       largest: upper limit of a beta.
     """
-    t = np.arange(steps + 1, dtype=np.float64) / steps
-    alpha_bar = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
+    alpha_bar = _cosine_alpha_bar(steps, offset)
     return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, largest)
+
+
+def _cosine_alpha_bar(steps, offset=8e-3):
+    t = np.arange(steps + 1, dtype=np.float64) / steps
+    return np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
 
 
 BETAS = {
@@ -81,18 +85,19 @@ class NoiseSchedule(NamedTuple):
         return self.betas.shape[0]
 
 
-def noise_schedule(betas):
+def noise_schedule(betas, alpha_bar=None):
     """Return the NoiseSchedule of these betas.
 
     Args:
       betas: [T] float64, each in [0, 1).
+      alpha_bar: [T] float64, if it is not the product of all 1 - beta so far.
 
     Returns:
       NoiseSchedule of numpy arrays, float32.
     """
     betas = np.asarray(betas, np.float64)
     alphas = 1 - betas
-    alpha_bar = np.cumprod(alphas)
+    alpha_bar = np.cumprod(alphas) if alpha_bar is None else alpha_bar
     alpha_bar_prev = np.append(1.0, alpha_bar[:-1])
     variance = betas * (1 - alpha_bar_prev) / (1 - alpha_bar)
     fields = NoiseSchedule(
@@ -110,6 +115,29 @@ def noise_schedule(betas):
         posterior_mean_coef2=(1 - alpha_bar_prev) * np.sqrt(alphas) / (1 - alpha_bar),
     )
     return jax.tree.map(lambda x: x.astype(np.float32), fields)
+
+
+def chirodiff_schedule(name, steps):
+    """Return the NoiseSchedule of ChiroDiff's published code.
+
+    `linear` has DDPM's betas times 1000 / T, so that few steps end in noise too, and gives the
+    last sampling step the variance of the one before. `cosine` limits betas to 0.999 but keeps
+    alpha_bar unlimited.
+
+    Args:
+      name: `linear` or `cosine`.
+      steps: number of diffusion steps T; more than 20 for `linear`, where betas reach 1.
+
+    Returns:
+      NoiseSchedule.
+    """
+    if name == "cosine":
+        alpha_bar = _cosine_alpha_bar(steps)
+        return noise_schedule(cosine_betas(steps), alpha_bar[1:] / alpha_bar[0])
+    schedule = noise_schedule(linear_betas(steps, 0.1 / steps, 20 / steps))
+    variance = schedule.posterior_variance.copy()
+    variance[0] = variance[1]
+    return schedule._replace(posterior_variance=variance)
 
 
 def vlb_weights(schedule):
@@ -143,13 +171,15 @@ class DDIMSchedule(NamedTuple):
     sigmas: jax.Array
 
 
-def ddim_schedule(schedule, steps, eta):
+def ddim_schedule(schedule, steps, eta, last_alpha=None):
     """Choose `steps` of the T diffusion steps, evenly spaced as in Latent Diffusion.
 
     Args:
       schedule: NoiseSchedule with T steps.
       steps: number S of sampling steps, 1 to T.
       eta: 0 for a deterministic trajectory, 1 for DDPM's noise.
+      last_alpha: alpha_bar at which sampling ends: that of t = 0 by default, as in Latent
+        Diffusion; 1 for the predicted x_0 itself, as in ChiroDiff.
 
     Returns:
       DDIMSchedule: int32 timesteps, the rest float64 (cast where used).
@@ -163,6 +193,7 @@ def ddim_schedule(schedule, steps, eta):
     timesteps = np.arange(steps) * total // steps + (1 if steps < total else 0)
     alpha_bar = np.asarray(schedule.alphas_cumprod, np.float64)
     alphas = alpha_bar[timesteps]
-    alphas_prev = np.append(alpha_bar[0], alphas[:-1])
+    last_alpha = alpha_bar[0] if last_alpha is None else last_alpha
+    alphas_prev = np.append(last_alpha, alphas[:-1])
     sigmas = eta * np.sqrt((1 - alphas_prev) / (1 - alphas) * (1 - alphas / alphas_prev))
     return DDIMSchedule(timesteps.astype(np.int32), alphas, alphas_prev, sigmas)

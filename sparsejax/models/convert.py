@@ -87,6 +87,53 @@ def autoencoder_to_torch(params):
     return _to_torch(params)
 
 
+def chirodiff_from_torch(state_dict):
+    """Convert the state dict of a ChiroDiff denoiser, bidirectional GRU or Transformer.
+
+    Args:
+      state_dict: `{name: array}` in PyTorch's layout: linear [out, in], gates r, z, n. Entries
+        whose names end in `pe_proj_W` or `seq_proj_W`, the fixed random matrices, are taken over
+        where there are any: PyTorch keeps them outside the state dict.
+
+    Returns:
+      Variables of `models.chirodiff`: `params`, and `constants` if there are any.
+
+    Raises:
+      ValueError: an entry is no weight or bias.
+
+    Example:
+      >>> gru = {"model.rnn.weight_hh_l0_reverse": np.zeros((288, 96))}
+      >>> variables = chirodiff_from_torch(gru)
+      >>> variables["params"]["rnn_l0"]["backward_hh"]["kernel"].shape
+      (96, 288)
+    """
+    constants, weights = {}, {}
+    for name, array in state_dict.items():
+        constant = re.search(r"(pe|seq)_proj_W$", name)
+        if constant:
+            constants[constant[0]] = np.asarray(array)
+        else:
+            weights[_chirodiff_name(name)] = array
+    variables = {"params": _from_torch(weights)}
+    return variables | ({"constants": constants} if constants else {})
+
+
+def _chirodiff_name(name):
+    """Rename so that the shared rule holds: kind last, one module a GRU kernel.
+
+    `model.rnn.weight_ih_l0_reverse` -> `rnn_l0.backward_ih.weight`, `self_attn.in_proj_weight` ->
+    `self_attn_in_proj.weight`.
+    """
+    name = name.removeprefix("model.")
+    gru = re.fullmatch(r"rnn\.(weight|bias)_(ih|hh)_l(\d+)(_reverse)?", name)
+    if gru:
+        kind, what, layer, reverse = gru.groups()
+        return f"rnn_l{layer}.{'backward' if reverse else 'forward'}_{what}.{kind}"
+    name = name.replace("transformer.layers", "transformer_layers")
+    name = re.sub(r"in_proj_(weight|bias)$", r"in_proj.\1", name)
+    return name.replace("self_attn.", "self_attn_")
+
+
 def _from_torch(state_dict):
     params = {}
     for name, array in state_dict.items():

@@ -10,6 +10,7 @@ import math
 import flax.linen as nn
 import jax
 
+from sparsejax.models.chirodiff import BiGRULayer
 from sparsejax.models.layers import QKVAttention
 
 
@@ -31,10 +32,25 @@ def _attention_flops(module, inputs, output):
     return {"scores": products, "values": products}
 
 
-_COUNTERS = {nn.Conv: _conv_flops, nn.Dense: _dense_flops, QKVAttention: _attention_flops}
+def _gru_flops(module, inputs, output):
+    points = math.prod(output.shape[:-1])
+    widths = {"ih": inputs[0].shape[-1], "hh": module.hidden}
+    return {
+        f"{direction}_{what}/kernel": 2 * points * width * 3 * module.hidden
+        for direction in ("forward", "backward")
+        for what, width in widths.items()
+    }
 
 
-def layer_flops(model, params, *inputs):
+_COUNTERS = {
+    nn.Conv: _conv_flops,
+    nn.Dense: _dense_flops,
+    QKVAttention: _attention_flops,
+    BiGRULayer: _gru_flops,
+}
+
+
+def layer_flops(model, params, *inputs, **collections):
     """Count the FLOPs of one forward pass, by parameter.
 
     Args:
@@ -42,6 +58,7 @@ def layer_flops(model, params, *inputs):
       params: its parameters, arrays or `jax.ShapeDtypeStruct`.
       *inputs: its inputs, arrays or `jax.ShapeDtypeStruct`; a batch of one gives the cost of
         one example.
+      **collections: what the model has beside params.
 
     Returns:
       `{path of the kernel: FLOPs}`; attention products under `path/scores` and
@@ -67,11 +84,11 @@ def layer_flops(model, params, *inputs):
                 counted[path] = counted.get(path, 0) + flops
         return output
 
-    def forward(params, *inputs):
+    def forward(variables, *inputs):
         with nn.intercept_methods(record):
-            return model.apply({"params": params}, *inputs)
+            return model.apply(variables, *inputs)
 
-    jax.eval_shape(forward, params, *inputs)
+    jax.eval_shape(forward, {"params": params} | collections, *inputs)
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
     unseen = [name for name in names if name.endswith("kernel") and name not in counted]

@@ -71,10 +71,15 @@ class QKVAttention(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, qkv):
-        """Attend; queries and keys are scaled by head_channels ** -1/4 each."""
+    def __call__(self, qkv, valid=None):
+        """Attend, to keys where `valid` [batch, length] is True alone if it is given.
+
+        Queries and keys are scaled by head_channels ** -1/4 each.
+        """
         q, k, v = (qkv[..., i, :] for i in range(3))
         scale = qkv.shape[-1] ** -0.25
-        weights = jnp.einsum("bthc,bshc->bhts", q * scale, k * scale)
-        weights = jax.nn.softmax(weights.astype(jnp.float32), axis=-1).astype(v.dtype)
+        weights = jnp.einsum("bthc,bshc->bhts", q * scale, k * scale).astype(jnp.float32)
+        if valid is not None:
+            weights = jnp.where(valid[:, None, None], weights, -jnp.inf)
+        weights = jax.nn.softmax(weights, axis=-1).astype(v.dtype)
         return jnp.einsum("bhts,bshc->bthc", weights, v)

@@ -77,7 +77,7 @@ def test_ddpm_equals_a_numpy_loop(golden):
         x = (x - betas[t] / np.sqrt(1 - alpha_bar[t]) * eps) / np.sqrt(alpha[t])
         if t:
             beta_tilde = betas[t] * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
-            x = x + np.sqrt(0.75 * beta_tilde) * noises[i]
+            x = x + 0.75 * np.sqrt(beta_tilde) * noises[i]
     np.testing.assert_allclose(ours, x, rtol=1e-4)
 
 

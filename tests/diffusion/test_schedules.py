@@ -57,3 +57,19 @@ def test_linear_betas_are_ddpms():
     assert betas[0] == 1e-4
     assert betas[-1] == pytest.approx(2e-2)
     np.testing.assert_allclose(np.diff(betas), (2e-2 - 1e-4) / 999)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [35, 100, 1000])
+def test_chirodiff_schedules_equal_the_reference(golden, name, steps):
+    expected = golden("d_chirodiff_schedules.npz")
+    ours = schedules.chirodiff_schedule(name, steps)
+    pairs = {
+        "betas": ours.betas,
+        "alpha_bar": ours.alphas_cumprod,
+        "sqrt_alpha_bar": ours.sqrt_alphas_cumprod,
+        "sqrt_one_min_alpha_bar": ours.sqrt_one_minus_alphas_cumprod,
+        "beta_tilde": ours.posterior_variance,
+    }
+    for key, values in pairs.items():
+        np.testing.assert_allclose(values, expected[f"{name}_T{steps}/{key}"], atol=2e-6)

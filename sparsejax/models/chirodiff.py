@@ -1,0 +1,308 @@
+"""The denoisers of ChiroDiff: a bidirectional GRU, and a Transformer, over noisy pen points.
+
+Das et al. (2023), arXiv 2304.03785, and its published code. Parameter names follow that code,
+so `convert.chirodiff_from_torch` is a rule and not a table. A sequence comes as [batch, length,
+3] with x, y, pen, padded behind its own length; what lies there never reaches a valid point.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sparsejax.models.layers import QKVAttention, dense, reference_init
+
+REPRESENTATIONS = ("threeseqdel", "threeseqabs")
+TIME_EMBEDDINGS = ("randomfourier", "sinusoidal")
+
+
+def fourier_features(weights, times):
+    """Return random Fourier features: all sines, then all cosines, of 8 pi `weights` x `times`.
+
+    Args:
+      weights: [features / 2, 1], fixed random numbers.
+      times: [...], in [0, 1].
+
+    Returns:
+      [..., features] float32.
+    """
+    angles = 2 * jnp.pi * 4 * weights[:, 0] * times[..., None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+def sinusoidal_features(features, steps, t):
+    """Return sines and cosines of t, interleaved, of wavelengths from 2 pi to 2 pi `steps`.
+
+    Args:
+      features: how many, even.
+      steps: T; base of the wavelengths, where Transformers have 10000.
+      t: [...] int, in 0..T-1.
+
+    Returns:
+      [..., features] float32.
+    """
+    rates = steps ** (-jnp.arange(0, features, 2) / features)
+    angles = t[..., None] * rates
+    return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*t.shape, features)
+
+
+def motion(noisy, representation):
+    """Return position and velocity of each point, both taken from the noisy sequence.
+
+    Args:
+      noisy: [batch, length, 3]: steps (`threeseqdel`) or points (`threeseqabs`), and pen.
+      representation: which of the two.
+
+    Returns:
+      [batch, length, 5]: position, velocity; the pen goes with what `noisy` holds.
+    """
+    xy = noisy[..., :2]
+    if representation == "threeseqdel":
+        return jnp.concatenate([jnp.cumsum(xy, axis=1), noisy], axis=-1)
+    velocity = jnp.diff(xy, axis=1, prepend=jnp.zeros_like(xy[:, :1]))
+    return jnp.concatenate([noisy, velocity], axis=-1)
+
+
+class _Denoiser(nn.Module):
+    """What both denoisers share: their arguments and the embedding of diffusion time.
+
+    Attributes:
+      steps: diffusion steps T.
+      layers: number of layers.
+      hidden: width H.
+      pe_dim: features of an embedding of time, even.
+      time_embedding: `randomfourier` (its matrix is the variable `pe_proj_W` of the collection
+        `constants`, never trained) or `sinusoidal`.
+      representation: `threeseqdel` (steps) or `threeseqabs` (points).
+      dtype: of products; parameters and the rest are float32.
+    """
+
+    steps: int = 1000
+    layers: int = 3
+    hidden: int = 96
+    pe_dim: int = 8
+    time_embedding: str = "randomfourier"
+    representation: str = "threeseqdel"
+    dtype: jnp.dtype = jnp.float32
+
+    def _embed_time(self, t_index):
+        if self.time_embedding == "sinusoidal":
+            return sinusoidal_features(self.pe_dim, self.steps, t_index)
+        weights = self._fourier_weights("pe_proj_W")
+        return fourier_features(weights, (t_index + 1) / self.steps)
+
+    def _fourier_weights(self, name):
+        shape = (self.pe_dim // 2, 1)
+        return self.variable(
+            "constants", name, lambda: jax.random.normal(self.make_rng("params"), shape)
+        ).value
+
+
+class BiGRUDenoiser(_Denoiser):
+    """Bidirectional GRU that predicts the noise of each point.
+
+    Call: `(noisy [batch, length, 3], t_index [batch] int in 0..T-1, lengths [batch] int) -> eps
+    [batch, length, 3]`. Each layer sees the valid points only: the backward direction begins
+    at the last of them. Without arguments this is the published network, 416,859 parameters.
+    """
+
+    @nn.compact
+    def __call__(self, noisy, t_index, lengths, timestamps=None, *, train=False):
+        """Predict the noise; `timestamps` and `train` are the Transformer's, and change nothing."""
+        del timestamps, train
+        length = noisy.shape[1]
+        time = self._embed_time(t_index)[:, None].repeat(length, axis=1)
+        valid = jnp.arange(length)[None, :, None] < lengths[:, None, None]
+        x = jnp.concatenate([motion(noisy, self.representation), time], axis=-1)
+        for i in range(self.layers):
+            x = BiGRULayer(self.hidden, self.dtype, name=f"rnn_l{i}")(x, valid)
+        x = dense(x, self.hidden, "out_proj", dtype=self.dtype)
+        x = jnp.concatenate([x, time], axis=-1)
+        return dense(x, 3, "final_proj_0", dtype=self.dtype).astype(jnp.float32)
+
+
+class BiGRULayer(nn.Module):
+    """One layer of a bidirectional GRU with PyTorch's arithmetic.
+
+    Call: `(x [batch, length, features], valid [batch, length, 1] bool) -> [batch, length,
+    2 hidden]`, forward and backward direction, zero where not valid. Kernels are [features,
+    3 hidden], gates r, z, n; one for the input (ih) and one for the state (hh) of a direction.
+    """
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, valid):
+        """Run both directions in one scan."""
+        features, hidden = x.shape[-1], self.hidden
+        ih = [_Affine(features, hidden, name=f"{d}_ih")() for d in ("forward", "backward")]
+        hh = [_Affine(hidden, hidden, name=f"{d}_hh")() for d in ("forward", "backward")]
+        cast = functools.partial(jnp.asarray, dtype=self.dtype)
+        # Time first. Read backwards, padding comes first and leaves the state at zero.
+        both = [jnp.swapaxes(y, 0, 1) for y in (x, x[:, ::-1])]
+        inputs = jnp.stack([cast(y) @ cast(w) + b for y, (w, b) in zip(both, ih, strict=True)], 1)
+        present = jnp.swapaxes(jnp.stack([valid, valid[:, ::-1]]), 0, 2).swapaxes(1, 2)
+        kernel = jnp.stack([cast(w) for w, _ in hh])
+        bias = jnp.stack([b for _, b in hh])[:, None]
+        states = recur(inputs.astype(jnp.float32), kernel, bias, present)
+        both = states[:, 0], states[::-1, 1]
+        return jnp.concatenate([jnp.swapaxes(y, 0, 1) for y in both], axis=-1)
+
+
+class _Affine(nn.Module):
+    """Kernel [features, 3 hidden] and bias [3 hidden] of a GRU, begun as PyTorch begins them."""
+
+    features: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self):
+        init = reference_init(self.hidden)["bias_init"]
+        width = 3 * self.hidden
+        kernel = self.param("kernel", init, (self.features, width))
+        return kernel, self.param("bias", init, (width,))
+
+
+def _gates(inputs, state, kernel, bias):
+    """Return reset and update gate, candidate, and the candidate's part from the state."""
+    products = [s.astype(k.dtype) @ k for s, k in zip(state, kernel, strict=True)]
+    from_state = jnp.stack(products).astype(jnp.float32) + bias
+    i_r, i_z, i_n = jnp.split(inputs, 3, axis=-1)
+    h_r, h_z, h_n = jnp.split(from_state, 3, axis=-1)
+    r, z = nn.sigmoid(i_r + h_r), nn.sigmoid(i_z + h_z)
+    return r, z, nn.tanh(i_n + r * h_n), h_n
+
+
+@jax.custom_vjp
+def recur(inputs, kernel, bias, valid):
+    """Run a GRU in both directions over time; the first state is zero.
+
+    h' = (1 - z) n + z h with n = tanh(i_n + r (W_n h + b_n)): the reset gate comes after the
+    product with the state, as in PyTorch. The derivative is written out (`_recur_backward`) so
+    that the kernel's gradient is one large product instead of one a time step.
+
+    Args:
+      inputs: [length, 2, batch, 3 hidden] float32, the input's part of the gates r, z, n, the
+        second direction already in its own order of time.
+      kernel: [2, hidden, 3 hidden], its dtype is that of the products.
+      bias: [2, 1, 3 hidden] float32.
+      valid: [length, 2, batch, 1] bool; the state is zero where it is False.
+
+    Returns:
+      States [length, 2, batch, hidden] float32.
+    """
+    return _recur_forward(inputs, kernel, bias, valid)[0]
+
+
+def _recur_forward(inputs, kernel, bias, valid):
+    def step(state, now):
+        inputs, valid = now
+        r, z, n, h_n = _gates(inputs, state, kernel, bias)
+        state = jnp.where(valid, n + z * (state - n), 0)
+        return state, (state, r, z, n, h_n)
+
+    first = jnp.zeros((*inputs.shape[1:3], kernel.shape[1]), jnp.float32)
+    _, (states, *gates) = jax.lax.scan(step, first, (inputs, valid))
+    return states, (kernel, valid, states, *gates)
+
+
+def _recur_backward(saved, d_states):
+    kernel, valid, states, r, z, n, h_n = saved
+    before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
+    # What does not depend on later steps, for all steps at once: derivatives of the state by
+    # the arguments of n and z, of n's by r's, and of the state by the one before.
+    by_n = jnp.where(valid, (1 - z) * (1 - n**2), 0)
+    by_z = jnp.where(valid, (before - n) * z * (1 - z), 0)
+    n_by_r = h_n * r * (1 - r)
+    kept = jnp.where(valid, z, 0)
+    transposed = jnp.swapaxes(kernel, 1, 2)
+
+    def step(d_later, now):
+        d_state, by_n, by_z, n_by_r, kept, r = now
+        d_state = d_state + d_later
+        d_n = d_state * by_n
+        d_gates = jnp.concatenate([d_n * n_by_r, d_state * by_z, d_n * r], axis=-1)
+        parts = [d.astype(k.dtype) @ k for d, k in zip(d_gates, transposed, strict=True)]
+        return d_state * kept + jnp.stack(parts).astype(jnp.float32), (d_gates, d_n)
+
+    nows = (d_states, by_n, by_z, n_by_r, kept, r)
+    _, (d_gates, d_n) = jax.lax.scan(step, jnp.zeros_like(states[0]), nows, reverse=True)
+    d_inputs = jnp.concatenate([d_gates[..., : -d_n.shape[-1]], d_n], axis=-1)
+    lower = d_gates.astype(kernel.dtype)
+    d_kernel = jnp.einsum("ldbh,ldbk->dhk", before.astype(kernel.dtype), lower)
+    return d_inputs, d_kernel, jnp.sum(d_gates, axis=(0, 2))[:, None], None
+
+
+recur.defvjp(_recur_forward, _recur_backward)
+
+
+class TransformerDenoiser(_Denoiser):
+    """Transformer encoder that predicts the noise of each point.
+
+    Call: as `BiGRUDenoiser`, and `timestamps` [batch, length] in [0, 1], the time at which each
+    point was drawn; if None, all sequences keep the pace that fills the padded length evenly.
+    A token for the origin stands before the first point; the noise of point i is read from the
+    tokens of the points before and at it. Post-norm layers, SiLU, inner width 2 `hidden`.
+
+    Attributes:
+      heads: of attention, a divisor of `hidden`.
+    """
+
+    heads: int = 4
+
+    @nn.compact
+    def __call__(self, noisy, t_index, lengths, timestamps=None, *, train=False):
+        """Predict the noise."""
+        del train
+        length = noisy.shape[1]
+        present = jnp.arange(length) < lengths[:, None]
+        if timestamps is None:
+            timestamps = jnp.broadcast_to(jnp.linspace(0, 1, length), present.shape)
+        timestamps = jnp.where(present, timestamps, 0)
+        points = motion(noisy, self.representation)
+        points, timestamps = (
+            jnp.pad(y, [(0, 0), (1, 0), *[(0, 0)] * (y.ndim - 2)]) for y in (points, timestamps)
+        )
+        pace = fourier_features(self._fourier_weights("seq_proj_W"), timestamps)
+        time = self._embed_time(t_index)[:, None].repeat(length + 1, axis=1)
+        x = jnp.concatenate([points, pace, time], axis=-1)
+        x = dense(x, self.hidden, "embedder", dtype=self.dtype)
+        valid = jnp.arange(length + 1) < lengths[:, None] + 1
+        for i in range(self.layers):
+            layer = EncoderLayer(self.heads, self.dtype, name=f"transformer_layers_{i}")
+            x = layer(x, valid)
+        x = jnp.concatenate([x[:, :-1], x[:, 1:], time[:, 1:]], axis=-1)
+        return dense(x, 3, "final_proj_0", dtype=self.dtype).astype(jnp.float32)
+
+
+class EncoderLayer(nn.Module):
+    """Post-norm layer of a Transformer encoder: attention, then SiLU between two dense layers.
+
+    Call: `(x [batch, length, hidden], valid [batch, length] bool) -> [batch, length, hidden]`;
+    nothing attends to tokens that are not valid.
+    """
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, valid):
+        """Run the layer."""
+        batch, length, hidden = x.shape
+        project = functools.partial(dense, dtype=self.dtype)
+        qkv = nn.Dense(
+            3 * hidden,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            name="self_attn_in_proj",
+        )(x)
+        qkv = qkv.reshape(batch, length, 3, self.heads, -1).swapaxes(2, 3)
+        attended = QKVAttention(name="attention")(qkv, valid).reshape(x.shape)
+        x = self._norm("norm1", x + project(attended, hidden, "self_attn_out_proj"))
+        inner = nn.silu(project(x, 2 * hidden, "linear1"))
+        return self._norm("norm2", x + project(inner, hidden, "linear2"))
+
+    def _norm(self, name, x):
+        return nn.LayerNorm(epsilon=1e-5, name=name)(x.astype(jnp.float32))
