@@ -1,7 +1,7 @@
 """Open a dataset by name: prepare it on disk the first time, say what is missing if that can't be.
 
-Published sets are tensorflow-datasets' own builders. Preparing those needs TensorFlow; reading
-them, once prepared as array_record, doesn't.
+Published image sets are tensorflow-datasets' own builders. Preparing those needs TensorFlow;
+reading them, once prepared as array_record, doesn't.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from sparsejax.configuration import ConfigError, require
 from sparsejax.data.digits import Digits
 from sparsejax.data.files import Files
+from sparsejax.data.sketch_builders import Kanjivg, QuickdrawStrokes, Vmnist, VmnistLike
 
 _FORMAT = "array_record"
 PUBLISHED = {
@@ -26,13 +27,18 @@ PUBLISHED = {
     "imagenette": "imagenette/full-size-v2",
     "lsun_bedroom": "lsun/bedroom",
 }
-DATASETS = ("digits", "files", *PUBLISHED)
+_SKETCH_BUILDERS = {
+    builder.name: builder for builder in (QuickdrawStrokes, Kanjivg, Vmnist, VmnistLike)
+}
+IMAGES = ("digits", "files", *PUBLISHED)
+SKETCHES = tuple(_SKETCH_BUILDERS)
+DATASETS = (*IMAGES, *SKETCHES)
 
 
 def full_name(settings):
     """Return the builder's full name, with config and version; see `open_builder`."""
     with _quiet(progress=False):
-        return _create(settings.dataset, settings.source, settings.data_dir).info.full_name
+        return _create(*_arguments(settings)).info.full_name
 
 
 def open_builder(settings):
@@ -41,7 +47,7 @@ def open_builder(settings):
     Process 0 prepares it and the others wait; every process must call this.
 
     Args:
-      settings: `config.task`: dataset, source, data_dir.
+      settings: `config.task`: dataset, source, data_dir; words, for pen drawings.
 
     Returns:
       tfds.core.DatasetBuilder.
@@ -50,14 +56,18 @@ def open_builder(settings):
       ConfigError: an unknown dataset, a source that can't be used, or a set that isn't prepared
         and can't be prepared here.
     """
-    return _open(settings.dataset, settings.source, settings.data_dir, full_name(settings))
+    return _open(*_arguments(settings), full_name(settings))
+
+
+def _arguments(settings):
+    return settings.dataset, settings.source, settings.data_dir, settings.get("words", ())
 
 
 @functools.cache
-def _open(dataset, source, data_dir, full_name):
-    """Prepare and open, once for each content: `full_name` changes with that of `files`."""
+def _open(dataset, source, data_dir, words, full_name):
+    """Prepare and open, once for each content: `full_name` changes with that of the source."""
     with _quiet(progress=dataset != "digits" and sys.stderr.isatty()):
-        builder = _create(dataset, source, data_dir)
+        builder = _create(dataset, source, data_dir, words)
         if not builder.is_prepared():
             if dataset in PUBLISHED:
                 _check_can_be_prepared(dataset, builder)
@@ -65,7 +75,7 @@ def _open(dataset, source, data_dir, full_name):
                 builder.download_and_prepare(file_format=_FORMAT)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"prepared {full_name}")
-        builder = _create(dataset, source, data_dir)
+        builder = _create(dataset, source, data_dir, words)
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if _FORMAT not in formats:
         raise ConfigError(
@@ -77,11 +87,15 @@ def _open(dataset, source, data_dir, full_name):
     return builder
 
 
-def _create(dataset, source, data_dir):
+def _create(dataset, source, data_dir, words):
     require(dataset in DATASETS, "task.dataset", dataset, ", ".join(DATASETS))
-    accepted = f"'' with the dataset {dataset}; the dataset files has a source"
-    require(not source or dataset == "files", "task.source", source, accepted)
+    have_source = ("files", *SKETCHES)
+    accepted = f"'' with the dataset {dataset}; those with a source are {', '.join(have_source)}"
+    require(not source or dataset in have_source, "task.source", source, accepted)
     data_dir = data_dir or None
+    if dataset in SKETCHES:
+        require(source, "task.source", source, _SKETCH_BUILDERS[dataset].ACCEPTED)
+        return _SKETCH_BUILDERS[dataset](source, words, data_dir=data_dir)
     if dataset == "digits":
         return Digits(data_dir=data_dir)
     if dataset == "files":

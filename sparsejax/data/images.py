@@ -13,10 +13,11 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sparsejax.configuration import ConfigError, require
+from sparsejax.configuration import require
 from sparsejax.data import decoding
-from sparsejax.data.builders import DATASETS, full_name, open_builder
+from sparsejax.data.builders import DATASETS, IMAGES, SKETCHES, full_name, open_builder
 from sparsejax.data.files import short_name
+from sparsejax.data.splits import check_split
 
 __all__ = [
     "DATASETS",
@@ -49,10 +50,12 @@ def open_images(settings, split):
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
+    is_image_set = settings.dataset not in SKETCHES
+    require(is_image_set, "task.dataset", settings.dataset, ", ".join(IMAGES))
     size = settings.image_size
     require(size >= 1, "task.image_size", size, "1 or more")
     builder = open_builder(settings)
-    _check_split(settings, split, builder)
+    check_split(settings, split, builder)
     decoders = {"image": tfds.decode.SkipDecoding()}
     source = builder.as_data_source(split=split, decoders=decoders)
     channels = builder.info.features["image"].shape[-1]
@@ -62,23 +65,6 @@ def open_images(settings, split):
         return {"image": image, "label": int(record.get("label", 0))}
 
     return grain.MapDataset.source(source).map(example)
-
-
-def _check_split(settings, split, builder):
-    try:
-        count = builder.info.splits[split].num_examples
-    except (KeyError, ValueError) as error:
-        problem = str(error).split("\n")[0].strip("'\".")
-    else:
-        if count:
-            return
-        problem = "it selects no image"
-    key = "reference_split" if split == settings.reference_split != settings.split else "split"
-    splits = ", ".join(f"{name} ({s.num_examples})" for name, s in builder.info.splits.items())
-    raise ConfigError(
-        f"config.task.{key} is {split!r}: {problem}; accepted: {splits}, and slices of these such "
-        "as train[:1000]"
-    )
 
 
 def load_images(settings, split):

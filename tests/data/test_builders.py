@@ -116,7 +116,7 @@ def test_an_unknown_dataset_is_refused(tmp_path):
         ("split", "test", "Unknown split"),
         ("reference_split", "validation", "Unknown split"),
         ("split", "train[:2000]", "incompatible with 1797"),
-        ("split", "train[:0]", "no image"),
+        ("split", "train[:0]", "selects nothing"),
         ("split", "train[:", "parsing"),
     ],
 )

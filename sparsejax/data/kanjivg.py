@@ -1,0 +1,118 @@
+"""KanjiVG's files as a source of drawings: an SVG for each character, in a zip or a folder.
+
+Files are named after the character's code point, in hexadecimal, and perhaps a variant:
+kanji/05b57.svg, kanji/05b57-Kaisho.svg. A stroke is a `path` whose id is kvg:NAME-sN; the paths
+stand in the order in which they are drawn. The canvas is 109 wide and high.
+"""
+
+import re
+import xml.etree.ElementTree as ET
+import zipfile
+import zlib
+
+from sparsejax.data.drawings import Broken, Drawing, split_of, with_times
+from sparsejax.data.items import SourceError
+from sparsejax.data.svg_paths import flatten
+
+SPACING = 0.5
+_FILE = re.compile(r"([0-9a-fA-F]{1,8})(-[^/]+)?\.svg")
+_STROKE = re.compile(r"kvg:.+-s\d+")
+_DAMAGED = (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def files(folder):
+    """List the SVG files of a folder, sorted: those in it, and in folders named `kanji` below.
+
+    Args:
+      folder: pathlib.Path.
+
+    Raises:
+      SourceError: there is none.
+    """
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.svg")]
+    return [folder / name for name in _characters(names)]
+
+
+def read(path):
+    """Read the characters of the publisher's zip, or of a folder of SVG files, sorted by name.
+
+    The split is that of the hash of the code point, so a character's variants share theirs; the
+    label is 0.
+
+    Args:
+      path: pathlib.Path.
+
+    Yields:
+      Drawing, named after its file without the ending; or Broken, with the stroke's id.
+
+    Raises:
+      SourceError: no zip, a damaged one, or no SVG file.
+    """
+    if path.is_dir():
+        for file in files(path):
+            yield _character(file.name, file.read_bytes)
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except _DAMAGED as error:
+        raise SourceError(f"it is no zip, or damaged ({error})") from error
+    with archive:
+        for member in _characters(archive.namelist()):
+            yield _character(member.rpartition("/")[2], lambda m=member: archive.read(m))
+
+
+def _characters(names):
+    """Sort the names of SVG files by their last part and refuse any that comes twice."""
+    chosen = {}
+    for name in sorted(names):
+        *folders, last = name.split("/")
+        if last.startswith(".") or not last.endswith(".svg") or folders[-1:] not in ([], ["kanji"]):
+            continue
+        if last in chosen:
+            raise SourceError(f"it holds {last} twice: {chosen[last]} and {name}")
+        chosen[last] = name
+    if not chosen:
+        raise SourceError("it holds no kanji/NAME.svg")
+    return [chosen[last] for last in sorted(chosen)]
+
+
+def _character(file, read_bytes):
+    """Read one file; `file` is its name, without folders."""
+    name = file.removesuffix(".svg")
+    parts = _FILE.fullmatch(file)
+    if not parts:
+        return Broken(name, "its name isn't a code point")
+    try:
+        paths = _paths(read_bytes())
+    except (*_DAMAGED, ValueError) as error:
+        return Broken(name, str(error))
+    strokes = []
+    for stroke, d in paths:
+        try:
+            strokes.append(flatten(d, SPACING))
+        except ValueError as error:
+            return Broken(f"{name} {stroke}", str(error))
+    return Drawing(name, split_of(f"{int(parts[1], 16):05x}"), 0, with_times(strokes))
+
+
+def _paths(content):
+    """List id and `d` of the strokes in an SVG file's bytes."""
+    # As text, so that no other encoding hides an entity; entities could grow without end.
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError("it isn't UTF-8") from error
+    if "<!ENTITY" in text:
+        raise ValueError("it defines entities")
+    try:
+        root = ET.fromstring(text)
+    except ET.ParseError as error:
+        raise ValueError("it is no XML, or cut short") from error
+    found = []
+    for element in root.iter():
+        kind = element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+        if kind in ("svg", "g", "path") and "transform" in element.attrib:
+            raise ValueError("it has a transform, which isn't read")
+        if kind == "path" and _STROKE.fullmatch(element.get("id", "")):
+            found.append((element.get("id"), element.get("d", "")))
+    return found

@@ -1,0 +1,151 @@
+"""An npz of strokes as a source of drawings: the packed layout.
+
+Keys:
+  points   [points of all drawings, 3]: x, y (y down), and pen, which is 1 on the last point of
+           each stroke and 0 elsewhere; any type of numbers
+  offsets  [count + 1] int: drawing i is points[offsets[i]:offsets[i + 1]]
+and optionally
+  scale    a number: x and y are divided by it
+  label    [count] int; otherwise 0
+  split    [count] int: 0 train, 1 validation, 2 test; where it holds no 2, 1 is test. Without
+           it, a drawing's split is that of the hash of its name, "item i"
+  words    [classes] of the names of the labels, by which drawings can be chosen
+Other keys are passed over. Strokes have no times: these are the pen's way so far.
+"""
+
+import zipfile
+import zlib
+
+import numpy as np
+
+from sparsejax.data.drawings import SPLITS, Broken, Drawing, split_of, with_times
+from sparsejax.data.items import SourceError
+
+_KEYS = ("points", "offsets", "scale", "label", "split", "words")
+# What zipfile and numpy raise on damaged files.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def keys(path):
+    """Return the keys of an npz, a set, without reading its arrays.
+
+    Args:
+      path: pathlib.Path.
+
+    Raises:
+      SourceError: not an npz, or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except _DAMAGED as error:
+        raise SourceError(f"it is no npz, or damaged ({error})") from error
+
+
+def read(path, words=()):
+    """Read the drawings of an npz in their order.
+
+    Args:
+      path: pathlib.Path.
+      words: names of the labels to keep; the new label is a word's place among these, sorted.
+        () keeps all drawings, with their labels.
+
+    Yields:
+      Drawing, or Broken for one that can't be used, named "item i".
+
+    Raises:
+      SourceError: not an npz, damaged, its arrays aren't as described above, or it lacks words.
+    """
+    present = keys(path)
+    _check({"points", "offsets"} <= present, f"its keys are {', '.join(sorted(present))}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in _KEYS if key in file.files}
+    except _DAMAGED as error:
+        raise SourceError(f"it is no npz, or damaged ({error})") from error
+    points, offsets = _points_and_offsets(arrays)
+    count = offsets.size - 1
+    scale = arrays.get("scale", np.ones(()))
+    fits = scale.size == 1 and _is_number(scale) and np.isfinite(scale).all() and scale > 0
+    _check(fits, "scale isn't one number above 0")
+    splits = _splits(arrays, count)
+    labels = arrays.get("label", np.zeros(count, int))
+    _check_integers("label", labels, count)
+    labels = _chosen(labels, words, arrays) if words else labels
+    for i in np.flatnonzero(labels >= 0) if words else range(count):
+        drawn = points[offsets[i] : offsets[i + 1]]
+        problem = _problem(drawn)
+        if problem:
+            yield Broken(f"item {i}", problem)
+        else:
+            strokes = np.split(drawn[:, :2] / scale.item(), np.flatnonzero(drawn[:, 2]) + 1)[:-1]
+            yield Drawing(f"item {i}", splits[i], int(labels[i]), with_times(strokes))
+
+
+def _points_and_offsets(arrays):
+    points, offsets = arrays["points"], arrays["offsets"]
+    shape = f"points are {points.dtype} {list(points.shape)}, not numbers [points, 3]"
+    _check(points.ndim == 2 and points.shape[1] == 3 and _is_number(points), shape)
+    _check(offsets.size > 1, "offsets are fewer than two")
+    _check_integers("offsets", offsets, offsets.size)
+    # int64: differences of unsigned offsets would wrap around.
+    offsets = offsets.astype(np.int64)
+    rises = offsets[0] == 0 and (np.diff(offsets) >= 0).all() and offsets[-1] == len(points)
+    _check(rises, f"offsets don't rise from 0 to {len(points)}, the number of points")
+    return points, offsets
+
+
+def _splits(arrays, count):
+    if "split" not in arrays:
+        return [split_of(f"item {i}") for i in range(count)]
+    numbers = arrays["split"]
+    _check_integers("split", numbers, count)
+    _check(np.isin(numbers, range(len(SPLITS))).all(), "split holds more than 0, 1 and 2")
+    names = SPLITS if (numbers == 2).any() else (SPLITS[0], SPLITS[2])
+    return [names[number] for number in numbers]
+
+
+def _chosen(labels, words, arrays):
+    """Number the labels anew by `words`; -1 where a drawing's word isn't among them."""
+    _check("words" in arrays, "it has no key words to choose by")
+    held = [str(word) for word in arrays["words"].ravel()]
+    missing = sorted(set(words) - set(held))
+    _check(not missing, f"it has no {', '.join(missing)}; its words are {', '.join(held)}")
+    fits = (labels >= 0).all() and (labels < len(held)).all()
+    _check(fits, f"label goes beyond the {len(held)} words")
+    order = {word: label for label, word in enumerate(sorted(set(words)))}
+    return np.array([order.get(word, -1) for word in held])[labels]
+
+
+def _problem(drawn):
+    """Say what is wrong with a drawing's points [points, 3], or return None."""
+    if not np.isfinite(drawn).all():
+        return "values that aren't finite"
+    if not np.isin(drawn[:, 2], (0, 1)).all():
+        return "pen holds more than 0 and 1"
+    if len(drawn) and not drawn[-1, 2]:
+        return "its last stroke has no end: pen is 0"
+    return None
+
+
+def _is_number(array):
+    return np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
+
+
+def _check_integers(key, array, count):
+    fits = np.issubdtype(array.dtype, np.integer) and array.shape == (count,)
+    _check(fits, f"{key} is {array.dtype} {list(array.shape)}, not integers [{count}]")
+
+
+def _check(condition, problem):
+    if not condition:
+        raise SourceError(problem)

@@ -1,0 +1,139 @@
+"""Google's Quick, Draw! files as a source of drawings: ndjson, raw or simplified.
+
+Every line is a drawing: JSON with `word`, `key_id` and `drawing`, a list of strokes, each
+[xs, ys, milliseconds] in raw files and [xs, ys] in simplified ones. Drawings that Google's
+network didn't recognize (`recognized` is false) are kept.
+"""
+
+import json
+import re
+
+import numpy as np
+
+from sparsejax.data.drawings import Broken, Drawing, split_of, with_times
+from sparsejax.data.items import SourceError
+
+_WORD = re.compile(rb'\s*{\s*"word"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+def files(path):
+    """List the ndjson files of a source, sorted.
+
+    Args:
+      path: pathlib.Path of one, or of a folder.
+
+    Raises:
+      SourceError: a folder without any, or a file that isn't named so.
+    """
+    if path.is_file():
+        if path.suffix.lower() != ".ndjson":
+            raise SourceError("its name doesn't end in .ndjson")
+        return [path]
+    found = sorted(path.glob("*.ndjson"))
+    found = [file for file in found if file.is_file() and not file.name.startswith(".")]
+    if not found:
+        raise SourceError("it holds no .ndjson file")
+    return found
+
+
+def read(path, words=()):
+    """Read drawings line by line, in the order of the files' names.
+
+    The split is that of the hash of `key_id`; the label is the word's place among the sorted
+    words. Lines of words that aren't asked for are passed over.
+
+    Args:
+      path: pathlib.Path of an ndjson file, or of a folder of them.
+      words: those to keep; () keeps all.
+
+    Yields:
+      Drawing, or Broken for a line that can't be used, named "FILE line N".
+
+    Raises:
+      SourceError: no file, or words without a drawing.
+    """
+    found = _words(path)
+    missing = sorted(set(words) - found)
+    if missing:
+        listed = ", ".join(sorted(found)[:50]) or "(none)"
+        raise SourceError(f"it has no drawing of {', '.join(missing)}; its words are {listed}")
+    labels = {word: label for label, word in enumerate(sorted(set(words or found)))}
+    others = found - labels.keys()
+    for name, line in _lines(path):
+        word = _word(line)
+        if word in others:
+            continue
+        try:
+            key, strokes = _parse(line)
+            drawing = Drawing(name, split_of(key), labels[word], strokes)
+        except (json.JSONDecodeError, UnicodeError, RecursionError):
+            yield Broken(name, "it is no JSON in UTF-8, or cut short")
+        except ValueError as error:
+            yield Broken(name, str(error))
+        else:
+            yield drawing
+
+
+def _lines(path):
+    for file in files(path):
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield f"{file.name} line {number}", line
+
+
+def _words(path):
+    """The words that the files hold; lines that can't be read are passed over."""
+    return {_word(line) for _, line in _lines(path)} - {None}
+
+
+def _word(line):
+    """Return a line's word, or None; without parsing its drawing where `word` comes first."""
+    start = _WORD.match(line)
+    try:
+        word = json.loads(start[1]) if start else json.loads(line)["word"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return word if isinstance(word, str) else None
+
+
+def _parse(line):
+    """Return key_id and strokes of a line; raise ValueError where it doesn't fit."""
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("it is no JSON object")
+    missing = [key for key in ("word", "key_id", "drawing") if key not in record]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    word, key, drawing = record["word"], record["key_id"], record["drawing"]
+    if not isinstance(word, str) or not isinstance(key, str):
+        raise ValueError("word or key_id is no text")
+    if not isinstance(drawing, list):
+        raise ValueError("drawing is no list")
+    strokes = [_stroke(stroke) for stroke in drawing]
+    columns = {stroke.shape[1] for stroke in strokes}
+    if len(columns) > 1:
+        raise ValueError("only some strokes have times")
+    if columns == {2}:
+        return key, with_times(strokes)
+    if strokes and (np.diff(np.concatenate(strokes)[:, 2]) < 0).any():
+        raise ValueError("its times fall")
+    return key, strokes
+
+
+def _stroke(lists):
+    """Turn lists of x, y and perhaps t into an array [points, 2 or 3]."""
+    fits = isinstance(lists, list) and len(lists) in (2, 3)
+    if not fits or not all(isinstance(values, list) for values in lists):
+        raise ValueError("a stroke isn't two or three lists")
+    if len({len(values) for values in lists}) > 1:
+        raise ValueError("a stroke's lists differ in length")
+    if not all(set(map(type, values)) <= {int, float} for values in lists):
+        raise ValueError("a stroke holds more than numbers")
+    try:
+        stroke = np.array(lists, np.float64).T
+    except OverflowError as error:
+        raise ValueError("a stroke has values that aren't finite") from error
+    if not np.isfinite(stroke).all():
+        raise ValueError("a stroke has values that aren't finite")
+    return stroke

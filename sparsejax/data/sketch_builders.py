@@ -1,0 +1,204 @@
+"""Pen drawings as tensorflow-datasets builders: from the publishers' files, or from one npz.
+
+What can't be used is left out: counted and named in a warning, and all of it listed in the file
+left_out.txt beside the prepared records.
+"""
+
+import collections
+import hashlib
+import logging
+import pathlib
+import re
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from sparsejax.configuration import ConfigError, require
+from sparsejax.data import archives, drawings, kanjivg, packed, quickdraw, strokes
+from sparsejax.data.items import SourceError
+
+logger = logging.getLogger(__name__)
+# Its own level: while datasets are opened, absl's logging, quietened, holds back all others.
+logger.setLevel(logging.WARNING)
+
+LEFT_OUT = "left_out.txt"
+_LISTED = 20
+_NPZ = "an npz in the packed layout (sparsejax/data/packed.py)"
+
+
+class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """tfds builder: `points` [n, 4] float32 of a preprocessed drawing, `label` int64, `name`.
+
+    The columns are x, y, pen, t; see `sparsejax.data.strokes`. The config's name holds the
+    version of the preprocessing and a hash of the content and of the words chosen, so changed
+    files are prepared anew.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    ACCEPTED = _NPZ
+    HAS_WORDS = False
+
+    def __init__(self, source, words=(), **kwargs):
+        """Look at the source, without reading the drawings yet.
+
+        Args:
+          source: path; `ACCEPTED` says of what.
+          words: tuple of the words to keep; () keeps all.
+          **kwargs: of tfds.core.GeneratorBasedBuilder.
+
+        Raises:
+          ConfigError: the source isn't there or isn't what is accepted, or words where the
+            drawings have none.
+        """
+        accepted = "a tuple of words" if self.HAS_WORDS else f"() with the dataset {self.name}"
+        are_words = isinstance(words, tuple) and all(isinstance(word, str) for word in words)
+        require(are_words and (self.HAS_WORDS or not words), "task.words", words, accepted)
+        self.source, self.words = source, words
+        self.path = pathlib.Path(source).expanduser().absolute()
+        try:
+            if not self.path.exists():
+                raise SourceError("it doesn't exist")
+            digest = self._digest()
+        except SourceError as error:
+            raise self._refusal(error) from error
+        content = "\0".join([digest, *sorted(set(words))])
+        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+        name = re.sub(r"[^A-Za-z0-9_.-]", "_", self.path.name)[:50]
+        config = tfds.core.BuilderConfig(name=f"{name}-{strokes.VERSION}-{digest}")
+        super().__init__(config=config, **kwargs)
+
+    def _is_packed(self):
+        return self.path.is_file() and self.path.suffix.lower() == ".npz"
+
+    def _digest(self):
+        """Hash the content of the source; raise a SourceError if it is no such thing."""
+        if self._is_packed():
+            self._check_keys(packed.keys(self.path))
+        else:
+            files = self._files()
+            if self.path.is_dir():
+                return drawings.digest(self.path, files)
+        return archives.digest(self.path)
+
+    def _check_keys(self, keys):
+        """Raise a SourceError if an npz with these keys belongs to another dataset."""
+
+    def _files(self):
+        """List the publisher's files in a source that is no npz."""
+        raise SourceError("it is no npz")
+
+    def _publishers(self):
+        """Read a source that is no npz."""
+        raise SourceError("it is no npz")
+
+    def _refusal(self, problem):
+        return ConfigError(
+            f"config.task.source is {self.source!r}: {problem}; accepted with the dataset "
+            f"{self.name}: {self.ACCEPTED}"
+        )
+
+    def _info(self):
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "points": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
+                    "label": tfds.features.Scalar(np.int64),
+                    "name": tfds.features.Text(),
+                }
+            ),
+            description=__doc__,
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager
+        examples, left_out = collections.defaultdict(list), []
+        try:
+            for found in self._drawings():
+                example, problem = _prepared(found)
+                if problem:
+                    left_out.append(problem)
+                else:
+                    examples[found.split].append((found.name, example))
+        except SourceError as error:
+            raise self._refusal(error) from error
+        count = len(left_out) + sum(map(len, examples.values()))
+        summary = f"{self.name}: {len(left_out)} of {count} drawings left out"
+        if "train" not in examples:
+            raise self._refusal("it has no drawing for train\n" + _report(summary, left_out))
+        # tensorflow-datasets renames the whole folder when all is done.
+        lines = [summary, *(f"{name}: {reason}" for name, reason in left_out)]
+        (self.data_path / LEFT_OUT).write_text("\n".join(lines) + "\n")
+        if left_out:
+            logger.warning("%s", _report(summary, left_out))
+        return {split: examples[split] for split in drawings.SPLITS if split in examples}
+
+    def _drawings(self):
+        return packed.read(self.path, self.words) if self._is_packed() else self._publishers()
+
+    def _generate_examples(self):
+        """Unused: `_split_generators` gives the generators themselves."""
+
+
+class QuickdrawStrokes(Sketches):
+    """Quick, Draw!: Google's ndjson files, raw or simplified; see `Sketches`."""
+
+    ACCEPTED = f"a .ndjson file (raw or simplified), a folder of them, or {_NPZ}"
+    HAS_WORDS = True
+
+    def _files(self):
+        return quickdraw.files(self.path)
+
+    def _publishers(self):
+        return quickdraw.read(self.path, self.words)
+
+
+class Kanjivg(Sketches):
+    """KanjiVG: the publisher's zip of SVG files, or a folder of them; see `Sketches`."""
+
+    ACCEPTED = f"KanjiVG's zip (kanji/NAME.svg), a folder of its SVG files, or {_NPZ}"
+
+    def _files(self):
+        return kanjivg.files(self.path) if self.path.is_dir() else [self.path]
+
+    def _publishers(self):
+        return kanjivg.read(self.path)
+
+
+class Vmnist(Sketches):
+    """VMNIST, handwritten digits as strokes, packed in an npz; see `Sketches`."""
+
+    def _check_keys(self, keys):
+        if "mnist_index" in keys:
+            problem = "it has the key mnist_index: MNIST's pictures, traced, are no VMNIST"
+            raise SourceError(f"{problem} (config.task.dataset = 'vmnist_like')")
+
+
+class VmnistLike(Sketches):
+    """MNIST's pictures, traced to strokes and packed in an npz; see `Sketches`."""
+
+    ACCEPTED = f"{_NPZ} with mnist_index"
+
+    def _check_keys(self, keys):
+        if "mnist_index" not in keys:
+            raise SourceError("it lacks the key mnist_index (which pictures were traced)")
+
+
+def _prepared(found):
+    """Return a Drawing's example and None, or None and why there is none, a Broken."""
+    if isinstance(found, drawings.Broken):
+        return None, found
+    try:
+        points = strokes.preprocess(found.strokes)
+    except strokes.UnusableDrawingError as error:
+        return None, drawings.Broken(found.name, str(error))
+    return {"points": points, "label": found.label, "name": found.name}, None
+
+
+def _report(summary, left_out):
+    """Say what was left out: how many for each reason, then the first by name."""
+    counts = collections.Counter(reason for _, reason in left_out).most_common(_LISTED)
+    lines = [f"{count} times: {reason}" for reason, count in counts]
+    lines += [f"{name}: {reason}" for name, reason in left_out[:_LISTED]]
+    if len(left_out) > _LISTED:
+        lines.append(f"and {len(left_out) - _LISTED} more, all of them in {LEFT_OUT}")
+    return f"{summary}:" + "".join(f"\n  {line}" for line in lines)

@@ -1,0 +1,196 @@
+"""Pen drawings ready to train on: loaded into memory, batched by length.
+
+Functions take `config.task`, of which they read dataset, source, words, data_dir and
+representation.
+"""
+
+import functools
+from typing import NamedTuple
+
+import grain
+import jax
+import ml_collections
+import numpy as np
+
+from sparsejax.configuration import require
+from sparsejax.data.builders import SKETCHES, full_name, open_builder
+from sparsejax.data.splits import check_split
+from sparsejax.data.strokes import MAX_POINTS, REPRESENTATIONS, VERSION, represent
+
+_MULTIPLE = 8  # of which padded lengths are
+
+
+class Sketches(NamedTuple):
+    """Drawings of one split, one behind the other.
+
+    Attributes:
+      points: [points, 4] float32: x, y, pen, time, in the representation that was asked for.
+      offsets: [count + 1] int64; drawing i is `points[offsets[i]:offsets[i + 1]]`.
+      labels: [count] int64.
+    """
+
+    points: np.ndarray
+    offsets: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def lengths(self):
+        """Number of points of each drawing, [count] int32."""
+        return np.diff(self.offsets).astype(np.int32)
+
+
+def load_sketches(settings, split):
+    """Load the drawings of a split, preparing the dataset on disk the first time.
+
+    Args:
+      settings: `config.task`.
+      split: of tensorflow-datasets, such as train, validation or train[:1000].
+
+    Returns:
+      Sketches.
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    require(settings.dataset in SKETCHES, "task.dataset", settings.dataset, ", ".join(SKETCHES))
+    accepted = ", ".join(REPRESENTATIONS)
+    known = settings.representation in REPRESENTATIONS
+    require(known, "task.representation", settings.representation, accepted)
+    check_split(settings, split, open_builder(settings))
+    return _load(ml_collections.FrozenConfigDict(settings), split, describe(settings, split))
+
+
+@functools.cache
+def _load(settings, split, description):
+    """Load; the description tells one content of the same files from another."""
+    del description
+    records = list(open_builder(settings).as_data_source(split=split))
+    drawings = [represent(record["points"], settings.representation) for record in records]
+    offsets = np.cumsum([0, *map(len, drawings)])
+    labels = np.array([record["label"] for record in records], np.int64)
+    return Sketches(np.concatenate(drawings).astype(np.float32), offsets, labels)
+
+
+def describe(settings, split):
+    """Say exactly which drawings `load_sketches` gives."""
+    return f"{full_name(settings)} {split}, {VERSION}, {settings.representation}"
+
+
+def bucket_bounds(lengths, count):
+    """Choose the padded lengths that waste the least.
+
+    Args:
+      lengths: [drawings] int, number of points of each.
+      count: how many different padded lengths, at most.
+
+    Returns:
+      Increasing multiples of 8, the last one the least that holds all drawings: the choice with
+      the least padding in all.
+    """
+    ends = np.arange(_MULTIPLE, MAX_POINTS + _MULTIPLE, _MULTIPLE)
+    shorter = np.searchsorted(np.sort(lengths), ends, side="right").tolist()
+
+    @functools.cache
+    def best(last, count):
+        """Return padded points and bounds up to `ends[last]` with at most `count` buckets."""
+        end = int(ends[last])
+        choices = [(shorter[last] * end, (end,))]
+        for before in range(last if count > 1 else 0):
+            points, bounds = best(before, count - 1)
+            points += (shorter[last] - shorter[before]) * end
+            choices.append((points, (*bounds, end)))
+        return min(choices)
+
+    return best(int(np.searchsorted(ends, lengths.max())), count)[1]
+
+
+def padding(lengths, bounds):
+    """Return the share of padded points where each drawing is padded to the next bound."""
+    padded = np.asarray(bounds)[np.searchsorted(bounds, lengths)]
+    return 1 - lengths.sum() / padded.sum()
+
+
+def sketch_batches(sketches, bounds, batch_size, seed, start, stop):
+    """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
+
+    All drawings of a batch come from one bucket and are padded to its bound; a step's bucket is
+    drawn with the probability of its drawings, so that each drawing is as likely as any other. A
+    batch is a function of the step, as in `images.image_batches`.
+
+    Args:
+      sketches: Sketches.
+      bounds: from `bucket_bounds`.
+      batch_size: global batch size, a multiple of the number of processes.
+      seed: Python int.
+      start: first step.
+      stop: step to stop before.
+
+    Returns:
+      Iterator of batches as `pad` makes them, prefetched in threads.
+    """
+    buckets = np.searchsorted(bounds, sketches.lengths)
+    members = [np.flatnonzero(buckets == b) for b in range(len(bounds))]
+    streams = [
+        grain.MapDataset.source(m).seed(seed + b).shuffle().repeat() if len(m) else None
+        for b, m in enumerate(members)
+    ]
+    shares = np.cumsum([len(m) for m in members]) / len(buckets)
+    chosen = np.searchsorted(shares, np.random.default_rng(seed).random(stop), side="right")
+    # How often a step's bucket came up before: where its batch begins in the bucket's stream.
+    earlier = np.zeros(stop, np.int64)
+    for b in range(len(bounds)):
+        steps = chosen == b
+        earlier[steps] = np.arange(steps.sum())
+    processes, process = jax.process_count(), jax.process_index()
+    share = batch_size // processes
+
+    def batch(step):
+        stream = streams[chosen[step]]
+        first = earlier[step] * batch_size + process * share
+        indices = [stream[first + i] for i in range(share)]
+        return pad(sketches, np.array(indices), bounds[chosen[step]])
+
+    steps = grain.MapDataset.range(start, stop).map(batch)
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    return iter(steps.to_iter_dataset(read_options=options))
+
+
+def ordered_batches(sketches, bounds, batch_size):
+    """Iterate once over all drawings, each padded as in training, in an order of its own.
+
+    Args:
+      sketches: Sketches.
+      bounds: from `bucket_bounds` of the training drawings; longer ones are padded to the
+        longest.
+      batch_size: of all batches but the last of each bucket.
+
+    Returns:
+      Iterator of batches as `pad` makes them.
+    """
+    longest = bucket_bounds(sketches.lengths, 1)
+    bounds = (*bounds, *longest) if longest[0] > bounds[-1] else bounds
+    buckets = np.searchsorted(bounds, sketches.lengths)
+    for b, bound in enumerate(bounds):
+        members = np.flatnonzero(buckets == b)
+        for first in range(0, len(members), batch_size):
+            yield pad(sketches, members[first : first + batch_size], bound)
+
+
+def pad(sketches, indices, length):
+    """Gather drawings into arrays of one length.
+
+    Args:
+      sketches: Sketches.
+      indices: [batch] int.
+      length: to pad to with zeros.
+
+    Returns:
+      `{"points": [batch, length, 3], "times": [batch, length], "lengths": [batch]}`, float32
+      and int32.
+    """
+    lengths = sketches.lengths[indices]
+    rows = np.arange(length)
+    valid = rows < lengths[:, None]
+    where = np.where(valid, sketches.offsets[indices][:, None] + rows, 0)
+    points = np.where(valid[..., None], sketches.points[where], 0)
+    return {"points": points[..., :3], "times": points[..., 3], "lengths": lengths}

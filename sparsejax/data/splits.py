@@ -1,0 +1,30 @@
+"""Splits of a dataset, as tensorflow-datasets names and slices them."""
+
+from sparsejax.configuration import ConfigError
+
+
+def check_split(settings, split, builder):
+    """Refuse a split that the dataset doesn't have, or that selects nothing.
+
+    Args:
+      settings: `config.task`.
+      split: of tensorflow-datasets, such as train, validation or train[:12500].
+      builder: the dataset's, prepared.
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    try:
+        count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
+        problem = str(error).split("\n")[0].strip("'\".")
+    else:
+        if count:
+            return
+        problem = "it selects nothing"
+    key = "reference_split" if split == settings.reference_split != settings.split else "split"
+    splits = ", ".join(f"{name} ({s.num_examples})" for name, s in builder.info.splits.items())
+    raise ConfigError(
+        f"config.task.{key} is {split!r}: {problem}; accepted: {splits}, and slices of these such "
+        "as train[:1000]"
+    )

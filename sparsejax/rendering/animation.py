@@ -1,0 +1,57 @@
+"""Animations of the order in which drawings were drawn."""
+
+import numpy as np
+from PIL import Image
+
+from sparsejax.rendering import ink
+from sparsejax.rendering.grid import tile
+from sparsejax.rendering.palette import STROKES, indexed
+from sparsejax.rendering.placement import as_drawings
+
+
+def to_gif(drawings, path, cell=96, frames=40, seconds=3.0, hold=1.5):
+    """Write a looping GIF in which the points of a grid of drawings appear in order.
+
+    All drawings start and end together, each at its own speed. A dot marks the tip of the pen.
+    The last frame is the picture of `stroke_grid`, in fewer colours.
+
+    Args:
+      drawings: [count, length, 3] floats, or one [length, 3], see `placement`.
+      path: GIF file to write.
+      cell: side of a drawing in pixels.
+      frames: number of frames; frames that would be equal are joined into one.
+      seconds: duration of all frames but the last.
+      hold: duration of the last frame in seconds.
+    """
+    cells = [_grow(drawing, cell, frames) for drawing in as_drawings(drawings)]
+    pictures = [Image.fromarray(tile([c[i] for c in cells], cell)) for i in range(frames)]
+    colours = indexed()
+    pictures = [picture.quantize(palette=colours, dither=Image.Dither.NONE) for picture in pictures]
+    moving = round(1000 * seconds / max(1, frames - 1))
+    pictures[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=[moving] * (frames - 1) + [round(1000 * hold)],
+        loop=0,
+        optimize=True,
+    )
+
+
+def _grow(drawing, cell, frames):
+    """Return the pictures of one drawing as it grows, [frames, cell, cell, 3] uint8."""
+    marks = ink.marks(drawing, cell)
+    sheet = ink.paper(cell, "RGB")
+    pictures = np.empty((frames, cell, cell, 3), np.uint8)
+    done = 0
+    for frame in range(frames):
+        stop = len(marks) * (frame + 1) // frames
+        ink.draw(sheet, marks[done:stop], STROKES)
+        done = stop
+        shown = sheet
+        if 0 < stop < len(marks):
+            shown = sheet.copy()
+            ink.draw_tip(shown, marks[stop - 1], STROKES)
+        pictures[frame] = ink.shrink(shown)
+    return pictures

@@ -1,0 +1,58 @@
+"""Grids of drawings, one colour a stroke."""
+
+import math
+
+import numpy as np
+from PIL import ImageColor
+
+from sparsejax.rendering import ink
+from sparsejax.rendering.palette import GAP, STROKES
+from sparsejax.rendering.placement import as_drawings
+
+
+def stroke_grid(drawings, cell=96):
+    """Lay out drawings in a square grid on white; colours tell the order of the strokes.
+
+    The order of colours is near-black, blue, orange, purple, vermilion, green, sky blue, then
+    again from the first.
+
+    Args:
+      drawings: [count, length, 3] floats, or one [length, 3], see `placement`.
+      cell: side of a drawing in pixels.
+
+    Returns:
+      [grid height, grid width, 3] uint8.
+    """
+    pictures = []
+    for drawing in as_drawings(drawings):
+        sheet = ink.paper(cell, "RGB")
+        ink.draw(sheet, ink.marks(drawing, cell), STROKES)
+        pictures.append(ink.shrink(sheet))
+    return tile(pictures, cell)
+
+
+def grid_shape(count):
+    """Return rows and columns of a grid of `count` cells, at least one of each."""
+    columns = max(1, math.ceil(math.sqrt(count)))
+    return max(1, math.ceil(count / columns)), columns
+
+
+def tile(pictures, cell):
+    """Lay out pictures in a square grid, with grey lines of one pixel around them.
+
+    Args:
+      pictures: sequence of [cell, cell, 3] uint8.
+      cell: side of a picture in pixels.
+
+    Returns:
+      [grid height, grid width, 3] uint8; cells without a picture are white.
+    """
+    rows, columns = grid_shape(len(pictures))
+    grid = np.empty((rows * (cell + 1) + 1, columns * (cell + 1) + 1, 3), np.uint8)
+    grid[:] = ImageColor.getrgb(GAP)
+    for index in range(rows * columns):
+        top = 1 + index // columns * (cell + 1)
+        left = 1 + index % columns * (cell + 1)
+        picture = pictures[index] if index < len(pictures) else 255
+        grid[top : top + cell, left : left + cell] = picture
+    return grid

@@ -1,0 +1,98 @@
+"""Ink on paper: the anti-aliased drawing code that all pixel pictures share.
+
+Each point adds one mark to its stroke: a disc, and a bar from the point before it. Together they
+make a line with round caps and joints. Marks are drawn without anti-aliasing on a paper that is
+8 times as large, which `shrink` averages.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sparsejax.rendering.placement import line_width, place
+
+_FACTOR = 8
+# Pillow rounds the corners of a polygon to whole pixels. With this on either side, slanted lines
+# are on average as wide as level ones, and level ones stay as they are.
+_WIDER = 0.2
+
+
+class Mark(NamedTuple):
+    """What one point adds, in pixels of the paper, both ends included.
+
+    Attributes:
+      stroke: number of the stroke.
+      disc: left, top, right, bottom.
+      bar: x and y of its four corners, or None at the start of a stroke.
+    """
+
+    stroke: int
+    disc: list
+    bar: list | None
+
+
+def marks(drawing, size):
+    """Return the marks of a drawing, in the order of its points.
+
+    Args:
+      drawing: [length, 3] float64, see `placement`.
+      size: side of the final picture in pixels.
+
+    Returns:
+      List of `Mark`, one a point.
+    """
+    points, stroke = place(drawing, size)
+    width = max(1, round(_FACTOR * line_width(size)))
+    # Rounded twice: a half must not become more or less than a half by the noise of floats.
+    corner = np.rint(np.round(_FACTOR * points - width / 2, 6))
+    discs = np.concatenate([corner, corner + width - 1], 1)
+    centre = corner + (width - 1) / 2
+    step = np.diff(centre, axis=0)
+    length = np.hypot(*step.T)
+    joined = (np.diff(stroke) == 0) & (length > 0)
+    along = step / np.where(joined, length, 1)[:, None]
+    side = ((width - 1) / 2 + _WIDER) * np.stack([-along[:, 1], along[:, 0]], 1)
+    start, stop = centre[:-1], centre[1:]
+    bars = np.rint(np.concatenate([start + side, stop + side, stop - side, start - side], 1))
+    bars = [bar if there else None for bar, there in zip(bars.tolist(), joined, strict=True)]
+    bars = [None, *bars][: len(points)]
+    return [Mark(*mark) for mark in zip(stroke.tolist(), discs.tolist(), bars, strict=True)]
+
+
+def paper(size, mode):
+    """Return blank paper for a picture of `size` pixels, as a Pillow image of that mode."""
+    return Image.new(mode, (_FACTOR * size, _FACTOR * size), "white")
+
+
+def draw(sheet, these, colours):
+    """Draw marks on paper, in place.
+
+    Args:
+      sheet: what `paper` returned.
+      these: list of `Mark`.
+      colours: colours of the strokes, as Pillow takes them, repeated where they run out.
+    """
+    pen = ImageDraw.Draw(sheet)
+    for mark in these:
+        colour = colours[mark.stroke % len(colours)]
+        if mark.bar:
+            pen.polygon(mark.bar, fill=colour)
+        pen.ellipse(mark.disc, fill=colour)
+
+
+def draw_tip(sheet, mark, colours):
+    """Draw a disc of twice the line's width where the pen is, in place."""
+    left, top, right, bottom = mark.disc
+    more = (right - left + 1) // 2
+    disc = [left - more, top - more, right + more, bottom + more]
+    ImageDraw.Draw(sheet).ellipse(disc, fill=colours[mark.stroke % len(colours)])
+
+
+def shrink(sheet):
+    """Average paper to the final picture.
+
+    Returns:
+      [size, size] uint8 for mode L, [size, size, 3] for RGB.
+    """
+    return np.asarray(sheet.reduce(_FACTOR))

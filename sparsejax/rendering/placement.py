@@ -1,0 +1,63 @@
+"""Where the points of a drawing lie in a square picture.
+
+A drawing is an array [length, 3] of absolute x, y (y down, any scale) and the state of the pen:
+0 the stroke goes on, 1 last point of its stroke, 2 no point (padding behind the end).
+"""
+
+import numpy as np
+
+
+def line_width(size):
+    """Return the width of the pen's line in a picture of `size` pixels."""
+    return size / 32
+
+
+def margin(size):
+    """Return the white margin of a picture of `size` pixels, which no ink enters."""
+    return size / 16
+
+
+def as_drawings(drawings):
+    """Return drawings as one batch.
+
+    Args:
+      drawings: [count, length, 3], or one [length, 3].
+
+    Returns:
+      [count, length, 3] float64.
+
+    Raises:
+      ValueError: the shape is another.
+    """
+    drawings = np.asarray(drawings, np.float64)
+    if drawings.ndim not in (2, 3) or drawings.shape[-1] != 3:
+        raise ValueError(f"drawings have shape {drawings.shape}; expected [count, length, 3]")
+    return drawings[None] if drawings.ndim == 2 else drawings
+
+
+def place(drawing, size):
+    """Fit a drawing into a square picture: centred, as large as fits, its aspect kept.
+
+    A row that is not finite is no point, though a pen state of 1 there still ends the stroke.
+
+    Args:
+      drawing: [length, 3] float64.
+      size: side of the picture in pixels.
+
+    Returns:
+      Tuple of the points, [points, 2] float64 from 0 (left or top edge) to `size`, and the number
+      of each point's stroke, [points] int64 from 0 without a gap. Points that are all equal lie
+      in the centre.
+    """
+    pen = np.rint(drawing[:, 2])
+    stroke = np.cumsum(pen == 1) - (pen == 1)
+    present = np.isfinite(drawing).all(1) & (pen < 2)
+    points = drawing[present, :2]
+    if not len(points):
+        return points, np.zeros(0, np.int64)
+    _, stroke = np.unique(stroke[present], return_inverse=True)
+    points = points / (np.abs(points).max() or 1)  # else the extent of large ones overflows
+    low, high = points.min(0), points.max(0)
+    extent = (high - low).max() or 1
+    side = size - 2 * margin(size) - line_width(size)
+    return (points - (low + high) / 2) / extent * side + size / 2, stroke

@@ -1,0 +1,29 @@
+"""Drawings as black-and-white images, for metrics and classifiers that read images."""
+
+import numpy as np
+
+from sparsejax.rendering import ink
+from sparsejax.rendering.placement import as_drawings
+
+# Any metric on rasters is defined by these pixels: a change of a single one (line width, margin,
+# smoothing) needs a new version, which belongs beside every number computed from them.
+RASTER_VERSION = "strokes-1"
+
+
+def rasterize(drawings, size=64):
+    """Draw black ink on white: lines of width size / 32 inside a margin of size / 16.
+
+    Args:
+      drawings: [count, length, 3] floats, or one [length, 3], see `placement`.
+      size: side of the pictures in pixels.
+
+    Returns:
+      [count, size, size, 1] float32 in [-1, 1], ink -1.
+    """
+    drawings = as_drawings(drawings)
+    pictures = np.empty((len(drawings), size, size, 1), np.uint8)
+    for picture, drawing in zip(pictures, drawings, strict=True):
+        sheet = ink.paper(size, "L")
+        ink.draw(sheet, ink.marks(drawing, size), ["black"])
+        picture[..., 0] = ink.shrink(sheet)
+    return pictures.astype(np.float32) / 127.5 - 1

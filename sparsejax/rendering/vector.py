@@ -1,0 +1,81 @@
+"""Drawings as SVG, one path a stroke."""
+
+import numpy as np
+
+from sparsejax.rendering.grid import grid_shape
+from sparsejax.rendering.palette import GAP, STROKES
+from sparsejax.rendering.placement import as_drawings, line_width, place
+
+
+def to_svg(drawing, size=109):
+    """Draw one drawing on white, coloured as in `stroke_grid`.
+
+    Args:
+      drawing: [length, 3] floats, see `placement`.
+      size: side of the picture.
+
+    Returns:
+      The SVG document.
+
+    Raises:
+      ValueError: the drawing has another shape.
+    """
+    drawings = as_drawings(drawing)
+    if len(drawings) != 1:
+        raise ValueError(f"{len(drawings)} drawings; expected one drawing, [length, 3]")
+    background = f'<rect width="{size}" height="{size}" fill="white"/>'
+    return _document(size, size, [background, _group(drawings[0], size)])
+
+
+def svg_grid(drawings, cell=109):
+    """Lay out drawings in a square grid on white, separated by grey lines.
+
+    Args:
+      drawings: [count, length, 3] floats, or one [length, 3], see `placement`.
+      cell: side of a drawing.
+
+    Returns:
+      The SVG document.
+    """
+    drawings = as_drawings(drawings)
+    rows, columns = grid_shape(len(drawings))
+    width, height = columns * (cell + 1) + 1, rows * (cell + 1) + 1
+    parts = [f'<rect width="{width}" height="{height}" fill="{GAP}"/>']
+    for index in range(rows * columns):
+        left, top = 1 + index % columns * (cell + 1), 1 + index // columns * (cell + 1)
+        parts.append(f'<rect x="{left}" y="{top}" width="{cell}" height="{cell}" fill="white"/>')
+        if index < len(drawings):
+            parts.append(_group(drawings[index], cell, f' transform="translate({left} {top})"'))
+    return _document(width, height, parts)
+
+
+def _document(width, height, parts):
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'viewBox="0 0 {width} {height}">'
+    )
+    return "\n".join([head, *parts, "</svg>", ""])
+
+
+def _group(drawing, size, attributes=""):
+    points, stroke = place(drawing, size)
+    paths = [
+        f'<path d="{_path(points[stroke == number])}" stroke="{STROKES[number % len(STROKES)]}"/>'
+        for number in np.unique(stroke)
+    ]
+    head = (
+        f'<g{attributes} fill="none" stroke-width="{_number(line_width(size))}" '
+        'stroke-linecap="round" stroke-linejoin="round">'
+    )
+    return "\n".join([head, *paths, "</g>"])
+
+
+def _path(points):
+    """Return path data; one point is a line of no length, which its round caps make a dot."""
+    if len(points) == 1:
+        points = np.repeat(points, 2, 0)
+    return "M" + " L".join(f"{_number(x)} {_number(y)}" for x, y in points)
+
+
+def _number(value):
+    return f"{value:.2f}".rstrip("0").rstrip(".")
