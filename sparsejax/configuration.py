@@ -32,7 +32,7 @@ def default_config():
     # The model family and its data; `model` are arguments of its network, whose defaults hold
     # for those left out.
     config.task = ml_collections.ConfigDict({"name": "images", "dataset": ""})
-    config.task.source = ""  # folder or npz of images, where the dataset is `files`
+    config.task.source = ""  # the files, where the dataset is `files` or of pen strokes
     config.task.image_size = 0  # pixels of a side
     config.task.split = "train"  # as tensorflow-datasets slices them: train[:12500]
     config.task.reference_split = "train"  # what samples are compared with
@@ -41,7 +41,7 @@ def default_config():
     config.model = ml_collections.ConfigDict({"dtype": "float32"})  # or bfloat16
 
     # Task `autoencoder`, a first stage.
-    config.task.kind = "vq"  # or kl
+    config.task.kind = "vq"  # or kl; birnn or transformer for strokes
     config.task.regulariser = 1.0  # weight of the model's own loss; published KL models have 1e-6
 
     # Task `latents`: the frozen first stage. `kind` and `model` describe a file that doesn't say
@@ -49,6 +49,11 @@ def default_config():
     config.first_stage = ml_collections.ConfigDict({"path": "", "kind": "vq", "model": {}})
     config.task.latents_dir = ""  # their cache; beside the first stage
     config.task.latent_scale = config_dict.placeholder(float)  # 1 / their standard deviation
+
+    # Task `strokes`.
+    config.task.words = ()  # of QuickDraw; all that the source holds
+    config.task.representation = "threeseqdel"  # steps of the pen; threeseqabs: points
+    config.task.buckets = 5  # batches are padded to so many different lengths
 
     config.diffusion = ml_collections.ConfigDict()
     config.diffusion.steps = 1000
@@ -93,6 +98,8 @@ def default_config():
     config.sample.steps = 50  # ddim only
     config.sample.eta = 0.0  # ddim only
     config.sample.clip = config_dict.placeholder(float)  # limit of predicted data; none
+    config.sample.noise_weight = 1.0  # ddpm of strokes: factor of the noise's standard deviation
+    config.sample.lengths = ()  # of strokes, in points, in turn; as in the training data
     return config
 
 

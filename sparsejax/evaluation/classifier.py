@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sparsejax.data.images import label, load_images, to_unit_range
+from sparsejax.data.images import to_unit_range
 
 FEATURES = 64
 _STEPS, _BATCH = 600, 128
@@ -36,25 +36,26 @@ class Classifier(nn.Module):
         return features, nn.Dense(self.classes)(features)
 
 
-def feature_extractor(settings):
-    """Return the features of the classifier of a dataset, training it the first time.
+def feature_extractor(name, images, labels):
+    """Return the features of a classifier of labelled images, training it the first time.
 
     The trained weights are kept in `SPARSEJAX_CACHE` (default ~/.cache/sparsejax), under a
     hash of data and recipe.
 
     Args:
-      settings: `config.task`; the classifier is trained on its `split`.
+      name: of the data, for the file that is kept.
+      images: [count, height, width, channels] uint8.
+      labels: [count] int.
 
     Returns:
       `features(images [count, height, width, channels] in [-1, 1]) -> [count, 64] float32`,
-      or None where the data has no labels to train on.
+      or None where all labels are the same.
     """
-    images, labels = load_images(settings, settings.split)
     classes = int(labels.max()) + 1
     if classes == 1:
         return None
     model = Classifier(classes)
-    params = _cached_params(label(settings), model, images, labels)
+    params = _cached_params(name, model, images, labels)
     call = jax.jit(lambda x: model.apply({"params": params}, x)[0])
 
     def features(images):

@@ -108,6 +108,7 @@ def _close(workdir):
         plots.save_curves(workdir / "curves.png", lines)
         counts = summarize(params, masks).layers
         in_order = {name: counts[name] for name in task.layer_flops(params) if name in counts}
+        task.illustrate(samples, workdir)
         task.export(params, workdir)
         plots.save_layer_densities(workdir / "layers.png", in_order, summary["sparsity"])
     logged = [line for line in lines if "loss" in line]

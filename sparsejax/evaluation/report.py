@@ -16,6 +16,7 @@ from sparsejax.data.images import label, to_pixels
 from sparsejax.evaluation.classifier import feature_extractor
 from sparsejax.evaluation.closing import console, final_loss, quantity, run_costs
 from sparsejax.evaluation.distances import frechet_distance
+from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.tasks import build_task
 from sparsejax.training import runs
 from sparsejax.training.sampling import make_sampler
@@ -23,10 +24,16 @@ from sparsejax.training.state import named_key
 
 _SHOWN = 36
 _COMPARED = ("name", "dataset", "source", "image_size", "split", "reference_split")
-_EXPLAINED = """`{metric}` is the Frechet distance between the features of as many samples
+_HELD_OUT = "held-out loss"
+_EXPLAINED = {
+    "FD": """`{name}` is the Frechet distance between the features of as many samples
 (EMA weights) and of all real examples of the reference split, in a classifier that this project
 trains on the data's own labels. It is no FID and compares with nothing but itself.
-"""
+""",
+    _HELD_OUT: """The {name} is the mean loss of the EMA weights over the reference split, with
+diffusion times and noise that are the same for every run.
+""",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +66,10 @@ def evaluate_runs(workdirs, output, *, samples=None, seed=0, batch=256, png=Fals
             require(ours == first, f"task.{key}", ours, f"{first!r}, to compare {workdir}")
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    reference = build_task(configs[0]).reference()
+    task = build_task(configs[0])
+    reference = task.reference()
     count = samples or len(reference)
-    metric, distance = _distance_to(reference, configs[0].task, count)
+    metric, distance = _distance_to(task, reference, configs[0].task, count)
     rows, pictures = [], []
     for workdir, config in zip(workdirs, configs, strict=True):
         task, params, masks = runs.load_run(workdir)
@@ -71,22 +79,23 @@ def evaluate_runs(workdirs, output, *, samples=None, seed=0, batch=256, png=Fals
             {"run": name}
             | run_costs(config, task, params, masks)
             | {"seed": config.seed, "loss": final_loss(workdir), "sampling_seconds": seconds}
+            | ({_HELD_OUT: held_out_loss(task, params)} if task.held_out else {})
             | ({metric: distance(drawn)} if metric else {})
         )
         pictures.append(task.render(drawn[:_SHOWN]))
         if png:
-            save_pngs(output / "samples" / name, drawn)
+            save_pngs(output / "samples" / name, task.to_images(drawn))
     real = task.render(reference[:_SHOWN])
     _save_comparison(output / "comparison.png", rows, metric, pictures, real)
-    _write_report(output / "report.md", rows, metric)
-    _print_table(rows, metric)
+    _write_report(output / "report.md", rows)
+    _print_table(rows)
     print(f"In {output}: report.md, comparison.png" + (", samples/" if png else ""))
     return rows
 
 
-def _distance_to(reference, settings, count):
+def _distance_to(task, reference, settings, count):
     """Return the name of a distance to real examples, and a function of samples; or None twice."""
-    features = feature_extractor(settings)
+    features = task.labelled and feature_extractor(label(settings), *task.labelled())
     if features is None:
         logger.warning("no distances: %s has no labels to train a classifier on", label(settings))
         return None, None
@@ -122,7 +131,7 @@ def save_pngs(folder, images):
         )
 
 
-def _columns(metric):
+def _columns(rows):
     return {
         "run": lambda row: row["run"],
         "method": lambda row: row["method"],
@@ -132,14 +141,23 @@ def _columns(metric):
         "FLOPs, training (formula)": lambda row: quantity(row["training_flops_formula"]),
         "FLOPs, training (run)": lambda row: quantity(row["training_flops_run"]),
         "training loss": lambda row: f"{row['loss']:.4f}",
-        **({metric: lambda row: f"{row[metric]:.2f}"} if metric else {}),
+        **{
+            name: lambda row, name=name, digits=digits: f"{row[name]:.{digits}f}"
+            for name, digits in _measures(rows).items()
+        },
         "passes a sample": lambda row: f"{row['passes_per_sample']}",
         "ms a sample": lambda row: f"{1e3 * row['sampling_seconds']:.1f}",
     }
 
 
-def _print_table(rows, metric):
-    columns = _columns(metric)
+def _measures(rows):
+    """Return the names of what was measured of quality, and the digits to show."""
+    names = [name for name in rows[0] if name == _HELD_OUT or name.startswith("FD[")]
+    return {name: 4 if name == _HELD_OUT else 2 for name in names}
+
+
+def _print_table(rows):
+    columns = _columns(rows)
     table = Table(title="Runs compared, from the same noise")
     for index, heading in enumerate(columns):
         table.add_column(escape(heading), justify="left" if index < 2 else "right", overflow="fold")
@@ -148,14 +166,17 @@ def _print_table(rows, metric):
     console().print(table)
 
 
-def _write_report(path, rows, metric):
-    columns = _columns(metric)
+def _write_report(path, rows):
+    columns = _columns(rows)
     body = [[cell(row) for cell in columns.values()] for row in rows]
-    explained = _EXPLAINED.format(metric=metric) if metric else ""
+    measures = _measures(rows)
+    explained = "".join(
+        _EXPLAINED["FD" if name != _HELD_OUT else name].format(name=name) for name in measures
+    )
     text = f"""# Runs compared
 
 {_markdown_table(list(columns), body)}
-{_spread_over_seeds(rows, metric) if metric else ""}
+{"".join(_spread_over_seeds(rows, name, digits) for name, digits in measures.items())}
 {explained}All runs sampled from the same noise. Training loss: mean of the last logged steps.
 FLOPs are two for each multiply-add of a layer, times its density; training FLOPs are of the
 whole run, by the formula of the RigL paper, and by what the run did. Device:
@@ -171,19 +192,19 @@ def _markdown_table(header, body):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _spread_over_seeds(rows, metric):
+def _spread_over_seeds(rows, measure, digits):
     """Return a table of mean and standard deviation, if a method was run with several seeds."""
     groups = {}
     for row in rows:
-        groups.setdefault((row["method"], row["sparsity"], row["steps"]), []).append(row[metric])
+        groups.setdefault((row["method"], row["sparsity"], row["steps"]), []).append(row[measure])
     if max(map(len, groups.values())) == 1:
         return ""
     body = []
     for (method, sparsity, steps), values in groups.items():
-        spread = f"± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-        cells = [method, f"{sparsity:g}", str(steps), f"{np.mean(values):.2f} {spread}"]
-        body.append([*cells, ", ".join(f"{value:.2f}" for value in values)])
-    header = ["method", "S", "steps", f"{metric}, mean ± standard deviation", "each run"]
+        spread = f"± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        cells = [method, f"{sparsity:g}", str(steps), f"{np.mean(values):.{digits}f} {spread}"]
+        body.append([*cells, ", ".join(f"{value:.{digits}f}" for value in values)])
+    header = ["method", "S", "steps", f"{measure}, mean ± standard deviation", "each run"]
     return "\n" + _markdown_table(header, body)
 
 
@@ -193,6 +214,7 @@ def _save_comparison(path, rows, metric, pictures, real):
         f"{row['method']}  S = {row['sparsity']:g}\n"
         f"{quantity(row['active_parameters'])} weights"
         + (f", distance {row[metric]:.2f}" if metric else "")
+        + (f", held-out loss {row[_HELD_OUT]:.4f}" if _HELD_OUT in row else "")
         for row in rows
     ]
     columns = min(4, len(rows) + 1)

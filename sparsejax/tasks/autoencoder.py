@@ -84,6 +84,7 @@ def autoencoder_task(config):
         render=image_grid,
         batches=functools.partial(training_batches, config),
         reference=functools.partial(reference_images, settings),
+        labelled=lambda: data.load_images(settings, settings.split),
         layer_flops=lambda params: layer_flops(model, params, example),
         passes_per_sample=1,
         load=lambda path: load_first_stage(path, model),

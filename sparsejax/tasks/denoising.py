@@ -13,11 +13,9 @@ from sparsejax.diffusion import process, samplers, schedules
 from sparsejax.models.files import check_params, load_unet
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.unet import UNet
-from sparsejax.tasks.arguments import build_module, is_count
+from sparsejax.tasks.arguments import build_module, check_sampling, is_count
 from sparsejax.tasks.grid import image_grid
 from sparsejax.tasks.task import Task
-
-SAMPLERS = ("ddim", "ddpm")
 
 
 def denoising_task(config, size, *, batches, reference, decode=None, **others):
@@ -39,7 +37,7 @@ def denoising_task(config, size, *, batches, reference, decode=None, **others):
       ConfigError: names the config key, its value and what is accepted.
     """
     model = _build_model(config, size)
-    _check_sampling(config)
+    check_sampling(config)
     schedule = _noise_schedule(config.diffusion)
     shape = (size, size, model.in_channels)
     example_inputs = (
@@ -163,13 +161,3 @@ def _check_attention(model):
         divides = channels % head == 0 or not (factor in attends or factor == factors[-1])
         accepted = f"divisors of {channels}, the channels at factor {factor}"
         require(divides, "model.num_head_channels", head, accepted)
-
-
-def _check_sampling(config):
-    sampler, steps = config.sample.sampler, config.sample.steps
-    require(sampler in SAMPLERS, "sample.sampler", sampler, ", ".join(SAMPLERS))
-    total = config.diffusion.steps
-    require(1 <= steps <= total, "sample.steps", steps, f"1 to {total} (diffusion.steps)")
-    require(0 <= config.sample.eta <= 1, "sample.eta", config.sample.eta, "[0, 1]")
-    clip = config.sample.clip
-    require(clip is None or clip > 0, "sample.clip", clip, "None, or more than 0")

@@ -26,6 +26,7 @@ def images_task(config):
         settings.image_size,
         batches=lambda start, stop: training_batches(config, start, stop),
         reference=lambda: reference_images(settings),
+        labelled=lambda: data.load_images(settings, settings.split),
     )
 
 

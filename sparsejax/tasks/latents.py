@@ -98,6 +98,7 @@ def latents_task(config):
         size // factor,
         batches=batches,
         reference=lambda: reference_images(settings),
+        labelled=lambda: data.load_images(settings, settings.split),
         decode=decode,
         frozen=frozen,
         prepare=prepare,

@@ -4,8 +4,14 @@ from sparsejax.configuration import require
 from sparsejax.tasks.autoencoder import autoencoder_task
 from sparsejax.tasks.images import images_task
 from sparsejax.tasks.latents import latents_task
+from sparsejax.tasks.strokes import strokes_task
 
-BUILDERS = {"images": images_task, "autoencoder": autoencoder_task, "latents": latents_task}
+BUILDERS = {
+    "images": images_task,
+    "autoencoder": autoencoder_task,
+    "latents": latents_task,
+    "strokes": strokes_task,
+}
 
 
 def build_task(config):

@@ -34,6 +34,12 @@ class Task(NamedTuple):
         stage: an argument of `sample`, since a compiled program should hold no such constants.
       prepare: `prepare()` makes the data ready on disk where that takes long.
       load: `load(path) -> params` of published files; a ValueError names what doesn't fit.
+      held_out: `held_out() -> iterator` once over the batches of `reference_split`, in the format
+        of `batches`, sizes may differ; None where the held-out loss isn't measured.
+      to_images: `to_images(samples) -> [count, height, width, channels]` floats in [-1, 1].
+      labelled: `labelled() -> (images uint8, labels)` of the training split, to train a
+        classifier on; None where there is no such thing.
+      illustrate: `illustrate(samples, folder)` writes pictures of samples beside the grid.
       export: `export(params, folder)` writes what else a finished run leaves.
     """
 
@@ -49,4 +55,8 @@ class Task(NamedTuple):
     frozen: Callable[[], Any] = lambda: ()
     prepare: Callable[[], None] = lambda: None
     load: Callable[..., Any] = load_nothing
+    held_out: Callable[[], Any] | None = None
+    to_images: Callable[[Any], Any] = lambda samples: samples
+    labelled: Callable[[], Any] | None = None
+    illustrate: Callable[..., None] = lambda samples, folder: None
     export: Callable[..., None] = lambda params, folder: None

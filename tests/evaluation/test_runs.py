@@ -99,7 +99,7 @@ def test_a_missing_workdir_is_refused():
 def test_the_classifiers_features_tell_digits_from_noise():
     settings = tiny_config().task
     images, labels = load_images(settings, "train")
-    features = feature_extractor(settings)
+    features = feature_extractor("digits", images, labels)
     real = to_unit_range(images)
     half = frechet_distance(features(real[::2]), features(real[1::2]))
     noise = np.clip(np.random.default_rng(0).normal(size=real.shape), -1, 1).astype(np.float32)

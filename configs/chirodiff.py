@@ -1,0 +1,75 @@
+"""What the ChiroDiff configs share; no experiment by itself.
+
+The denoiser, optimizer, batch and EMA are those of ChiroDiff's published code (Das et al. 2023):
+3 layers of a bidirectional GRU of width 96, AdamW at 1e-3 with weight decay 1e-2, gradients
+clipped at norm 0.1, batches of 128, EMA 0.9999. T, the representation and the sampler's noise
+weight are choices made here; so is what isn't known of the sparse paper: ERK distribution,
+cosine decay of the drop fraction until three quarters of the run, the update interval.
+"""
+
+import os
+
+from sparsejax.configuration import default_config, set_sparsity
+
+
+def get_config(arg=""):
+    """Return the config without a dataset; see the heads of kanjivg_chirodiff.py and the others.
+
+    `cpu` in the argument makes a run of it that one CPU core does in half an hour: 4,000 steps
+    of half the batch, at a learning rate that begins higher and decays, with an EMA that forgets
+    sooner. `short` makes it 300 steps, for comparisons.
+    """
+    config = default_config()
+    config.steps = 100_000
+    config.batch_size = 128
+    config.task.name = "strokes"
+    config.task.kind = "birnn"
+    config.task.representation = "threeseqabs"
+    config.task.reference_split = "test"
+
+    config.model.layers = 3
+    config.model.hidden = 96
+    config.model.pe_dim = 8
+    config.model.time_embedding = "randomfourier"
+
+    config.diffusion.steps = 100
+    config.diffusion.schedule = "linear"
+
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 1e-2
+    config.optimizer.clip_norm = 0.1
+    config.ema.decay = 0.9999
+
+    config.sparsity.method = "rigl"
+    config.sparsity.level = 0.5
+    config.sparsity.drop_fraction = 0.5
+    config.sparsity.update_interval = 100
+
+    config.checkpoint.every = 1000
+    config.sample.every = 10_000
+    config.sample.count = 36
+    config.sample.sampler = "ddpm"
+    config.sample.noise_weight = 0.75
+    variants = set_sparsity(config, arg, ["cpu", "short"])
+    if variants:
+        config.steps = 4000
+        config.batch_size = 64
+        config.optimizer.learning_rate = 2e-3
+        config.optimizer.schedule = "cosine"
+        config.optimizer.warmup_steps = 100
+        config.ema.decay = 0.998
+        config.sample.every = 1000
+    if "short" in variants:
+        config.steps = 300
+        config.optimizer.learning_rate = 4e-3
+        config.optimizer.warmup_steps = 20
+        config.ema.decay = 0.98
+        config.sparsity.update_interval = 20
+        config.sample.every = 0
+    return config
+
+
+def data_path(name):
+    """Return the path of a file of strokes below the folder `SPARSEJAX_DATA`."""
+    return os.path.join(os.environ.get("SPARSEJAX_DATA", "../shared/data"), name)

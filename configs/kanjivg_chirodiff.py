@@ -1,0 +1,22 @@
+"""Sparse ChiroDiff on KanjiVG, 11,662 characters of Chinese and Japanese writing as strokes.
+
+    python train.py --config configs/kanjivg_chirodiff.py:rigl,0.5
+    python train.py --config configs/kanjivg_chirodiff.py:static,0.75 --config.seed=1
+    python train.py --config configs/kanjivg_chirodiff.py:cpu,dense
+    python train.py --config configs/kanjivg_chirodiff.py --config.task.source=kanjivg-main.zip
+
+The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
+update interval, `cpu` (half an hour on one core), `short` (minutes). The source is the
+publisher's zip (kanjivg.tagaini.net), a folder of its SVGs, or a packed npz.
+"""
+
+from configs import chirodiff
+
+
+def get_config(arg=""):
+    """Return the config; see the head of this file for the argument."""
+    config = chirodiff.get_config(arg)
+    config.name = "kanjivg_chirodiff"
+    config.task.dataset = "kanjivg"
+    config.task.source = chirodiff.data_path("kanjivg_abs.npz")
+    return config

@@ -1,0 +1,23 @@
+"""Sparse ChiroDiff on handwritten digits as strokes.
+
+    python train.py --config configs/vmnist_chirodiff.py:rigl,0.5 --config.task.source=vmnist.npz
+    python train.py --config configs/vmnist_chirodiff.py:like,rigl,0.5
+
+The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
+update interval, `cpu` (half an hour on one core), `short` (minutes), `like`. The source is an npz
+in the packed layout (see `sparsejax.data.packed`). `like` takes `vmnist_like`, MNIST's digits
+traced to strokes: another data set, with results of its own.
+"""
+
+from configs import chirodiff
+
+
+def get_config(arg=""):
+    """Return the config; see the head of this file for the argument."""
+    words = arg.split(",")
+    like = "like" in words
+    config = chirodiff.get_config(",".join(word for word in words if word != "like"))
+    config.name = "vmnist_like_chirodiff" if like else "vmnist_chirodiff"
+    config.task.dataset = "vmnist_like" if like else "vmnist"
+    config.task.source = chirodiff.data_path("vmnist_like.npz" if like else "vmnist.npz")
+    return config

@@ -1,0 +1,256 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.vmnist_chirodiff import get_config
+from sparsejax.configuration import ConfigError, resolve
+from sparsejax.data.sketches import bucket_bounds
+from sparsejax.diffusion import schedules
+from sparsejax.evaluation import report
+from sparsejax.evaluation.closing import close_run
+from sparsejax.evaluation.held_out import held_out_loss
+from sparsejax.tasks import build_task
+from sparsejax.tasks.strokes import to_drawings
+from sparsejax.training import loop, runs
+from sparsejax.training.metrics import read_metrics
+
+TINY = {
+    "steps": 12,
+    "batch_size": 8,
+    "task.buckets": 2,
+    "model.layers": 1,
+    "model.hidden": 16,
+    "diffusion.steps": 21,
+    "optimizer.learning_rate": 1e-2,
+    "optimizer.warmup_steps": 0,
+    "optimizer.schedule": "constant",
+    "sparsity.end": 9,
+    "sparsity.update_interval": 4,
+    "checkpoint.every": 6,
+    "log.every": 3,
+    "sample.every": 0,
+    "sample.count": 4,
+    "sample.steps": 10,
+}
+
+
+def write_scribbles(path, count=60):
+    """An npz in the packed layout: zigzags of two strokes, some twice as long as others."""
+    rng = np.random.default_rng(0)
+    drawings = []
+    for index in range(count):
+        corners = rng.integers(-50, 50, size=(4 + 8 * (index % 2), 2))
+        pen = np.zeros(len(corners))
+        pen[[1, -1]] = 1
+        drawings.append(np.column_stack([corners, pen]))
+    np.savez(
+        path,
+        points=np.concatenate(drawings).astype(np.int16),
+        offsets=np.cumsum([0, *map(len, drawings)]),
+        label=np.arange(count) % 2,
+        split=(np.arange(count) % 4 == 3).astype(int),
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scribbles") / "scribbles.npz"
+    write_scribbles(path)
+    return path
+
+
+def tiny(source, **changes):
+    config = get_config("cpu,rigl,0.5")
+    config.update_from_flattened_dict(TINY | {"task.source": str(source)} | changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def task(source):
+    return build_task(resolve(tiny(source)))
+
+
+@pytest.fixture(scope="module")
+def params(task):
+    return jax.jit(task.init)(jax.random.key(0))
+
+
+def scaled_identity(params, x, t, lengths, timestamps, *, train=False, rngs=None):
+    return params * x
+
+
+def test_loss_is_the_mean_over_each_examples_own_points(task):
+    """With a denoiser that returns c x_t, the loss is known from t and noise alone."""
+    batch = next(task.batches(0, 1))
+    keys = jax.random.split(jax.random.key(3), 8)
+    ours = task.loss(scaled_identity, 0.5, batch, keys, train=True)
+    alpha_bar = np.cumprod(1 - schedules.linear_betas(21, 0.1 / 21, 20 / 21))
+    errors = []
+    for key, x, length in zip(keys, batch["points"], batch["lengths"], strict=True):
+        t_key, noise_key = jax.random.split(key)
+        t = int(jax.random.randint(t_key, (), 0, 21))
+        noise = np.asarray(jax.random.normal(noise_key, x.shape))
+        x_t = np.sqrt(alpha_bar[t]) * x + np.sqrt(1 - alpha_bar[t]) * noise
+        errors.append(((0.5 * x_t - noise)[:length] ** 2).mean())
+    assert len(set(batch["lengths"])) > 1
+    np.testing.assert_allclose(ours, np.mean(errors), rtol=1e-4)
+
+
+def test_samples_do_not_depend_on_how_they_are_batched(task, params):
+    """Nor on the group, padded to one bound or another, that they are drawn in."""
+    frozen, key = task.frozen(), jax.random.key(0)
+    sample = jax.jit(task.sample, static_argnums=(0, 4))
+    whole = np.asarray(sample(task.apply, params, frozen, key, 64))
+    part = np.asarray(sample(task.apply, params, frozen, key, 3, 7))
+    np.testing.assert_allclose(part, whole[7:10], atol=1e-5 * np.abs(whole).max())
+    ends = (whole[..., 2] < 2).sum(1)
+    lengths = frozen["lengths"]
+    bounds = bucket_bounds(lengths, 2)
+    assert whole.shape == (64, bounds[-1] + 1, 3)
+    assert set(ends - 1) <= set(lengths)
+    # Some groups fit the smaller bound, some don't.
+    assert min(ends) - 1 <= bounds[0] < max(ends) - 1
+
+
+def test_lengths_can_be_given(source):
+    given = (3, 9)
+    task = build_task(resolve(tiny(source, **{"sample.lengths": given, "sample.sampler": "ddim"})))
+    drawn = task.sample(scaled_identity, 0.1, task.frozen(), jax.random.key(0), 5, start=2)
+    assert ((drawn[..., 2] < 2).sum(1) - 1).tolist() == [3, 9, 3, 9, 3]
+    assert np.isfinite(drawn).all()
+
+
+@pytest.mark.parametrize("name", ["birnn_del", "birnn_abs"])
+def test_drawings_equal_the_references(golden, name):
+    numbers = golden(f"d_chirodiff_{name}.npz")
+    ours = np.asarray(
+        to_drawings(numbers["v2p/in"], numbers["lens"], f"threeseq{name.split('_')[1]}")
+    )
+    for drawing, expected, length in zip(
+        ours, numbers["v2p/out"], numbers["v2p/lens"], strict=True
+    ):
+        np.testing.assert_allclose(drawing[:length], expected[:length], rtol=1e-5, atol=1e-2)
+        assert (drawing[length:, 2] == 2).all()
+
+
+@pytest.mark.parametrize("representation", ["threeseqdel", "threeseqabs"])
+def test_reference_drawings_are_the_data(source, representation):
+    """The real drawings have the same form as samples, whatever the representation."""
+    config = tiny(source, **{"task.representation": representation})
+    drawings = build_task(resolve(config)).reference()
+    assert len(drawings) == 15
+    assert set(np.unique(drawings[..., 2])) == {0, 1, 2}
+    assert ((drawings[..., 2] == 1).sum(1) == 2).all()
+    np.testing.assert_array_equal(drawings[:, 0, :2], 0)
+    np.testing.assert_allclose(np.hypot(*drawings[..., :2].T).max(0), 10, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def run(source, tmp_path_factory):
+    """A finished run, trained in two parts, and the same run trained in one."""
+    whole, parts = (tmp_path_factory.mktemp("strokes") / name for name in ("whole", "parts"))
+    assert loop.train(tiny(source), whole)
+    assert loop.train(tiny(source, steps=6), parts)
+    assert loop.train(tiny(source), parts)
+    close_run(whole)
+    return whole, parts
+
+
+def test_a_resumed_run_sees_the_same_batches(run):
+    states = [runs.load_run(workdir)[1:] for workdir in run]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    for name in ("loss", "replaced"):
+        ours, theirs = (
+            [x[name] for x in read_metrics(w / "metrics.jsonl") if name in x] for w in run
+        )
+        assert ours == theirs
+        assert len(ours) >= 2
+
+
+def test_half_of_the_recurrent_weights_are_inactive(run):
+    _, params, masks = runs.load_run(run[0])
+    kernels = params["rnn_l0"]["forward_hh"]["kernel"], masks["rnn_l0"]["forward_hh"]["kernel"]
+    assert 0 < kernels[1].sum() < kernels[1].size
+    assert not kernels[0][~kernels[1]].any()
+    summary = json.loads((run[0] / "summary.json").read_text())
+    assert summary["density"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_costs_are_of_a_drawing_of_mean_length(run, task, params):
+    mean = round(task.frozen()["lengths"].mean())
+    weights = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
+    assert sum(task.layer_flops(params).values()) == 2 * weights * mean
+
+
+def test_a_closed_run_has_its_pictures(run):
+    assert Image.open(run[0] / "samples.gif").n_frames > 10
+    assert "<path" in (run[0] / "samples.svg").read_text()
+    assert np.asarray(Image.open(run[0] / "samples.png").convert("L")).std() > 5
+
+
+def test_held_out_loss_is_the_same_for_every_run(run, source, task):
+    _, params, _ = runs.load_run(run[0])
+    params = jax.tree.map(jnp.asarray, params)
+    loss = held_out_loss(task, params)
+    other = build_task(resolve(tiny(source, seed=5)))
+    assert held_out_loss(other, params) == loss
+    assert held_out_loss(task, params, seed=1) != loss
+    # A denoiser that predicts nothing is left with the whole noise: a mean square of one.
+    silent = task._replace(apply=lambda params, x, *args, **kwargs: jnp.zeros_like(x))
+    assert held_out_loss(silent, {}, draws=16) == pytest.approx(1, abs=0.03)
+
+
+def test_runs_are_compared_by_held_out_loss(run, tmp_path):
+    rows = report.evaluate_runs([run[0], run[1]], tmp_path, samples=4, batch=4, png=True)
+    text = (tmp_path / "report.md").read_text()
+    assert rows[0]["held-out loss"] == rows[1]["held-out loss"]
+    assert f"{rows[0]['held-out loss']:.4f}" in text
+    assert "mean ± standard deviation" in text
+    picture = np.asarray(Image.open(tmp_path / "samples" / run[0].name / "00003.png"))
+    assert picture.ndim == 2
+    assert picture.min() < 60 < 200 < picture.max()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "accepted"),
+    [
+        ("task.kind", "gru", "birnn, transformer"),
+        ("task.representation", "polar", "threeseqdel, threeseqabs"),
+        ("task.dataset", "digits", "quickdraw_strokes, kanjivg, vmnist, vmnist_like"),
+        ("task.buckets", 0, "1 or more"),
+        ("model.hidden", 0, "1 or more"),
+        ("model.pe_dim", 7, "even"),
+        ("model.time_embedding", "learned", "randomfourier, sinusoidal"),
+        ("diffusion.schedule", "scaled_linear", "linear, cosine"),
+        ("diffusion.steps", 20, "21 or more"),
+        ("diffusion.start", 1e-4, "None"),
+        ("sample.sampler", "euler", "ddim, ddpm"),
+        ("sample.noise_weight", -1.0, "0 or more"),
+        ("sample.lengths", (400,), "whole numbers from 1 to"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(source, key, value, accepted):
+    config = tiny(source)
+    with config.ignore_type():
+        config.update_from_flattened_dict({key: value})
+    if key == "task.dataset":
+        config.task.source = ""
+    with pytest.raises(ConfigError, match=rf"config\.{key} is .*{accepted}"):
+        build_task(resolve(config))
+
+
+def test_a_transformer_by_config(source):
+    config = tiny(source, **{"task.kind": "transformer", "model.hidden": 8})
+    task = build_task(resolve(config))
+    params = jax.jit(task.init)(jax.random.key(0))
+    batch = next(task.batches(0, 1))
+    keys = jax.random.split(jax.random.key(0), 8)
+    loss = jax.jit(lambda p: task.loss(task.apply, p, batch, keys, True))(params)
+    assert 0.3 < loss < 5
+    config.model.heads = 3
+    with pytest.raises(ConfigError, match=r"config\.model\.heads is 3; accepted: divisors of 8"):
+        build_task(resolve(config))
