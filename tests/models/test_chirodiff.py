@@ -154,9 +154,9 @@ def recurrence():
         state, states = np.zeros(kernel.shape[0]), []
         for now in inputs:
             i_r, i_z, i_n = np.split(now, 3)
-            h_r, h_z, h_n = np.split(state @ kernel + bias, 3)
+            h_r, h_z, h_n = np.split(state @ kernel, 3)
             r, z = 1 / (1 + np.exp(-i_r - h_r)), 1 / (1 + np.exp(-i_z - h_z))
-            state = (1 - z) * np.tanh(i_n + r * h_n) + z * state
+            state = (1 - z) * np.tanh(i_n + r * (h_n + bias)) + z * state
             states.append(state)
         return np.array(states)
 
@@ -168,7 +168,7 @@ def test_recurrence_and_its_derivative(recurrence):
     rng = np.random.default_rng(0)
     length, hidden, lengths = 5, 3, [5, 3]
     inputs = rng.normal(size=(length, 2, 2, 3 * hidden))
-    kernel, bias = rng.normal(size=(2, hidden, 3 * hidden)), rng.normal(size=(2, 1, 3 * hidden))
+    kernel, bias = rng.normal(size=(2, hidden, 3 * hidden)), rng.normal(size=(2, 1, hidden))
     forward = np.arange(length)[:, None] < lengths
     valid = np.stack([forward, forward[::-1]], 1)[..., None]
     weights = rng.normal(size=(length, 2, 2, hidden)) * valid
