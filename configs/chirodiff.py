@@ -11,6 +11,8 @@ import os
 
 from sparsejax.configuration import default_config, set_sparsity
 
+VARIANTS = ("cpu", "short")
+
 
 def get_config(arg=""):
     """Return the config without a dataset; see the heads of kanjivg_chirodiff.py and the others.
@@ -51,7 +53,7 @@ def get_config(arg=""):
     config.sample.count = 36
     config.sample.sampler = "ddpm"
     config.sample.noise_weight = 0.75
-    variants = set_sparsity(config, arg, ["cpu", "short"])
+    variants = set_sparsity(config, arg, VARIANTS)
     if variants:
         config.steps = 4000
         config.batch_size = 64
@@ -68,6 +70,11 @@ def get_config(arg=""):
         config.sparsity.update_interval = 20
         config.sample.every = 0
     return config
+
+
+def name(name, arg):
+    """Return the name of an experiment, with the variant that its argument chooses."""
+    return "_".join([name, *(word for word in arg.split(",") if word in VARIANTS)])
 
 
 def data_path(name):

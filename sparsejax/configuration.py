@@ -98,7 +98,7 @@ def default_config():
     config.sample.steps = 50  # ddim only
     config.sample.eta = 0.0  # ddim only
     config.sample.clip = config_dict.placeholder(float)  # limit of predicted data; none
-    config.sample.noise_weight = 1.0  # ddpm of strokes: factor of the noise's standard deviation
+    config.sample.noise_weight = 1.0  # ddpm only: factor of the noise's standard deviation
     config.sample.lengths = ()  # of strokes, in points, in turn; as in the training data
     return config
 

@@ -60,7 +60,7 @@ def open_builder(settings):
 
 
 def _arguments(settings):
-    return settings.dataset, settings.source, settings.data_dir, settings.get("words", ())
+    return settings.dataset, settings.source, settings.data_dir, settings.words
 
 
 @functools.cache

@@ -26,12 +26,10 @@ class Sketches(NamedTuple):
     Attributes:
       points: [points, 4] float32: x, y, pen, time, in the representation that was asked for.
       offsets: [count + 1] int64; drawing i is `points[offsets[i]:offsets[i + 1]]`.
-      labels: [count] int64.
     """
 
     points: np.ndarray
     offsets: np.ndarray
-    labels: np.ndarray
 
     @property
     def lengths(self):
@@ -52,12 +50,17 @@ def load_sketches(settings, split):
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
+    check_sketches(settings, split)
+    return _load(ml_collections.FrozenConfigDict(settings), split, describe(settings, split))
+
+
+def check_sketches(settings, split):
+    """Check dataset, representation and split without loading; see `load_sketches`."""
     require(settings.dataset in SKETCHES, "task.dataset", settings.dataset, ", ".join(SKETCHES))
     accepted = ", ".join(REPRESENTATIONS)
     known = settings.representation in REPRESENTATIONS
     require(known, "task.representation", settings.representation, accepted)
     check_split(settings, split, open_builder(settings))
-    return _load(ml_collections.FrozenConfigDict(settings), split, describe(settings, split))
 
 
 @functools.cache
@@ -67,8 +70,7 @@ def _load(settings, split, description):
     records = list(open_builder(settings).as_data_source(split=split))
     drawings = [represent(record["points"], settings.representation) for record in records]
     offsets = np.cumsum([0, *map(len, drawings)])
-    labels = np.array([record["label"] for record in records], np.int64)
-    return Sketches(np.concatenate(drawings).astype(np.float32), offsets, labels)
+    return Sketches(np.concatenate(drawings), offsets)
 
 
 def describe(settings, split):
@@ -99,7 +101,8 @@ def bucket_bounds(lengths, count):
             points, bounds = best(before, count - 1)
             points += (shorter[last] - shorter[before]) * end
             choices.append((points, (*bounds, end)))
-        return min(choices)
+        # Of equally good choices the one with the fewest buckets: none is empty.
+        return min(choices, key=lambda choice: (choice[0], len(choice[1]), choice[1]))
 
     return best(int(np.searchsorted(ends, lengths.max())), count)[1]
 
@@ -155,20 +158,18 @@ def sketch_batches(sketches, bounds, batch_size, seed, start, stop):
     return iter(steps.to_iter_dataset(read_options=options))
 
 
-def ordered_batches(sketches, bounds, batch_size):
-    """Iterate once over all drawings, each padded as in training, in an order of its own.
+def ordered_batches(sketches, buckets, batch_size):
+    """Iterate once over all drawings, in an order that depends on nothing but their lengths.
 
     Args:
       sketches: Sketches.
-      bounds: from `bucket_bounds` of the training drawings; longer ones are padded to the
-        longest.
+      buckets: how many different padded lengths, at most.
       batch_size: of all batches but the last of each bucket.
 
     Returns:
       Iterator of batches as `pad` makes them.
     """
-    longest = bucket_bounds(sketches.lengths, 1)
-    bounds = (*bounds, *longest) if longest[0] > bounds[-1] else bounds
+    bounds = bucket_bounds(sketches.lengths, buckets)
     buckets = np.searchsorted(bounds, sketches.lengths)
     for b, bound in enumerate(bounds):
         members = np.flatnonzero(buckets == b)

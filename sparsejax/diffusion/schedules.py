@@ -122,7 +122,7 @@ def chirodiff_schedule(name, steps):
 
     `linear` has DDPM's betas times 1000 / T, so that few steps end in noise too, and gives the
     last sampling step the variance of the one before. `cosine` limits betas to 0.999 but keeps
-    alpha_bar unlimited.
+    alpha_bar unlimited: next to nothing at the last step.
 
     Args:
       name: `linear` or `cosine`.

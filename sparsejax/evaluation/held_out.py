@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.training.state import named_key
@@ -24,25 +25,17 @@ def held_out_loss(task, params, *, seed=0, draws=4):
       float.
     """
     key = named_key(seed, "held out")
+
+    @functools.partial(jax.jit, static_argnums=4)
+    def losses(params, batch, key, first, count):
+        fold = jax.vmap(jax.random.fold_in, (None, 0))
+        keys = jax.vmap(lambda draw: fold(draw, first + jnp.arange(count)))
+        each = keys(fold(key, jnp.arange(draws)))
+        return jax.lax.map(lambda k: task.loss(task.apply, params, batch, k, False), each)
+
     total = examples = 0
     for batch in task.held_out():
         count = len(jax.tree.leaves(batch)[0])
-        keys = _keys(key, examples, count, draws)
-        losses = [_loss(task.loss, task.apply, params, batch, keys[i]) for i in range(draws)]
-        total += count * np.mean(jax.device_get(losses))
+        total += count * np.mean(losses(params, batch, key, examples, count))
         examples += count
     return float(total / examples)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _keys(key, first, count, draws):
-    """Return a key for each draw and example, [draws, count]."""
-    fold = jax.vmap(jax.random.fold_in, (None, 0))
-    return jax.vmap(lambda draw: fold(draw, first + jax.numpy.arange(count)))(
-        fold(key, jax.numpy.arange(draws))
-    )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _loss(loss, apply, params, batch, keys):
-    return loss(apply, params, batch, keys, False)

@@ -23,7 +23,10 @@ from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import named_key
 
 _SHOWN = 36
-_COMPARED = ("name", "dataset", "source", "image_size", "split", "reference_split")
+_DATA = ("name", "dataset", "source", "words", "image_size", "split", "reference_split")
+_COMPARED = tuple(f"task.{key}" for key in _DATA)
+# What the held-out loss depends on besides: its noise, and what the noise is added to.
+_COMPARED_HELD_OUT = ("task.representation", "diffusion.steps", "diffusion.schedule")
 _HELD_OUT = "held-out loss"
 _EXPLAINED = {
     "FD": """`{name}` is the Frechet distance between the features of as many samples
@@ -60,13 +63,10 @@ def evaluate_runs(workdirs, output, *, samples=None, seed=0, batch=256, png=Fals
     if batch < 1:
         raise ConfigError(f"a batch of {batch}; accepted: 1 or more")
     configs = [runs.read_config(workdir) for workdir in workdirs]
-    for workdir, config in zip(workdirs, configs, strict=True):
-        for key in _COMPARED:
-            ours, first = config.task[key], configs[0].task[key]
-            require(ours == first, f"task.{key}", ours, f"{first!r}, to compare {workdir}")
+    task = build_task(configs[0])
+    _check_comparable(workdirs, configs, task)
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    task = build_task(configs[0])
     reference = task.reference()
     count = samples or len(reference)
     metric, distance = _distance_to(task, reference, configs[0].task, count)
@@ -93,11 +93,20 @@ def evaluate_runs(workdirs, output, *, samples=None, seed=0, batch=256, png=Fals
     return rows
 
 
+def _check_comparable(workdirs, configs, task):
+    for key in _COMPARED + (_COMPARED_HELD_OUT if task.held_out else ()):
+        section, name = key.split(".")
+        first = configs[0][section][name]
+        for workdir, config in zip(workdirs, configs, strict=True):
+            ours = config[section][name]
+            require(ours == first, key, ours, f"{first!r}, to compare {workdir}")
+
+
 def _distance_to(task, reference, settings, count):
     """Return the name of a distance to real examples, and a function of samples; or None twice."""
     features = task.labelled and feature_extractor(label(settings), *task.labelled())
     if features is None:
-        logger.warning("no distances: %s has no labels to train a classifier on", label(settings))
+        logger.warning("no distances: %s has no labelled images for a classifier", label(settings))
         return None, None
     reference_features = features(reference)
     return (

@@ -96,7 +96,8 @@ def chirodiff_from_torch(state_dict):
         where there are any: PyTorch keeps them outside the state dict.
 
     Returns:
-      Variables of `models.chirodiff`: `params`, and `constants` if there are any.
+      Variables of `models.chirodiff`: `params`, and `constants` if there are any; with random
+      Fourier features the model needs them.
 
     Raises:
       ValueError: an entry is no weight or bias.

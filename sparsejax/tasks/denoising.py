@@ -99,7 +99,9 @@ def _sample(schedule, shape, settings, apply, params, key, count, start):
     x_T, noise = samplers.example_noise(keys, shape)  # noqa: N806
     denoise = functools.partial(apply, params)
     if settings.sampler == "ddpm":
-        return samplers.ddpm_sample(denoise, schedule, x_T, noise, clip=settings.clip)
+        return samplers.ddpm_sample(
+            denoise, schedule, x_T, noise, noise_weight=settings.noise_weight, clip=settings.clip
+        )
     return samplers.ddim_sample(
         denoise, schedule, x_T, noise, steps=settings.steps, eta=settings.eta, clip=settings.clip
     )

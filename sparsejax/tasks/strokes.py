@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from sparsejax.atomic import write_text
 from sparsejax.configuration import require
 from sparsejax.data import sketches as data
-from sparsejax.data.strokes import PEN_UP
+from sparsejax.data.strokes import PEN_UP, SCALE
 from sparsejax.diffusion import process, samplers, schedules
 from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, TransformerDenoiser
 from sparsejax.models.flops import layer_flops
@@ -23,7 +23,9 @@ KINDS = {"birnn": BiGRUDenoiser, "transformer": TransformerDenoiser}
 NO_POINT = 2  # pen state of what lies behind a drawing's end
 
 _SCHEDULES = ("linear", "cosine")
-_HELD_OUT_BATCH = 128
+# Fixed: the noise of the held-out loss follows from them.
+_HELD_OUT_BATCH, _HELD_OUT_BUCKETS = 128, 5
+_ILLUSTRATED = 64
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ def strokes_task(config):
     model = _build_model(config)
     schedule = _noise_schedule(config.diffusion)
     check_sampling(config)
+    _check_clip(config)
+    data.check_sketches(settings, settings.reference_split)
     sketches = data.load_sketches(settings, settings.split)
     require(is_count(settings.buckets), "task.buckets", settings.buckets, "1 or more")
     bounds = data.bucket_bounds(sketches.lengths, settings.buckets)
@@ -71,7 +75,7 @@ def strokes_task(config):
 
     def held_out():
         others = data.load_sketches(settings, settings.reference_split)
-        return data.ordered_batches(others, bounds, _HELD_OUT_BATCH)
+        return data.ordered_batches(others, _HELD_OUT_BUCKETS, _HELD_OUT_BATCH)
 
     def reference():
         others = data.load_sketches(settings, settings.reference_split)
@@ -120,8 +124,23 @@ def to_drawings(points, lengths, representation):
 
 
 def _illustrate(samples, folder):
-    write_text(folder / "samples.svg", svg_grid(samples))
-    to_gif(samples, folder / "samples.gif")
+    write_text(folder / "samples.svg", svg_grid(samples[:_ILLUSTRATED]))
+    to_gif(samples[:_ILLUSTRATED], folder / "samples.gif")
+
+
+def even_times(length, lengths, representation):
+    """Return the times of drawings of constant pace, as `data.strokes.represent` gives them.
+
+    Args:
+      length: padded length.
+      lengths: [batch] int.
+      representation: `threeseqdel` or `threeseqabs`.
+
+    Returns:
+      [batch, length] float32, from 0 (`threeseqdel`) or up to 1 (`threeseqabs`).
+    """
+    first = 1 if representation == "threeseqabs" else 0
+    return (jnp.arange(length) + first) / lengths[:, None]
 
 
 def _inputs(length):
@@ -130,9 +149,14 @@ def _inputs(length):
 
 
 def _constants(model):
-    """Return the model's fixed random matrices: the same in every run, so weights can move."""
-    variables = jax.jit(lambda: model.init(jax.random.key(0), *_inputs(1)))()
-    return {name: value for name, value in jax.device_get(variables).items() if name != "params"}
+    """Return the model's fixed random matrices: the same in every run and every version of JAX."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *_inputs(1))
+    stream = np.random.RandomState(0)  # numpy never changes what it draws
+    return {
+        name: jax.tree.map(lambda x: np.float32(stream.standard_normal(x.shape)), collection)
+        for name, collection in shapes.items()
+        if name != "params"
+    }
 
 
 def _loss(schedule, apply, params, batch, keys, train):
@@ -158,13 +182,11 @@ def _sample(schedule, bounds, config, apply, params, frozen, key, count, start=0
 
     def denoise_padded_to(bound, keys, lengths):
         x_T, noise = samplers.example_noise(keys, (bounds[-1], 3))  # noqa: N806
-        paces = (jnp.arange(bound) + (config.task.representation == "threeseqabs")) / (
-            lengths[:, None]
-        )
+        times = even_times(bound, lengths, config.task.representation)
         drawn = _run_sampler(
             schedule,
             config.sample,
-            lambda x, t: apply(params, x, t, lengths, paces),
+            lambda x, t: apply(params, x, t, lengths, times),
             x_T[:, :bound],
             lambda i: noise(i)[:, :bound],
         )
@@ -220,6 +242,13 @@ def _noise_schedule(diffusion):
     fewest = 21 if diffusion.schedule == "linear" else 2
     require(diffusion.steps >= fewest, "diffusion.steps", diffusion.steps, f"{fewest} or more")
     return schedules.chirodiff_schedule(diffusion.schedule, diffusion.steps)
+
+
+def _check_clip(config):
+    """The cosine's last alpha_bar is next to nothing, and DDIM divides by it."""
+    diverges = config.diffusion.schedule == "cosine" and config.sample.sampler == "ddim"
+    accepted = f"a number, such as {SCALE:g}, with the cosine schedule and ddim"
+    require(not diverges or config.sample.clip, "sample.clip", config.sample.clip, accepted)
 
 
 def _build_model(config):

@@ -7,7 +7,7 @@ import jax
 import ml_collections
 
 from sparsejax.atomic import write_text
-from sparsejax.configuration import ConfigError, differing_keys, resolve, to_json
+from sparsejax.configuration import ConfigError, default_config, differing_keys, resolve, to_json
 from sparsejax.tasks import build_task
 from sparsejax.training import checkpoints
 from sparsejax.training.optimizers import build_optimizer
@@ -37,7 +37,7 @@ def resolve_for(workdir, config):
         message names the keys.
     """
     path = pathlib.Path(workdir) / "config.json"
-    saved = json.loads(path.read_text()) if path.exists() else None
+    saved = _read_saved(path) if path.exists() else None
     config = resolve(config, saved)
     if saved:
         differing = differing_keys(config, saved)
@@ -72,8 +72,15 @@ def read_config(workdir):
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise ConfigError(f"workdir {str(workdir)!r} holds no run: there is no {path}")
-    saved = json.loads(path.read_text())
-    return ml_collections.FrozenConfigDict(_tuples(saved))
+    return ml_collections.FrozenConfigDict(_tuples(_read_saved(path)))
+
+
+def _read_saved(path):
+    """Read a config.json; keys that are younger than the run have their defaults."""
+    config = default_config()
+    with config.unlocked(), config.ignore_type():
+        config.update(json.loads(path.read_text()))
+    return json.loads(to_json(config))
 
 
 def _tuples(value):

@@ -21,6 +21,7 @@ def task(data_dir, **changes):
         "split": "train",
         "reference_split": "validation",
         "flip": False,
+        "words": (),
         "data_dir": str(data_dir),
     }
     return ml_collections.FrozenConfigDict(

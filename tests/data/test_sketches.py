@@ -14,7 +14,7 @@ def drawn(lengths, seed=0):
     offsets = np.cumsum([0, *lengths])
     points = np.random.default_rng(seed).normal(size=(offsets[-1], 4)).astype(np.float32)
     points[:, 0] = np.repeat(np.arange(len(lengths)), lengths)
-    return Sketches(points, offsets, np.zeros(len(lengths), np.int64))
+    return Sketches(points, offsets)
 
 
 SOME = drawn(np.random.default_rng(1).integers(1, 60, size=50))
@@ -37,6 +37,7 @@ def test_bounds_waste_the_least(lengths, count):
     bounds = bucket_bounds(lengths, count)
     assert len(bounds) <= count
     assert all(bound % 8 == 0 for bound in bounds)
+    assert set(np.searchsorted(bounds, lengths)) == set(range(len(bounds)))  # none is empty
     assert list(bounds) == sorted(set(bounds))
     assert bounds[-1] - 8 < lengths.max() <= bounds[-1]
     # Every other choice among the lengths themselves, rounded up, is no better.
@@ -109,11 +110,14 @@ def test_processes_share_a_batch(monkeypatch):
         monkeypatch.setattr(data.jax, "process_index", lambda process=process: process)
         for ours, batch in zip(batches(0, 5), whole, strict=True):
             part = slice(4 * process, 4 * process + 4)
-            np.testing.assert_array_equal(ours["points"], batch["points"][part])
+            assert ours.keys() == batch.keys()
+            for key in ours:
+                np.testing.assert_array_equal(ours[key], batch[key][part])
 
 
 def test_ordered_batches_hold_every_drawing_once():
-    listed = list(data.ordered_batches(SOME, (16, 32), 8))
+    listed = list(data.ordered_batches(SOME, 3, 8))
     assert sorted(sum(map(drawings_of, listed), [])) == list(range(50))
-    assert {batch["points"].shape[1] for batch in listed} == {16, 32, 64}
+    shapes = {batch["points"].shape[1] for batch in listed}
+    assert shapes == set(bucket_bounds(SOME.lengths, 3))
     assert all(len(batch["lengths"]) <= 8 for batch in listed)

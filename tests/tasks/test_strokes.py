@@ -9,12 +9,13 @@ from PIL import Image
 from configs.vmnist_chirodiff import get_config
 from sparsejax.configuration import ConfigError, resolve
 from sparsejax.data.sketches import bucket_bounds
+from sparsejax.data.strokes import preprocess, represent
 from sparsejax.diffusion import schedules
 from sparsejax.evaluation import report
 from sparsejax.evaluation.closing import close_run
 from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.tasks import build_task
-from sparsejax.tasks.strokes import to_drawings
+from sparsejax.tasks.strokes import even_times, to_drawings
 from sparsejax.training import loop, runs
 from sparsejax.training.metrics import read_metrics
 
@@ -138,6 +139,29 @@ def test_drawings_equal_the_references(golden, name):
 
 
 @pytest.mark.parametrize("representation", ["threeseqdel", "threeseqabs"])
+def test_samples_are_timed_as_drawings_of_even_pace(representation):
+    line = preprocess([np.array([[0, 0, 0], [0, 1, 1.0]])])
+    points = represent(line, representation)
+    times = even_times(30, np.array([len(points), 5]), representation)
+    np.testing.assert_allclose(times[0, : len(points)], points[:, 3], atol=1e-6)
+
+
+def test_the_fourier_matrix_never_changes(task):
+    """Trained weights mean nothing without it: these are numpy's, of seed 0, for all time."""
+    inputs = jnp.zeros((1, 2, 3)), jnp.array([20]), jnp.array([2]), jnp.zeros((1, 2))
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
+    # All that is left of the network is the last layer's view of the time embedding at t = T.
+    params["final_proj_0"]["kernel"] = (
+        params["final_proj_0"]["kernel"].at[16:, 0].set(2.0 ** jnp.arange(8))
+    )
+    eps = task.apply(params, *inputs)[0, 0, 0]
+    angles = 8 * np.pi * np.array([1.76405235, 0.40015721, 0.97873798, 2.2408932])
+    expected = np.concatenate([np.sin(angles), np.cos(angles)]) @ 2.0 ** np.arange(8)
+    np.testing.assert_allclose(eps, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("representation", ["threeseqdel", "threeseqabs"])
 def test_reference_drawings_are_the_data(source, representation):
     """The real drawings have the same form as samples, whatever the representation."""
     config = tiny(source, **{"task.representation": representation})
@@ -196,7 +220,7 @@ def test_held_out_loss_is_the_same_for_every_run(run, source, task):
     _, params, _ = runs.load_run(run[0])
     params = jax.tree.map(jnp.asarray, params)
     loss = held_out_loss(task, params)
-    other = build_task(resolve(tiny(source, seed=5)))
+    other = build_task(resolve(tiny(source, seed=5, **{"task.buckets": 1})))
     assert held_out_loss(other, params) == loss
     assert held_out_loss(task, params, seed=1) != loss
     # A denoiser that predicts nothing is left with the whole noise: a mean square of one.
@@ -231,6 +255,7 @@ def test_runs_are_compared_by_held_out_loss(run, tmp_path):
         ("sample.sampler", "euler", "ddim, ddpm"),
         ("sample.noise_weight", -1.0, "0 or more"),
         ("sample.lengths", (400,), "whole numbers from 1 to"),
+        ("task.reference_split", "validation", "train .45., test .15."),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(source, key, value, accepted):
@@ -241,6 +266,16 @@ def test_a_config_that_cannot_work_is_refused(source, key, value, accepted):
         config.task.source = ""
     with pytest.raises(ConfigError, match=rf"config\.{key} is .*{accepted}"):
         build_task(resolve(config))
+
+
+def test_ddim_on_the_cosine_schedule_needs_a_limit(source):
+    """Its last alpha_bar is 4e-33: predicted x_0 would be anything."""
+    ddim = {"diffusion.schedule": "cosine", "sample.sampler": "ddim"}
+    with pytest.raises(ConfigError, match=r"config\.sample\.clip is None; accepted: a number"):
+        build_task(resolve(tiny(source, **ddim)))
+    task = build_task(resolve(tiny(source, **ddim, **{"sample.clip": 10.0, "sample.steps": 21})))
+    drawn = task.sample(scaled_identity, 0.9, task.frozen(), jax.random.key(0), 3)
+    assert np.abs(drawn[..., :2]).max() < 11
 
 
 def test_a_transformer_by_config(source):

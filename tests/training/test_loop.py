@@ -263,3 +263,13 @@ def test_four_devices_train_as_one_does(device_runs):
         for n in ("1", "4")
     ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_a_run_that_is_older_than_a_config_key_has_its_default(tiny_run, tmp_path):
+    older = tmp_path / "older"
+    subprocess.run(["cp", "-r", tiny_run[0], older], check=True)
+    config = json.loads((older / "config.json").read_text())
+    del config["task"]["words"], config["sample"]["noise_weight"]
+    (older / "config.json").write_text(json.dumps(config))
+    assert runs.read_config(older) == runs.read_config(tiny_run[0])
+    assert loop.train(tiny_config(), older)  # finished: nothing to do, and no key differs
