@@ -77,6 +77,7 @@ def make_config(folder, method, level, lengths=()):
     """Return the resolved config of the benchmark, on the drawings in a folder."""
     config = get_config(f"{method},{level}")
     config.task.source = str(folder / "scribbles.npz")
+    config.task.reference_split = "train"
     config.task.data_dir = str(folder / "prepared")
     config.sample.lengths = tuple(lengths)
     return resolve(config)
