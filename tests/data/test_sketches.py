@@ -90,7 +90,7 @@ def test_a_batch_comes_from_one_bucket():
 def test_every_drawing_is_as_likely_as_any_other():
     """Each bucket passes through its drawings in turn, and comes up as often as it has some."""
     counts = np.zeros(50)
-    steps = 3000
+    steps = 600
     for batch in batches(0, steps):
         np.add.at(counts, drawings_of(batch), 1)
     expected = steps * 8 / 50
