@@ -72,7 +72,7 @@ def get_config(arg=""):
     return config
 
 
-def name(name, arg):
+def variant_name(name, arg):
     """Return the name of an experiment, with the variant that its argument chooses."""
     return "_".join([name, *(word for word in arg.split(",") if word in VARIANTS)])
 

@@ -16,7 +16,7 @@ from configs import chirodiff
 def get_config(arg=""):
     """Return the config; see the head of this file for the argument."""
     config = chirodiff.get_config(arg)
-    config.name = chirodiff.name("kanjivg_chirodiff", arg)
+    config.name = chirodiff.variant_name("kanjivg_chirodiff", arg)
     config.task.dataset = "kanjivg"
     config.task.source = chirodiff.data_path("kanjivg_abs.npz")
     return config

@@ -16,7 +16,7 @@ from configs import chirodiff
 def get_config(arg=""):
     """Return the config; see the head of this file for the argument."""
     config = chirodiff.get_config(arg)
-    config.name = chirodiff.name("quickdraw_chirodiff", arg)
+    config.name = chirodiff.variant_name("quickdraw_chirodiff", arg)
     config.task.dataset = "quickdraw_strokes"
     config.task.source = chirodiff.data_path("quickdraw_eye_mouth.npz")
     return config

@@ -17,7 +17,9 @@ def get_config(arg=""):
     words = arg.split(",")
     like = "like" in words
     config = chirodiff.get_config(",".join(word for word in words if word != "like"))
-    config.name = chirodiff.name("vmnist_like_chirodiff" if like else "vmnist_chirodiff", arg)
+    config.name = chirodiff.variant_name(
+        "vmnist_like_chirodiff" if like else "vmnist_chirodiff", arg
+    )
     config.task.dataset = "vmnist_like" if like else "vmnist"
     config.task.source = chirodiff.data_path("vmnist_like.npz" if like else "vmnist.npz")
     return config

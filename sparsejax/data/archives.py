@@ -16,7 +16,7 @@ import zlib
 import numpy as np
 
 from sparsejax.data.decoding import encode
-from sparsejax.data.items import Item, SourceError
+from sparsejax.data.items import Item, SourceError, check, check_integers
 
 SPLITS = ("train", "validation", "test")
 
@@ -81,9 +81,9 @@ def items(path):
     read, count = _ragged(arrays) if {"jpeg", "offsets"} <= arrays.keys() else _pixels(arrays)
     labels = arrays.get("label", arrays.get("labels", np.zeros(count, int)))
     splits = arrays.get("split", np.zeros(count, int))
-    _check_integers("label", labels, count)
-    _check_integers("split", splits, count)
-    _check(np.isin(splits, range(len(SPLITS))).all(), "split holds more than 0, 1 and 2")
+    check_integers("label", labels, count)
+    check_integers("split", splits, count)
+    check(np.isin(splits, range(len(SPLITS))).all(), "split holds more than 0, 1 and 2")
     return [
         Item(f"item {i}", SPLITS[splits[i]], int(labels[i]), functools.partial(read, i))
         for i in range(count)
@@ -92,34 +92,24 @@ def items(path):
 
 def _pixels(arrays):
     images = arrays["images"]
-    _check(images.dtype == np.uint8, f"images are {images.dtype}, not uint8")
+    check(images.dtype == np.uint8, f"images are {images.dtype}, not uint8")
     _checked_images(images.shape)
     return lambda i: encode(images[i]), len(images)
 
 
 def _checked_images(shape):
     fits = min(shape, default=0) > 0 and (len(shape) == 3 or len(shape) == 4 and shape[3] in (1, 3))
-    _check(fits, f"images have the shape {list(shape)}, not [count, height, width, 1 or 3]")
+    check(fits, f"images have the shape {list(shape)}, not [count, height, width, 1 or 3]")
     return shape
 
 
 def _ragged(arrays):
     encoded, offsets = arrays["jpeg"], arrays["offsets"]
-    _check(encoded.dtype == np.uint8 and encoded.ndim == 1, "jpeg isn't a row of uint8")
-    _check(offsets.size > 1, "offsets are fewer than two")
-    _check_integers("offsets", offsets, offsets.size)
+    check(encoded.dtype == np.uint8 and encoded.ndim == 1, "jpeg isn't a row of uint8")
+    check(offsets.size > 1, "offsets are fewer than two")
+    check_integers("offsets", offsets, offsets.size)
     # int64: differences of unsigned offsets would wrap around.
     offsets = offsets.astype(np.int64)
     rises = offsets[0] >= 0 and (np.diff(offsets) >= 0).all() and offsets[-1] <= encoded.size
-    _check(rises, f"offsets don't rise from 0 to {encoded.size}, the length of jpeg, at most")
+    check(rises, f"offsets don't rise from 0 to {encoded.size}, the length of jpeg, at most")
     return lambda i: encoded[offsets[i] : offsets[i + 1]].tobytes(), offsets.size - 1
-
-
-def _check_integers(key, array, count):
-    fits = np.issubdtype(array.dtype, np.integer) and array.shape == (count,)
-    _check(fits, f"{key} is {array.dtype} {list(array.shape)}, not integers [{count}]")
-
-
-def _check(condition, problem):
-    if not condition:
-        raise SourceError(problem)

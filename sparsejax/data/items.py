@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 
 class Item(NamedTuple):
     """One image: `name` in messages, `split`, `label` int, `read() -> encoded bytes`."""
@@ -15,3 +17,15 @@ class Item(NamedTuple):
 
 class SourceError(Exception):
     """A folder or npz that can't be used; the message completes "<source>: ..."."""
+
+
+def check(condition, problem):
+    """Raise a SourceError that says the problem if the condition is false."""
+    if not condition:
+        raise SourceError(problem)
+
+
+def check_integers(key, array, count):
+    """Raise a SourceError if the array `key` of an npz isn't of integers [count]."""
+    fits = np.issubdtype(array.dtype, np.integer) and array.shape == (count,)
+    check(fits, f"{key} is {array.dtype} {list(array.shape)}, not integers [{count}]")

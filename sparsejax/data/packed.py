@@ -19,7 +19,7 @@ import zlib
 import numpy as np
 
 from sparsejax.data.drawings import SPLITS, Broken, Drawing, split_of, with_times
-from sparsejax.data.items import SourceError
+from sparsejax.data.items import SourceError, check, check_integers
 
 _KEYS = ("points", "offsets", "scale", "label", "split", "words")
 # What zipfile and numpy raise on damaged files.
@@ -66,7 +66,7 @@ def read(path, words=()):
       SourceError: not an npz, damaged, its arrays aren't as described above, or it lacks words.
     """
     present = keys(path)
-    _check({"points", "offsets"} <= present, f"its keys are {', '.join(sorted(present))}")
+    check({"points", "offsets"} <= present, f"its keys are {', '.join(sorted(present))}")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in _KEYS if key in file.files}
@@ -76,10 +76,10 @@ def read(path, words=()):
     count = offsets.size - 1
     scale = arrays.get("scale", np.ones(()))
     fits = scale.size == 1 and _is_number(scale) and np.isfinite(scale).all() and scale > 0
-    _check(fits, "scale isn't one number above 0")
+    check(fits, "scale isn't one number above 0")
     splits = _splits(arrays, count)
     labels = arrays.get("label", np.zeros(count, int))
-    _check_integers("label", labels, count)
+    check_integers("label", labels, count)
     labels = _chosen(labels, words, arrays) if words else labels
     for i in np.flatnonzero(labels >= 0) if words else range(count):
         drawn = points[offsets[i] : offsets[i + 1]]
@@ -94,13 +94,13 @@ def read(path, words=()):
 def _points_and_offsets(arrays):
     points, offsets = arrays["points"], arrays["offsets"]
     shape = f"points are {points.dtype} {list(points.shape)}, not numbers [points, 3]"
-    _check(points.ndim == 2 and points.shape[1] == 3 and _is_number(points), shape)
-    _check(offsets.size > 1, "offsets are fewer than two")
-    _check_integers("offsets", offsets, offsets.size)
+    check(points.ndim == 2 and points.shape[1] == 3 and _is_number(points), shape)
+    check(offsets.size > 1, "offsets are fewer than two")
+    check_integers("offsets", offsets, offsets.size)
     # int64: differences of unsigned offsets would wrap around.
     offsets = offsets.astype(np.int64)
     rises = offsets[0] == 0 and (np.diff(offsets) >= 0).all() and offsets[-1] == len(points)
-    _check(rises, f"offsets don't rise from 0 to {len(points)}, the number of points")
+    check(rises, f"offsets don't rise from 0 to {len(points)}, the number of points")
     return points, offsets
 
 
@@ -108,20 +108,20 @@ def _splits(arrays, count):
     if "split" not in arrays:
         return [split_of(f"item {i}") for i in range(count)]
     numbers = arrays["split"]
-    _check_integers("split", numbers, count)
-    _check(np.isin(numbers, range(len(SPLITS))).all(), "split holds more than 0, 1 and 2")
+    check_integers("split", numbers, count)
+    check(np.isin(numbers, range(len(SPLITS))).all(), "split holds more than 0, 1 and 2")
     names = SPLITS if (numbers == 2).any() else (SPLITS[0], SPLITS[2])
     return [names[number] for number in numbers]
 
 
 def _chosen(labels, words, arrays):
     """Number the labels anew by `words`; -1 where a drawing's word isn't among them."""
-    _check("words" in arrays, "it has no key words to choose by")
+    check("words" in arrays, "it has no key words to choose by")
     held = [str(word) for word in arrays["words"].ravel()]
     missing = sorted(set(words) - set(held))
-    _check(not missing, f"it has no {', '.join(missing)}; its words are {', '.join(held)}")
+    check(not missing, f"it has no {', '.join(missing)}; its words are {', '.join(held)}")
     fits = (labels >= 0).all() and (labels < len(held)).all()
-    _check(fits, f"label goes beyond the {len(held)} words")
+    check(fits, f"label goes beyond the {len(held)} words")
     order = {word: label for label, word in enumerate(sorted(set(words)))}
     return np.array([order.get(word, -1) for word in held])[labels]
 
@@ -139,13 +139,3 @@ def _problem(drawn):
 
 def _is_number(array):
     return np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)
-
-
-def _check_integers(key, array, count):
-    fits = np.issubdtype(array.dtype, np.integer) and array.shape == (count,)
-    _check(fits, f"{key} is {array.dtype} {list(array.shape)}, not integers [{count}]")
-
-
-def _check(condition, problem):
-    if not condition:
-        raise SourceError(problem)

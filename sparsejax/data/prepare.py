@@ -18,7 +18,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Of the run to come.")
 
 
 def main(argv):
-    """Prepare the data."""
+    """Prepare the data; raises `app.UsageError` on arguments that are no flags."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     absl_logging.set_verbosity(absl_logging.WARNING)

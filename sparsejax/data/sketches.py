@@ -74,7 +74,7 @@ def _load(settings, split, description):
 
 
 def describe(settings, split):
-    """Say exactly which drawings `load_sketches` gives."""
+    """Say exactly which drawings `load_sketches` gives for these settings and this split."""
     return f"{full_name(settings)} {split}, {VERSION}, {settings.representation}"
 
 
@@ -108,7 +108,12 @@ def bucket_bounds(lengths, count):
 
 
 def padding(lengths, bounds):
-    """Return the share of padded points where each drawing is padded to the next bound."""
+    """Return the share of padding where each drawing is padded to the next bound, a float.
+
+    Args:
+      lengths: [drawings] int, number of points of each.
+      bounds: increasing padded lengths, the last one at least the largest length.
+    """
     padded = np.asarray(bounds)[np.searchsorted(bounds, lengths)]
     return 1 - lengths.sum() / padded.sum()
 

@@ -82,7 +82,13 @@ def draw(sheet, these, colours):
 
 
 def draw_tip(sheet, mark, colours):
-    """Draw a disc of twice the line's width where the pen is, in place."""
+    """Draw a disc of twice the line's width where the pen is, in place.
+
+    Args:
+      sheet: what `paper` returned.
+      mark: `Mark` of the point that the pen is at.
+      colours: as in `draw`.
+    """
     left, top, right, bottom = mark.disc
     more = (right - left + 1) // 2
     disc = [left - more, top - more, right + more, bottom + more]
