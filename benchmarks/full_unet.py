@@ -10,7 +10,6 @@ reaches: the peak is that of a large matrix product, measured here in the same d
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from rich.table import Table
 from sparsejax.configuration import default_config, resolve
 from sparsejax.sparsity.methods import get_method
 from sparsejax.tasks.denoising import denoising_task
+from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import build_optimizer, drop_fraction_schedule
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.sampling import make_sampler
@@ -90,14 +90,6 @@ def measure(arguments):
     if jax.default_backend() != "cpu":
         figures["peak_flops"] = matmul_peak(arguments.dtype)
     return figures
-
-
-def peak_memory():
-    """Return the most memory held so far, in bytes: the device's, or on a CPU the process's."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def matmul_peak(dtype, size=8192, repeats=20):

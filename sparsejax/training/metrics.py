@@ -9,10 +9,11 @@ import jax
 
 from sparsejax.atomic import write_text
 from sparsejax.training import checkpoints
+from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import learning_rate_schedule
 
 # Fields that differ between two equal runs.
-WALL_CLOCK = ("seconds", "steps_per_second")
+WALL_CLOCK = ("seconds", "steps_per_second", "peak_memory_bytes")
 
 
 def read_metrics(path):
@@ -113,7 +114,7 @@ class MetricsLog:
         if self._writer:
             for update_step, metrics in lines:
                 if "replaced" in metrics:
-                    names = ("drop_fraction", "replaced")
+                    names = ("drop_fraction", "replaced", "ever_active")
                     self._writer.write(update_step, {name: metrics[name] for name in names})
             self._writer.write(
                 step,
@@ -122,6 +123,7 @@ class MetricsLog:
                     "learning_rate": float(self._learning_rate(step - 1)),
                     "seconds": time.time(),
                     "steps_per_second": speed,
+                    "peak_memory_bytes": peak_memory(),
                 },
             )
         self._pending, self._clock, self._clock_step = [], now, step

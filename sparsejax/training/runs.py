@@ -108,6 +108,26 @@ def restore_state(workdir, config, task):
     return checkpoints.restore_newest(folder, example)
 
 
+def load_state(workdir):
+    """Load the newest state of a run.
+
+    Args:
+      workdir: a run's workdir.
+
+    Returns:
+      Tuple of its Task and its TrainState (host arrays).
+
+    Raises:
+      ConfigError: the workdir holds no run, or no whole checkpoint.
+    """
+    config = read_config(workdir)
+    task = build_task(config)
+    restored = restore_state(workdir, config, task)
+    if restored is None:
+        raise ConfigError(f"workdir {str(workdir)!r} holds no whole checkpoint yet")
+    return task, restored[0]
+
+
 def load_run(workdir, *, ema=True):
     """Load a trained model.
 
@@ -121,10 +141,5 @@ def load_run(workdir, *, ema=True):
     Raises:
       ConfigError: the workdir holds no run, or no whole checkpoint.
     """
-    config = read_config(workdir)
-    task = build_task(config)
-    restored = restore_state(workdir, config, task)
-    if restored is None:
-        raise ConfigError(f"workdir {str(workdir)!r} holds no whole checkpoint yet")
-    state, _ = restored
+    task, state = load_state(workdir)
     return task, state.ema_params if ema else state.params, state.masks

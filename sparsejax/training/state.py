@@ -24,6 +24,8 @@ class TrainState(NamedTuple):
       masks: the mask pytree (see `sparsejax.sparsity`).
       opt_state: state of the optimizer; fresh wherever the mask is False.
       ema_params: exponential moving average of params, zero wherever the mask is False.
+      ever_active: masks of the weights that were active at some time: what the run has explored
+        (in-time over-parameterisation, Liu et al. 2021).
     """
 
     step: jax.Array
@@ -31,6 +33,7 @@ class TrainState(NamedTuple):
     masks: Any
     opt_state: Any
     ema_params: Any
+    ever_active: Any
 
 
 def named_key(seed, purpose):
@@ -94,5 +97,5 @@ def create_state(config, task, optimizer):
 def state_from(params, masks, optimizer):
     """Return the state of step 0 with these params (masked here) and masks."""
     params = apply_masks(params, masks)
-    ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.int32(0), params, masks, optimizer.init(params), ema_params)
+    ema_params, ever_active = jax.tree.map(jnp.copy, (params, masks))
+    return TrainState(jnp.int32(0), params, masks, optimizer.init(params), ema_params, ever_active)

@@ -99,7 +99,7 @@ def make_train_step(task, optimizer, *, ema_limit, accumulate=1):
         step = state.step + 1
         ema_params = update_ema(state.ema_params, params, ema_decay(step, ema_limit))
         grad_norm = optax.tree.norm(apply_masks(gradients, state.masks))
-        state = TrainState(step, params, state.masks, opt_state, ema_params)
+        state = TrainState(step, params, state.masks, opt_state, ema_params, state.ever_active)
         return state, {"loss": loss, "grad_norm": grad_norm}
 
     return train_step
@@ -120,7 +120,8 @@ def make_topology_update(task, optimizer, method, drop_fraction, *, accumulate=1
 
     Returns:
       Function of a TrainState, a device's batch and the two keys; metrics are float32
-      scalars: `drop_fraction`, and `replaced`, the newly active share of the active weights.
+      scalars: `drop_fraction`; `replaced`, the newly active share of the active weights; and
+      `ever_active`, the share of the weights that were active at some time.
     """
 
     def topology_update(state, batch, keys):
@@ -135,15 +136,27 @@ def make_topology_update(task, optimizer, method, drop_fraction, *, accumulate=1
             gradients,
             fraction,
         )
+        ever_active = jax.tree.map(jnp.logical_or, state.ever_active, masks)
         metrics = {
             "drop_fraction": jnp.float32(fraction),
             "replaced": _replaced(state.masks, masks),
+            "ever_active": _share(ever_active),
         }
         opt_state = reset_inactive(optimizer, state.opt_state, params, masks)
         ema_params = apply_masks(state.ema_params, masks)
-        return TrainState(state.step, params, masks, opt_state, ema_params), metrics
+        state = TrainState(state.step, params, masks, opt_state, ema_params, ever_active)
+        return state, metrics
 
     return topology_update
+
+
+def _share(masks):
+    """Return the share of True in the masks of the sparsified layers."""
+    masks = [mask for mask in jax.tree.leaves(masks) if mask.ndim]
+    if not masks:
+        return jnp.float32(1)
+    active = sum(jnp.sum(mask, dtype=jnp.float32) for mask in masks)
+    return active / sum(mask.size for mask in masks)
 
 
 def _replaced(before, after):

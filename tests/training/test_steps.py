@@ -138,12 +138,15 @@ def test_ema_and_moments_of_grown_weights_are_zero_after_updates(name):
         steps.make_topology_update(TASK, optimizer, get_method(name), lambda step: 0.5)
     )
     state = first_state(optimizer, level=0.7)
+    seen = [np.asarray(state.masks["in"]["kernel"])]
     for i in range(10):
         batch = shard_batch(batch_of(i))
         state, _ = step(state, batch, KEY)
         if i % 2:
             before = jax.device_get(state)
-            state, _ = update(state, batch, (KEY, jax.random.key(9)))
+            state, changes = update(state, batch, (KEY, jax.random.key(9)))
+            seen.append(np.asarray(state.masks["in"]["kernel"]))
+            np.testing.assert_array_equal(state.ever_active["in"]["kernel"], np.any(seen, axis=0))
             grown = np.asarray(state.masks["in"]["kernel"] & ~before.masks["in"]["kernel"])
             assert grown.any()
             for tree in (state.params, state.ema_params, state.opt_state[0].mu):
@@ -151,6 +154,8 @@ def test_ema_and_moments_of_grown_weights_are_zero_after_updates(name):
         for tree in (state.params, state.ema_params, state.opt_state[0].mu, state.opt_state[0].nu):
             for leaf, mask in zip(jax.tree.leaves(tree), jax.tree.leaves(state.masks), strict=True):
                 assert (np.asarray(leaf)[~np.broadcast_to(mask, leaf.shape)] == 0).all()
+    ever = [np.asarray(state.ever_active[layer]["kernel"]).ravel() for layer in ("in", "out")]
+    np.testing.assert_allclose(changes["ever_active"], np.concatenate(ever).mean())
 
 
 def test_magran_computes_no_gradient():

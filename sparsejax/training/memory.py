@@ -1,0 +1,18 @@
+"""How much memory this process has needed."""
+
+import resource
+import sys
+
+import jax
+
+
+def peak_memory():
+    """Return the peak memory in bytes: of the fullest local device, or of the process on a CPU.
+
+    On a CPU it holds everything that the process has loaded, data and libraries included.
+    """
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        return max(stat["peak_bytes_in_use"] for stat in stats)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
