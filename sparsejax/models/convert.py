@@ -9,6 +9,8 @@ import re
 import jax
 import numpy as np
 
+from sparsejax.models import inception
+
 # CompVis's UNet attends with 1x1 Conv1d, whose weights have a third axis.
 _CONV1D = ("qkv", "proj_out")
 
@@ -207,3 +209,53 @@ def _restore_leaf(module, leaf, array):
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     return array.T[:, :, None] if module in _CONV1D else array.T
+
+
+def inception_from_torch(state_dict):
+    """Convert the state dict of the Inception network that FID is computed with.
+
+    Args:
+      state_dict: `{name: array}` in PyTorch's layout, with the names that torch-fidelity and
+        pytorch-fid share. Entries `num_batches_tracked`, which are of use in training alone, are
+        passed over.
+
+    Returns:
+      `params` for `evaluation.inception.extract`: convolutions HWIO, dense [in, out].
+
+    Raises:
+      ValueError: names the tensors that are missing, unknown or of another shape.
+    """
+    arrays = {
+        name: np.asarray(array)
+        for name, array in state_dict.items()
+        if not name.endswith(".num_batches_tracked")
+    }
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(inception.parameter_shapes())
+    shapes = dict(_inception_entry(path, leaf.shape) for path, leaf in leaves)
+    problems = {
+        "missing": [name for name in shapes if name not in arrays],
+        "unknown": [name for name in arrays if name not in shapes],
+        "of another shape": [
+            f"{name} {array.shape} for {shapes[name]}"
+            for name, array in arrays.items()
+            if array.shape != shapes.get(name, array.shape)
+        ],
+    }
+    if any(problems.values()):
+        listed = (
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in problems.items()
+            if names
+        )
+        raise ValueError(f"tensors aren't those of FID's Inception: {'; '.join(listed)}")
+    values = [_convert_leaf([], name.rpartition(".")[2], arrays[name])[1] for name in shapes]
+    return jax.tree.unflatten(treedef, values)
+
+
+def _inception_entry(path, shape):
+    """Return PyTorch's name and shape of the parameter of the tree at `path`."""
+    *modules, leaf = (entry.key for entry in path)
+    kinds = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    # Broadcast zeros have the shape and take no memory.
+    restored = _restore_leaf("", leaf, np.broadcast_to(np.float32(0), shape))
+    return ".".join([*modules, kinds.get(leaf, leaf)]), restored.shape
