@@ -6,17 +6,15 @@ them, `FD[classifier:digits]`: it compares with itself alone, never with an FID.
 
 import hashlib
 import inspect
-import os
-import pathlib
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from sparsejax.data.images import to_unit_range
+from sparsejax.evaluation.cache import load_or_compute
 
 FEATURES = 64
 _STEPS, _BATCH = 600, 128
@@ -36,11 +34,10 @@ class Classifier(nn.Module):
         return features, nn.Dense(self.classes)(features)
 
 
-def feature_extractor(name, images, labels):
-    """Return the features of a classifier of labelled images, training it the first time.
+def load_classifier(name, images, labels):
+    """Return a classifier of labelled images, trained the first time.
 
-    The trained weights are kept in `SPARSEJAX_CACHE` (default ~/.cache/sparsejax), under a
-    hash of data and recipe.
+    The trained weights are kept in the cache folder, under a hash of data and recipe.
 
     Args:
       name: of the data, for the file that is kept.
@@ -48,38 +45,19 @@ def feature_extractor(name, images, labels):
       labels: [count] int.
 
     Returns:
-      `features(images [count, height, width, channels] in [-1, 1]) -> [count, 64] float32`,
-      or None where all labels are the same.
+      Tuple of the Classifier and its params.
     """
-    classes = int(labels.max()) + 1
-    if classes == 1:
-        return None
-    model = Classifier(classes)
-    params = _cached_params(name, model, images, labels)
-    call = jax.jit(lambda x: model.apply({"params": params}, x)[0])
-
-    def features(images):
-        batches = np.array_split(images, max(1, len(images) // 500))
-        return np.concatenate([np.asarray(call(jnp.asarray(batch))) for batch in batches])
-
-    return features
-
-
-def _cached_params(name, model, images, labels):
+    model = Classifier(int(labels.max()) + 1)
     recipe = inspect.getsource(Classifier) + inspect.getsource(train_classifier)
     digest = hashlib.sha256(recipe.encode() + f"{FEATURES} {_STEPS} {_BATCH}".encode())
     digest.update(images.tobytes() + labels.tobytes())
-    folder = os.environ.get("SPARSEJAX_CACHE", "~/.cache/sparsejax")
-    path = pathlib.Path(folder).expanduser() / f"classifier-{name}-{digest.hexdigest()[:16]}.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as arrays:
-            return flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
-    params = train_classifier(model, images, labels)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez(partial, **flax.traverse_util.flatten_dict(jax.device_get(params), sep="/"))
-    partial.replace(path)
-    return params
+
+    def train():
+        params = jax.device_get(train_classifier(model, images, labels))
+        return flax.traverse_util.flatten_dict(params, sep="/")
+
+    arrays = load_or_compute(f"classifier-{name}-{digest.hexdigest()[:16]}", train)
+    return model, flax.traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def train_classifier(model, images, labels, seed=0):

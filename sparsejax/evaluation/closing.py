@@ -82,10 +82,24 @@ def run_costs(config, task, params, masks):
     }
 
 
-def final_loss(workdir):
-    """Return the training loss of a run's last logged steps."""
-    lines = read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
-    return next(line["loss"] for line in reversed(lines) if "loss" in line)
+def measured(lines):
+    """Return what a run's metrics lines say of its loss, time and memory.
+
+    Args:
+      lines: as `training.metrics.read_metrics` returns them.
+
+    Returns:
+      Dictionary: the training `loss` of the last logged steps, `step_seconds` (the median over
+      logged intervals), `peak_memory_bytes` of the process or device that trained.
+    """
+    logged = [line for line in lines if "loss" in line]
+    # The first interval compiles; where there is but one, that is all there is.
+    speeds = [line["steps_per_second"] for line in logged[1:] or logged]
+    return {
+        "loss": logged[-1]["loss"],
+        "step_seconds": 1 / statistics.median(speeds),
+        "peak_memory_bytes": max(line["peak_memory_bytes"] for line in logged),
+    }
 
 
 def _close(workdir):
@@ -111,15 +125,14 @@ def _close(workdir):
         task.illustrate(samples, workdir)
         task.export(params, workdir)
         plots.save_layer_densities(workdir / "layers.png", in_order, summary["sparsity"])
-    logged = [line for line in lines if "loss" in line]
-    return summary | {
-        "loss": final_loss(workdir),
-        # The first interval compiles; where there is but one, that is all there is.
-        "step_seconds": 1
-        / statistics.median(line["steps_per_second"] for line in logged[1:] or logged),
-        "sampling_seconds": seconds / count,
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-    }
+    return (
+        summary
+        | measured(lines)
+        | {
+            "sampling_seconds": seconds / count,
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        }
+    )
 
 
 def print_summary(summary, workdir):
@@ -147,6 +160,8 @@ def print_summary(summary, workdir):
     table.add_row("training loss at the end", "", f"{summary['loss']:.4f}", "")
     table.add_row("measured: one step", "", f"{1e3 * summary['step_seconds']:.1f} ms", "")
     table.add_row("measured: one sample", "", f"{1e3 * summary['sampling_seconds']:.1f} ms", "")
+    memory = quantity(summary["peak_memory_bytes"])
+    table.add_row("measured: peak memory of training", "", f"{memory}B", "")
     console().print(table)
     print(f"In {workdir}: samples.png, curves.png, layers.png, checkpoints/, metrics.jsonl")
 

@@ -1,0 +1,114 @@
+"""Which runs a grid holds, and how small its dense baselines are."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import digits, vmnist_chirodiff
+from sparsejax.configuration import ConfigError, resolve
+from sparsejax.evaluation.baselines import planned_costs, small_dense
+from sparsejax.evaluation.closing import run_costs
+from sparsejax.evaluation.grids import grid
+from sparsejax.tasks import build_task
+from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.state import create_state
+from tests.training.tiny import tiny_config
+
+
+def names(**axes):
+    return [run.name for run in grid(tiny_config(), **axes)]
+
+
+def test_a_grid_is_the_product_of_its_axes_without_repetitions():
+    """What a method ignores makes no second run: 1 dense, 2 static, 8 rigl for each seed."""
+    runs = grid(
+        tiny_config(),
+        methods=["dense", "static", "rigl"],
+        levels=[0.5, 0.9],
+        drop_fractions=[0.5, 0.05],
+        update_intervals=[5, 10],
+        seeds=[3, 4],
+    )
+    assert len(runs) == len({run.name for run in runs}) == 22
+    assert [run.config.seed for run in runs] == [3] * 11 + [4] * 11
+    seen = {
+        (run.method, run.level, s.drop_fraction, s.update_interval, run.config.seed)
+        for run in runs
+        for s in [run.config.sparsity]
+        if run.method == "rigl"
+    }
+    assert len(seen) == 16
+    assert all(
+        run.config.sparsity.level == run.level and run.config.sparsity.method == run.method
+        for run in runs
+        if run.method != "dense"
+    )
+
+
+def test_the_same_run_has_the_same_name_in_every_grid():
+    alone = names(methods=["rigl"], levels=[0.9], drop_fractions=[0.05], seeds=[1])
+    assert alone == ["tiny-rigl-0.9-p0.05-dT5-1"]
+    assert alone[0] in names(
+        methods=["magran", "rigl"], levels=[0.5, 0.9], drop_fractions=[0.5, 0.05], seeds=[0, 1]
+    )
+    assert names(methods=["dense", "static"], levels=[0.9]) == ["tiny-dense-0", "tiny-static-0.9-0"]
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"methods": ["prune"], "levels": [0.5]}, "'prune'; accepted: dense, static"),
+        ({"methods": ["rigl"], "levels": [1.0]}, "config.sparsity.level is 1.0"),
+        ({"methods": ["rigl"], "levels": [0.5], "drop_fractions": [2.0]}, "drop_fraction is 2.0"),
+        ({"methods": ["rigl"], "levels": [0.5], "update_intervals": [0]}, "update_interval is 0"),
+    ],
+)
+def test_a_grid_that_cannot_run_is_refused_before_it_begins(axes, message):
+    with pytest.raises(ConfigError, match=message):
+        grid(tiny_config(), **axes)
+
+
+def test_planned_costs_are_those_of_the_model_that_is_built():
+    config = resolve(tiny_config(**{"sparsity.level": 0.9}))
+    task = build_task(config)
+    state = create_state(config, task, build_optimizer(config))
+    built = run_costs(config, task, state.params, state.masks)
+    planned = planned_costs(config)
+    assert planned["parameters"] == built["active_parameters"]
+    assert planned["flops"] == pytest.approx(built["forward_flops"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("match", "level"), [("parameters", 0.75), ("flops", 0.75)])
+def test_small_dense_is_the_nearest_width(match, level):
+    """Against every width that the network accepts, counted by building it."""
+    config = resolve(digits.get_config(f"sweep,static,{level}"))
+    target = planned_costs(config)[match]
+    small = resolve(small_dense(config, match))
+    assert small.sparsity.method == "dense"
+    ours = abs(planned_costs(small)[match] - target)
+    assert ours < 0.35 * target
+    for width, groups in ((12, 6), (14, 7), (16, 8), (20, 5)):
+        other = digits.get_config("sweep,dense")
+        other.model.update(model_channels=width, num_head_channels=width, norm_groups=groups)
+        assert ours <= abs(planned_costs(resolve(other))[match] - target)
+
+
+def test_small_dense_of_strokes_comes_within_half_a_step(tmp_path):
+    config = vmnist_chirodiff.get_config("short,static,0.75")
+    path = tmp_path / "set.npz"
+    rows = np.stack([np.arange(12), np.arange(12) % 3, np.arange(12) % 12 == 11], 1)
+    np.savez(
+        path,
+        points=np.tile(rows, (6, 1)).astype(np.int16),
+        offsets=12 * np.arange(7),
+        label=np.arange(6),
+        split=[0, 0, 0, 0, 1, 1],
+    )
+    config.task.source = str(path)
+    # Width 48 is nearest; costs grow by its square, a step of width is 1/24 of them.
+    config = resolve(config)
+    target = planned_costs(config)
+    for match in ("parameters", "flops"):
+        small = resolve(small_dense(config, match))
+        assert planned_costs(small)[match] == pytest.approx(target[match], rel=1 / 48)
+        jax.eval_shape(build_task(small).init, jax.random.key(0))
