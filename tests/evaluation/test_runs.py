@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsejax.data.images import load_images, to_unit_range
-from sparsejax.evaluation import closing, report
-from sparsejax.evaluation.classifier import feature_extractor
-from sparsejax.evaluation.distances import frechet_distance
+from sparsejax.evaluation import closing
+from sparsejax.evaluation.evaluate import evaluate_run, meter_of
 from sparsejax.training import loop
+from sparsejax.training.runs import read_config
 from tests.training.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -67,26 +66,37 @@ def test_a_closed_run_prints_its_table_again(runs, capsys):
 def test_runs_are_compared_from_the_same_noise(runs, tmp_path):
     workdirs = [str(workdir) for workdir, _ in runs.values()]
     command = [sys.executable, "evaluate.py", f"--workdirs={','.join(workdirs)}", "--samples=60"]
+    options = ["--metrics=fd,precision_recall", "--png", f"--output={tmp_path}"]
     out = subprocess.run(
-        [*command, f"--output={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
+        [*command, *options], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    text = (tmp_path / "report.md").read_text()
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    assert [row[1] for row in rows[2:]] == ["rigl", "dense"]
-    column = rows[0].index("FD[classifier:digits]@60")
-    assert all(float(row[column]) > 0 for row in rows[2:])
-    assert "FID" in text
-    assert "FD[classifier:digits]@60" in out
-    assert np.asarray(Image.open(tmp_path / "comparison.png").convert("L")).std() > 5
-
-
-def test_evaluation_repeats(runs, tmp_path):
-    workdir, _ = runs["rigl"]
-    first, second = (
-        report.evaluate_runs([workdir], tmp_path / str(i), samples=60)[0] for i in range(2)
-    )
+    rows = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert [row["run"] for row in rows] == ["rigl", "dense"]
     metric = "FD[classifier:digits]@60"
-    assert first[metric] == second[metric]
+    assert metric in out
+    assert all(row["measures"][metric] > 0 for row in rows)
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert metric in text
+        assert "no FID" in text
+    for name in ("rigl", "dense"):
+        pictures = sorted((tmp_path / "samples" / name).iterdir())
+        assert len(pictures) == 60
+        first, last = (np.asarray(Image.open(pictures[i])) for i in (0, -1))
+        assert first.shape == (8, 8)
+        assert (first != last).any()
+
+
+def test_evaluation_repeats_whatever_the_batch(runs):
+    """The same samples in one batch of 60 or in batches of 25, 25 and 10."""
+    workdir, _ = runs["rigl"]
+    meter = meter_of(read_config(workdir), count=60, metrics=["fd"])
+    first, again, other = (
+        evaluate_run(workdir, meter, batch=batch)["measures"] for batch in (60, 60, 25)
+    )
+    assert first == again
+    metric = "FD[classifier:digits]@60"
+    assert other[metric] == pytest.approx(first[metric], rel=1e-3)
 
 
 def test_a_missing_workdir_is_refused():
@@ -94,17 +104,3 @@ def test_a_missing_workdir_is_refused():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr.startswith("error: workdir '/nowhere/at/all' holds no run")
-
-
-def test_the_classifiers_features_tell_digits_from_noise():
-    settings = tiny_config().task
-    images, labels = load_images(settings, "train")
-    features = feature_extractor("digits", images, labels)
-    real = to_unit_range(images)
-    half = frechet_distance(features(real[::2]), features(real[1::2]))
-    noise = np.clip(np.random.default_rng(0).normal(size=real.shape), -1, 1).astype(np.float32)
-    assert frechet_distance(features(noise), features(real)) > 20 * half
-    # Nearest class mean in feature space, on images that the mean was not made of.
-    means = np.stack([features(real[::2][labels[::2] == digit]).mean(0) for digit in range(10)])
-    squared = ((features(real[1::2])[:, None] - means) ** 2).sum(-1)
-    assert (squared.argmin(1) == labels[1::2]).mean() > 0.95

@@ -12,7 +12,7 @@ from PIL import Image
 from sparsejax.configuration import ConfigError, resolve
 from sparsejax.data import latents as cache
 from sparsejax.data.images import load_images, to_pixels, to_unit_range
-from sparsejax.evaluation import report
+from sparsejax.evaluation import evaluate
 from sparsejax.models import first_stage
 from sparsejax.models.autoencoder import VQModel
 from sparsejax.models.export import export_unet
@@ -206,18 +206,19 @@ def test_weights_of_another_network_are_refused_by_tensor(stages, tmp_path):
 
 
 def test_evaluation_writes_pictures(stages, tmp_path):
-    (row,) = report.evaluate_runs([stages[2]], tmp_path, samples=6, png=True)
-    assert row["FD[classifier:blobs]@6"] > 0
+    options = {"count": 6, "metrics": ["fd"]}
+    (row,) = evaluate.evaluate_runs([stages[2]], tmp_path, png=True, **options)
+    assert row["measures"]["FD[classifier:blobs]@6"] > 0
     folder = tmp_path / "samples" / "second"
     assert sorted(p.name for p in folder.iterdir()) == [f"{i:05d}.png" for i in range(6)]
     with Image.open(folder / "00000.png") as image:
         assert image.size == (16, 16)
-    assert (tmp_path / "comparison.png").stat().st_size > 0
+    assert (tmp_path / "report.html").stat().st_size > 0
 
 
 def test_pictures_are_rounded_as_the_reference_rounds(tmp_path):
     images = np.random.default_rng(0).uniform(-1.2, 1.2, (2, 4, 4, 3)).astype(np.float32)
-    report.save_pngs(tmp_path, images)
+    evaluate.save_pngs(tmp_path, images)
     for i, image in enumerate(images):
         with Image.open(tmp_path / f"{i:05d}.png") as saved:
             np.testing.assert_array_equal(np.asarray(saved), to_pixels(image, truncate=True))

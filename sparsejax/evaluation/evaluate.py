@@ -1,0 +1,232 @@
+"""Evaluate trained runs: draw samples from the same noise, measure them, count what they cost."""
+
+import json
+import pathlib
+import time
+
+import jax
+import numpy as np
+from PIL import Image
+from rich.markup import escape
+from rich.table import Table
+
+from sparsejax.atomic import write_text
+from sparsejax.configuration import ConfigError, require
+from sparsejax.data.images import label, to_pixels
+from sparsejax.evaluation import closing
+from sparsejax.evaluation.held_out import held_out_loss
+from sparsejax.evaluation.measures import build_meter
+from sparsejax.evaluation.provenance import provenance
+from sparsejax.evaluation.reporting import write_report
+from sparsejax.evaluation.tables import measure_names
+from sparsejax.sparsity.masks import path_name, summarize
+from sparsejax.sparsity.methods import get_method
+from sparsejax.tasks import build_task
+from sparsejax.training import runs
+from sparsejax.training.metrics import read_metrics
+from sparsejax.training.sampling import make_sampler
+from sparsejax.training.state import named_key
+
+HELD_OUT = "held-out loss"
+_SHOWN = 36
+_DATA = ("name", "dataset", "source", "words", "image_size", "split", "reference_split")
+_COMPARED = tuple(f"task.{key}" for key in _DATA)
+# What the held-out loss depends on besides: its noise, and what the noise is added to.
+_COMPARED_HELD_OUT = ("task.representation", "diffusion.steps", "diffusion.schedule")
+
+
+def check_comparable(names, configs, task):
+    """Refuse runs of different data, whose numbers mean different things.
+
+    Args:
+      names: of the runs, for the message.
+      configs: their resolved configs.
+      task: Task of the first.
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    for key in _COMPARED + (_COMPARED_HELD_OUT if task.held_out else ()):
+        section, name = key.split(".")
+        first = configs[0][section][name]
+        for run, config in zip(names, configs, strict=True):
+            ours = config[section][name]
+            require(ours == first, key, ours, f"{first!r}, to compare {run}")
+
+
+def meter_of(config, task=None, **options):
+    """Return the Meter for the runs of a config.
+
+    Args:
+      config: resolved ConfigDict.
+      task: its Task, if there is one already.
+      **options: of `measures.build_meter`.
+
+    Raises:
+      ConfigError: the options can't work.
+    """
+    settings = config.task
+    task = task or build_task(config)
+    return build_meter(task, label(settings), split=settings.reference_split, **options)
+
+
+def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
+    """Draw and measure the samples of one run (EMA weights), and count its costs.
+
+    Leaves samples.png, real.png and masks.npz (packed bits) in workdir/evaluation.
+
+    Args:
+      workdir: of a finished run.
+      meter: Meter.
+      seed: of the noise, the same for all runs.
+      batch: samples drawn at once, over all devices.
+      png: folder for every sample as <index>.png; none are written if None.
+
+    Returns:
+      JSON-able dictionary: a line of results.jsonl.
+
+    Raises:
+      ConfigError: the workdir holds no run, or no whole checkpoint.
+    """
+    if batch < 1:
+        raise ConfigError(f"a batch of {batch}; accepted: 1 or more")
+    workdir = pathlib.Path(workdir)
+    config = runs.read_config(workdir)
+    task, state = runs.load_state(workdir)
+    params = jax.tree.map(jax.numpy.asarray, state.ema_params)
+    drawn, seconds = [], []
+
+    def images():
+        for samples in _draw(task, params, meter.count, batch, seed, seconds):
+            if task.statistics or not drawn:
+                drawn.append(samples)
+            pictures = task.to_images(samples)
+            if png:
+                save_pngs(png, pictures, sum(map(len, drawn)) - len(samples))
+            yield pictures
+
+    measures = meter.measure(images())
+    if task.statistics:
+        found = task.statistics(np.concatenate(drawn), task.reference())
+        measures |= {f"{name}@{meter.count}": value for name, value in found.items()}
+    if task.held_out:
+        measures[HELD_OUT] = held_out_loss(task, params)
+    _save_artifacts(workdir / "evaluation", task, drawn[0], state.masks)
+    return (
+        {"run": workdir.name, "seed": config.seed}
+        | _topology(config, state, task)
+        | closing.run_costs(config, task, params, state.masks)
+        | closing.measured(read_metrics(workdir / "metrics.jsonl"))
+        | {"sampling_seconds": min(seconds[1:] or seconds), "reference": meter.reference}
+        | {"measures": measures, "config": config.to_dict()}
+        | provenance()
+    )
+
+
+def _draw(task, params, count, batch, seed, seconds):
+    """Yield samples in batches of one shape; seconds a sample are appended to `seconds`."""
+    batch = min(batch, count)
+    sample = make_sampler(task, named_key(seed, "evaluation"), batch)
+    for start in range(0, count, batch):
+        began = time.perf_counter()
+        samples = sample(params, start)
+        seconds.append((time.perf_counter() - began) / batch)
+        yield samples[: count - start]
+
+
+def _topology(config, state, task):
+    """Describe what the run made of its topology."""
+    sparsity = config.sparsity
+    is_dynamic = get_method(sparsity.method).is_dynamic
+    layers = summarize(state.params, state.masks).layers
+    ever = summarize(state.params, state.ever_active).layers
+    names = [name for name in task.layer_flops(state.params) if name in layers]
+    sparse = [name for name in names if layers[name].density < 1]
+    weights = sum(layers[name].weights for name in sparse)
+    return {
+        "drop_fraction": sparsity.drop_fraction if is_dynamic else None,
+        "update_interval": sparsity.update_interval if is_dynamic else None,
+        "ever_active": sum(ever[name].active for name in sparse) / weights if sparse else 1.0,
+        "layers": {name: [layers[name].active, layers[name].weights] for name in names},
+    }
+
+
+def _save_artifacts(folder, task, samples, masks):
+    folder.mkdir(exist_ok=True)
+    real = task.reference()[:_SHOWN]
+    for name, examples in (("samples", samples[:_SHOWN]), ("real", real)):
+        Image.fromarray(task.render(examples)).save(folder / f"{name}.png")
+    leaves = jax.tree_util.tree_leaves_with_path(masks)
+    packed = {path_name(path): np.packbits(np.asarray(mask)) for path, mask in leaves if mask.ndim}
+    np.savez(folder / "masks.npz", **packed)
+
+
+def save_pngs(folder, images, start=0):
+    """Write images as 00000.png, 00001.png, ..., rounded as Latent Diffusion's own script does.
+
+    Args:
+      folder: created if need be; pictures of the same names are replaced.
+      images: [count, height, width, channels] in [-1, 1], 1 or 3 channels.
+      start: number of the first.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(to_pixels(images, truncate=True), start):
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+            folder / f"{index:05d}.png"
+        )
+
+
+def evaluate_runs(workdirs, output, *, seed=0, batch=256, png=False, **options):
+    """Sample every run from the same noise, measure, and write results.jsonl and reports.
+
+    Args:
+      workdirs: workdirs of runs of one task on one dataset.
+      output: folder to write to.
+      seed: of the noise.
+      batch: samples drawn at once, over all devices.
+      png: whether to write every sample as output/samples/<run>/<index>.png too.
+      **options: of `measures.build_meter`.
+
+    Returns:
+      List of dictionaries, a row a run.
+
+    Raises:
+      ConfigError: a workdir holds no run, the runs are of different data, or the options can't
+        work.
+    """
+    workdirs, output = [pathlib.Path(workdir) for workdir in workdirs], pathlib.Path(output)
+    configs = [runs.read_config(workdir) for workdir in workdirs]
+    task = build_task(configs[0])
+    check_comparable(workdirs, configs, task)
+    meter = meter_of(configs[0], task, **options)
+    output.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for workdir in workdirs:
+        folder = output / "samples" / workdir.name if png else None
+        rows.append(evaluate_run(workdir, meter, seed=seed, batch=batch, png=folder))
+    write_text(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_report(output, rows, runs=workdirs[0].parent)
+    _print_table(rows)
+    print(f"In {output}: report.md, report.html, results.jsonl" + (", samples/" if png else ""))
+    return rows
+
+
+def _print_table(rows):
+    columns = {
+        "run": lambda row: row["run"],
+        "active parameters": lambda row: closing.quantity(row["active_parameters"]),
+        "FLOPs, forward": lambda row: closing.quantity(row["forward_flops"]),
+        "FLOPs, training": lambda row: closing.quantity(row["training_flops_run"]),
+        **{
+            escape(name): lambda row, name=name: f"{row['measures'][name]:.4g}"
+            for name in measure_names(rows)
+        },
+        "ms a sample": lambda row: f"{1e3 * row['sampling_seconds']:.1f}",
+    }
+    table = Table(title="From the same noise")
+    for index, heading in enumerate(columns):
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row) for cell in columns.values()))
+    closing.console().print(table)

@@ -1,0 +1,244 @@
+"""Run a grid of methods, sparsities and seeds, one run after another, and report.
+
+    python -m sparsejax.evaluation.sweep --config configs/digits.py:sweep \
+        --methods dense,small_dense,static,rigl,magran --levels 0.5,0.75,0.9 --seeds 0,1,2
+
+Writes results.jsonl (a line a run), report.md and report.html to --output. The same command goes
+on where it was interrupted, and other grids of the same config may be added to the same folder.
+Every run has a process of its own: where one fails, the others go on, and the next call tries it
+again.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import multiprocessing
+import os
+import pathlib
+import signal
+import sys
+import threading
+import time
+import traceback
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from sparsejax.atomic import write_text
+from sparsejax.configuration import ConfigError, differing_keys, resolve
+from sparsejax.evaluation import closing, measures
+from sparsejax.evaluation.evaluate import evaluate_run, meter_of
+from sparsejax.evaluation.extractors import EXTRACTORS
+from sparsejax.evaluation.grids import BASELINES, grid
+from sparsejax.evaluation.reporting import read_results, write_report
+from sparsejax.sparsity.methods import METHODS
+from sparsejax.training import loop
+
+
+def sweep(runs, output, workdirs, *, seed=0, batch=256, **options):
+    """Train and evaluate the runs that results.jsonl doesn't hold yet.
+
+    Args:
+      runs: list of `grids.Run`, of one dataset.
+      output: folder of results.jsonl.
+      workdirs: folder of the runs' workdirs; a run found there is resumed, or evaluated if it is
+        finished.
+      seed: of the samples' noise.
+      batch: samples drawn at once.
+      **options: of `measures.build_meter`, JSON-able.
+
+    Returns:
+      Dictionary `{name: the error's last line}` of the runs that failed.
+
+    Raises:
+      ConfigError: another sweep is at work in `output`, or its results are of other configs or
+        measured otherwise.
+    """
+    output, workdirs = pathlib.Path(output), pathlib.Path(workdirs)
+    output.mkdir(parents=True, exist_ok=True)
+    how = json.loads(json.dumps({"seed": seed, "batch": batch} | options))
+    failed = {}
+    with _only_one(output):
+        results = output / "results.jsonl"
+        missing = _missing(runs, _read(results), how)
+        if missing:  # refuses what can't be measured before anything is trained
+            meter_of(resolve(missing[0].config), **options)
+        print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {results}", flush=True)
+        for index, run in enumerate(missing, 1):
+            print(f"run {index} of {len(missing)}: {run.name}", flush=True)
+            workdir = workdirs / run.name
+            error = _in_own_process(run, workdir, how)
+            if error:
+                failed[run.name] = error
+                print(f"{run.name} failed: {error}; all of it in {workdir / 'error.txt'}")
+            else:
+                rows = [*_read(results), json.loads((workdir / "result.json").read_text())]
+                write_text(results, "".join(json.dumps(row) + "\n" for row in rows))
+    return failed
+
+
+@contextlib.contextmanager
+def _only_one(folder):
+    """Hold a lock that goes with the process, whatever ends it."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another sweep is at work in {folder}") from error
+        yield
+
+
+def _read(path):
+    return read_results(path) if path.exists() else []
+
+
+def _missing(runs, rows, how):
+    """Return the runs without a result; refuse results that the new ones can't stand beside."""
+    done, how = {row["run"]: row for row in rows}, _recorded(how)
+    for name, row in done.items():
+        if row["evaluation"] != how:
+            raise ConfigError(
+                f"{name} was evaluated by {row['evaluation']}; accepted: the same, or another "
+                f"output than with {how}"
+            )
+    for run in runs:
+        config, row = resolve(run.config), done.get(run.name)
+        if row is not None:
+            differing = differing_keys(config, row["config"])
+            if differing:
+                raise ConfigError(
+                    f"the results hold {run.name} of another config:\n  " + "\n  ".join(differing)
+                )
+        elif rows and json.loads(json.dumps(config.task.to_dict())) != rows[0]["config"]["task"]:
+            raise ConfigError(f"{run.name} has another config.task than {rows[0]['run']}")
+    return [run for run in runs if run.name not in done]
+
+
+def _recorded(how):
+    """Leave out where Inception's weights lie: they are the same everywhere."""
+    return {key: value for key, value in how.items() if key != "weights"}
+
+
+def _in_own_process(run, workdir, how):
+    """Train and evaluate; return None, or the last line of the error."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=_train_and_evaluate, args=(run, workdir, how)
+    )
+    process.start()
+    try:
+        process.join()
+    finally:
+        if process.is_alive():  # this process was told to stop; the run saves a checkpoint
+            process.terminate()
+            process.join()
+    if process.exitcode == 0:
+        return None
+    path = workdir / "error.txt"
+    if process.exitcode == 1 and path.exists():
+        return path.read_text().strip().splitlines()[-1]
+    return f"exit code {process.exitcode}"
+
+
+def _train_and_evaluate(run, workdir, how):
+    """Leave result.json, or error.txt, in the workdir."""
+    _end_with_parent()
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    began = time.time()
+    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        if not loop.train(run.config, workdir):
+            raise InterruptedError("stopped by a signal; a checkpoint was saved")
+        closing.close_run(workdir)
+        options = dict(how)
+        drawing = {key: options.pop(key) for key in ("seed", "batch")}
+        row = evaluate_run(workdir, meter_of(resolve(run.config), **options), **drawing)
+    except Exception:
+        write_text(workdir / "error.txt", traceback.format_exc())
+        sys.exit(1)
+    row |= {"method": run.method, "sparsity": run.level, "evaluation": _recorded(how)}
+    row["seconds"] = time.time() - began
+    write_text(workdir / "result.json", json.dumps(row) + "\n")
+
+
+def _end_with_parent():
+    """End this process when the sweep is killed, so that no two ever train in one workdir."""
+    parent = multiprocessing.parent_process()
+
+    def watch():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(argv):
+    """Run the grid that the flags describe."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("sparsejax").setLevel(logging.INFO)
+    jax.config.update("jax_platforms", "cpu")  # the accelerator belongs to the runs
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a signal"))
+    values = flags.FLAGS
+    output = pathlib.Path(values.output or f"runs/sweeps/{values.config.name}")
+    workdirs = pathlib.Path(values.workdirs or output / "runs")
+    try:
+        runs = grid(
+            values.config,
+            methods=values.methods,
+            levels=_numbers(values.levels, float),
+            drop_fractions=_numbers(values.drop_fractions, float),
+            update_intervals=_numbers(values.update_intervals, int),
+            seeds=_numbers(values.seeds, int),
+        )
+        failed = sweep(
+            runs,
+            output,
+            workdirs,
+            batch=values.batch,
+            count=values.samples,
+            metrics=values.metrics,
+            extractor=values.extractor,
+            weights=values["inception-weights"].value,
+            subset_size=values.kid_subset_size,
+        )
+        write_report(output, _read(output / "results.jsonl"), runs=workdirs)
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    print(f"In {output}: results.jsonl, report.md, report.html")
+    if failed:
+        sys.exit("failed: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+def _numbers(words, kind):
+    try:
+        return tuple(kind(word) for word in words)
+    except ValueError as error:
+        raise ConfigError(f"{words}: {error}; accepted: numbers with commas between") from error
+
+
+def _define_flags():
+    config_flags.DEFINE_config_file("config", None, "What all runs have in common.")
+    known = ", ".join([*METHODS, *BASELINES])
+    flags.DEFINE_list("methods", ["dense", "static", "rigl", "magran"], f"Of {known}.")
+    flags.DEFINE_list("levels", ["0.5"], "Sparsities.")
+    flags.DEFINE_list("drop_fractions", [], "The config's by default.")
+    flags.DEFINE_list("update_intervals", [], "The config's by default.")
+    flags.DEFINE_list("seeds", ["0"], "Of the runs.")
+    flags.DEFINE_string("output", None, "Folder of the results; runs/sweeps/<config's name>.")
+    flags.DEFINE_string("workdirs", None, "Folder of the runs' workdirs; <output>/runs.")
+    flags.DEFINE_integer("samples", None, "Samples a run; as many as real ones by default.")
+    flags.DEFINE_integer("batch", 256, "Samples drawn at once, over all devices.")
+    flags.DEFINE_list("metrics", list(measures.METRICS), "What to measure.")
+    flags.DEFINE_enum("extractor", None, EXTRACTORS, "Classifier, or pixels without labels.")
+    flags.DEFINE_string("inception-weights", None, "Weight file of the FID Inception.")
+    flags.DEFINE_integer("kid_subset_size", measures.SUBSET_SIZE, "Of the subsets that KID draws.")
+    flags.mark_flag_as_required("config")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main)

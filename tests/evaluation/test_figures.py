@@ -1,0 +1,299 @@
+"""Figures and tables of many runs, on made-up rows whose answers are known."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from matplotlib.collections import QuadMesh
+
+from sparsejax.evaluation import figures, tables
+
+FD, HELD_OUT = "FD[classifier:digits]@1797", "held-out loss"
+_BASE = {"static": 10.8, "rigl": 10.1, "magran": 10.2, "dense": 8.3}
+
+
+def make_layers(sparsity, count=60):
+    """Layers of a UNet's kind: a dense one at each end, wide ones sparser."""
+    layers = {}
+    for index in range(count):
+        weights = 300 + 977 * (index % 7) ** 2
+        density = 1 - sparsity * min(1.0, 0.45 + 0.09 * (index % 7))
+        active = weights if index in (0, count - 1) else math.ceil(density * weights)
+        block = f"{'input' if index < count // 2 else 'output'}_blocks_{index // 4}"
+        layers[f"{block}_{index % 4}/in_layers_2/kernel"] = [active, weights]
+    return layers
+
+
+def make_row(method="rigl", sparsity=0.75, seed=0, p=None, interval=None, layers=60, **others):
+    """One line of results.jsonl."""
+    is_sparse = method in ("static", "rigl", "magran")
+    if method in ("rigl", "magran"):
+        p, interval = p or 0.5, interval or 50
+    keep = 1 - sparsity
+    setting = f"{sparsity:g}" + (f"-p{p:g}-dT{interval}" if p else "")
+    rng = np.random.default_rng([len(method), int(1e3 * sparsity), int(1e3 * (p or 0)), seed])
+    quality = _BASE.get(method, 11.4) + 4 * sparsity**3 + (0.8 if p == 0.05 else 0)
+    flops = 32.4e6 * (0.05 + 0.95 * keep**1.15 if is_sparse or sparsity else 1)
+    counts = make_layers(sparsity if is_sparse else 0, layers)
+    row = {
+        "run": f"digits-sweep-{method}-{setting}-{seed}",
+        "method": method,
+        "sparsity": sparsity,
+        "drop_fraction": p,
+        "update_interval": interval,
+        "seed": seed,
+        "steps": 600,
+        "parameters": 701_000,
+        "active_parameters": round(
+            701_000 * (keep if method != "small_dense_flops" else 0.8 * keep)
+        ),
+        "density": keep if is_sparse else 1.0,
+        "forward_flops_dense": 32.4e6,
+        "forward_flops": flops,
+        "training_flops_dense": 3.73e12,
+        "training_flops_formula": 3 * flops * 38_400,
+        "training_flops_run": 3.01 * flops * 38_400,
+        "passes_per_sample": 50,
+        "sampling_flops": 50 * flops,
+        "loss": 0.1 + 0.02 * sparsity + 0.001 * rng.normal(),
+        "step_seconds": 0.084 + 0.002 * rng.random(),
+        "sampling_seconds": 0.011 + 0.001 * rng.random(),
+        "peak_memory_bytes": 900_000_000,
+        "ever_active": 1.0,
+        "layers": counts,
+        "measures": {
+            "precision[classifier:digits]@1797": 0.9 - 0.1 * sparsity + 0.01 * rng.normal(),
+            FD: quality + 1.1 * rng.normal(),
+            "KID[classifier:digits]@1797": 0.001 * quality + 2e-4 * rng.normal(),
+            "KID std[classifier:digits]@1797": 1e-3 * rng.random(),
+            "recall[classifier:digits]@1797": 0.8 - 0.2 * sparsity + 0.01 * rng.normal(),
+        },
+        "reference": "digits train, 1,797 examples",
+        "config": {
+            "name": "digits_sweep",
+            "seed": seed,
+            "sparsity": {"method": method, "level": sparsity, "drop_fraction": p or 0.5},
+            "task": {"dataset": "digits", "source": "/home/somebody/data/digits.npz"},
+        },
+        "commit": "abc123456789",
+        "device": "1 x cpu",
+        "versions": {"python": "3.12.3", "jax": "0.10.2", "flax": "0.12.1"},
+        "date": f"2026-03-0{1 + seed}T10:00:00+00:00",
+        "seconds": 61.5,
+    }
+    if is_sparse:
+        row["ever_active"] = min(0.99, (figures.sparse_density(row) or 1) * (1 + 2 * (p or 0)))
+    return row | others
+
+
+def make_rows(seeds=3, levels=(0.5, 0.75, 0.9), layers=60):
+    """A grid like the paper's: dense, small dense and sparse ones, p = 0.05 at the top level."""
+    rows = []
+    for seed in range(seeds):
+        rows.append(make_row("dense", 0.0, seed, layers=layers))
+        for level in levels:
+            for method in ("small_dense", "small_dense_flops", "static", "rigl", "magran"):
+                rows.append(make_row(method, level, seed, layers=layers))
+        for method in ("rigl", "magran"):
+            rows.append(make_row(method, levels[-1], seed, p=0.05, layers=layers))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return make_rows()
+
+
+def drawn(rows):
+    """Draw all figures but the pictures."""
+    yield from (
+        figures.pareto(rows, measure, cost)
+        for measure, cost in itertools.product(tables.measure_names(rows), figures.COSTS)
+    )
+    measure = tables.measure_names(rows)[0]
+    yield from (figures.effect(rows, measure, setting) for setting in figures.SETTINGS)
+    yield figures.layer_densities(rows)
+    yield figures.ever_active(rows)
+
+
+def test_every_axis_says_what_it_shows(rows):
+    more = [make_row("rigl", 0.9, seed, interval=200) for seed in range(3)]
+    made = list(drawn([*rows, *more]))
+    assert None not in made
+    for figure in made:
+        for axes in figure.axes:
+            if axes.get_label() == "<colorbar>":
+                assert axes.get_xlabel() or axes.get_ylabel()
+                continue
+            assert axes.get_xlabel(), figure
+            assert axes.get_ylabel() or axes.get_subplotspec().colspan.start > 0, figure
+            assert axes.has_data()
+
+
+def test_a_mark_of_the_pareto_plot_is_a_mean_with_its_standard_deviation(rows):
+    axes = figures.pareto(rows, FD, "forward_flops").axes[0]
+    found = {}
+    for container in axes.containers:
+        mark, _, (bar,) = container
+        (low, high) = bar.get_segments()[0][:, 1]
+        found[round(mark.get_ydata()[0], 9)] = ((high - low) / 2, mark.get_xdata()[0])
+    expected = {}
+    for row in rows:
+        key = row["method"], row["sparsity"], row["drop_fraction"]
+        expected.setdefault(key, []).append(row)
+    assert len(found) == len(expected) == 18
+    for members in expected.values():
+        values = [row["measures"][FD] for row in members]
+        half, x = found[round(np.mean(values), 9)]
+        assert half == pytest.approx(np.std(values, ddof=1))
+        # Side by side means next to the cost, not far from it.
+        assert abs(math.log10(x / members[0]["forward_flops"])) < 0.12
+    assert "FD" in axes.get_ylabel()
+    assert "lower is better" in axes.get_ylabel()
+    assert "FLOPs" in axes.get_xlabel()
+
+
+def test_marks_of_one_cost_stand_apart_and_methods_differ_in_shape_and_colour(rows):
+    axes = figures.pareto(rows, FD, "active_parameters").axes[0]
+    marks = [container[0] for container in axes.containers]
+    xs = sorted(axes.transData.transform((mark.get_xdata()[0], 1))[0] for mark in marks)
+    assert min(np.diff(xs)) > 3
+    looks = {(mark.get_marker(), mark.get_markerfacecolor(), mark.get_color()) for mark in marks}
+    shapes = {mark.get_marker() for mark in marks}
+    assert len(shapes) == 6
+    assert len(looks) == 8  # six methods, two of them with a second drop fraction
+
+
+def test_written_levels_overlap_no_mark_and_no_other_text(rows):
+    figure = figures.pareto(rows, FD, "forward_flops")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) >= 3
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    for container in axes.containers:
+        x, y = container[0].get_xydata()[0]
+        assert not any(box.contains(*axes.transData.transform((x, y))) for box in boxes)
+
+
+def test_the_effect_of_the_drop_fraction_is_shown_where_there_are_two(rows):
+    figure = figures.effect(rows, FD, "drop_fraction")
+    assert [axes.get_title() for axes in figure.axes] == ["rigl", "magran"]
+    (line,) = [
+        line
+        for line in figures.effect_lines(rows, FD, "drop_fraction")
+        if line[0].method == "magran"
+    ]
+    assert [(group.sparsity, group.drop_fraction) for group in line] == [(0.9, 0.05), (0.9, 0.5)]
+    assert figures.effect(rows, FD, "update_interval") is None
+    fixed = [row for row in rows if row["drop_fraction"] != 0.05]
+    assert figures.effect(fixed, FD, "drop_fraction") is None
+
+
+@pytest.mark.parametrize("count", [1, 14, 60, 150])
+def test_the_heat_map_holds_the_mean_density_of_every_layer(count):
+    rows = make_rows(seeds=2, layers=count) if count > 1 else [make_row(layers=1)]
+    rows[-1]["layers"] = {name: [1, n] for name, (_, n) in rows[-1]["layers"].items()}
+    figure = figures.layer_densities(rows)
+    meshes = [
+        np.ma.getdata(artist.get_array())
+        for axes in figure.axes
+        if axes.get_label() != "<colorbar>"
+        for artist in axes.collections
+        if isinstance(artist, QuadMesh)
+    ]
+    table = np.concatenate(meshes)
+    levels = sorted({row["sparsity"] for row in rows if row["method"] == "rigl"})
+    assert table.shape == (count, len(levels))
+    names = list(rows[-1]["layers"])
+    for (y, x), value in np.ndenumerate(table):
+        counts = [
+            row["layers"][names[y]]
+            for row in rows
+            if row["sparsity"] == levels[x] and row["method"] in ("static", "rigl", "magran")
+        ]
+        assert value == pytest.approx(np.mean([a / n for a, n in counts]))
+    figure.draw_without_rendering()
+    for axes in figure.axes[: len(meshes)]:
+        labels = [label.get_window_extent() for label in axes.get_yticklabels()]
+        assert not any(a.overlaps(b) for a, b in itertools.pairwise(labels))
+
+
+def test_nothing_to_show_is_no_figure():
+    dense = [make_row("dense", 0.0, seed) for seed in range(2)]
+    assert figures.layer_densities(dense) is None
+    assert figures.ever_active(dense) is None
+    assert figures.overlaps([]) is None
+    assert figures.samples([]) is None
+    assert figures.pareto(dense, "no such measure", "forward_flops") is None
+    assert figures.pareto([make_row(measures={FD: None})], FD, "forward_flops") is None
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 1e-9, 7e6])
+def test_any_finite_value_can_be_drawn(value):
+    rows = [make_row(seed=seed, measures={FD: value + seed}) for seed in range(2)]
+    rows.append(make_row("$me$thod_$", 0.5, measures={FD: 1.0}, forward_flops=0.0))
+    figures.pareto(rows, FD, "forward_flops").draw_without_rendering()
+
+
+def test_groups_differ_in_more_than_the_seed(rows):
+    groups = tables.group_rows(reversed(rows))
+    assert len(groups) == 18
+    assert sum(len(group.rows) for group in groups) == len(rows)
+    assert all([row["seed"] for row in group.rows] == [0, 1, 2] for group in groups)
+    assert [tables.describe(group, groups) for group in groups][:3] == [
+        "dense",
+        "small_dense, S 0.5",
+        "small_dense_flops, S 0.5",
+    ]
+    assert tables.describe(groups[-1], groups) == "magran, S 0.9, p 0.05"
+    longer = tables.group_rows([*rows, make_row("dense", 0.0, steps=900)])
+    assert len(longer) == 19
+    assert "dense, 900 steps" in [tables.describe(group, longer) for group in longer]
+
+
+def test_the_difference_has_welchs_interval():
+    rng = np.random.default_rng(0)
+    for first, second in ((3, 3), (2, 5), (9, 4)):
+        ours, theirs = rng.normal(3, 2, first), rng.normal(size=second)
+        found = tables.difference(list(ours), list(theirs))
+        test = scipy.stats.ttest_ind(ours, theirs, equal_var=False)
+        interval = test.confidence_interval(0.95)
+        assert found.mean == pytest.approx(ours.mean() - theirs.mean())
+        assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+        assert found.excludes_zero == (test.pvalue < 0.05)
+
+
+def test_one_seed_has_no_interval():
+    assert tables.difference([3.0], [1.0, 2.0]) == (1.5, None, None)
+    assert tables.difference([], [1.0]) is None
+    assert tables.difference([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0, 1.0)
+    assert not tables.difference([3.0], [1.0]).excludes_zero
+
+
+def test_a_number_is_written_with_the_digits_that_its_spread_needs():
+    def written(*values):
+        one = tables.spread(list(values))
+        return tables.write_spread(one, tables.decimals([one, None]))
+
+    assert written(8.1, 8.5) == "8.30 ± 0.28"
+    assert written(0.12011, 0.12063) == "0.1204 ± 0.0004"
+    assert written(0.903, 0.913) == "0.908 ± 0.007"
+    assert written(1234.0) == "1234"
+    assert written(0.0, 0.0) == "0 ± 0"
+    assert tables.write_spread(None, 2) == "–"
+    assert tables.write_spread(tables.Spread(1.0, None, 1), 1, count=3) == "1.0 (n = 1)"
+
+
+def test_directions_and_order_of_measures(rows):
+    names = tables.measure_names(rows)
+    assert names[0] == FD
+    assert not any(" std" in name for name in names)
+    up = [name.split("[")[0] for name in [*names, "IS[a:b]@10"] if tables.higher_is_better(name)]
+    assert up == ["precision", "recall", "IS"]
+    empty = [make_row(measures={"a": math.nan, "b": None, "c": json.loads("Infinity")})]
+    assert tables.measure_names(empty) == []

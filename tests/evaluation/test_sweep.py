@@ -1,0 +1,143 @@
+"""Sweeps: what is missing is run, what is there stays, whatever happened in between."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sparsejax.configuration import ConfigError, resolve
+from sparsejax.evaluation import sweep as sweeping
+from sparsejax.evaluation.grids import grid
+from tests.training.tiny import OVERRIDES, tiny_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+OPTIONS = {"count": 40, "metrics": ["fd"], "extractor": "pixels", "batch": 40}
+
+
+def tiny_grid(**axes):
+    return grid(tiny_config(**{"steps": 20, "log.every": 5}), **axes)
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep of a run that diverges, and one that works after it."""
+    folder = tmp_path_factory.mktemp("sweep")
+    bad, good = tiny_grid(methods=["small_dense", "rigl"], levels=[0.75])
+    bad.config.optimizer.learning_rate = 1e30
+    failed = sweeping.sweep([bad, good], folder / "out", folder / "runs", **OPTIONS)
+    return folder, bad, good, failed
+
+
+def test_one_failure_does_not_stop_the_rest(swept):
+    folder, bad, good, failed = swept
+    assert list(failed) == [bad.name]
+    assert failed[bad.name].startswith("FloatingPointError: loss is ")
+    assert "Traceback" in (folder / "runs" / bad.name / "error.txt").read_text()
+    (row,) = map(json.loads, (folder / "out" / "results.jsonl").read_text().splitlines())
+    assert row["run"] == good.name
+    assert set(row["measures"]) == {"FD[pixels:8x8]@40"}
+
+
+def test_a_row_carries_what_a_reviewer_asks_for(swept):
+    folder, _, good, _ = swept
+    (row,) = map(json.loads, (folder / "out" / "results.jsonl").read_text().splitlines())
+    assert row["config"] == json.loads(json.dumps(resolve(good.config).to_dict()))
+    assert row["reference"] == "digits train, 1,797 examples"
+    assert row["device"].endswith("cpu")
+    assert row["versions"]["jax"]
+    assert row["commit"] is None or len(row["commit"]) >= 12
+    assert row["active_parameters"] < 0.3 * row["parameters"]
+    assert row["peak_memory_bytes"] > 1e8
+    assert row["sampling_seconds"] > 0
+    assert row["step_seconds"] > 0
+    density = 1 - row["sparsity"]
+    active, weights = map(sum, zip(*row["layers"].values(), strict=True))
+    assert active / weights == pytest.approx(density, abs=1e-3)
+    assert density < row["ever_active"] < 1, "RigL has seen more weights than it holds"
+
+
+def test_a_sweep_given_again_runs_nothing_that_is_done(swept, monkeypatch):
+    folder, _, good, _ = swept
+    before = (folder / "out" / "results.jsonl").read_text()
+
+    def run(*_):
+        raise AssertionError("it is done already")
+
+    monkeypatch.setattr(sweeping, "_in_own_process", run)
+    assert sweeping.sweep([good], folder / "out", folder / "runs", **OPTIONS) == {}
+    assert (folder / "out" / "results.jsonl").read_text() == before
+
+
+def test_results_are_not_mixed(swept):
+    """Another config under the same name, another sample count, another reference set."""
+    folder, _, good, _ = swept
+    out, runs = folder / "out", folder / "runs"
+    other = good._replace(config=tiny_config(steps=20))
+    other.config.optimizer.learning_rate = 0.5
+    with pytest.raises(ConfigError, match=r"(?s)another config:.*optimizer.learning_rate"):
+        sweeping.sweep([other], out, runs, **OPTIONS)
+    with pytest.raises(ConfigError, match="was evaluated by .*'count': 40"):
+        sweeping.sweep([good], out, runs, **OPTIONS | {"count": 50})
+    (third,) = grid(
+        tiny_config(**{"task.reference_split": "train[:500]"}), methods=["dense"], levels=[0]
+    )
+    with pytest.raises(ConfigError, match="another config.task"):
+        sweeping.sweep([third], out, runs, **OPTIONS)
+
+
+def test_what_cannot_be_measured_is_refused_before_anything_is_trained(tmp_path):
+    runs = tiny_grid(methods=["dense"], levels=[0])
+    with pytest.raises(ConfigError, match="'kid' of 40 samples"):
+        sweeping.sweep(runs, tmp_path, tmp_path / "runs", **OPTIONS | {"metrics": ["kid"]})
+    assert not (tmp_path / "runs").exists()
+
+
+def test_two_sweeps_at_once_are_refused(tmp_path):
+    with (
+        sweeping._only_one(tmp_path),
+        pytest.raises(ConfigError, match="another sweep is at work"),
+    ):
+        sweeping.sweep([], tmp_path, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_and_repeats_nothing(tmp_path):
+    """SIGKILL four times at random moments; every run is there once, equal to undisturbed ones."""
+    flags = [f"--config.{key}={value}" for key, value in (OVERRIDES | {"steps": 20}).items()]
+    command = [sys.executable, "-m", "sparsejax.evaluation.sweep", "--config=configs/digits.py"]
+    command += [*flags, "--methods=dense,static,rigl", "--levels=0.75", "--seeds=0,1"]
+    command += ["--samples=40", "--metrics=fd", "--extractor=pixels"]
+
+    def start(folder):
+        arguments = [f"--output={folder}", f"--workdirs={folder / 'runs'}"]
+        return subprocess.Popen([*command, *arguments], cwd=ROOT, env=os.environ)
+
+    def results(folder):
+        path = folder / "results.jsonl"
+        return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+
+    disturbed, calm = tmp_path / "disturbed", tmp_path / "calm"
+    seen = []
+    for _ in range(4):
+        process = start(disturbed)
+        time.sleep(random.uniform(10, 40))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(1)  # the run's own process notices
+        names = [row["run"] for row in results(disturbed)]
+        assert names[: len(seen)] == seen, "what was there is there"
+        seen = names
+    assert start(disturbed).wait() == 0
+    assert start(calm).wait() == 0
+    ours, theirs = results(disturbed), results(calm)
+    assert [row["run"] for row in ours] == [row["run"] for row in theirs]
+    assert len(ours) == 6
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["measures"] == other["measures"]
+    assert (disturbed / "report.html").exists()
