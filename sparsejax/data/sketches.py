@@ -50,8 +50,23 @@ def load_sketches(settings, split):
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
-    check_sketches(settings, split)
-    return _load(ml_collections.FrozenConfigDict(settings), split, describe(settings, split))
+    return _load_split(settings, split)[0]
+
+
+def load_labels(settings, split):
+    """Load the labels of a split: a drawing's class, or 0 where the dataset has none.
+
+    Args:
+      settings: `config.task`.
+      split: see `load_sketches`.
+
+    Returns:
+      [count] int64, in the order of `load_sketches`.
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    return _load_split(settings, split)[1]
 
 
 def check_sketches(settings, split):
@@ -63,14 +78,20 @@ def check_sketches(settings, split):
     check_split(settings, split, open_builder(settings))
 
 
+def _load_split(settings, split):
+    check_sketches(settings, split)
+    return _load(ml_collections.FrozenConfigDict(settings), split, describe(settings, split))
+
+
 @functools.cache
 def _load(settings, split, description):
-    """Load; the description tells one content of the same files from another."""
+    """Load Sketches and labels; the description tells contents of the same files apart."""
     del description
     records = list(open_builder(settings).as_data_source(split=split))
     drawings = [represent(record["points"], settings.representation) for record in records]
     offsets = np.cumsum([0, *map(len, drawings)])
-    return Sketches(np.concatenate(drawings), offsets)
+    labels = np.array([record["label"] for record in records], np.int64)
+    return Sketches(np.concatenate(drawings), offsets), labels
 
 
 def describe(settings, split):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sparsejax.atomic import write_text
 from sparsejax.configuration import ConfigError, require
+from sparsejax.data.builders import SKETCHES
 from sparsejax.data.images import label, to_pixels
 from sparsejax.evaluation import closing
 from sparsejax.evaluation.held_out import held_out_loss
@@ -19,9 +20,11 @@ from sparsejax.evaluation.measures import build_meter
 from sparsejax.evaluation.provenance import provenance
 from sparsejax.evaluation.reporting import write_report
 from sparsejax.evaluation.tables import measure_names
+from sparsejax.rendering.raster import RASTER_VERSION
 from sparsejax.sparsity.masks import path_name, summarize
 from sparsejax.sparsity.methods import get_method
 from sparsejax.tasks import build_task
+from sparsejax.tasks.strokes import RASTER_SIZE
 from sparsejax.training import runs
 from sparsejax.training.metrics import read_metrics
 from sparsejax.training.sampling import make_sampler
@@ -67,7 +70,10 @@ def meter_of(config, task=None, **options):
     """
     settings = config.task
     task = task or build_task(config)
-    return build_meter(task, label(settings), split=settings.reference_split, **options)
+    split = settings.reference_split
+    if settings.dataset in SKETCHES:
+        split += f" as rasters {RASTER_VERSION} of {RASTER_SIZE} pixels"
+    return build_meter(task, label(settings), split=split, **options)
 
 
 def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):

@@ -38,7 +38,9 @@ class Task(NamedTuple):
         of `batches`, sizes may differ; None where the held-out loss isn't measured.
       to_images: `to_images(samples) -> [count, height, width, channels]` floats in [-1, 1].
       labelled: `labelled() -> (images uint8, labels)` of the training split, to train a
-        classifier on; None where there is no such thing.
+        classifier on, of the size that `to_images` gives; None where there is no such thing.
+      statistics: `statistics(samples, reference) -> {name: value}` distances made from the
+        examples themselves, not from features of images; None where there are none.
       illustrate: `illustrate(samples, folder)` writes pictures of samples beside the grid.
       export: `export(params, folder)` writes what else a finished run leaves.
     """
@@ -58,5 +60,6 @@ class Task(NamedTuple):
     held_out: Callable[[], Any] | None = None
     to_images: Callable[[Any], Any] = lambda samples: samples
     labelled: Callable[[], Any] | None = None
+    statistics: Callable[..., dict[str, float]] | None = None
     illustrate: Callable[..., None] = lambda samples, folder: None
     export: Callable[..., None] = lambda params, folder: None

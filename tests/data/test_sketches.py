@@ -7,6 +7,8 @@ import pytest
 
 from sparsejax.data import sketches as data
 from sparsejax.data.sketches import Sketches, bucket_bounds, pad, padding, sketch_batches
+from tests.data.sets import task
+from tests.data.sketches import save_packed
 
 
 def drawn(lengths, seed=0):
@@ -121,3 +123,56 @@ def test_ordered_batches_hold_every_drawing_once():
     shapes = {batch["points"].shape[1] for batch in listed}
     assert shapes == set(bucket_bounds(SOME.lengths, 3))
     assert all(len(batch["lengths"]) <= 8 for batch in listed)
+
+
+def save_pointers(path, **changes):
+    """An npz of 60 lines; a line's direction is an eighth of a turn times its label."""
+    labels = np.random.default_rng(2).integers(0, 8, size=60)
+    ends = 100 * np.stack([np.cos(labels * np.pi / 4), np.sin(labels * np.pi / 4)], axis=1)
+    points = np.zeros((120, 3))
+    points[1::2, :2], points[1::2, 2] = ends, 1
+    arrays = {"offsets": np.arange(0, 121, 2), "label": labels, "split": np.arange(60) % 3}
+    return save_packed(path, points=points, **arrays | changes)
+
+
+def directions(sketches):
+    """Eighths of a turn in which the lines of `save_pointers` end."""
+    x, y = sketches.points[sketches.offsets[1:] - 1, :2].T
+    return np.rint(np.arctan2(y, x) / (np.pi / 4)).astype(int) % 8
+
+
+def test_labels_belong_to_the_drawings(tmp_path):
+    source = save_pointers(tmp_path / "pointers.npz")
+    settings = task(tmp_path, dataset="vmnist", source=source, representation="threeseqabs")
+    for split, count in (("train", 20), ("test", 20), ("train[3:8]", 5)):
+        labels = data.load_labels(settings, split)
+        assert (labels.dtype, labels.shape) == (np.int64, (count,))
+        np.testing.assert_array_equal(labels, directions(data.load_sketches(settings, split)))
+    assert len(set(data.load_labels(settings, "train"))) > 3
+
+
+def test_labels_are_read_with_the_drawings(tmp_path, monkeypatch):
+    source = save_pointers(tmp_path / "pointers.npz")
+    settings = task(tmp_path, dataset="vmnist", source=source, representation="threeseqdel")
+    data.load_sketches(settings, "train")
+    monkeypatch.setattr(data, "represent", None)
+    assert len(data.load_labels(settings, "train")) == 20
+
+
+def test_labels_of_words_and_of_none(tmp_path):
+    words = np.array(list("hgfedcba"))
+    source = save_pointers(tmp_path / "pointers.npz", words=words)
+    chosen = task(
+        tmp_path,
+        dataset="quickdraw_strokes",
+        source=source,
+        representation="threeseqabs",
+        words=("c", "g"),
+    )
+    labels = data.load_labels(chosen, "train")
+    drawn = directions(data.load_sketches(chosen, "train"))
+    assert {"cg"[label] for label in labels} == set("cg")
+    assert ["cg"[label] for label in labels] == words[drawn].tolist()
+    source = save_pointers(tmp_path / "unlabelled.npz", label=None)
+    none = task(tmp_path, dataset="vmnist", source=source, representation="threeseqabs")
+    assert data.load_labels(none, "train").tolist() == [0] * 20

@@ -5,19 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from configs.vmnist_chirodiff import get_config
 from sparsejax.configuration import ConfigError, resolve
+from sparsejax.data.drawings import with_times
+from sparsejax.data.images import to_unit_range
 from sparsejax.data.sketches import bucket_bounds
 from sparsejax.data.strokes import preprocess, represent
 from sparsejax.diffusion import schedules
-from sparsejax.evaluation import report
+from sparsejax.evaluation import evaluate
 from sparsejax.evaluation.closing import close_run
 from sparsejax.evaluation.held_out import held_out_loss
-from sparsejax.tasks import build_task
+from sparsejax.rendering import rasterize
+from sparsejax.tasks import build_task, strokes
 from sparsejax.tasks.strokes import even_times, to_drawings
 from sparsejax.training import loop, runs
 from sparsejax.training.metrics import read_metrics
+from tests.data.sketches import real
 
 TINY = {
     "steps": 12,
@@ -39,7 +44,7 @@ TINY = {
 }
 
 
-def write_scribbles(path, count=60):
+def write_scribbles(path, count=60, **more):
     """An npz in the packed layout: zigzags of two strokes, some twice as long as others."""
     rng = np.random.default_rng(0)
     drawings = []
@@ -52,8 +57,8 @@ def write_scribbles(path, count=60):
         path,
         points=np.concatenate(drawings).astype(np.int16),
         offsets=np.cumsum([0, *map(len, drawings)]),
-        label=np.arange(count) % 2,
         split=(np.arange(count) % 4 == 3).astype(int),
+        **more,
     )
 
 
@@ -61,6 +66,13 @@ def write_scribbles(path, count=60):
 def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("scribbles") / "scribbles.npz"
     write_scribbles(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def labelled_source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("labelled") / "scribbles.npz"
+    write_scribbles(path, label=np.arange(60) % 2)
     return path
 
 
@@ -173,6 +185,96 @@ def test_reference_drawings_are_the_data(source, representation):
     np.testing.assert_allclose(np.hypot(*drawings[..., :2].T).max(0), 10, rtol=1e-4)
 
 
+def pictures_of(path, split):
+    """Pictures of one split's drawings [count, 32, 32, 1], and labels, straight from an npz."""
+    with np.load(path, allow_pickle=False) as file:
+        points, offsets = file["points"], file["offsets"]
+        chosen = np.flatnonzero(file["split"] == split)
+        labels, scale = file["label"][chosen], file.get("scale", 1)
+    pictures = []
+    for i in chosen:
+        drawn = points[offsets[i] : offsets[i + 1]]
+        lines = np.split(drawn[:, :2] / scale, np.flatnonzero(drawn[:, 2]) + 1)[:-1]
+        pictures.append(rasterize(preprocess(with_times(lines))[:, :3], size=32)[0])
+    return np.array(pictures), labels
+
+
+def assert_labels_fit(task, path):
+    """Every labelled image is a drawing of the training split, each one once, with its label."""
+    images, labels = task.labelled()
+    assert images.dtype == np.uint8
+    pictures, expected = pictures_of(path, 0)
+    assert images.shape == pictures.shape
+    ours = to_unit_range(images).reshape(len(images), -1)
+    distances = cdist(ours, pictures.reshape(ours.shape), "cityblock") / ours.shape[1]
+    nearest = distances.argmin(1)
+    assert sorted(nearest) == list(range(len(pictures)))
+    # Sums of float32 steps may move a pixel of the large paper.
+    assert distances.min(1).max() < 0.01
+    np.testing.assert_array_equal(labels, expected[nearest])
+    assert len(set(labels)) > 1
+
+
+@pytest.mark.parametrize("representation", ["threeseqdel", "threeseqabs"])
+def test_labelled_images_are_the_training_drawings(labelled_source, representation):
+    config = tiny(labelled_source, **{"task.representation": representation})
+    assert_labels_fit(build_task(resolve(config)), labelled_source)
+
+
+def test_labelled_images_of_real_digits(tmp_path):
+    """The last 200 of the training split, with the first 50 of the test split behind them."""
+    with np.load(real("vmnist_like.npz"), allow_pickle=False) as file:
+        arrays = dict(file)
+    border = np.flatnonzero(arrays["split"])[0]
+    part, ends = slice(border - 200, border + 50), arrays["offsets"][border - 200 : border + 51]
+    rows = {key: arrays[key][part] for key in ("label", "split", "mnist_index")}
+    points = {"points": arrays["points"][ends[0] : ends[-1]], "offsets": ends - ends[0]}
+    np.savez(tmp_path / "part.npz", scale=arrays["scale"], **rows, **points)
+    config = tiny(tmp_path / "part.npz", **{"task.dataset": "vmnist_like"})
+    assert_labels_fit(build_task(resolve(config)), tmp_path / "part.npz")
+
+
+def test_labelled_images_are_spread_over_the_split(labelled_source, monkeypatch):
+    task = build_task(resolve(tiny(labelled_source)))
+    images, labels = task.labelled()
+    monkeypatch.setattr(strokes, "_LABELLED", 12)
+    fewer = task.labelled()
+    chosen = np.linspace(0, 44, 12).astype(int)
+    assert chosen.tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44]
+    np.testing.assert_array_equal(fewer[0], images[chosen])
+    np.testing.assert_array_equal(fewer[1], labels[chosen])
+
+
+def test_a_split_of_one_label_has_no_labelled_images(task, tmp_path, monkeypatch):
+    assert task.labelled is None
+    monkeypatch.setattr(strokes, "rasterize", pytest.fail)  # the labels alone tell
+    write_scribbles(tmp_path / "threes.npz", label=np.full(60, 3))
+    assert build_task(resolve(tiny(tmp_path / "threes.npz"))).labelled is None
+
+
+def test_images_of_samples_are_as_the_labelled_ones(labelled_source):
+    """Of the same size and the same range, so that a classifier can read both."""
+    task = build_task(resolve(tiny(labelled_source)))
+    images, labelled = task.to_images(task.reference()), to_unit_range(task.labelled()[0])
+    assert images.shape[1:] == labelled.shape[1:] == (32, 32, 1)
+    assert images.dtype == np.float32
+    for some in (images, labelled):
+        assert (some.min(), some.max()) == (-1, 1)
+        assert ((some < 0).mean((1, 2, 3)) > 0.01).all()
+
+
+def test_samples_are_compared_with_drawings_by_their_strokes(task):
+    reference = task.reference()
+    found = task.statistics(reference, reference)
+    assert set(found.values()) == {0}
+    # A network that predicts nothing: all of the noise stays.
+    drawn = task.sample(scaled_identity, 0.0, task.frozen(), jax.random.key(0), 8)
+    untrained = task.statistics(drawn, reference)
+    assert untrained.keys() == found.keys()
+    assert untrained["W1[ink length]"] > 20
+    assert all(isinstance(value, float) for value in untrained.values())
+
+
 @pytest.fixture(scope="module")
 def run(source, tmp_path_factory):
     """A finished run, trained in two parts, and the same run trained in one."""
@@ -228,14 +330,19 @@ def test_held_out_loss_is_the_same_for_every_run(run, source, task):
     assert held_out_loss(silent, {}, draws=16) == pytest.approx(1, abs=0.03)
 
 
-def test_runs_are_compared_by_held_out_loss(run, tmp_path):
-    rows = report.evaluate_runs([run[0], run[1]], tmp_path, samples=4, batch=4, png=True)
+def test_runs_are_compared_by_held_out_loss_and_strokes(run, tmp_path):
+    options = {"count": 6, "metrics": ["fd"]}
+    rows = evaluate.evaluate_runs(run, tmp_path, batch=4, png=True, **options)
+    first, second = (row["measures"] for row in rows)
+    assert first == second
     text = (tmp_path / "report.md").read_text()
-    assert rows[0]["held-out loss"] == rows[1]["held-out loss"]
-    assert f"{rows[0]['held-out loss']:.4f}" in text
-    assert "mean ± standard deviation" in text
-    picture = np.asarray(Image.open(tmp_path / "samples" / run[0].name / "00003.png"))
-    assert picture.ndim == 2
+    for name in ("held-out loss", "W1[strokes]@6", "W1[ink length]@6"):
+        assert first[name] > 0
+        assert name in text
+    pictures = sorted((tmp_path / "samples" / run[0].name).iterdir())
+    assert [path.name for path in pictures] == [f"{i:05d}.png" for i in range(6)]
+    picture = np.asarray(Image.open(pictures[3]))
+    assert picture.shape == (32, 32)
     assert picture.min() < 60 < 200 < picture.max()
 
 
