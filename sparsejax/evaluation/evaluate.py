@@ -103,12 +103,13 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     drawn, seconds = [], []
 
     def images():
-        for samples in _draw(task, params, meter.count, batch, seed, seconds):
+        batches = _draw(task, params, meter.count, batch, seed, seconds)
+        for index, samples in enumerate(batches):
             if task.statistics or not drawn:
                 drawn.append(samples)
             pictures = task.to_images(samples)
             if png:
-                save_pngs(png, pictures, sum(map(len, drawn)) - len(samples))
+                save_pngs(png, pictures, index * batch)
             yield pictures
 
     measures = meter.measure(images())
