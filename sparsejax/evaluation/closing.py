@@ -1,5 +1,6 @@
 """What a finished run leaves to look at: pictures, and a table of what it cost."""
 
+import itertools
 import json
 import pathlib
 import statistics
@@ -90,14 +91,20 @@ def measured(lines):
 
     Returns:
       Dictionary: the training `loss` of the last logged steps, `step_seconds` (the median over
-      logged intervals), `peak_memory_bytes` of the process or device that trained.
+      logged intervals), `training_seconds` (compilation included, starting up not),
+      `peak_memory_bytes` of the process or device that trained.
     """
     logged = [line for line in lines if "loss" in line]
+    steps = [line["step"] for line in logged]
+    intervals = (now - before for before, now in itertools.pairwise([0, *steps]))
     # The first interval compiles; where there is but one, that is all there is.
     speeds = [line["steps_per_second"] for line in logged[1:] or logged]
     return {
         "loss": logged[-1]["loss"],
         "step_seconds": 1 / statistics.median(speeds),
+        "training_seconds": sum(
+            count / line["steps_per_second"] for count, line in zip(intervals, logged, strict=True)
+        ),
         "peak_memory_bytes": max(line["peak_memory_bytes"] for line in logged),
     }
 

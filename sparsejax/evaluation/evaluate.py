@@ -18,7 +18,7 @@ from sparsejax.evaluation import closing
 from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.evaluation.measures import build_meter
 from sparsejax.evaluation.provenance import provenance
-from sparsejax.evaluation.reporting import write_report
+from sparsejax.evaluation.report import write_report
 from sparsejax.evaluation.tables import measure_names
 from sparsejax.rendering.raster import RASTER_VERSION
 from sparsejax.sparsity.masks import path_name, summarize

@@ -33,7 +33,7 @@ from sparsejax.evaluation import closing, measures
 from sparsejax.evaluation.evaluate import evaluate_run, meter_of
 from sparsejax.evaluation.extractors import EXTRACTORS
 from sparsejax.evaluation.grids import BASELINES, grid
-from sparsejax.evaluation.reporting import read_results, write_report
+from sparsejax.evaluation.report import read_results, write_report
 from sparsejax.sparsity.methods import METHODS
 from sparsejax.training import loop
 
@@ -146,12 +146,12 @@ def _train_and_evaluate(run, workdir, how):
     """Leave result.json, or error.txt, in the workdir."""
     _end_with_parent()
     absl_logging.set_verbosity(absl_logging.WARNING)
-    began = time.time()
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         if not loop.train(run.config, workdir):
             raise InterruptedError("stopped by a signal; a checkpoint was saved")
         closing.close_run(workdir)
+        began = time.time()
         options = dict(how)
         drawing = {key: options.pop(key) for key in ("seed", "batch")}
         row = evaluate_run(workdir, meter_of(resolve(run.config), **options), **drawing)
@@ -159,7 +159,7 @@ def _train_and_evaluate(run, workdir, how):
         write_text(workdir / "error.txt", traceback.format_exc())
         sys.exit(1)
     row |= {"method": run.method, "sparsity": run.level, "evaluation": _recorded(how)}
-    row["seconds"] = time.time() - began
+    row["seconds"] = row["training_seconds"] + time.time() - began
     write_text(workdir / "result.json", json.dumps(row) + "\n")
 
 

@@ -53,7 +53,7 @@ class Difference(NamedTuple):
 
 
 def group_rows(rows):
-    """Gather rows that differ in the seed only.
+    """Gather rows that differ in the seed only: the same setting, networks of one size.
 
     Args:
       rows: lines of results.jsonl.
@@ -62,12 +62,13 @@ def group_rows(rows):
       List of Group, by sparsity, then method, then the largest drop fraction first; the rows of
       each by seed.
     """
-    names = ("method", "sparsity", "drop_fraction", "update_interval", "steps")
+    names = ("method", "sparsity", "drop_fraction", "update_interval", "steps", "parameters")
     gathered = {}
     for row in rows:
         gathered.setdefault(tuple(row.get(name) for name in names), []).append(row)
     groups = [
-        Group(*key, sorted(found, key=lambda row: row["seed"])) for key, found in gathered.items()
+        Group(*key[:-1], sorted(found, key=lambda row: row["seed"]))
+        for key, found in gathered.items()
     ]
     return sorted(groups, key=_order)
 
@@ -147,7 +148,7 @@ def measure_names(rows, spreads=False):
 
 def is_number(value):
     """Tell whether a value from JSON is a finite number."""
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def numbers(rows, name):

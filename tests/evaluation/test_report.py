@@ -14,7 +14,7 @@ import scipy.stats
 from PIL import Image
 
 from sparsejax.configuration import ConfigError
-from sparsejax.evaluation import overlap, reporting
+from sparsejax.evaluation import overlap, report
 from tests.evaluation.test_figures import FD, HELD_OUT, make_row, make_rows
 
 _VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
@@ -74,7 +74,7 @@ def make_runs(folder, rows):
 
 def write(folder, rows, **options):
     """Write a report; return its Markdown and its page."""
-    markdown, page = reporting.write_report(folder, rows, **options)
+    markdown, page = report.write_report(folder, rows, **options)
     return markdown.read_text(encoding="utf-8"), page.read_text(encoding="utf-8")
 
 
@@ -92,7 +92,7 @@ def written(rows, tmp_path_factory):
     runs = make_runs(folder / "runs", rows)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "results.jsonl").write_text(lines)
-    texts = write(folder, reporting.read_results(folder), runs=runs, note="DDIM, 50 steps")
+    texts = write(folder, report.read_results(folder), runs=runs, note="DDIM, 50 steps")
     return folder, *texts
 
 
@@ -434,8 +434,8 @@ def test_of_a_run_that_is_there_twice_the_last_line_counts(tmp_path):
     lines = [make_row(seed=0, loss=1.0), make_row(seed=1, loss=2.0), make_row(seed=0, loss=3.0)]
     path = tmp_path / "results.jsonl"
     path.write_text("\n\n".join(map(json.dumps, lines)))
-    assert [row["loss"] for row in reporting.read_results(path)] == [3.0, 2.0]
-    assert reporting.read_results(tmp_path) == reporting.read_results(path)
+    assert [row["loss"] for row in report.read_results(path)] == [3.0, 2.0]
+    assert report.read_results(tmp_path) == report.read_results(path)
 
 
 @pytest.mark.parametrize(
@@ -453,19 +453,19 @@ def test_a_damaged_results_file_is_refused(content, message, tmp_path):
     if content is not None:
         path.write_text(content)
     with pytest.raises(ConfigError, match=message):
-        reporting.read_results(path)
+        report.read_results(path)
 
 
 def test_no_rows_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no runs"):
-        reporting.write_report(tmp_path / "report", [])
+        report.write_report(tmp_path / "report", [])
     assert not (tmp_path / "report").exists()
 
 
 def test_the_command_writes_beside_the_results(tmp_path, capsys):
     row = make_row("dense", 0.0, layers=2)
     (tmp_path / "results.jsonl").write_text(json.dumps(row))
-    reporting.main(["--results", str(tmp_path / "results.jsonl"), "--title", "Two & two"])
+    report.main(["--results", str(tmp_path / "results.jsonl"), "--title", "Two & two"])
     assert "report.md, report.html" in capsys.readouterr().out
     assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# Two &amp; two\n")
     assert "<h1>Two &amp; two</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -473,4 +473,4 @@ def test_the_command_writes_beside_the_results(tmp_path, capsys):
 
 def test_the_command_says_what_is_wrong(tmp_path):
     with pytest.raises(SystemExit, match="^error: results "):
-        reporting.main([f"--results={tmp_path}"])
+        report.main([f"--results={tmp_path}"])
