@@ -31,6 +31,9 @@ _WEIGHTS = flags.DEFINE_string("inception-weights", None, "Weight file of the FI
 _STATISTICS = flags.DEFINE_string(
     "reference-statistics", None, "An npz with mu and sigma, in place of the real examples."
 )
+_SAVE_STATISTICS = flags.DEFINE_string(
+    "save-statistics", None, "Write such an npz of the real examples."
+)
 _SUBSET_SIZE = flags.DEFINE_integer(
     "kid_subset_size", measures.SUBSET_SIZE, "Of the subsets that KID draws."
 )
@@ -60,6 +63,7 @@ def main(argv):
             extractor=_EXTRACTOR.value,
             weights=_WEIGHTS.value,
             statistics=_STATISTICS.value,
+            save_statistics=_SAVE_STATISTICS.value,
             subset_size=_SUBSET_SIZE.value,
         )
     except ConfigError as error:

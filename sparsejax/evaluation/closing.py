@@ -45,7 +45,7 @@ def close_run(workdir):
     return summary
 
 
-def run_costs(config, task, params, masks):
+def run_costs(config, task, params, masks, steps=None):
     """Count parameters and FLOPs of a run, dense and sparse, from its masks and its schedule.
 
     Args:
@@ -53,21 +53,23 @@ def run_costs(config, task, params, masks):
       task: Task.
       params: parameters.
       masks: their masks.
+      steps: how many were taken so far; all of them if None.
 
     Returns:
-      Dictionary of numbers; FLOPs of training are of the whole run, at its batch size.
+      Dictionary of numbers; FLOPs of training are of all these steps, at the run's batch size.
     """
     method = config.sparsity.method
+    steps = config.steps if steps is None else steps
     layer_flops = task.layer_flops(params)
     dense, sparse = (costs.forward_flops(layer_flops, m) for m in (dense_masks(params), masks))
     counts = summarize(params, masks)
-    examples = config.steps * config.batch_size
-    updates = update_schedule(config.sparsity).count_due(config.steps)
+    examples = steps * config.batch_size
+    updates = update_schedule(config.sparsity).count_due(steps)
     by_formula = costs.training_flops(method, sparse, dense, config.sparsity.update_interval)
     return {
         "method": method,
         "sparsity": 0.0 if method == "dense" else config.sparsity.level,
-        "steps": config.steps,
+        "steps": steps,
         "parameters": counts.total.weights,
         "active_parameters": counts.total.active,
         "density": counts.sparsifiable.density,
@@ -75,7 +77,7 @@ def run_costs(config, task, params, masks):
         "forward_flops": sparse,
         "training_flops_dense": 3 * dense * examples,
         "training_flops_formula": by_formula * examples,
-        "training_flops_run": costs.run_flops(method, sparse, dense, config.steps, updates)
+        "training_flops_run": costs.run_flops(method, sparse, dense, steps, updates)
         * config.batch_size,
         "passes_per_sample": task.passes_per_sample,
         "sampling_flops_dense": task.passes_per_sample * dense,

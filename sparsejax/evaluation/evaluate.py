@@ -122,7 +122,7 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     return (
         {"run": workdir.name, "seed": config.seed}
         | _topology(config, state, task)
-        | closing.run_costs(config, task, params, state.masks)
+        | closing.run_costs(config, task, params, state.masks, int(state.step))
         | closing.measured(read_metrics(workdir / "metrics.jsonl"))
         | {"sampling_seconds": min(seconds[1:] or seconds), "reference": meter.reference}
         | {"measures": measures, "config": config.to_dict()}

@@ -44,6 +44,7 @@ def build_meter(
     extractor=None,
     weights=None,
     statistics=None,
+    save_statistics=None,
     subset_size=SUBSET_SIZE,
 ):
     """Return a Meter of the samples of a task.
@@ -59,6 +60,7 @@ def build_meter(
       weights: path of Inception's weight file.
       statistics: path of an npz with `mu` and `sigma` in place of the task's real examples; for
         the metric `fd` alone.
+      save_statistics: path of an npz to write, to be read as `statistics` another time.
       subset_size: of the subsets that `kid` draws.
 
     Returns:
@@ -80,12 +82,16 @@ def build_meter(
     _check_counts(metrics, count, len(images), subset_size)
     extractor = build_extractor(extractor, label, task.labelled, images.shape[1:], weights)
     if statistics:
-        (known, _), real = _load_statistics(statistics), None
+        known, real = _load_statistics(statistics, extractor), None
         reference = f"{statistics}, {known.count or 'unknown number of'} examples"
     else:
         real = reference_features(extractor, images)
         known = distances.statistics(real)
         reference = " ".join(filter(None, [label, split])) + f", {len(images):,} examples"
+    if save_statistics:
+        distances.save_statistics(
+            save_statistics, known, extractor=extractor.name, reference=reference
+        )
     if "fd" in metrics and count <= len(known.mean):
         logger.warning(
             "%d samples for %d features: the Frechet distance of so few is biased upwards",
@@ -122,11 +128,17 @@ def build_meter(
     return Meter(count, reference, measure)
 
 
-def _load_statistics(path):
+def _load_statistics(path, extractor):
     try:
-        return distances.load_statistics(path)
+        statistics, about = distances.load_statistics(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"statistics {str(path)!r}: {error}") from error
+    made_by = about.get("extractor", extractor.name)
+    if made_by != extractor.name:
+        raise ConfigError(
+            f"statistics {str(path)!r} are of {made_by}; accepted: those of {extractor.name}"
+        )
+    return statistics
 
 
 def _check_counts(metrics, count, real, subset_size):

@@ -298,7 +298,7 @@ def _cost_section(rows, groups, measures):
         columns[_headed(name)] = _measured(groups, name, best=True)
         if name == measures[0] and differences:
             heading = f"{tables.metric_of(name)}, difference to dense"
-            columns[heading] = _difference_cell(differences, _digits(groups, name))
+            columns[heading] = _difference_cell(groups, differences, _digits(groups, name))
     quality = _table(
         "Mean ± standard deviation over seeds. ↓ lower is better, ↑ higher is better; bold: the "
         "best mean of a column. S: share of zeros among the weights that can be sparse; p: drop "
@@ -329,8 +329,8 @@ def _cost_section(rows, groups, measures):
     return Section("Quality and cost", blocks), ""
 
 
-def _difference_cell(differences, digits):
-    return lambda group: tables.write_difference(differences.get(_key(group)), digits)
+def _difference_cell(groups, differences, digits):
+    return lambda group: tables.write_difference(differences.get(groups.index(group)), digits)
 
 
 def _headed(measure):
@@ -369,19 +369,25 @@ def _measured(groups, name, *, scale=1, best=False):
     return cell
 
 
-def _key(group):
-    return group[:-1]
-
-
 def _differences(groups, measure):
-    """Compare each group with the dense one of as many steps: `{key of the group: Difference}`."""
-    dense = {group.steps: group for group in groups if group.method == "dense"}
+    """Compare groups with the dense one of as many steps: `{index of the group: Difference}`.
+
+    Where there are dense ones of several sizes, a sparse model is compared with its own, and a
+    small dense one with none.
+    """
     found = {}
-    for group in groups:
-        if group.steps in dense and group.method != "dense":
-            both = (tables.numbers(g.rows, measure) for g in (group, dense[group.steps]))
-            found[_key(group)] = tables.difference(*both)
+    for index, group in enumerate(groups):
+        dense = [g for g in groups if g.method == "dense" and g.steps == group.steps]
+        same = [g for g in dense if _size(g) == _size(group)]
+        baseline = same if len(dense) > 1 else dense
+        if baseline and group.method != "dense":
+            both = (tables.numbers(g.rows, measure) for g in (group, baseline[0]))
+            found[index] = tables.difference(*both)
     return found
+
+
+def _size(group):
+    return group.rows[0].get("parameters")
 
 
 def _reading(groups, measures, differences):

@@ -51,7 +51,7 @@ def sweep(runs, output, workdirs, *, seed=0, batch=256, **options):
       **options: of `measures.build_meter`, JSON-able.
 
     Returns:
-      Dictionary `{name: the error's last line}` of the runs that failed.
+      Dictionary `{name: error in a line}` of the runs that failed.
 
     Raises:
       ConfigError: another sweep is at work in `output`, or its results are of other configs or
@@ -123,7 +123,7 @@ def _recorded(how):
 
 
 def _in_own_process(run, workdir, how):
-    """Train and evaluate; return None, or the last line of the error."""
+    """Train and evaluate; return None, or the error in a line."""
     process = multiprocessing.get_context("spawn").Process(
         target=_train_and_evaluate, args=(run, workdir, how)
     )
@@ -138,7 +138,7 @@ def _in_own_process(run, workdir, how):
         return None
     path = workdir / "error.txt"
     if process.exitcode == 1 and path.exists():
-        return path.read_text().strip().splitlines()[-1]
+        return path.read_text().splitlines()[0]
     return f"exit code {process.exitcode}"
 
 
@@ -155,8 +155,10 @@ def _train_and_evaluate(run, workdir, how):
         options = dict(how)
         drawing = {key: options.pop(key) for key in ("seed", "batch")}
         row = evaluate_run(workdir, meter_of(resolve(run.config), **options), **drawing)
-    except Exception:
-        write_text(workdir / "error.txt", traceback.format_exc())
+    except Exception as error:
+        first = str(error).split("\n")[0]
+        text = f"{type(error).__name__}: {first}\n\n{traceback.format_exc()}"
+        write_text(workdir / "error.txt", text)
         sys.exit(1)
     row |= {"method": run.method, "sparsity": run.level, "evaluation": _recorded(how)}
     row["seconds"] = row["training_seconds"] + time.time() - began

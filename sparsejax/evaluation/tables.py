@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from sparsejax.evaluation.closing import quantity
+
 _METHODS = ("dense", "small_dense", "small_dense_flops", "static", "rigl", "magran")
 _HIGHER_IS_BETTER = ("precision", "recall", "IS")
 _DIGITS = 3
@@ -104,6 +106,8 @@ def describe(group, groups, level=True):
             parts.append(f"{sign} {getattr(group, key):g}")
     if len({other.steps for other in groups}) > 1:
         parts.append(f"{group.steps:,} steps")
+    if sum(other[:-1] == group[:-1] for other in groups) > 1:
+        parts.append(f"{quantity(group.rows[0].get('parameters', 0))} parameters")
     return ", ".join(parts)
 
 

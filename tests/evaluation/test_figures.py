@@ -167,17 +167,36 @@ def test_marks_of_one_cost_stand_apart_and_methods_differ_in_shape_and_colour(ro
     assert len(looks) == 8  # six methods, two of them with a second drop fraction
 
 
-def test_written_levels_overlap_no_mark_and_no_other_text(rows):
-    figure = figures.pareto(rows, FD, "forward_flops")
+def check_written_levels(figure):
+    """Written levels lie inside, on no mark, no bar and no other text; return the texts."""
     figure.draw_without_rendering()
     axes = figure.axes[0]
     boxes = [text.get_window_extent() for text in axes.texts]
-    assert len(boxes) >= 3
     for one, other in itertools.combinations(boxes, 2):
         assert not one.overlaps(other)
     for container in axes.containers:
-        x, y = container[0].get_xydata()[0]
-        assert not any(box.contains(*axes.transData.transform((x, y))) for box in boxes)
+        ends = container[2][0].get_segments()[0] if container[2] else container[0].get_xydata()
+        (x, low), (_, high) = axes.transData.transform(ends)[[0, -1]]
+        for box in boxes:
+            assert axes.bbox.contains(box.x0, box.y0)
+            assert not (box.x0 - 3 < x < box.x1 + 3 and box.y0 - 3 < high and low < box.y1 + 3)
+    return [text.get_text() for text in axes.texts]
+
+
+def test_written_levels_overlap_nothing(rows):
+    for cost in figures.COSTS:
+        written = check_written_levels(figures.pareto(rows, FD, cost))
+        assert set(written) == {"S 0.5", "S 0.75", "S 0.9"}
+
+
+def test_a_level_without_room_is_not_written():
+    crowded = [
+        make_row("static", level, forward_flops=1e6 * (1 + level), measures={FD: 5 + 4 * level})
+        for level in np.linspace(0.5, 0.6, 11)
+    ]
+    crowded.append(make_row("dense", 0.0, forward_flops=1e7, measures={FD: 5.0}))
+    written = check_written_levels(figures.pareto(crowded, FD, "forward_flops"))
+    assert 0 < len(written) < 11
 
 
 def test_the_effect_of_the_drop_fraction_is_shown_where_there_are_two(rows):
@@ -254,6 +273,10 @@ def test_groups_differ_in_more_than_the_seed(rows):
     longer = tables.group_rows([*rows, make_row("dense", 0.0, steps=900)])
     assert len(longer) == 19
     assert "dense, 900 steps" in [tables.describe(group, longer) for group in longer]
+    larger = tables.group_rows([*rows, make_row("dense", 0.0, parameters=9e6)])
+    names = [tables.describe(group, larger) for group in larger]
+    assert names[:2] == ["dense, 701 k parameters", "dense, 9.00 M parameters"]
+    assert len(set(names)) == len(names)
 
 
 def test_the_difference_has_welchs_interval():

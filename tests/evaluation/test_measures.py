@@ -123,6 +123,14 @@ def test_statistics_from_a_file_take_the_place_of_real_examples(digits, tmp_path
     whole = build_meter(task_of(real), "digits", **options).measure(iter(batches))
     (ours,), (expected,) = named.values(), whole.values()
     assert ours == pytest.approx(expected, rel=1e-5)
+    saved = tmp_path / "saved.npz"
+    build_meter(task_of(real), "digits", save_statistics=saved, **options)
+    reused = build_meter(task, "digits", statistics=saved, **options)
+    assert reused.reference == f"{saved}, 898 examples"
+    assert reused.measure(iter(batches)) == whole
+    distances.save_statistics(path, distances.statistics(features), extractor="inception:2048")
+    with pytest.raises(ConfigError, match="are of inception:2048; accepted: those of pixels:8x8"):
+        build_meter(task, "digits", statistics=path, **options)
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,30 @@ def test_differences_to_dense_have_welchs_interval(rows, written):
     assert f"{clear} of 12 intervals exclude zero" in written[1]
 
 
+def test_a_sparse_model_is_compared_with_the_dense_one_of_its_size(tmp_path):
+    rows = [
+        make_row(method, level, parameters=size, layers=2, run=str(value), measures={FD: value})
+        for method, level, size, value in (
+            ("dense", 0.0, 1000, 3.0),
+            ("dense", 0.0, 9000, 1.0),
+            ("static", 0.5, 1000, 7.5),
+            ("static", 0.5, 9000, 1.25),
+            ("small_dense", 0.5, 500, 8.0),
+        )
+    ]
+    markdown, _ = write(tmp_path, rows)
+    table = markdown_tables(markdown)[0]
+    cell = columns_of(table)["FD, difference to dense"]
+    found = {(line[0], line[cell - 1].strip("*")): line[cell] for line in table[1:]}
+    assert found == {
+        ("dense", "3.00"): "–",
+        ("dense", "1.00"): "–",
+        ("static", "7.50"): "+4.50",
+        ("static", "1.25"): "+0.25",
+        ("small_dense", "8.00"): "–",
+    }
+
+
 def test_costs_are_written_as_quantities(written):
     quality, measured = markdown_tables(written[1])[:2]
     dense = dict(zip(quality[0], quality[1], strict=True))
@@ -329,6 +353,18 @@ def test_nothing_of_the_machine_is_in_it(written):
         assert "digits.npz" in text
 
 
+def test_config_keys_that_differ_are_listed_without_folders(tmp_path):
+    rows = [make_row("dense", 0.0, seed, layers=1) for seed in range(2)]
+    rows[1]["config"]["task"]["source"] = "/home/somebody/data/others.npz"
+    markdown, page = write(tmp_path, rows)
+    table = next(t for t in markdown_tables(markdown) if t[0][0] == "key")
+    assert dict(table[1:]) == {
+        "`seed`": "0, 1",
+        "`task.source`": '".../digits.npz", ".../others.npz"',
+    }
+    assert "/home" not in markdown + page
+
+
 def test_the_same_results_give_the_same_files(tmp_path):
     rows = [make_row("rigl", 0.75, seed, layers=3) for seed in range(2)]
     assert write(tmp_path / "a", rows) == write(tmp_path / "b", rows)
@@ -419,10 +455,12 @@ def test_damaged_masks_and_pictures_are_left_out(tmp_path):
 
 
 def test_large_pictures_are_made_smaller(tmp_path):
-    rows = [make_row("static", 0.5, layers=1)]
-    place = make_runs(tmp_path / "runs", rows) / rows[0]["run"] / "evaluation"
+    rows = [make_row("static", level / 10, layers=1) for level in range(2, 8)]
     noise = np.random.default_rng(0).integers(0, 256, (900, 720, 3), np.uint8)
-    Image.fromarray(noise).save(place / "samples.png")
+    make_runs(tmp_path / "runs", rows)
+    for row in rows:
+        place = tmp_path / "runs" / row["run"] / "evaluation" / "samples.png"
+        Image.fromarray(noise).save(place, compress_level=1)
     _, page = write(tmp_path, rows, runs=tmp_path / "runs")
     image = [attrs for name, attrs in Page(page).tags if name == "img"][1]
     assert (image["width"], image["height"]) == ("420", "525")

@@ -12,7 +12,7 @@ from PIL import Image
 from sparsejax.evaluation import closing
 from sparsejax.evaluation.evaluate import evaluate_run, meter_of
 from sparsejax.training import loop
-from sparsejax.training.runs import read_config
+from sparsejax.training.runs import load_state, read_config
 from tests.training.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -53,6 +53,13 @@ def test_the_summary_counts_dense_and_sparse(runs):
     formula = (3 * forward * 5 + 2 * forward + forward_dense) / 6 * examples
     assert sparse["training_flops_formula"] == pytest.approx(formula)
     assert sparse["sampling_flops"] == pytest.approx(5 * forward)
+    # So far: after 12 of 40 steps, two of the updates were made.
+    task, state = load_state(runs["rigl"][0])
+    config = read_config(runs["rigl"][0])
+    so_far = closing.run_costs(config, task, state.params, state.masks, 12)
+    run = 3 * forward * 12 * 8 + 2 * 8 * (2 * forward + forward_dense)
+    assert so_far["training_flops_run"] == pytest.approx(run)
+    assert so_far["steps"] == 12
 
 
 def test_a_closed_run_prints_its_table_again(runs, capsys):

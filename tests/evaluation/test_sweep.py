@@ -14,6 +14,7 @@ import pytest
 from sparsejax.configuration import ConfigError, resolve
 from sparsejax.evaluation import sweep as sweeping
 from sparsejax.evaluation.grids import grid
+from sparsejax.training.runs import save_config
 from tests.training.tiny import OVERRIDES, tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -26,10 +27,10 @@ def tiny_grid(**axes):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A sweep of a run that diverges, and one that works after it."""
+    """A sweep of a run whose workdir holds another, and of one that works after it."""
     folder = tmp_path_factory.mktemp("sweep")
     bad, good = tiny_grid(methods=["small_dense", "rigl"], levels=[0.75])
-    bad.config.optimizer.learning_rate = 1e30
+    save_config(folder / "runs" / bad.name, resolve(tiny_config()))
     failed = sweeping.sweep([bad, good], folder / "out", folder / "runs", **OPTIONS)
     return folder, bad, good, failed
 
@@ -37,7 +38,7 @@ def swept(tmp_path_factory):
 def test_one_failure_does_not_stop_the_rest(swept):
     folder, bad, good, failed = swept
     assert list(failed) == [bad.name]
-    assert failed[bad.name].startswith("FloatingPointError: loss is ")
+    assert failed[bad.name].startswith("ConfigError: workdir ")
     assert "Traceback" in (folder / "runs" / bad.name / "error.txt").read_text()
     (row,) = map(json.loads, (folder / "out" / "results.jsonl").read_text().splitlines())
     assert row["run"] == good.name

@@ -206,9 +206,9 @@ def test_weights_of_another_network_are_refused_by_tensor(stages, tmp_path):
 
 
 def test_evaluation_writes_pictures(stages, tmp_path):
-    options = {"count": 6, "metrics": ["fd"]}
+    options = {"count": 6, "metrics": ["fd"], "extractor": "pixels"}
     (row,) = evaluate.evaluate_runs([stages[2]], tmp_path, png=True, **options)
-    assert row["measures"]["FD[classifier:blobs]@6"] > 0
+    assert row["measures"]["FD[pixels:16x16]@6"] > 0
     folder = tmp_path / "samples" / "second"
     assert sorted(p.name for p in folder.iterdir()) == [f"{i:05d}.png" for i in range(6)]
     with Image.open(folder / "00000.png") as image:
