@@ -347,7 +347,7 @@ summary { cursor: pointer; }
   figure.pictures figcaption { break-before: avoid; }
   table { font-size: 6pt; width: 100%; }
   th, td { padding: .1rem .2rem; white-space: normal; overflow-wrap: normal; }
-  td code { overflow-wrap: anywhere; }
+  td code { overflow-wrap: break-word; }
   th:first-child, td:first-child { position: static; }
   td.word:nth-child(n + 2) { min-width: 0; }
   .grid { grid-template-columns: repeat(5, 1fr); }

@@ -496,7 +496,8 @@ def layer_densities(rows):
     count = -(-len(names) // _LAYERS_IN_A_COLUMN) if len(names) <= 2 * _LAYERS_IN_A_COLUMN else 2
     height = -(-len(names) // count)
     width = (2.1 + 0.42 * len(levels)) * count
-    figure = Figure(figsize=(max(width, 4.4), 1.5 + 0.145 * height), layout="constrained")
+    size = max(width, 4.4), max(1.5 + 0.145 * height, 2.4)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, count, squeeze=False)[0]
     for index, axes in enumerate(panels):
         part = slice(index * height, (index + 1) * height)
@@ -509,7 +510,7 @@ def layer_densities(rows):
         location="bottom",
         fraction=0.02,
         aspect=40,
-        label="density: share of the layer's weights that are active (1 = dense layer)",
+        label="density (share of active weights)",
     )
     return figure
 
@@ -605,7 +606,8 @@ def overlaps(entries):
 
 def _dumbbells(groups, starts, ends, words, label):
     """Draw a line for each group from a tick to its mark with an error bar."""
-    figure = Figure(figsize=(8.0, 1.5 + 0.26 * len(groups)), layout="constrained")
+    height = max(1.5 + 0.26 * len(groups), 2.2)
+    figure = Figure(figsize=(8.0, height), layout="constrained")
     axes = figure.subplots()
     for y, (group, start, (end, low, high)) in enumerate(zip(groups, starts, ends, strict=True)):
         colour, marker = _MARKS.get(group.method, _OTHER)

@@ -381,7 +381,7 @@ def _differences(groups, measure):
         same = [g for g in dense if _size(g) == _size(group)]
         baseline = same if len(dense) > 1 else dense
         if baseline and group.method != "dense":
-            both = (tables.numbers(g.rows, measure) for g in (group, baseline[0]))
+            both = (tables.by_seed(g.rows, measure) for g in (group, baseline[0]))
             found[index] = tables.difference(*both)
     return found
 
@@ -399,15 +399,14 @@ def _reading(groups, measures, differences):
     if not tested:
         return ["With one seed a setting there is no telling a difference from noise."]
     clear = [key for key, one in tested.items() if one.excludes_zero]
-    fewest = min(len(group.rows) for group in groups)
     text = (
-        f"Difference to dense: of the means of `{measures[0]}`, with Welch's 95 % interval in "
-        f"brackets. {len(clear)} of {len(tested)} intervals exclude zero; each is for itself, "
-        "none corrected for their number. An interval that contains zero shows no difference, "
-        "and doesn't show that there is none."
+        f"Difference to dense: of `{measures[0]}`, run by run of the same seed, its mean with "
+        f"Student's 95 % interval in brackets. {len(clear)} of {len(tested)} intervals exclude "
+        "zero; each is for itself, none corrected for their number. An interval that contains "
+        "zero shows no difference, and doesn't show that there is none."
     )
-    if fewest < 5:
-        text += f" With {_count(fewest, 'seed')} a setting, standard deviations are rough numbers."
+    if min(len(group.rows) for group in groups) < 5:
+        text += " With so few seeds a setting, standard deviations are rough numbers."
     return [text]
 
 
@@ -464,8 +463,8 @@ def _effect_table(rows, groups, measure, setting, words):
     digits = _digits(groups, measure)
     body = []
     for line in lines:
-        cells = {getattr(group, setting): tables.numbers(group.rows, measure) for group in line}
-        spreads = [tables.spread(cells.get(place, [])) for place in places]
+        cells = {getattr(group, setting): tables.by_seed(group.rows, measure) for group in line}
+        spreads = [tables.spread(list(cells.get(place, {}).values())) for place in places]
         change = tables.difference(cells[max(cells)], cells[min(cells)])
         body.append(
             [cell(line[0]) for cell in named.values()]
@@ -475,7 +474,7 @@ def _effect_table(rows, groups, measure, setting, words):
     header = [*named, *(f"{sign} = {place:g}" for place in places), "largest less smallest"]
     caption = (
         f"`{_headed(measure)}` by {words}, mean ± standard deviation over seeds; the difference "
-        "of the largest and the smallest with Welch's 95 % interval."
+        "of the largest and the smallest, seed by seed, with Student's 95 % interval."
     )
     return Table(caption, header, body)
 
@@ -608,8 +607,9 @@ def _picture_title(group, measures, row):
     parts += [f"p {group.drop_fraction:g}"] if group.drop_fraction is not None else []
     parts += [f"dT {group.update_interval:g}"] if group.update_interval is not None else []
     last = f"seed {row['seed']}"
-    values = tables.numbers([row], measures[0]) if measures else []
-    last += f": {tables.metric_of(measures[0])} {values[0]:.3g}" if values else ""
+    if measures and tables.numbers([row], measures[0]):
+        digits = _digits([group], measures[0])
+        last += f": {tables.metric_of(measures[0])} {_one(row, measures[0], f',.{digits}f')}"
     return "\n".join(filter(None, [group.method, ", ".join(parts), last]))
 
 
@@ -620,7 +620,7 @@ def _runs_section(groups, rows):
     for group in groups:
         breaks += [len(body)] if body else []
         for row in group.rows:
-            cells = [_one(row, name, f".{digits[name]}f") for name in names]
+            cells = [_one(row, name, f",.{digits[name]}f") for name in names]
             cells += [_one(row, "loss", ".4g"), _one(row, "seconds", ".0f")]
             body.append([f"`{_uncoded(row['run'])}`", str(row["seed"]), *cells])
     header = ["run", "seed", *names, "training loss", "seconds in all"]

@@ -161,6 +161,11 @@ def numbers(rows, name):
     return [float(value) for value in values if is_number(value)]
 
 
+def by_seed(rows, name):
+    """Return `{seed: value}` of a measure, where it is a finite number."""
+    return {row["seed"]: value for row in rows for value in numbers([row], name)}
+
+
 def spread(values):
     """Return the Spread of some numbers, None of none.
 
@@ -175,31 +180,26 @@ def spread(values):
 
 
 def difference(values, baseline):
-    """Return how much greater the mean of some numbers is, with Welch's 95 % interval.
+    """Return how much greater some values are, paired by seed, with a 95 % interval.
+
+    Runs of one seed share batches and noise, so their differences spread less over seeds than the
+    values themselves; the interval is Student's for the mean of the differences.
 
     Args:
-      values: numbers.
-      baseline: numbers to compare with.
+      values: `{seed: value}`, as `by_seed` gives them.
+      baseline: the same of what to compare with.
 
     Returns:
-      Difference, without an interval where one side has fewer than two numbers; None where one
-      has none.
+      Difference over the seeds that both have, without an interval if that is one; None if there
+      is none.
     """
-    ours, theirs = spread(values), spread(baseline)
-    if ours is None or theirs is None:
+    one = spread([values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline)])
+    if one is None:
         return None
-    mean = ours.mean - theirs.mean
-    if ours.std is None or theirs.std is None:
-        return Difference(mean, None, None)
-    parts = [side.std**2 / side.count for side in (ours, theirs)]
-    if not sum(parts):
-        return Difference(mean, mean, mean)
-    shares = [part / sum(parts) for part in parts]
-    freedom = 1 / sum(
-        share**2 / (side.count - 1) for share, side in zip(shares, (ours, theirs), strict=True)
-    )
-    half = float(stdtrit(freedom, 0.975)) * math.sqrt(sum(parts))
-    return Difference(mean, mean - half, mean + half)
+    if one.std is None:
+        return Difference(one.mean, None, None)
+    half = float(stdtrit(one.count - 1, 0.975)) * one.std / math.sqrt(one.count)
+    return Difference(one.mean, one.mean - half, one.mean + half)
 
 
 def decimals(spreads):
@@ -236,15 +236,22 @@ def write_spread(one, digits, count=None):
     """
     if one is None:
         return "–"
-    text = f"{one.mean:.{digits}f}"
+    text = f"{one.mean:,.{digits}f}"
     if one.std is not None:
-        text += f" ± {one.std:.{digits}f}"
+        text += f" ± {one.std:,.{digits}f}"
     return text if count in (None, one.count) else f"{text} (n = {one.count})"
 
 
 def write_difference(one, digits):
-    """Write a difference with its sign and its interval."""
+    """Write a difference with its sign and its interval.
+
+    Example:
+      >>> write_difference(Difference(-0.01, -1234.56, 2.0), 1)
+      '+0.0 [-1,234.6, +2.0]'
+    """
     if one is None:
         return "–"
-    text = f"{one.mean:+.{digits}f}"
-    return text if one.low is None else f"{text} [{one.low:+.{digits}f}, {one.high:+.{digits}f}]"
+    mean, low, high = (
+        None if value is None else f"{round(value, digits) + 0.0:+,.{digits}f}" for value in one
+    )
+    return mean if low is None else f"{mean} [{low}, {high}]"

@@ -111,7 +111,7 @@ def drawn(rows):
     """Draw all figures but the pictures."""
     yield from (
         figures.pareto(rows, measure, cost)
-        for measure, cost in itertools.product(tables.measure_names(rows), figures.COSTS)
+        for measure, cost in itertools.product(tables.measure_names(rows)[:1], figures.COSTS)
     )
     measure = tables.measure_names(rows)[0]
     yield from (figures.effect(rows, measure, setting) for setting in figures.SETTINGS)
@@ -131,6 +131,17 @@ def test_every_axis_says_what_it_shows(rows):
             assert axes.get_xlabel(), figure
             assert axes.get_ylabel() or axes.get_subplotspec().colspan.start > 0, figure
             assert axes.has_data()
+
+
+def test_nothing_is_cut_off(rows):
+    short = [row for row in rows if row["sparsity"] in (0.0, 0.9)]
+    for some in (short, [make_row(layers=3)]):
+        for figure in filter(None, drawn(some)):
+            figure.draw_without_rendering()
+            box = figure.get_tightbbox()
+            width, height = figure.get_size_inches()
+            assert -0.03 < box.x0 < box.x1 < width + 0.03
+            assert -0.03 < box.y0 < box.y1 < height + 0.03
 
 
 def test_a_mark_of_the_pareto_plot_is_a_mean_with_its_standard_deviation(rows):
@@ -279,23 +290,35 @@ def test_groups_differ_in_more_than_the_seed(rows):
     assert len(set(names)) == len(names)
 
 
-def test_the_difference_has_welchs_interval():
+def test_the_difference_is_paired_by_seed():
     rng = np.random.default_rng(0)
-    for first, second in ((3, 3), (2, 5), (9, 4)):
-        ours, theirs = rng.normal(3, 2, first), rng.normal(size=second)
-        found = tables.difference(list(ours), list(theirs))
-        test = scipy.stats.ttest_ind(ours, theirs, equal_var=False)
+    for seeds in (2, 3, 9):
+        ours, theirs = rng.normal(3, 2, seeds), rng.normal(size=seeds)
+        # The baseline has a seed more, and another order.
+        found = tables.difference(
+            dict(enumerate(ours)), {99: 7.0} | dict(reversed(list(enumerate(theirs))))
+        )
+        test = scipy.stats.ttest_rel(ours, theirs)
         interval = test.confidence_interval(0.95)
-        assert found.mean == pytest.approx(ours.mean() - theirs.mean())
+        assert found.mean == pytest.approx((ours - theirs).mean())
         assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
         assert found.excludes_zero == (test.pvalue < 0.05)
 
 
 def test_one_seed_has_no_interval():
-    assert tables.difference([3.0], [1.0, 2.0]) == (1.5, None, None)
-    assert tables.difference([], [1.0]) is None
-    assert tables.difference([2.0, 2.0], [1.0, 1.0]) == (1.0, 1.0, 1.0)
-    assert not tables.difference([3.0], [1.0]).excludes_zero
+    assert tables.difference({0: 3.0}, {0: 1.0, 1: 2.0}) == (2.0, None, None)
+    assert tables.difference({0: 3.0}, {1: 1.0}) is None
+    assert tables.difference({}, {0: 1.0}) is None
+    assert tables.difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}) == (1.0, 1.0, 1.0)
+    assert not tables.difference({0: 3.0}, {0: 1.0}).excludes_zero
+
+
+def test_values_that_are_no_numbers_have_no_seed():
+    rows = [
+        make_row("static", 0.5, seed, measures={"loss": v})
+        for seed, v in enumerate((1.0, float("nan"), 3.0))
+    ]
+    assert tables.by_seed(rows, "loss") == {0: 1.0, 2: 3.0}
 
 
 def test_a_number_is_written_with_the_digits_that_its_spread_needs():
@@ -306,7 +329,7 @@ def test_a_number_is_written_with_the_digits_that_its_spread_needs():
     assert written(8.1, 8.5) == "8.30 ± 0.28"
     assert written(0.12011, 0.12063) == "0.1204 ± 0.0004"
     assert written(0.903, 0.913) == "0.908 ± 0.007"
-    assert written(1234.0) == "1234"
+    assert written(1234.0) == "1,234"
     assert written(0.0, 0.0) == "0 ± 0"
     assert tables.write_spread(None, 2) == "–"
     assert tables.write_spread(tables.Spread(1.0, None, 1), 1, count=3) == "1.0 (n = 1)"
