@@ -123,6 +123,7 @@ def test_the_divergence_is_that_of_gaussians(gaussian):
     np.testing.assert_allclose(ours, ratio.sum() / x.size, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_new_codes_are_uniform_within_their_limit():
     for limit, expected in ((None, 1 / 64), (1.0, 1.0)):
         model = VQModel(

@@ -152,6 +152,7 @@ def test_a_first_stage_that_does_not_fit_is_named_by_tensor(stages, first_params
     assert str(path) in str(e.value)
 
 
+@pytest.mark.slow
 def test_a_gaussian_first_stage_by_config(stages, tmp_path):
     """Its loss draws latents from each example's key; a second stage runs on its means."""
     config = first_stage_config(stages[0])
@@ -224,6 +225,7 @@ def test_pictures_are_rounded_as_the_reference_rounds(tmp_path):
             np.testing.assert_array_equal(np.asarray(saved), to_pixels(image, truncate=True))
 
 
+@pytest.mark.slow
 def test_reconstructions_stand_beside_their_images(stages):
     """The samples of a first stage are its reconstructions of the reference images, in order."""
     task, params, _ = load_run(stages[1])

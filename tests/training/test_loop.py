@@ -116,6 +116,7 @@ def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(tiny_run, tmp_
     assert_equal_runs(workdir, killed)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_zero(tiny_run, tmp_path):
     workdir, _ = tiny_run
     stopped = tmp_path / "stopped"
@@ -213,6 +214,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
         assert step < 4
 
 
+@pytest.mark.slow
 def test_a_run_can_start_from_another_runs_weights(tiny_run, tmp_path):
     workdir, _ = tiny_run
     fine_tuned = {"checkpoint.init_from": str(workdir), "optimizer.learning_rate": 1e-30}
