@@ -20,7 +20,15 @@ class SourceError(Exception):
 
 
 def check(condition, problem):
-    """Raise a SourceError that says the problem if the condition is false."""
+    """Refuse a source.
+
+    Args:
+      condition: nothing happens if it is true.
+      problem: what is wrong, to complete "<source>: ...".
+
+    Raises:
+      SourceError: the condition is false.
+    """
     if not condition:
         raise SourceError(problem)
 

@@ -62,6 +62,9 @@ def merge(a, b):
     Args:
       a: Statistics, with a count.
       b: Statistics of the same dim, with a count.
+
+    Raises:
+      ValueError: one has no count, or the dims differ.
     """
     if a.count is None or b.count is None:
         raise ValueError("statistics without a count can't be merged; accepted: both with counts")
@@ -157,6 +160,9 @@ def frechet_distance_of(stats, reference):
 
     Returns:
       float, 0 for equal Statistics.
+
+    Raises:
+      ValueError: one is of fewer than two rows, or the dims differ.
     """
     _check_statistics(stats, "statistics")
     _check_statistics(reference, "reference")
@@ -202,6 +208,10 @@ def kernel_distance(
 
     Returns:
       Two floats.
+
+    Raises:
+      ValueError: a set has fewer rows than a subset or rows that aren't finite, dims differ, or
+        an argument is out of range.
     """
     if kernel not in ("polynomial", "rbf"):
         raise ValueError(f"kernel {kernel!r}; accepted: 'polynomial' or 'rbf'")

@@ -88,6 +88,8 @@ def build_meter(
         real = reference_features(extractor, images)
         known = distances.statistics(real)
         reference = " ".join(filter(None, [label, split])) + f", {len(images):,} examples"
+    if tuple(metrics) == ("is",) and extractor.name.startswith("pixels"):
+        raise ConfigError(f"metric 'is' of {extractor.name}; accepted: a classifier or inception")
     if save_statistics:
         distances.save_statistics(
             save_statistics, known, extractor=extractor.name, reference=reference
@@ -104,7 +106,7 @@ def build_meter(
         found, features, logits = None, [], []
         for batch in batches:
             ours, scores = extractor.extract(batch)
-            found = distances.update(found, ours)
+            found = distances.update(found, ours) if "fd" in metrics else None
             features += [ours] if keep else []
             logits += [scores] if "is" in metrics and scores is not None else []
         features = np.concatenate(features) if keep else None

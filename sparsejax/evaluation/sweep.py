@@ -177,7 +177,7 @@ def _end_with_parent():
 
 
 def main(argv):
-    """Run the grid that the flags describe."""
+    """Run the grid that the flags describe; raises `app.UsageError` on arguments that are none."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     absl_logging.set_verbosity(absl_logging.WARNING)

@@ -162,7 +162,12 @@ def numbers(rows, name):
 
 
 def by_seed(rows, name):
-    """Return `{seed: value}` of a measure, where it is a finite number."""
+    """Return `{seed: value}` of a measure, where it is a finite number.
+
+    Args:
+      rows: lines of results.jsonl, one a seed.
+      name: of the measure.
+    """
     return {row["seed"]: value for row in rows for value in numbers([row], name)}
 
 
@@ -243,7 +248,11 @@ def write_spread(one, digits, count=None):
 
 
 def write_difference(one, digits):
-    """Write a difference with its sign and its interval.
+    """Write a difference with its sign and its interval, a dash where there is none.
+
+    Args:
+      one: Difference or None.
+      digits: after the point.
 
     Example:
       >>> write_difference(Difference(-0.01, -1234.56, 2.0), 1)

@@ -85,7 +85,7 @@ def _input_size(task, params):
 
 
 def main():
-    """Export a run."""
+    """Export a run; ends with an error message if it is none, or of another task."""
     from sparsejax.training import load_run
     from sparsejax.training.runs import read_config
 

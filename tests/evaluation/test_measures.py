@@ -142,6 +142,7 @@ def test_statistics_from_a_file_take_the_place_of_real_examples(digits, tmp_path
         ({"count": 999}, "'kid' of 999 samples and 100 real examples; accepted: 1000 or more"),
         ({"count": 9, "metrics": ["is"]}, "'is' of 9 samples .* 10 or more"),
         ({"count": 3, "metrics": ["precision_recall"]}, "of 3 samples .* 4 or more"),
+        ({"metrics": ["is"]}, "'is' of pixels:4x4; accepted: a classifier or inception"),
         ({"extractor": "vgg"}, "extractor 'vgg'; accepted: classifier, pixels, inception"),
         ({"extractor": "classifier"}, "noise has no labels .* accepted: pixels, inception"),
         ({"statistics": "x.npz", "metrics": ["kid"]}, "accepted: fd, since such a file"),
