@@ -40,6 +40,9 @@ def statistics(features):
 
     Args:
       features: [count, dim] numbers, one row or more.
+
+    Raises:
+      ValueError: another shape, no row, or numbers that aren't finite.
     """
     (features,) = _checked({"features": features}, 1)
     return _statistics(features)
@@ -137,6 +140,9 @@ def frechet_distance(features, reference):
 
     Returns:
       float, 0 for equal sets.
+
+    Raises:
+      ValueError: fewer than two rows, dims that differ, or numbers that aren't finite.
 
     Example:
       >>> x = np.random.default_rng(0).normal(size=(100, 3))
@@ -251,6 +257,9 @@ def inception_score(logits, *, splits=10, shuffle=True, seed=2020):
 
     Returns:
       Two floats, means from 1 to the number of classes.
+
+    Raises:
+      ValueError: fewer rows than splits, or numbers that aren't finite.
     """
     _check_whole("splits", splits, 1)
     (logits,) = _checked({"logits": logits}, splits, f"for {splits} splits")
@@ -284,6 +293,10 @@ def precision_recall(features, reference, *, neighbours=3):
 
     Returns:
       Two floats from 0 to 1.
+
+    Raises:
+      ValueError: a set of `neighbours` rows or fewer, dims that differ, or numbers that aren't
+        finite.
     """
     _check_whole("neighbours", neighbours, 1)
     sets = {"features": features, "reference": reference}
