@@ -18,7 +18,7 @@ def save_samples(path, samples, real):
     """
     width = 5.0
     height = width * max(image.shape[0] / image.shape[1] for image in (samples, real))
-    figure = Figure(figsize=(2 * width + 0.4, height + 0.4), layout="constrained")
+    figure = Figure(figsize=(2 * width + 0.4, height + 0.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, image, title in zip(panels, (samples, real), ("samples", "real"), strict=True):
         panel.imshow(image, interpolation="lanczos")
