@@ -16,6 +16,7 @@ from sparsejax.sparsity.methods import METHODS
 OPTIMIZERS = ("adam", "adamw", "sgd", "lion")
 LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 DROP_SCHEDULES = ("cosine", "constant", "linear")
+STRUCTURES = ("weight", "block", "channel")
 
 # Keys that a resumed run may change.
 _FREE_ON_RESUME = ("steps", "log", "checkpoint", "sample")
@@ -73,12 +74,16 @@ def default_config():
     config.optimizer.weight_decay = 0.0  # adamw and lion
     config.optimizer.clip_norm = 0.0  # global gradient norm; 0 = no clipping
     config.optimizer.accumulate = 1  # microbatches a step
+    config.optimizer.packed = False  # keep moments and EMA of active weights only: less memory
 
     config.ema = ml_collections.ConfigDict({"decay": 0.9999})
 
     config.sparsity = ml_collections.ConfigDict()
     config.sparsity.method = "rigl"  # dense, static, rigl, magran
     config.sparsity.level = 0.5  # fraction of zeros among the sparsifiable weights
+    config.sparsity.structure = "weight"  # what moves as one: weight, block, channel
+    config.sparsity.block_size = 64  # of blocks: input and output channels
+    config.sparsity.compiled = True  # static, block or channel: train without what is inactive
     config.sparsity.distribution = "erdos_renyi_kernel"  # uniform, erdos_renyi
     config.sparsity.drop_fraction = 0.5  # of the active weights, at the first update
     config.sparsity.drop_schedule = "cosine"  # to 0 at `end`; constant, linear
@@ -211,6 +216,9 @@ def _check_run(config):
 def _check_sparsity(s):
     require(s.method in METHODS, "sparsity.method", s.method, ", ".join(METHODS))
     require(0 <= s.level < 1, "sparsity.level", s.level, "[0, 1)")
+    known = s.structure in STRUCTURES
+    require(known, "sparsity.structure", s.structure, ", ".join(STRUCTURES))
+    require(s.block_size >= 1, "sparsity.block_size", s.block_size, "1 or more")
     names = ", ".join(DISTRIBUTIONS)
     require(s.distribution in DISTRIBUTIONS, "sparsity.distribution", s.distribution, names)
     require(0 <= s.drop_fraction <= 1, "sparsity.drop_fraction", s.drop_fraction, "[0, 1]")
