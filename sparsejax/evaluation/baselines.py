@@ -6,9 +6,9 @@ import jax
 import ml_collections
 
 from sparsejax.configuration import ConfigError
-from sparsejax.sparsity.masks import is_sparsifiable, path_name, target_active
+from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.tasks import build_task
-from sparsejax.training.state import layer_sparsities
+from sparsejax.training.structures import build_method, layer_sparsities
 
 MATCHES = ("parameters", "flops")
 
@@ -45,7 +45,7 @@ def small_dense(config, match="parameters"):
 
 
 def planned_costs(config):
-    """Count what the model of a config will have, without building it.
+    """Count what the model of a config will have; its masks are drawn for that.
 
     Args:
       config: resolved ConfigDict.
@@ -56,21 +56,11 @@ def planned_costs(config):
     if config.sparsity.method == "dense":
         return _dense_costs(config)
     task, params = _abstract(config)
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    sparsities = treedef.flatten_up_to(layer_sparsities(config.sparsity, params))
-    active = {
-        path_name(path): target_active(math.prod(leaf.shape), sparsity)
-        for (path, leaf), sparsity in zip(leaves, sparsities, strict=True)
-    }
-    density = {
-        path_name(path): active[path_name(path)] / math.prod(leaf.shape)
-        for path, leaf in leaves
-        if is_sparsifiable(path, leaf)
-    }
-    flops = task.layer_flops(params).items()
+    sparsities = layer_sparsities(config.sparsity, task)
+    masks = build_method(config.sparsity, task).init(jax.random.key(0), params, sparsities)
     return {
-        "parameters": sum(active.values()),
-        "flops": sum(count * density.get(name, 1.0) for name, count in flops),
+        "parameters": active_parameters(params, masks),
+        "flops": forward_flops(task.layer_flops(params), masks),
     }
 
 

@@ -137,8 +137,9 @@ class BiGRULayer(nn.Module):
     def __call__(self, x, valid):
         """Run both directions in one scan."""
         features, hidden = x.shape[-1], self.hidden
-        ih = [_Affine(features, hidden, name=f"{d}_ih")() for d in ("forward", "backward")]
-        hh = [_Affine(hidden, hidden, name=f"{d}_hh")() for d in ("forward", "backward")]
+        ih = [Affine(features, hidden, name=f"{d}_ih")() for d in ("forward", "backward")]
+        hh = [Affine(hidden, hidden, name=f"{d}_hh")() for d in ("forward", "backward")]
+        hidden = hh[0][0].shape[0]  # fewer where units were left out of the kernels
         cast = functools.partial(jnp.asarray, dtype=self.dtype)
         # Of the state's bias, r and z see the sum with the input's; only n keeps its own part.
         added = [
@@ -155,7 +156,7 @@ class BiGRULayer(nn.Module):
         return jnp.concatenate([jnp.swapaxes(y, 0, 1) for y in both], axis=-1)
 
 
-class _Affine(nn.Module):
+class Affine(nn.Module):
     """Kernel [features, 3 hidden] and bias [3 hidden] of a GRU, begun as PyTorch begins them."""
 
     features: int
@@ -163,6 +164,7 @@ class _Affine(nn.Module):
 
     @nn.compact
     def __call__(self):
+        """Return both."""
         init = reference_init(self.hidden)["bias_init"]
         width = 3 * self.hidden
         kernel = self.param("kernel", init, (self.features, width))

@@ -82,10 +82,10 @@ class AttentionBlock(nn.Module):
         h = _norm(x, self.norm_groups, "norm", dtype=self.dtype)
         h = h.reshape(batch, height * width, channels)
         qkv = dense(h, 3 * channels, "qkv", dtype=self.dtype)
-        heads = channels // self.num_head_channels
-        qkv = qkv.reshape(batch, height * width, heads, 3, self.num_head_channels)
+        # As many heads as the projection gives: fewer where some were left out of it.
+        qkv = qkv.reshape(batch, height * width, -1, 3, self.num_head_channels)
         h = QKVAttention(name="attention")(qkv)
-        h = h.reshape(batch, height * width, channels)
+        h = h.reshape(batch, height * width, -1)
         h = dense(h, channels, "proj_out", dtype=self.dtype, zero=True)
         return x + h.reshape(x.shape)
 

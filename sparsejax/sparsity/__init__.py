@@ -13,6 +13,7 @@ from sparsejax.sparsity import (
     methods,
     schedules,
     selection,
+    structure,
     topology,
     transforms,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "methods",
     "schedules",
     "selection",
+    "structure",
     "topology",
     "transforms",
 ]

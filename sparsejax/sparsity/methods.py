@@ -2,17 +2,18 @@
 
 `static` draws a random topology and keeps it (Static-DM). `rigl` grows where the dense
 gradient is largest (RigL-DM; Evci et al. 2020). `magran` grows at random (MagRan-DM; SET
-with plain magnitude, Mocanu et al. 2018). `dense` is the baseline.
+with plain magnitude, Mocanu et al. 2018). `dense` is the baseline. What moves, single weights,
+blocks or channels, is a `structure`.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from sparsejax.sparsity import masks as masks_lib
 from sparsejax.sparsity import topology
+from sparsejax.sparsity.structure import WEIGHT
 
 
 class Method(NamedTuple):
@@ -22,34 +23,79 @@ class Method(NamedTuple):
       name: the method's name.
       update: `update(key, params, masks, gradients, fraction) -> (params, masks)`: the
         topology update. `params` come in masked and go out masked; `gradients` are dense
-        (not masked), with respect to the masked params; `fraction` is the drop fraction.
-      init: `init(key, params, sparsities) -> masks`: the first topology.
+        (not masked), with respect to `probe(key, params, masks)`; `fraction` is the drop
+        fraction.
+      init: `init(key, params, sparsities) -> masks`: the first topology. `sparsities` has the
+        structure of params, or of the groups of channels.
+      probe: `probe(key, params, masks) -> params` at which gradients are taken: `params`
+        themselves, except for channels (see `structure.channel`).
       is_dynamic: whether `update` changes anything, so whether it need be called.
       uses_gradients: whether `update` looks at the dense gradients, which cost FLOPs.
     """
 
     name: str
     update: Callable[..., tuple[Any, Any]]
-    init: Callable[..., Any] = masks_lib.random_masks
+    init: Callable[..., Any]
+    probe: Callable[..., Any] = lambda key, params, masks: params
     is_dynamic: bool = True
     uses_gradients: bool = False
+
+
+def dense(structure):
+    """Return the baseline: no masks."""
+    del structure
+    return Method("dense", _keep, _no_masks, is_dynamic=False)
+
+
+def static(structure):
+    """Return Static-DM: a random topology that stays."""
+    return Method("static", _keep, _random_init(structure), is_dynamic=False)
+
+
+def rigl(structure):
+    """Return RigL-DM: drop the smallest, grow where the mean |dense gradient| is largest."""
+
+    def update(key, params, masks, gradients, fraction):
+        scores = structure.grow_scores(gradients)
+        return _rewire(structure, key, params, masks, scores, fraction)
+
+    init = _random_init(structure)
+    return Method("rigl", update, init, structure.probe, uses_gradients=True)
+
+
+def magran(structure):
+    """Return MagRan-DM: drop the smallest, grow at random."""
+
+    def update(key, params, masks, gradients, fraction):
+        del gradients
+        scores = _random_scores(key, structure.unit_masks(masks))
+        return _rewire(structure, key, params, masks, scores, fraction)
+
+    return Method("magran", update, _random_init(structure))
+
+
+METHODS = {"dense": dense, "static": static, "rigl": rigl, "magran": magran}
+
+
+def _rewire(structure, key, params, masks, grow_scores, fraction):
+    units = structure.unit_masks(masks)
+    units = topology.rewire(structure.pool(params), units, grow_scores, fraction)
+    after = structure.spread(units, params)
+    return structure.revive(key, params, masks, after), after
+
+
+def _random_init(structure):
+    def init(key, params, sparsities):
+        units = jax.eval_shape(structure.pool, params)
+        masks = masks_lib.random_masks(key, units, sparsities)
+        return structure.spread(masks, params)
+
+    return init
 
 
 def _keep(key, params, masks, gradients, fraction):
     del key, gradients, fraction
     return params, masks
-
-
-def _rigl(key, params, masks, gradients, fraction):
-    del key
-    masks = topology.rewire(params, masks, jax.tree.map(jnp.abs, gradients), fraction)
-    return masks_lib.apply_masks(params, masks), masks
-
-
-def _magran(key, params, masks, gradients, fraction):
-    del gradients
-    masks = topology.rewire(params, masks, _random_scores(key, masks), fraction)
-    return masks_lib.apply_masks(params, masks), masks
 
 
 def _random_scores(key, masks):
@@ -65,24 +111,21 @@ def _no_masks(key, params, sparsities):
     return masks_lib.dense_masks(params)
 
 
-METHODS = {
-    method.name: method
-    for method in (
-        Method("dense", _keep, _no_masks, is_dynamic=False),
-        Method("static", _keep, is_dynamic=False),
-        Method("rigl", _rigl, uses_gradients=True),
-        Method("magran", _magran),
-    )
-}
-
-
-def get_method(name):
+def get_method(name, structure=WEIGHT):
     """Return the method of this name: `dense`, `static`, `rigl` or `magran`.
+
+    Args:
+      name: the method's.
+      structure: what moves as one, of `structure`: `WEIGHT`, `block(size)`, `channel(...)`.
+
+    Returns:
+      Method.
 
     Raises:
       ValueError: no method has this name.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> params = {"kernel": jnp.array([[1.0, -3.0, 0.0, 0.0]])}
       >>> masks = {"kernel": jnp.array([[True, True, False, False]])}
       >>> gradients = {"kernel": jnp.array([[0.0, 0.0, 2.0, 1.0]])}
@@ -93,4 +136,4 @@ def get_method(name):
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; accepted: {', '.join(METHODS)}")
-    return METHODS[name]
+    return METHODS[name](structure)

@@ -13,6 +13,7 @@ from sparsejax.diffusion import process, samplers, schedules
 from sparsejax.models.files import check_params, load_unet
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.unet import UNet
+from sparsejax.models.units import unet_units
 from sparsejax.tasks.arguments import build_module, check_sampling, is_count
 from sparsejax.tasks.grid import image_grid
 from sparsejax.tasks.task import Task
@@ -73,6 +74,7 @@ def denoising_task(config, size, *, batches, reference, decode=None, **others):
         layer_flops=lambda params: layer_flops(model, params, *example_inputs),
         passes_per_sample=schedule.steps if is_ddpm else config.sample.steps,
         load=load,
+        units=lambda params: unet_units(params, model.norm_groups, model.num_head_channels),
         **others,
     )
 

@@ -17,6 +17,7 @@ from sparsejax.data.strokes import PEN_UP, SCALE
 from sparsejax.diffusion import process, samplers, schedules
 from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, TransformerDenoiser
 from sparsejax.models.flops import layer_flops
+from sparsejax.models.units import bigru_units
 from sparsejax.rendering import rasterize, stroke_grid, svg_grid, to_gif
 from sparsejax.tasks.arguments import build_module, check_sampling, is_count
 from sparsejax.tasks.task import Task
@@ -115,6 +116,7 @@ def strokes_task(config):
         layer_flops=layer_flops_of_mean_drawing,
         passes_per_sample=schedule.steps if is_ddpm else config.sample.steps,
         frozen=lambda: {"lengths": np.asarray(given or sketches.lengths, np.int32)},
+        units=bigru_units if settings.kind == "birnn" else lambda params: {},
         held_out=held_out,
         to_images=to_images,
         labelled=labelled if np.ptp(labels) else None,

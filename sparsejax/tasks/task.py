@@ -34,6 +34,8 @@ class Task(NamedTuple):
         stage: an argument of `sample`, since a compiled program should hold no such constants.
       prepare: `prepare()` makes the data ready on disk where that takes long.
       load: `load(path) -> params` of published files; a ValueError names what doesn't fit.
+      units: `units(params) -> {group: [(path, axis, units, incoming), ...]}`, the channels that
+        can be left out by themselves (see `models.units`); an empty dictionary if there are none.
       held_out: `held_out() -> iterator` once over the batches of `reference_split`, in the format
         of `batches`, sizes may differ; None where the held-out loss isn't measured.
       to_images: `to_images(samples) -> [count, height, width, channels]` floats in [-1, 1].
@@ -57,6 +59,7 @@ class Task(NamedTuple):
     frozen: Callable[[], Any] = lambda: ()
     prepare: Callable[[], None] = lambda: None
     load: Callable[..., Any] = load_nothing
+    units: Callable[..., dict[str, list]] = lambda params: {}
     held_out: Callable[[], Any] | None = None
     to_images: Callable[[Any], Any] = lambda samples: samples
     labelled: Callable[[], Any] | None = None

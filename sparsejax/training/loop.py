@@ -24,8 +24,14 @@ from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.progress import progress_bar
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.signals import sigterm
-from sparsejax.training.state import create_state, layer_sparsities, named_key, state_from
+from sparsejax.training.state import create_state, named_key, state_from
 from sparsejax.training.steps import make_topology_update, make_train_step
+from sparsejax.training.structures import (
+    build_method,
+    build_structure,
+    layer_sparsities,
+    log_structure,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +57,8 @@ def train(config, workdir):
     config = runs.resolve_for(workdir, config)
     _check_batch(config)
     task = build_task(config)
-    layer_sparsities(config.sparsity, jax.eval_shape(task.init, jax.random.key(0)))
+    layer_sparsities(config.sparsity, task)
+    build_structure(config.sparsity, task)
     if checkpoints.list_steps(workdir / "checkpoints")[-1:] != [config.steps]:
         task.prepare()
     optimizer = build_optimizer(config)
@@ -74,6 +81,7 @@ def train(config, workdir):
     counts = summarize(state.params, state.masks)
     if is_main:
         _announce(config, counts)
+        log_structure(config.sparsity, task)
     save_samples = _sample_writer(config, workdir, task) if is_main else lambda step, params: None
 
     with contextlib.ExitStack() as stack:
@@ -173,8 +181,9 @@ def _state_of_other_weights(config, task, optimizer):
 
 
 def _same_masks(ours, other):
+    keys = ("level", "distribution", "custom", "structure", "block_size")
     return "dense" not in (ours.method, other.method) and all(
-        ours[key] == other[key] for key in ("level", "distribution", "custom")
+        ours[key] == other[key] for key in keys
     )
 
 
@@ -191,7 +200,7 @@ def _compiled_functions(config, task, optimizer):
         make_train_step(task, optimizer, ema_limit=config.ema.decay, accumulate=accumulate),
         donate_state=True,
     )
-    method = get_method(config.sparsity.method)
+    method = build_method(config.sparsity, task)
     if not method.is_dynamic:
         return train_step, None
     fraction = drop_fraction_schedule(config.sparsity)

@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparsejax.configuration import require
-from sparsejax.sparsity.distributions import get_distribution
 from sparsejax.sparsity.masks import apply_masks
-from sparsejax.sparsity.methods import get_method
+from sparsejax.training.structures import build_method, layer_sparsities
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +44,6 @@ def named_key(seed, purpose):
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
-def layer_sparsities(sparsity, params):
-    """Return the sparsity of each layer that `config.sparsity` asks for.
-
-    Args:
-      sparsity: `config.sparsity`, resolved.
-      params: pytree of arrays or `jax.ShapeDtypeStruct`.
-
-    Returns:
-      Pytree of Python floats with the structure of `params`.
-
-    Raises:
-      ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
-    """
-    custom = sparsity.custom
-    try:
-        return get_distribution(sparsity.distribution)(params, sparsity.level, custom=custom)
-    except ValueError as error:
-        require(False, "sparsity.custom", custom, f"pairs (pattern, sparsity) [{error}]")
-
-
 def create_state(config, task, optimizer):
     """Return the state before the first step: masks drawn, params masked, EMA equal to params.
 
@@ -81,8 +59,8 @@ def create_state(config, task, optimizer):
       ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
     """
     init_key, masks_key = named_key(config.seed, "init"), named_key(config.seed, "masks")
-    sparsities = layer_sparsities(config.sparsity, jax.eval_shape(task.init, init_key))
-    method = get_method(config.sparsity.method)
+    sparsities = layer_sparsities(config.sparsity, task)
+    method = build_method(config.sparsity, task)
     if method.name == "dense":
         logger.info("method dense ignores sparsity.level = %g", config.sparsity.level)
 

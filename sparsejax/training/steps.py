@@ -127,15 +127,11 @@ def make_topology_update(task, optimizer, method, drop_fraction, *, accumulate=1
     def topology_update(state, batch, keys):
         steps_key, topology_key = keys
         batch_keys = example_keys(steps_key, state.step - 1, len(jax.tree.leaves(batch)[0]))
-        _, gradients = _mean_gradients(task, accumulate, state.params, batch, batch_keys)
+        key = jax.random.fold_in(topology_key, state.step)
+        probe = method.probe(key, state.params, state.masks)
+        _, gradients = _mean_gradients(task, accumulate, probe, batch, batch_keys)
         fraction = drop_fraction(state.step)
-        params, masks = method.update(
-            jax.random.fold_in(topology_key, state.step),
-            state.params,
-            state.masks,
-            gradients,
-            fraction,
-        )
+        params, masks = method.update(key, state.params, state.masks, gradients, fraction)
         ever_active = jax.tree.map(jnp.logical_or, state.ever_active, masks)
         metrics = {
             "drop_fraction": jnp.float32(fraction),

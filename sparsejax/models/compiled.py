@@ -1,0 +1,334 @@
+"""Networks that contain only what is active: blocks or channels that are left out cost nothing.
+
+`compile_blocks` and `compile_channels` take masks that are known while the program is traced and
+give a way to run the same network on packed parameters: smaller arrays, whose places are
+constants of the program (static slices and small dense products). What has no structure is
+computed as before, zeros included.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.dtypes import promote_dtype
+
+from sparsejax.models.chirodiff import Affine
+
+logger = logging.getLogger(__name__)
+
+# What a product costs beside its output channels, in channels, for each input block.
+_OVERHEAD = 16
+
+
+class Compiled(NamedTuple):
+    """A network without what is inactive.
+
+    Attributes:
+      pack: `pack(params) -> packed`: what is active of a tree like params; may be traced.
+      unpack: `unpack(packed, full) -> params`: numpy arrays of full shape. Inactive weights are
+        zero; biases and scales of channels that were left out come from the tree `full`.
+      prepare: `prepare(packed) -> ready`: kernels as the network multiplies by them; once per
+        program, not in a loop.
+      bind: `bind(apply) -> apply` of the same arguments, on `ready` in place of params.
+      masks: masks of packed trees: 0-d True, but where a layer stays masked.
+      layers: names of the layers that became smaller.
+    """
+
+    pack: Callable[..., Any]
+    unpack: Callable[..., Any]
+    prepare: Callable[..., Any]
+    bind: Callable[..., Any]
+    masks: Any
+    layers: tuple[str, ...]
+
+
+def compile_blocks(masks, size):
+    """Compile block-sparse convolutions and dense layers.
+
+    Every output block is a product of its active input blocks; output blocks that read the same
+    input blocks, or nearly, share a product.
+
+    Args:
+      masks: concrete masks, constant within blocks of `size` by `size` channels.
+      size: channels of a side.
+
+    Returns:
+      Compiled. A packed kernel is [active blocks, ..., size, size], in C order of the blocks.
+    """
+    grids, names = {}, _names(masks)
+    for name, mask in names.items():
+        # Recurrent kernels are read whole in every step of time.
+        if np.ndim(mask) < 2 or "_hh/" in name or "_ih/" in name:
+            continue
+        grid = _block_grid(np.asarray(mask), size)
+        if grid is not None:
+            grids[name] = grid
+    left = [name for name, mask in names.items() if np.ndim(mask) and name not in grids]
+    if left:
+        logger.info("compiled without these layers, which stay masked: %s", ", ".join(left))
+    groups = {name: _share_products(grid, size) for name, grid in grids.items()}
+
+    def pack(params):
+        return _map_named(lambda name, leaf: _pack_blocks(leaf, grids.get(name), size), params)
+
+    def unpack(packed, full):
+        del full
+        return _map_named(lambda name, leaf: _unpack_blocks(leaf, grids.get(name)), packed)
+
+    def prepare(packed):
+        def kernels(name, leaf):
+            if name not in grids:
+                return leaf
+            return tuple(_group_kernel(leaf, grids[name], group) for group in groups[name])
+
+        return _map_named(kernels, packed)
+
+    def run_layer(next_method, args, kwargs, context):
+        module = context.module
+        name = "/".join((*module.path, "kernel"))
+        if name not in grids or context.method_name != "__call__":
+            return next_method(*args, **kwargs)
+        (x,) = args
+        kernels, bias = module.get_variable("params", "kernel"), _bias(module)
+        x, bias, *kernels = promote_dtype(x, bias, *kernels, dtype=module.dtype)
+        columns = {}
+        for (rows, outputs), kernel in zip(groups[name], kernels, strict=True):
+            product = _product(module, _take_blocks(x, rows, size), kernel)
+            columns |= dict(zip(outputs, _runs(product, outputs, size), strict=True))
+        return _lay_out(columns, grids[name].shape[1], size, _output_shape(module, x)) + bias
+
+    packed_masks = _map_named(
+        lambda name, mask: jnp.asarray(True) if name in grids else mask, masks
+    )
+    bind = functools.partial(_bind, run_layer)
+    return Compiled(pack, unpack, prepare, bind, packed_masks, tuple(grids))
+
+
+def compile_channels(masks, groups):
+    """Compile a network whose inactive channels are left out: layers become narrower.
+
+    Args:
+      masks: concrete masks, made of whole units of `groups`.
+      groups: `{name: [(path, axis, units, incoming), ...]}`, of `models.units`.
+
+    Returns:
+      Compiled. A packed array has the active channels of each of its axes.
+    """
+    names = _names(masks)
+    kept, widths = {}, {}  # path -> axis -> indices, path -> channels
+    for members in groups.values():
+        active = _active_units(names, members)
+        for path, axis, units, _ in members:
+            # A reader of several groups keeps, along one axis, what each of them keeps.
+            ours, widths[path] = np.append(active, True)[units], len(units)
+            before = kept.setdefault(path, {}).get(axis, np.ones(len(units), bool))
+            kept[path][axis] = before & ours
+    kept = {
+        path: {axis: np.flatnonzero(ours) for axis, ours in axes.items()}
+        for path, axes in kept.items()
+    }
+
+    def pack(params):
+        def leaf(name, x):
+            for axis, indices in kept.get(name, {}).items():
+                x = jnp.take(x, indices, axis=axis)
+            return x
+
+        return _map_named(leaf, params)
+
+    def unpack(packed, full):
+        full = _names(full)
+
+        def leaf(name, x):
+            if name not in kept:
+                return np.asarray(x)
+            whole = np.array(full[name])
+            if whole.ndim >= 2:
+                whole[...] = 0
+            axes = [kept[name].get(axis, np.arange(n)) for axis, n in enumerate(whole.shape)]
+            whole[np.ix_(*axes)] = x
+            return whole
+
+        return _map_named(leaf, packed)
+
+    def run_layer(next_method, args, kwargs, context):
+        module = context.module
+        prefix = "/".join(module.path)
+        touched = any(f"{prefix}/{leaf}" in kept for leaf in ("kernel", "scale"))
+        if not touched or context.method_name != "__call__":
+            return next_method(*args, **kwargs)
+        if isinstance(module, Affine):
+            return module.get_variable("params", "kernel"), _bias(module)
+        if isinstance(module, nn.GroupNorm):
+            return _narrow_norm(module, args[0], widths[f"{prefix}/scale"])
+        kernel = module.get_variable("params", "kernel")
+        x, kernel, bias = promote_dtype(*args, kernel, _bias(module), dtype=module.dtype)
+        return _product(module, x, kernel) + bias
+
+    packed_masks = jax.tree.map(lambda mask: jnp.asarray(True), masks)
+    bind = functools.partial(_bind, run_layer)
+    layers = tuple(name for name in kept if np.ndim(names[name]))
+    return Compiled(pack, unpack, lambda packed: packed, bind, packed_masks, layers)
+
+
+def _bind(run_layer, apply):
+    """Return `apply` with the layers run by an interceptor."""
+
+    def bound(ready, *inputs, **options):
+        with nn.intercept_methods(run_layer):
+            return apply(ready, *inputs, **options)
+
+    return bound
+
+
+def _names(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(k, simple=True, separator="/"): leaf for k, leaf in leaves}
+
+
+def _map_named(function, tree):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
+        tree,
+    )
+
+
+def _bias(module):
+    return module.get_variable("params", "bias")
+
+
+def _product(module, x, kernel):
+    """Run a convolution or dense layer with a kernel of another width than its own."""
+    if isinstance(module, nn.Dense):
+        return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+    strides, padding = (module.strides,) * 2, [(module.padding,) * 2] * 2
+    dimensions = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dimensions)
+
+
+def _block_grid(mask, size):
+    """Return the booleans of a kernel's blocks, or None if it has no blocks or none is inactive."""
+    rows, columns = mask.shape[-2] / size, mask.shape[-1] / size
+    if not (rows.is_integer() and columns.is_integer()):
+        return None
+    parts = mask.reshape(-1, int(rows), size, int(columns), size)
+    grid = parts[0, :, 0, :, 0]
+    constant = (parts == grid[None, :, None, :, None]).all()
+    return grid if constant and not grid.all() else None
+
+
+def _share_products(grid, size):
+    """Group output blocks that are computed together.
+
+    Two groups become one where the product over the union of their inputs is expected to cost
+    less than both, the best pair first.
+
+    Args:
+      grid: booleans [input blocks, output blocks].
+      size: channels of a block.
+
+    Returns:
+      List of `(input blocks, output blocks)`, tuples of ints; output blocks without input are
+      in none.
+    """
+    groups = [(frozenset(np.flatnonzero(c)), (j,)) for j, c in enumerate(grid.T) if c.any()]
+
+    def cost(rows, outputs):
+        return len(rows) * (len(outputs) + _OVERHEAD / size)
+
+    def gain(a, b):
+        return cost(*a) + cost(*b) - cost(a[0] | b[0], a[1] + b[1])
+
+    while len(groups) > 1:
+        pairs = [(gain(a, b), i, j) for i, a in enumerate(groups) for j, b in enumerate(groups[:i])]
+        best, i, j = max(pairs)
+        if best <= 0:
+            break
+        merged = groups[i][0] | groups[j][0], groups[i][1] + groups[j][1]
+        groups = [group for k, group in enumerate(groups) if k not in (i, j)] + [merged]
+    return [(tuple(sorted(map(int, rows))), tuple(sorted(outputs))) for rows, outputs in groups]
+
+
+def _pack_blocks(leaf, grid, size):
+    if grid is None:
+        return leaf
+    rows, columns = np.nonzero(grid)
+    taps = leaf.shape[:-2]
+    parts = leaf.reshape(-1, grid.shape[0], size, grid.shape[1], size)
+    blocks = jnp.moveaxis(parts, (1, 3), (0, 1))[rows, columns]
+    return blocks.reshape(len(rows), *taps, size, size)
+
+
+def _unpack_blocks(blocks, grid):
+    blocks = np.asarray(blocks)
+    if grid is None:
+        return blocks
+    taps, size = blocks.shape[1:-2], blocks.shape[-1]
+    parts = np.zeros((*grid.shape, *blocks.shape[1:]), blocks.dtype)
+    parts[np.nonzero(grid)] = blocks
+    parts = np.moveaxis(parts, (0, 1), (-4, -2))
+    return np.ascontiguousarray(parts).reshape(*taps, grid.shape[0] * size, -1)
+
+
+def _group_kernel(blocks, grid, group):
+    """Lay the blocks of one product side by side, zeros where the grid is False."""
+    rows, outputs = group
+    index = np.full(grid.shape, len(blocks))
+    index[np.nonzero(grid)] = np.arange(len(blocks))
+    index = index[np.ix_(rows, outputs)]
+    if (index == len(blocks)).any():
+        blocks = jnp.concatenate([blocks, jnp.zeros_like(blocks[:1])])
+    kernel = jnp.moveaxis(blocks[index], (0, 1), (-4, -2))
+    size = blocks.shape[-1]
+    return kernel.reshape(*blocks.shape[1:-2], len(rows) * size, len(outputs) * size)
+
+
+def _take_blocks(x, rows, size):
+    """Take blocks of the last axis; neighbours come in one slice."""
+    if len(rows) * size == x.shape[-1]:
+        return x
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    slices = [
+        x[..., run[0] * size : (run[-1] + 1) * size] for run in np.split(np.array(rows), breaks)
+    ]
+    return slices[0] if len(slices) == 1 else jnp.concatenate(slices, axis=-1)
+
+
+def _runs(product, outputs, size):
+    return [product[..., i * size : (i + 1) * size] for i in range(len(outputs))]
+
+
+def _output_shape(module, x):
+    if isinstance(module, nn.Dense):
+        return x.shape[:-1]
+    return (x.shape[0], *(-(-n // module.strides) for n in x.shape[1:-1]))
+
+
+def _lay_out(columns, count, size, shape):
+    """Put output blocks side by side; those that nothing leads to are zero."""
+    dtype = next(iter(columns.values())).dtype
+    zeros = jnp.zeros((*shape, size), dtype)
+    return jnp.concatenate([columns.get(j, zeros) for j in range(count)], axis=-1)
+
+
+def _active_units(masks, members):
+    """Return which units of a group are active, from the first of its kernels."""
+    path, axis, units, _ = next(member for member in members if np.ndim(masks[member[0]]))
+    mask = np.asarray(masks[path])
+    by_index = mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis))
+    active = np.zeros(units.max() + 1, bool)
+    np.logical_or.at(active, units[units >= 0], by_index[units >= 0])
+    return active
+
+
+def _narrow_norm(module, x, width):
+    """Run a GroupNorm whose groups were left out whole; `width`: its channels with all of them."""
+    params = {"scale": module.get_variable("params", "scale"), "bias": _bias(module)}
+    group_size = width // module.num_groups
+    norm = nn.GroupNorm(None, group_size, module.epsilon, module.dtype, parent=None)
+    return norm.apply({"params": params}, x)

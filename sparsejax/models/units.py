@@ -1,0 +1,81 @@
+"""Channels that can be left out of a network without changing the rest of it.
+
+A unit is a set of channels inside a block: what leads into them and out of them belongs to that
+block alone, so without the unit the network is the same network, narrower in one place. Every
+function returns `{group: [(path, axis, units, incoming), ...]}`: of the array `path`, index i
+along `axis` belongs to unit `units[i]` (-1: to none), on the way into it or out of it.
+"""
+
+import numpy as np
+
+
+def unet_units(params, norm_groups, num_head_channels):
+    """Return the units of a Latent Diffusion UNet.
+
+    The inner width of a residual block goes by groups of its second GroupNorm, which are
+    normalised apart from each other; attention goes by heads.
+
+    Args:
+      params: of `models.unet.UNet`, arrays or `jax.ShapeDtypeStruct`.
+      norm_groups: groups of a GroupNorm.
+      num_head_channels: channels of a head.
+
+    Returns:
+      Groups, one for each residual and attention block.
+    """
+    groups = {}
+    for block, layers in params.items():
+        if "in_layers_2" in layers:
+            width = layers["in_layers_2"]["kernel"].shape[-1]
+            units = np.repeat(np.arange(norm_groups), width // norm_groups)
+            groups[f"{block}/inner"] = [
+                (f"{block}/in_layers_2/kernel", 3, units, True),
+                (f"{block}/in_layers_2/bias", 0, units, True),
+                (f"{block}/emb_layers_1/kernel", 1, units, True),
+                (f"{block}/emb_layers_1/bias", 0, units, True),
+                (f"{block}/out_layers_0/scale", 0, units, True),
+                (f"{block}/out_layers_0/bias", 0, units, True),
+                (f"{block}/out_layers_3/kernel", 2, units, False),
+            ]
+        elif "qkv" in layers:
+            channels = layers["proj_out"]["kernel"].shape[0]
+            heads = np.arange(channels // num_head_channels)
+            groups[f"{block}/heads"] = [
+                (f"{block}/qkv/kernel", 1, np.repeat(heads, 3 * num_head_channels), True),
+                (f"{block}/qkv/bias", 0, np.repeat(heads, 3 * num_head_channels), True),
+                (f"{block}/proj_out/kernel", 0, np.repeat(heads, num_head_channels), False),
+            ]
+    return groups
+
+
+def bigru_units(params):
+    """Return the units of ChiroDiff's GRU: the hidden units of each layer and direction.
+
+    Args:
+      params: of `models.chirodiff.BiGRUDenoiser`, arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      Groups, two for each layer.
+    """
+    layers = sum(name.startswith("rnn_l") for name in params)
+    directions, groups = ("forward", "backward"), {}
+    for i in range(layers):
+        for place, direction in enumerate(directions):
+            hidden = params[f"rnn_l{i}"][f"{direction}_hh"]["kernel"].shape[0]
+            units, none = np.arange(hidden), np.full(hidden, -1)
+            gates = np.tile(units, 3)
+            after = np.concatenate([units, none] if place == 0 else [none, units])
+            own = f"rnn_l{i}/{direction}"
+            readers = [f"rnn_l{i + 1}/{d}_ih" for d in directions]
+            groups[own] = [
+                (f"{own}_ih/kernel", 1, gates, True),
+                (f"{own}_ih/bias", 0, gates, True),
+                (f"{own}_hh/kernel", 1, gates, True),
+                (f"{own}_hh/bias", 0, gates, True),
+                (f"{own}_hh/kernel", 0, units, False),
+                *(
+                    (f"{reader}/kernel", 0, after, False)
+                    for reader in (readers if i + 1 < layers else ["out_proj"])
+                ),
+            ]
+    return groups

@@ -1,0 +1,314 @@
+"""What moves as one: single weights, blocks of channels, or whole channels.
+
+A structure turns scores of weights into scores of units and masks of units into masks of
+weights. Prune and regrow (`topology`) work on units and can't tell what a unit is. Masks keep
+their contract: full-shape booleans, constant within a unit.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.sparsity.masks import apply_masks, is_sparsifiable, path_name, target_active
+
+logger = logging.getLogger(__name__)
+
+
+class Structure(NamedTuple):
+    """How weights make up units; all functions are pure and may be traced.
+
+    Attributes:
+      name: `weight`, `block` or `channel`.
+      pool: `pool(params) -> scores`: magnitude of every unit, a pytree of arrays [units].
+      grow_scores: `grow_scores(gradients) -> scores` of the same shapes: mean |gradient|.
+      unit_masks: `unit_masks(masks) -> booleans` of the same shapes; 0-d masks stay 0-d.
+      spread: `spread(unit_masks, params) -> masks`, full-shape; `params` for their shapes.
+      probe: `probe(key, params, masks) -> params` at which the dense gradient is taken: the
+        same function of the inputs, with a gradient for every unit that may grow.
+      revive: `revive(key, params, before, after) -> params` under the masks `after`, those that
+        came back since `before` with the values that they begin with; `key` is that of `probe`.
+    """
+
+    name: str
+    pool: Callable[..., Any]
+    grow_scores: Callable[..., Any]
+    unit_masks: Callable[..., Any]
+    spread: Callable[..., Any]
+    probe: Callable[..., Any] = lambda key, params, masks: params
+    revive: Callable[..., Any] = lambda key, params, before, after: apply_masks(params, after)
+
+
+def _magnitudes(tree):
+    return jax.tree.map(jnp.abs, tree)
+
+
+WEIGHT = Structure(
+    "weight", _magnitudes, _magnitudes, lambda masks: masks, lambda units, params: units
+)
+
+
+def block(size):
+    """Return the structure of blocks: `size` input by `size` output channels, all taps together.
+
+    A block's score is the mean over its weights. It comes back at zero, as a weight does. A layer
+    whose channels are no multiples of `size` moves single weights; see `log_exceptions`.
+
+    Args:
+      size: channels of a side.
+
+    Returns:
+      Structure for kernels [..., input channels, output channels].
+
+    Example:
+      >>> kernel = {"kernel": jnp.ones((3, 3, 4, 6))}
+      >>> block(2).pool(kernel)["kernel"].shape
+      (2, 3)
+    """
+
+    def pool(leaf):
+        if not fits_blocks(leaf.shape, size):
+            return jnp.abs(leaf)
+        rows, columns = leaf.shape[-2] // size, leaf.shape[-1] // size
+        parts = jnp.abs(leaf).reshape(-1, rows, size, columns, size)
+        return parts.mean((0, 2, 4), dtype=jnp.promote_types(leaf.dtype, jnp.float32))
+
+    def unit_mask(mask):
+        if not fits_blocks(mask.shape, size):
+            return mask
+        return mask.reshape(-1, *mask.shape[-2:])[0, ::size, ::size]
+
+    def spread(units, leaf):
+        if units.ndim == 0 or not fits_blocks(leaf.shape, size):
+            return units
+        wide = jnp.repeat(jnp.repeat(units, size, axis=0), size, axis=1)
+        return jnp.broadcast_to(wide, leaf.shape)
+
+    pool_all = lambda tree: jax.tree.map(pool, tree)  # noqa: E731
+    return Structure(
+        "block",
+        pool_all,
+        pool_all,
+        lambda masks: jax.tree.map(unit_mask, masks),
+        lambda units, params: jax.tree.map(spread, units, params),
+    )
+
+
+def fits_blocks(shape, size):
+    """Tell whether an array of this shape divides into blocks of its last two dimensions."""
+    return len(shape) >= 2 and shape[-2] % size == 0 and shape[-1] % size == 0
+
+
+class Member(NamedTuple):
+    """The part that one array has in a group of channels.
+
+    Attributes:
+      path: of the array, names joined by slashes.
+      axis: the axis whose indices belong to units.
+      units: the unit of every index, [length of the axis] int; -1 where it has none.
+      incoming: whether the weights lead into the unit or out of it.
+    """
+
+    path: str
+    axis: int
+    units: np.ndarray
+    incoming: bool
+
+
+def channel(groups, init):
+    """Return the structure of channels: units that run through several arrays.
+
+    Where a unit is inactive, all that leads into it and out of it is: the network is one without
+    the unit. A unit's score is the mean over its weights. It comes back with fresh incoming and
+    zero outgoing weights. The gradient of an inactive unit is zero by construction, so growth is
+    scored where every inactive unit has the incoming weights that it would come back with: the
+    network computes the same, and the gradient of the outgoing weights says what a unit is worth.
+    Arrays of no group stay dense, as do those of one dimension.
+
+    Args:
+      groups: `{name: [Member, ...]}`.
+      init: `init(key) -> params`: fresh parameters.
+
+    Returns:
+      Structure; its units are `{name: array [units]}`.
+    """
+    members = _members_by_path(groups)
+
+    def mean_over(tree, accept):
+        """Average |values| over the weights that belong to a unit, by group."""
+        leaves = dict(_named(tree))
+        sums = dict.fromkeys(groups, 0.0)
+        sizes = dict.fromkeys(groups, 0)
+        for name, group in groups.items():
+            for member in filter(accept, group):
+                leaf = leaves[member.path]
+                if len(leaf.shape) < 2:
+                    continue
+                other = tuple(axis for axis in range(leaf.ndim) if axis != member.axis)
+                by_index = jnp.abs(leaf).sum(other, dtype=jnp.float32)
+                count = number_of_units(group)
+                sums[name] += jnp.zeros(count + 1).at[member.units].add(by_index)[:count]
+                indices = np.sum(member.units >= 0) // count
+                sizes[name] += indices * leaf.size // leaf.shape[member.axis]
+        return {name: sums[name] / sizes[name] for name in groups}
+
+    def unit_masks(masks):
+        leaves = dict(_named(masks))
+
+        def of(group):
+            member = next(m for m in group if leaves[m.path].ndim)
+            other = tuple(i for i in range(leaves[member.path].ndim) if i != member.axis)
+            by_index = jnp.any(leaves[member.path], other)
+            count = number_of_units(group)
+            return jnp.zeros(count + 1, bool).at[member.units].max(by_index)[:count]
+
+        return {name: of(group) for name, group in groups.items()}
+
+    def along(units, path, shape, accept, otherwise):
+        """Spread units over one array: an array that broadcasts to `shape`."""
+        result = jnp.full((1,) * len(shape), otherwise)
+        for name, member in members.get(path, ()):
+            if accept(member):
+                by_index = jnp.append(units[name], otherwise)[member.units]
+                other = [axis for axis in range(len(shape)) if axis != member.axis]
+                by_index = jnp.expand_dims(by_index, other)
+                result = result & by_index if otherwise else result | by_index
+        return result
+
+    def spread(units, params):
+        def leaf_mask(path, leaf):
+            name = path_name(path)
+            if name not in members or len(leaf.shape) < 2:
+                return jnp.asarray(True)
+            return jnp.broadcast_to(along(units, name, leaf.shape, _any, True), leaf.shape)
+
+        return jax.tree_util.tree_map_with_path(leaf_mask, params)
+
+    def begin(key, params, absent, active):
+        """Give units that are `absent` fresh incoming weights from the units that aren't."""
+
+        def leaf(path, param, fresh):
+            name = path_name(path)
+            if name not in members or param.ndim < 2:
+                return param
+            into = along(absent, name, param.shape, lambda m: m.incoming, False)
+            out_of = along(absent, name, param.shape, lambda m: not m.incoming, False)
+            there = along(active, name, param.shape, _any, True)
+            return jnp.where(into & ~out_of & there, fresh, param)
+
+        fresh = init(jax.random.fold_in(key, _FRESH))
+        return jax.tree_util.tree_map_with_path(leaf, params, fresh)
+
+    def probe(key, params, masks):
+        inactive = {name: ~units for name, units in unit_masks(masks).items()}
+        everywhere = {name: jnp.ones_like(units) for name, units in inactive.items()}
+        return begin(key, params, inactive, everywhere)
+
+    def revive(key, params, before, after):
+        old, new = unit_masks(before), unit_masks(after)
+        returned = {name: new[name] & ~old[name] for name in groups}
+        return begin(key, apply_masks(params, after), returned, new)
+
+    return Structure(
+        "channel",
+        pool=lambda params: mean_over(params, _any),
+        grow_scores=lambda gradients: mean_over(gradients, lambda member: not member.incoming),
+        unit_masks=unit_masks,
+        spread=spread,
+        probe=probe,
+        revive=revive,
+    )
+
+
+_FRESH = 2**31 - 1  # what a key is folded with: no index of a layer
+
+
+def _any(member):
+    del member
+    return True
+
+
+def _named(tree):
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _members_by_path(groups):
+    members = {}
+    for name, group in groups.items():
+        for member in group:
+            members.setdefault(member.path, []).append((name, member))
+    return members
+
+
+def number_of_units(group):
+    """Return how many units a group of `Member` has."""
+    return int(group[0].units.max()) + 1
+
+
+def channel_sparsities(groups, params, sparsity):
+    """Find the share of units to leave out of every group, the same for all, for a sparsity.
+
+    Where both sides of a kernel are units, leaving out half of them leaves a quarter of the
+    weights. Of the shares that whole units allow, the one is taken that comes nearest to
+    `sparsity` of the weights that belong to groups.
+
+    Args:
+      groups: `{name: [Member, ...]}`.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+      sparsity: in [0, 1).
+
+    Returns:
+      `{name: float}`, as `init` of a method takes it.
+    """
+    leaves, members = dict(_named(params)), _members_by_path(groups)
+    counts = {name: number_of_units(group) for name, group in groups.items()}
+    covered = [path for path in members if len(leaves[path].shape) >= 2]
+
+    def active(share):
+        total = 0.0
+        for path in covered:
+            density = {}
+            for name, member in members[path]:
+                # Members of one axis, such as both directions before a layer, share its length.
+                kept = target_active(counts[name], share) / counts[name]
+                part = np.mean(member.units >= 0)
+                density[member.axis] = density.get(member.axis, 0.0) + kept * part
+            total += math.prod(leaves[path].shape) * math.prod(density.values())
+        return total
+
+    budget = (1 - sparsity) * sum(math.prod(leaves[path].shape) for path in covered)
+    finest = max(counts.values())
+    shares = [i / finest for i in range(finest)]
+    share = min(shares, key=lambda share: abs(active(share) - budget)) if sparsity else 0.0
+    return dict.fromkeys(groups, share)
+
+
+def log_exceptions(structure, params, size=None, groups=()):
+    """Log which sparsifiable layers a structure leaves out, and what becomes of them.
+
+    Args:
+      structure: `block` or `channel`; nothing is said of `weight`.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+      size: of blocks.
+      groups: of channels.
+
+    Returns:
+      Names of the layers.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    layers = {path_name(path): leaf.shape for path, leaf in leaves if is_sparsifiable(path, leaf)}
+    if structure == "block":
+        rule = f"move single weights: channels are no multiples of {size}"
+        others = [name for name, shape in layers.items() if not fits_blocks(shape, size)]
+    elif structure == "channel":
+        rule = "stay dense: they belong to no group of channels"
+        others = [name for name in layers if name not in _members_by_path(dict(groups))]
+    else:
+        return []
+    if others:
+        logger.info("structure %s: %d layers %s: %s", structure, len(others), rule, others)
+    return others

@@ -1,0 +1,100 @@
+"""What `config.sparsity` asks for: the structure, the method, how sparse each layer is."""
+
+import logging
+
+import jax
+
+from sparsejax.configuration import require
+from sparsejax.sparsity import structure as structures
+from sparsejax.sparsity.distributions import get_distribution
+from sparsejax.sparsity.methods import get_method
+
+logger = logging.getLogger(__name__)
+
+
+def build_method(sparsity, task):
+    """Return the method of `config.sparsity`, moving what its structure names.
+
+    Args:
+      sparsity: `config.sparsity`, resolved.
+      task: Task.
+
+    Returns:
+      `sparsity.methods.Method`.
+
+    Raises:
+      ConfigError: the task's network has no such structure.
+    """
+    return get_method(sparsity.method, build_structure(sparsity, task))
+
+
+def build_structure(sparsity, task):
+    """Return the `sparsity.structure.Structure` of `config.sparsity`; see `build_method`."""
+    if sparsity.method == "dense" or sparsity.structure == "weight":
+        return structures.WEIGHT
+    if sparsity.structure == "block":
+        _check_blocks(sparsity, task)
+        return structures.block(sparsity.block_size)
+    return structures.channel(channel_groups(task), task.init)
+
+
+def channel_groups(task):
+    """Return the groups of channels of a task's network, `{name: [Member, ...]}`.
+
+    Raises:
+      ConfigError: it has none.
+    """
+    groups = task.units(_abstract_params(task))
+    accepted = "weight, block: channels of this network can't be left out by themselves"
+    require(groups, "sparsity.structure", "channel", accepted)
+    return {
+        name: [structures.Member(*member) for member in members] for name, members in groups.items()
+    }
+
+
+def _abstract_params(task):
+    return jax.eval_shape(task.init, jax.random.key(0))
+
+
+def _check_blocks(sparsity, task):
+    size = sparsity.block_size
+    shapes = [leaf.shape for leaf in jax.tree.leaves(_abstract_params(task))]
+    fits = any(structures.fits_blocks(shape, size) for shape in shapes)
+    accepted = "a size that divides the input and output channels of some layer"
+    require(fits, "sparsity.block_size", size, accepted)
+
+
+def layer_sparsities(sparsity, task):
+    """Return the sparsity of each layer, or of each group of channels, that the config asks for.
+
+    Args:
+      sparsity: `config.sparsity`, resolved.
+      task: Task.
+
+    Returns:
+      Pytree of Python floats with the structure of params, or `{group: float}`.
+
+    Raises:
+      ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer, or the
+        structure doesn't suit the network.
+    """
+    params, custom = _abstract_params(task), sparsity.custom
+    if sparsity.structure == "channel" and sparsity.method != "dense":
+        accepted = "() with channels: the same share is left out of every group"
+        require(not custom, "sparsity.custom", custom, accepted)
+        return structures.channel_sparsities(channel_groups(task), params, sparsity.level)
+    try:
+        return get_distribution(sparsity.distribution)(params, sparsity.level, custom=custom)
+    except ValueError as error:
+        require(False, "sparsity.custom", custom, f"pairs (pattern, sparsity) [{error}]")
+
+
+def log_structure(sparsity, task):
+    """Log what the structure leaves out, and which keys it ignores."""
+    if sparsity.method == "dense" or sparsity.structure == "weight":
+        return
+    groups = channel_groups(task) if sparsity.structure == "channel" else ()
+    size, params = sparsity.block_size, _abstract_params(task)
+    structures.log_exceptions(sparsity.structure, params, size, groups)
+    if groups:
+        logger.info("structure channel ignores sparsity.distribution = %s", sparsity.distribution)

@@ -1,0 +1,231 @@
+"""Blocks and channels: invariants of the topology updates on units, and what a unit is."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparsejax.sparsity import masks, methods, structure
+from tests.sparsity.strategies import active_counts, random_like, random_tree
+
+SHAPES = {"conv": {"kernel": (3, 3, 8, 12), "bias": (12,)}, "out": {"kernel": (12, 10)}}
+FRACTIONS = st.sampled_from([0.0, 0.3, 0.5, 1.0])
+LEVELS = st.sampled_from([0.1, 0.5, 0.75, 0.9])
+INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(16, 5)), jnp.float32)
+
+# A net with a recurrent look: the units of "b" lead into each other, and "out" reads two groups.
+GROUPS = {
+    "a": [
+        structure.Member("a/kernel", 1, np.repeat(np.arange(4), 2), True),
+        structure.Member("a/bias", 0, np.repeat(np.arange(4), 2), True),
+        structure.Member(
+            "out/kernel", 0, np.r_[np.repeat(np.arange(4), 2), -np.ones(6, int)], False
+        ),
+    ],
+    "b": [
+        structure.Member("b/kernel", 1, np.tile(np.arange(6), 1), True),
+        structure.Member("inner/kernel", 1, np.arange(6), True),
+        structure.Member("inner/kernel", 0, np.arange(6), False),
+        structure.Member("out/kernel", 0, np.r_[-np.ones(8, int), np.arange(6)], False),
+    ],
+}
+NET = {
+    "a": {"kernel": (5, 8), "bias": (8,)},
+    "b": {"kernel": (5, 6)},
+    "inner": {"kernel": (6, 6)},
+    "out": {"kernel": (14, 3)},
+}
+
+
+def init(key):
+    """Fresh parameters, all different from zero, of the net of the groups."""
+    return jax.tree.map(
+        lambda shape: 1 + jax.random.uniform(jax.random.fold_in(key, len(shape) * shape[0]), shape),
+        NET,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+
+
+def forward(params, x=INPUTS):
+    """The outputs of the net, [16, 3]."""
+    b = jnp.tanh(x @ params["b"]["kernel"])
+    b = jnp.tanh(b @ params["inner"]["kernel"])
+    a = jnp.tanh(x @ params["a"]["kernel"] + params["a"]["bias"])
+    return jnp.concatenate([a, b], -1) @ params["out"]["kernel"]
+
+
+BLOCK, CHANNEL = structure.block(4), structure.channel(GROUPS, init)
+BUILT = {
+    (name, kind.name): methods.get_method(name, kind)
+    for name in ("rigl", "magran")
+    for kind in (BLOCK, CHANNEL)
+}
+PROBE = jax.jit(BUILT["rigl", "channel"].probe)
+GRADIENT = jax.jit(jax.grad(lambda params: jnp.sum(forward(params) ** 2)))
+UPDATES = {key: jax.jit(method.update) for key, method in BUILT.items()}
+
+
+@functools.cache
+def block_init(level):
+    sparsities = {"conv": {"kernel": level, "bias": 0.0}, "out": {"kernel": level}}
+    method = methods.get_method("static", BLOCK)
+    return jax.jit(lambda key, params: method.init(key, params, sparsities))
+
+
+@functools.cache
+def channel_init(level):
+    sparsities = structure.channel_sparsities(
+        GROUPS, jax.eval_shape(init, jax.random.key(0)), level
+    )
+    method = methods.get_method("static", CHANNEL)
+    return jax.jit(lambda key, params: method.init(key, params, sparsities))
+
+
+def is_constant_within_blocks(mask, size):
+    """By loops and slices, not by the library."""
+    rows, columns = mask.shape[-2] // size, mask.shape[-1] // size
+    return all(
+        len(np.unique(mask[..., i * size : (i + 1) * size, j * size : (j + 1) * size])) == 1
+        for i in range(rows)
+        for j in range(columns)
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), LEVELS, st.sampled_from(["rigl", "magran"]), FRACTIONS)
+def test_blocks_move_whole_and_keep_their_number(seed, level, name, fraction):
+    key = jax.random.key(seed)
+    params = random_tree(SHAPES, seed)
+    before = block_init(level)(key, params)
+    units = 2 * 3
+    assert before["conv"]["kernel"].sum() == (units - int(units * level)) * 9 * 16
+    params = masks.apply_masks(params, before)
+    gradients = random_like(params, seed + 1)
+    after_params, after = UPDATES[name, "block"](key, params, before, gradients, fraction)
+    assert active_counts(after) == active_counts(before)
+    assert is_constant_within_blocks(np.asarray(after["conv"]["kernel"]), 4)
+    assert after["conv"]["bias"].ndim == 0
+    # (12, 10) has no blocks of 4: single weights move there.
+    assert after["out"]["kernel"].sum() == 120 - int(120 * level)
+    for old, new, was, now in zip(
+        *map(jax.tree.leaves, (params, after_params, before, after)), strict=True
+    ):
+        now, was = np.broadcast_to(now, new.shape), np.broadcast_to(was, new.shape)
+        assert (np.asarray(new)[~(now & was)] == 0).all()
+        np.testing.assert_array_equal(np.asarray(new)[now & was], np.asarray(old)[now & was])
+
+
+def test_blocks_are_dropped_and_grown_by_their_means():
+    """Against sums taken by hand; the signs must not cancel."""
+    kernel = np.zeros((1, 1, 8, 8), np.float32)
+    kernel[0, 0, :4, :4], kernel[0, 0, 4:, 4:] = 1.0, 0.5
+    kernel[0, 0, 0, 0] = -1.0
+    gradient = np.zeros_like(kernel)
+    gradient[0, 0, :4, 4:] = np.where(np.arange(4) % 2, 0.3, -0.3)
+    gradient[0, 0, 4, 0] = 4.0  # the largest weight, the smaller mean: 4 / 16
+    gradient[0, 0, 4:, 4:] = 0.1
+    before = {"kernel": jnp.asarray(kernel != 0)}
+    update = methods.get_method("rigl", BLOCK).update
+    _, after = update(
+        jax.random.key(0), {"kernel": jnp.asarray(kernel)}, before, {"kernel": gradient}, 0.5
+    )
+    assert after["kernel"][0, 0, ::4, ::4].tolist() == [[True, True], [False, False]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999), LEVELS, st.sampled_from(["rigl", "magran"]), FRACTIONS)
+def test_channels_move_whole_through_all_their_arrays(seed, level, name, fraction):
+    key = jax.random.key(seed)
+    params = init(key)
+    before = channel_init(level)(key, params)
+    params = masks.apply_masks(params, before)
+    gradients = GRADIENT(PROBE(key, params, before))
+    after_params, after = UPDATES[name, "channel"](key, params, before, gradients, fraction)
+    assert active_counts(after) == active_counts(before)
+    a = np.asarray(after["a"]["kernel"]).all(0).reshape(4, 2).all(1)
+    b = np.asarray(after["inner"]["kernel"]).any(0)
+    assert (np.asarray(after["a"]["kernel"]) == np.repeat(a, 2)).all()
+    assert (np.asarray(after["b"]["kernel"]) == b).all()
+    assert (np.asarray(after["inner"]["kernel"]) == b[:, None] & b).all()
+    assert (np.asarray(after["out"]["kernel"]) == np.r_[np.repeat(a, 2), b][:, None]).all()
+    assert after["a"]["bias"].ndim == 0
+    new = jax.tree.map(np.asarray, after_params)
+    was, now = jax.tree.map(np.asarray, (before, after))
+    for layer in ("a", "b", "inner", "out"):
+        kernel, mask, old = new[layer]["kernel"], now[layer]["kernel"], was[layer]["kernel"]
+        assert (kernel[~mask] == 0).all()
+        kept = mask & old
+        np.testing.assert_array_equal(kernel[kept], np.asarray(params[layer]["kernel"])[kept])
+    # Back with fresh incoming and zero outgoing weights.
+    for layer in ("a", "b"):
+        assert (new[layer]["kernel"][now[layer]["kernel"] & ~was[layer]["kernel"]] >= 1).all()
+    assert (new["out"]["kernel"][now["out"]["kernel"] & ~was["out"]["kernel"]] == 0).all()
+    returned = b & ~np.asarray(before["inner"]["kernel"]).any(0)
+    assert (new["inner"]["kernel"][returned] == 0).all()
+    assert (new["inner"]["kernel"][np.ix_(b & ~returned, returned)] >= 1).all()
+
+
+def test_an_inactive_channel_has_a_growth_score_that_is_not_zero_by_construction():
+    """Without the probe it is zero; with it the net computes the same and the score is exact."""
+    key = jax.random.key(3)
+    before = channel_init(0.5)(key, init(key))
+    params = masks.apply_masks(init(key), before)
+    inactive = {name: ~units for name, units in CHANNEL.unit_masks(before).items()}
+    plain = CHANNEL.grow_scores(GRADIENT(params))
+    assert (plain["b"][inactive["b"]] == 0).all()
+    probe = PROBE(key, params, before)
+    np.testing.assert_array_equal(forward(probe), forward(params))
+    scores = CHANNEL.grow_scores(GRADIENT(probe))
+    for name in GROUPS:
+        assert inactive[name].any()
+        assert (scores[name][inactive[name]] > 0).all()
+    # The mean over the outgoing weights, by hand.
+    gradient = np.abs(GRADIENT(probe)["out"]["kernel"])
+    np.testing.assert_allclose(scores["a"], gradient[:8].reshape(4, -1).mean(1), rtol=1e-6)
+
+
+def test_a_channels_magnitude_is_the_mean_over_all_its_weights():
+    params = jax.tree.map(np.asarray, init(jax.random.key(5)))
+    kernels = {name: layer["kernel"] for name, layer in params.items()}
+    scores = CHANNEL.pool(params)
+    for unit in range(4):
+        columns = [2 * unit, 2 * unit + 1]
+        weights = np.r_[kernels["a"][:, columns].ravel(), kernels["out"][columns].ravel()]
+        np.testing.assert_allclose(scores["a"][unit], np.abs(weights).mean(), rtol=1e-6)
+    inner = kernels["inner"]
+    weights = np.r_[kernels["b"][:, 2], inner[:, 2], inner[2], kernels["out"][8 + 2]]
+    np.testing.assert_allclose(scores["b"][2], np.abs(weights).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("level", [0.0, 0.3, 0.5, 0.75])
+def test_the_share_of_units_comes_as_near_to_the_sparsity_as_whole_units_can(level):
+    params = init(jax.random.key(0))
+    covered = ["a", "b", "inner", "out"]
+    total = sum(params[name]["kernel"].size for name in covered)
+
+    def active(a, b):
+        return 5 * 2 * a + 5 * b + b * b + 3 * (2 * a + b)
+
+    drawn = channel_init(level)(jax.random.key(1), params)
+    got = sum(
+        int(np.broadcast_to(drawn[n]["kernel"], params[n]["kernel"].shape).sum()) for n in covered
+    )
+    possible = [active(4 - int(4 * i / 6), 6 - int(6 * (i / 6))) for i in range(6)]
+    assert abs(got - (1 - level) * total) == min(abs(p - (1 - level) * total) for p in possible)
+
+
+def test_layers_that_do_not_fit_are_named_in_the_log(caplog):
+    with caplog.at_level("INFO", logger="sparsejax"):
+        left = structure.log_exceptions("block", random_tree(SHAPES, 0), 4)
+    assert left == ["out/kernel"]
+    assert "move single weights: channels are no multiples of 4: ['out/kernel']" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO", logger="sparsejax"):
+        params = init(jax.random.key(0)) | {"other": {"kernel": jnp.ones((2, 2))}}
+        left = structure.log_exceptions("channel", params, groups=GROUPS)
+    assert left == ["other/kernel"]
+    assert "stay dense" in caplog.text
