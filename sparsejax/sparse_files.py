@@ -1,0 +1,266 @@
+"""Sparse models as one safetensors file: active values, packed masks, and no zeros.
+
+Needs numpy and safetensors only, no jax. docs/sparse_files.md has the layout.
+"""
+
+import json
+import math
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, deserialize, safe_open
+from safetensors.numpy import save_file
+
+from sparsejax.atomic import replacing
+
+FORMAT = "1"
+_FORMAT_KEY, _SHAPES_KEY, _SUMS_KEY = "sparsejax_format", "shapes", "crc32"
+_RESERVED = (_FORMAT_KEY, _SHAPES_KEY, _SUMS_KEY)
+# Names of safetensors and of numpy; bfloat16 is apart, since numpy has no such type.
+_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BOOL": "bool"}
+_DTYPES |= {
+    f"{kind}{bits}": f"{name}{bits}"
+    for kind, name in (("I", "int"), ("U", "uint"))
+    for bits in (8, 16, 32, 64)
+}
+
+
+class Sizes(NamedTuple):
+    """Bytes of a sparse file, and of the same params as dense arrays."""
+
+    file: int
+    dense: int
+
+
+def save_sparse(path, params, masks, metadata=None):
+    """Write a sparse model, whole or not at all.
+
+    Args:
+      path: of the safetensors file to write; its folder exists.
+      params: nested dictionaries of arrays, of numpy or jax; floats (bfloat16 too), integers or
+        booleans; zero wherever the mask is False. A negative zero there is read as zero.
+      masks: the same dictionaries of boolean arrays: of the parameter's shape, or a 0-d True
+        where all of it is stored.
+      metadata: `{name: text}` to keep in the file.
+
+    Returns:
+      Sizes.
+
+    Raises:
+      ValueError: a weight is not zero where its mask is False, masks don't fit params, or
+        something else that the file can't hold; names the leaf.
+
+    Example:
+      `save_sparse("model.safetensors", params, masks, {"trained on": "digits"})`
+    """
+    params, masks, metadata = _flatten(params), _flatten(masks), dict(metadata or {})
+    differing = sorted(params.keys() ^ masks.keys())
+    if differing:
+        raise ValueError(f"params and masks have different leaves: {', '.join(differing[:3])}")
+    reserved = [name for name in _RESERVED if name in metadata]
+    if reserved:
+        raise ValueError(f"metadata has the names {reserved}, which the format keeps for itself")
+    tensors, shapes = {}, {}
+    for name, param in params.items():
+        mask = masks[name]
+        _check_leaf(name, param, mask)
+        if mask.ndim == 0:
+            tensors[f"dense/{name}"] = np.asarray(param, order="C")
+        else:
+            tensors[f"values/{name}"], shapes[name] = param[mask], param.shape
+            tensors[f"mask/{name}"] = np.packbits(mask)
+    sums = {name: _checksum(array) for name, array in tensors.items()}
+    metadata[_FORMAT_KEY] = FORMAT
+    metadata |= {_SHAPES_KEY: json.dumps(shapes), _SUMS_KEY: json.dumps(sums)}
+    path = pathlib.Path(path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+    return Sizes(path.stat().st_size, sum(param.nbytes for param in params.values()))
+
+
+def load_sparse(path):
+    """Read a sparse model.
+
+    bfloat16, which numpy doesn't have, is read as the type of the package ml_dtypes (jax brings
+    it along); where that is not installed, as float32 of the same values.
+
+    Args:
+      path: of a file that `save_sparse` wrote.
+
+    Returns:
+      Tuple `(params, masks, metadata)`: nested dictionaries of numpy arrays, params zero where
+      the mask is False; masks boolean, of the parameter's shape or 0-d True; `{name: text}`.
+
+    Raises:
+      ValueError: there is no such file, it is damaged, or no sparse model; names the path and
+        what is wrong.
+
+    Example:
+      `params, masks, metadata = load_sparse("model.safetensors")`
+    """
+    path = pathlib.Path(path)
+    metadata = read_metadata(path)
+    version = metadata.pop(_FORMAT_KEY, None)
+    if version is None:
+        raise ValueError(f"{path} holds no sparse model: its metadata has no {_FORMAT_KEY}")
+    if version != FORMAT:
+        raise ValueError(f"{path} is of the sparse format {version!r}; accepted: {FORMAT!r}")
+    try:
+        tensors = dict(deserialize(path.read_bytes()))
+        shapes = _read_dictionary(metadata, _SHAPES_KEY)
+        _check_sums(tensors, _read_dictionary(metadata, _SUMS_KEY))
+        params, masks = _unpack({name: _to_array(one) for name, one in tensors.items()}, shapes)
+        return _nest(params), _nest(masks), metadata
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def is_sparse_file(path):
+    """Tell whether `path` is a file that `save_sparse` wrote, of whatever version."""
+    try:
+        return _FORMAT_KEY in read_metadata(path)
+    except (OSError, ValueError):
+        return False
+
+
+def read_metadata(path):
+    """Return the metadata of a safetensors file, `{name: text}`, without reading the rest.
+
+    Args:
+      path: of the file.
+
+    Raises:
+      ValueError: there is no such file, or it is damaged or no safetensors file; names the path.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+
+def _flatten(tree, name=""):
+    """Return `{path: array}` of nested dictionaries; refuse what paths can't say."""
+    if not isinstance(tree, Mapping):
+        if not name or isinstance(tree, list | tuple):
+            kind = type(tree).__name__
+            raise ValueError(f"{name or 'the tree'} is a {kind}; accepted: nested dictionaries")
+        array = np.asarray(tree)
+        native = array.dtype.isnative
+        return {name: array if native else array.astype(array.dtype.newbyteorder("="))}
+    if not tree:
+        raise ValueError(f"{name or 'the tree'} is an empty dictionary")
+    flat = {}
+    for key, child in tree.items():
+        if not isinstance(key, str) or not key or "/" in key:
+            where = name or "the tree"
+            raise ValueError(f"{where} has the key {key!r}; accepted: text without slashes")
+        flat |= _flatten(child, f"{name}/{key}" if name else key)
+    return flat
+
+
+def _check_leaf(name, param, mask):
+    if param.dtype.name not in (*_DTYPES.values(), "bfloat16"):
+        raise ValueError(f"{name} is of dtype {param.dtype}; accepted: floats, integers, booleans")
+    fits = mask.shape == param.shape or mask.ndim == 0
+    if mask.dtype != bool or not fits:
+        found = f"{mask.dtype} of shape {mask.shape}"
+        accepted = f"booleans of shape {param.shape}, or a 0-d True"
+        raise ValueError(f"the mask of {name} is {found}; accepted: {accepted}")
+    if mask.ndim == 0 and not mask:
+        raise ValueError(f"the mask of {name} is a 0-d False; accepted: True")
+    lost = np.count_nonzero(param[~mask]) if mask.ndim else 0
+    if lost:
+        raise ValueError(
+            f"{name} has {lost} weights that are not zero where its mask is False; they would be "
+            "lost: apply the masks first"
+        )
+
+
+def _checksum(array):
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _read_dictionary(metadata, key):
+    value = json.loads(metadata.pop(key, "null"))
+    if not isinstance(value, dict):
+        raise ValueError(f"its metadata has no {key}")
+    return value
+
+
+def _check_sums(tensors, sums):
+    differing = sorted(tensors.keys() ^ sums.keys())
+    if differing:
+        raise ValueError(f"tensors are missing or too many: {', '.join(differing[:3])}")
+    for name, tensor in tensors.items():
+        if zlib.crc32(tensor["data"]) != sums[name]:
+            raise ValueError(f"the checksum of {name} is not the one that was written")
+
+
+def _to_array(tensor):
+    """Return the numpy array of what safetensors read."""
+    kind, data, shape = tensor["dtype"], tensor["data"], tensor["shape"]
+    if kind != "BF16":
+        if kind not in _DTYPES:
+            raise ValueError(f"a tensor of the type {kind}; accepted: {', '.join(_DTYPES)}, BF16")
+        return np.frombuffer(data, _DTYPES[kind]).reshape(shape)
+    bits = np.frombuffer(data, np.uint16).reshape(shape)
+    try:
+        import ml_dtypes
+    except ImportError:
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.view(ml_dtypes.bfloat16)
+
+
+def _unpack(arrays, shapes):
+    """Return params and masks, `{path: array}`."""
+    params, masks, unused = {}, {}, set(arrays)
+    for key, array in sorted(arrays.items()):
+        kind, _, name = key.partition("/")
+        if kind not in ("dense", "values") or name in params:
+            continue
+        unused -= {key, f"mask/{name}"} if kind == "values" else {key}
+        if kind == "dense":
+            params[name], masks[name] = array, np.array(True)
+        else:
+            packed = arrays.get(f"mask/{name}")
+            masks[name] = _unpack_mask(name, packed, shapes.get(name), array)
+            params[name] = np.zeros(masks[name].shape, array.dtype)
+            params[name][masks[name]] = array
+    if unused:
+        raise ValueError(f"the tensor {min(unused)} belongs to no leaf")
+    return params, masks
+
+
+def _unpack_mask(name, packed, shape, values):
+    """Return the mask of `shape`, checked against the active values."""
+    if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
+        raise ValueError(f"{name} has no mask of packed bits")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"{name} has no shape, but {shape!r}")
+    size = math.prod(shape)
+    if len(packed) != -(-size // 8):
+        raise ValueError(f"the mask of {name} has {len(packed)} bytes; {size} weights need others")
+    bits = np.unpackbits(packed).view(bool)
+    if bits[size:].any() or values.shape != (np.count_nonzero(bits),):
+        raise ValueError(f"the mask of {name} doesn't fit values of shape {values.shape}")
+    return bits[:size].reshape(shape)
+
+
+def _nest(flat):
+    tree = {}
+    for name, leaf in sorted(flat.items()):
+        *parents, last = name.split("/")
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{name} lies below another leaf")
+        node[last] = leaf
+    return tree
