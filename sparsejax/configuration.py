@@ -94,7 +94,8 @@ def default_config():
 
     # `every` is in optimizer steps; 0 = at the end only.
     config.checkpoint = ml_collections.ConfigDict({"every": 500, "keep": 2})
-    config.checkpoint.init_from = ""  # a run's workdir, or published weights (`models.files`)
+    # A run's workdir, a sparse file (`sparse_files`), or published weights (`models.files`).
+    config.checkpoint.init_from = ""
     config.log = ml_collections.ConfigDict({"every": 50, "tensorboard": True})
     config.sample = ml_collections.ConfigDict()
     config.sample.every = 500
@@ -250,6 +251,21 @@ def _check_optimizer(o):
 def to_json(config):
     """Return a resolved config as JSON text, keys sorted."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def with_defaults(saved):
+    """Return a saved config in which keys that are younger than it have their defaults.
+
+    Args:
+      saved: nested dictionaries, as `json.loads` gives them.
+
+    Returns:
+      The same, with every key of `default_config`.
+    """
+    config = default_config()
+    with config.unlocked(), config.ignore_type():
+        config.update(saved)
+    return json.loads(to_json(config))
 
 
 def differing_keys(config, saved):

@@ -1,9 +1,11 @@
-"""Trained UNets and their masks as files that other programs read.
+"""Trained models and their masks as files that other programs read.
 
-    python -m sparsejax.models.export --workdir runs/X --output FOLDER [--no-ema]
+    python -m sparsejax.models.export --workdir runs/X --output FOLDER [--sparse] [--no-ema]
 
-Writes the weights in the layouts of CompVis Latent Diffusion and of Hugging Face diffusers, and
-beside each its masks: arrays of zeros and ones, under the same names and of the same shapes.
+Writes the weights of a UNet in the layouts of CompVis Latent Diffusion and of Hugging Face
+diffusers, and beside each its masks: arrays of zeros and ones, under the same names and of the
+same shapes. With --sparse, writes model.safetensors instead, of a run of any task: what is not
+zero, and masks as packed bits (`sparse_files`).
 """
 
 import argparse
@@ -22,6 +24,8 @@ from sparsejax import atomic
 from sparsejax.models.convert import unet_to_torch
 from sparsejax.models.diffusers_layout import unet_diffusers_config, unet_to_diffusers
 from sparsejax.models.unet import UNet
+
+SPARSE_FILE = "model.safetensors"
 
 
 def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None):
@@ -85,45 +89,64 @@ def _input_size(task, params):
 
 
 def main():
-    """Export a run; ends with an error message if it is none, or of another task."""
-    from sparsejax.training import load_run
-    from sparsejax.training.runs import read_config
-
+    """Export a run; ends with an error message if it is none, or of a task without a layout."""
     parser = argparse.ArgumentParser(
         prog="python -m sparsejax.models.export", description=__doc__.splitlines()[0]
     )
-    parser.add_argument("--workdir", required=True, help="of a run on images or latents")
+    parser.add_argument(
+        "--workdir", required=True, help="of a run: on images or latents, of any task if --sparse"
+    )
     parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument("--sparse", action="store_true", help="write a sparse file")
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, default=True, help="the EMA weights"
     )
     arguments = parser.parse_args()
+    export = _export_sparse if arguments.sparse else _export_dense
     try:
-        config = read_config(arguments.workdir)
-        if config.task.name not in ("images", "latents"):
-            raise ValueError(
-                f"{arguments.workdir} is a run of the task {config.task.name!r}; "
-                "accepted: images, latents"
-            )
-        task, params, masks = load_run(arguments.workdir, ema=arguments.ema)
+        table = export(arguments.workdir, pathlib.Path(arguments.output), arguments.ema)
     except ValueError as error:
         sys.exit(f"error: {error}")
+    Console().print(table)
+
+
+def _export_sparse(workdir, output, ema):
+    """Write the sparse file; return the closing table."""
+    from sparsejax.training import runs
+
+    runs.read_config(workdir)  # before a folder is made
+    output.mkdir(parents=True, exist_ok=True)
+    sizes = runs.save_sparse_run(workdir, output / SPARSE_FILE, ema=ema)
+    table = Table(f"in {output}", "bytes", "ratio")
+    table.add_row(SPARSE_FILE, f"{sizes.file:,}", f"{sizes.file / sizes.dense:.3f}")
+    table.add_row("the same params, dense", f"{sizes.dense:,}", "1")
+    return table
+
+
+def _export_dense(workdir, output, ema):
+    """Write a UNet in both layouts; return the closing table."""
+    from sparsejax.training import runs
+
+    config = runs.read_config(workdir)
+    if config.task.name not in ("images", "latents"):
+        raise ValueError(
+            f"{workdir} is a run of the task {config.task.name!r}; accepted: images, latents, or "
+            "--sparse"
+        )
+    task, params, masks = runs.load_run(workdir, ema=ema)
     model = UNet(**(config.model.to_dict() | {"dtype": None}))
     method = config.sparsity.method
     metadata = {
         "sparsity_method": method,
         "sparsity_level": "0" if method == "dense" else str(config.sparsity.level),
-        "weights": "ema" if arguments.ema else "last step",
+        "weights": "ema" if ema else "last step",
     }
     size = _input_size(task, params)
-    written = export_unet(
-        params, masks, arguments.output, model, sample_size=size, metadata=metadata
-    )
-    table = Table(f"in {arguments.output}", "MB")
+    written = export_unet(params, masks, output, model, sample_size=size, metadata=metadata)
+    table = Table(f"in {output}", "MB")
     for path in written:
-        name = str(path.relative_to(arguments.output))
-        table.add_row(name, f"{path.stat().st_size / 1e6:.2f}")
-    Console().print(table)
+        table.add_row(str(path.relative_to(output)), f"{path.stat().st_size / 1e6:.2f}")
+    return table
 
 
 if __name__ == "__main__":

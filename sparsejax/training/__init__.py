@@ -1,5 +1,5 @@
 """Training: state, steps, loop, checkpoints. Knows a task only by its record of functions."""
 
-from sparsejax.training.runs import load_run
+from sparsejax.training.runs import load_run, load_sparse_run, save_sparse_run
 
-__all__ = ["load_run"]
+__all__ = ["load_run", "load_sparse_run", "save_sparse_run"]

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sparsejax.configuration import ConfigError, require
+from sparsejax.sparse_files import is_sparse_file
 from sparsejax.sparsity.masks import summarize
 from sparsejax.sparsity.methods import get_method
 from sparsejax.tasks import build_task
@@ -163,33 +164,39 @@ def _first_state(config, workdir, task, optimizer):
 def _state_of_other_weights(config, task, optimizer):
     """Begin with the weights that `checkpoint.init_from` names.
 
-    Of another run: its EMA weights, and its masks too where they fit this config.
+    Of another run, or a sparse file of one: its EMA weights (of a file, those it holds), and its
+    masks too where they fit this config.
     """
     path = pathlib.Path(config.checkpoint.init_from)
     state = create_state(config, task, optimizer)
-    masks = state.masks
+    masks, other = state.masks, None
     if (path / "checkpoints").exists():
         _, params, other_masks = runs.load_run(path)
-        if _same_masks(config.sparsity, runs.read_config(path).sparsity):
-            masks = other_masks
+        other = runs.read_config(path)
+    elif is_sparse_file(path):
+        other, params, other_masks = _load_weights(runs.read_sparse_run, path)
     else:
-        params = _load_weights(task, path)
+        params = _load_weights(task.load, path)
+    if other is not None and _same_masks(config.sparsity, other.sparsity):
+        masks = other_masks
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, state.params):
         require(False, "checkpoint.init_from", str(path), "weights of a network of the same shape")
+    params = jax.tree.map(lambda param, ours: np.asarray(param, ours.dtype), params, state.params)
     logger.info("weights%s from %s", "" if masks is state.masks else " and masks", path)
     return state_from(params, masks, optimizer)
 
 
 def _same_masks(ours, other):
-    keys = ("level", "distribution", "custom", "structure", "block_size")
+    keys = ["level", "distribution", "custom", "structure"]
+    keys += ["block_size"] if ours.structure == "block" else []
     return "dense" not in (ours.method, other.method) and all(
         ours[key] == other[key] for key in keys
     )
 
 
-def _load_weights(task, path):
+def _load_weights(load, path):
     try:
-        return task.load(path)
+        return load(path)
     except ValueError as error:
         raise ConfigError(f"config.checkpoint.init_from is {str(path)!r}: {error}") from error
 

@@ -5,9 +5,17 @@ import pathlib
 
 import jax
 import ml_collections
+import numpy as np
 
 from sparsejax.atomic import write_text
-from sparsejax.configuration import ConfigError, default_config, differing_keys, resolve, to_json
+from sparsejax.configuration import (
+    ConfigError,
+    differing_keys,
+    resolve,
+    to_json,
+    with_defaults,
+)
+from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.tasks import build_task
 from sparsejax.training import checkpoints
 from sparsejax.training.optimizers import build_optimizer
@@ -76,11 +84,7 @@ def read_config(workdir):
 
 
 def _read_saved(path):
-    """Read a config.json; keys that are younger than the run have their defaults."""
-    config = default_config()
-    with config.unlocked(), config.ignore_type():
-        config.update(json.loads(path.read_text()))
-    return json.loads(to_json(config))
+    return with_defaults(json.loads(path.read_text()))
 
 
 def _tuples(value):
@@ -143,3 +147,75 @@ def load_run(workdir, *, ema=True):
     """
     task, state = load_state(workdir)
     return task, state.ema_params if ema else state.params, state.masks
+
+
+def save_sparse_run(workdir, path, *, ema=True):
+    """Write a trained model as a sparse file that says how to rebuild its network.
+
+    Args:
+      workdir: a run's workdir.
+      path: of the file to write; its folder exists. Its metadata hold the resolved `config` as
+        JSON, `weights`, `ema` or `last step`, and the number of `steps`.
+      ema: whether to write the EMA parameters or those of the last step.
+
+    Returns:
+      `sparse_files.Sizes`.
+
+    Raises:
+      ConfigError: the workdir holds no run, or no whole checkpoint.
+
+    Example:
+      `save_sparse_run("runs/digits-rigl-0.75-0", "model.safetensors")`
+    """
+    _, state = load_state(workdir)
+    metadata = {
+        "config": to_json(read_config(workdir)),
+        "weights": "ema" if ema else "last step",
+        "steps": str(int(state.step)),
+    }
+    params = state.ema_params if ema else state.params
+    return save_sparse(path, params, state.masks, metadata)
+
+
+def read_sparse_run(path):
+    """Read a sparse file and the config of its run.
+
+    Args:
+      path: of a file that `save_sparse_run` wrote.
+
+    Returns:
+      Tuple `(config, params, masks)`: FrozenConfigDict, numpy arrays.
+
+    Raises:
+      ValueError: the file is damaged, no sparse file, or one without a config; names the path.
+    """
+    params, masks, metadata = load_sparse(path)
+    try:
+        config = with_defaults(json.loads(metadata["config"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds weights and masks, but no config of a run") from error
+    return ml_collections.FrozenConfigDict(_tuples(config)), params, masks
+
+
+def load_sparse_run(path):
+    """Load a trained model from a sparse file.
+
+    Args:
+      path: of a file that `save_sparse_run`, or `sparsejax.models.export --sparse`, wrote.
+
+    Returns:
+      Tuple `(task, params, masks)`, as of `load_run`.
+
+    Raises:
+      ConfigError: the data or the first stage that the config names is not there.
+      ValueError: see `read_sparse_run`; or the weights don't fit the network of the config.
+
+    Example:
+      `task, params, masks = load_sparse_run("model.safetensors")`
+    """
+    config, params, masks = read_sparse_run(path)
+    task = build_task(config)
+    expected = jax.eval_shape(task.init, jax.random.key(0))
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
+        raise ValueError(f"{path} holds weights of another network than its config describes")
+    return task, params, masks

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from sparsejax.models import export, files
+from sparsejax.sparse_files import load_sparse
 from sparsejax.training import load_run
 from tests.models.test_convert import MIXED, assert_same_trees, numbered, unet_shapes
 from tests.training.tiny import tiny_config
@@ -112,12 +113,35 @@ def test_the_command_exports_a_run(tiny_run, tmp_path, monkeypatch, capsys):
     assert metadata["weights"] == "last step"
 
 
-def test_the_command_says_where_there_is_no_run(tmp_path, monkeypatch):
+def test_the_command_writes_a_sparse_file(tiny_run, tmp_path, monkeypatch, capsys):
+    """And says how small it is: the tiny run's S is 0.75."""
+    workdir, _ = tiny_run
+    for ema, flags in ((True, ()), (False, ("--no-ema",))):
+        run_command(monkeypatch, "--workdir", workdir, "--output", tmp_path, "--sparse", *flags)
+        _, params, masks = load_run(workdir, ema=ema)
+        loaded = load_sparse(tmp_path / "model.safetensors")
+        assert_same_trees(loaded[0], params)
+        assert_same_trees(loaded[1], masks)
+        assert loaded[2]["weights"] == ("ema" if ema else "last step")
+        assert loaded[2]["steps"] == str(tiny_config().steps)
+        assert json.loads(loaded[2]["config"]) == json.loads((workdir / "config.json").read_text())
+        assert list(tmp_path.iterdir()) == [tmp_path / "model.safetensors"]
+        dense = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        size = (tmp_path / "model.safetensors").stat().st_size
+        assert 0.25 < size / dense < 0.35
+        printed = capsys.readouterr().out
+        for text in ("model.safetensors", f"{size:,}", f"{dense:,}", f"{size / dense:.3f}"):
+            assert text in printed
+
+
+@pytest.mark.parametrize("flags", [(), ("--sparse",)])
+def test_the_command_says_where_there_is_no_run(flags, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="error: workdir .* holds no run"):
-        run_command(monkeypatch, "--workdir", tmp_path, "--output", tmp_path / "out")
+        run_command(monkeypatch, "--workdir", tmp_path, "--output", tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_refuses_a_run_of_another_task(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"task": {"name": "strokes"}}))
-    with pytest.raises(SystemExit, match="task 'strokes'; accepted: images, latents"):
+    with pytest.raises(SystemExit, match="task 'strokes'; accepted: images, latents, or --s"):
         run_command(monkeypatch, "--workdir", tmp_path, "--output", tmp_path / "out")

@@ -18,7 +18,7 @@ from sparsejax.models.autoencoder import VQModel
 from sparsejax.models.export import export_unet
 from sparsejax.models.unet import UNet
 from sparsejax.tasks import build_task
-from sparsejax.training import load_run, loop
+from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
 from sparsejax.training.metrics import read_metrics
 from tests.tasks.first_stage import first_stage_config, second_stage_config
 
@@ -189,6 +189,13 @@ def test_an_exported_unet_loads_again(stages, tmp_path):
     export_unet(params, masks, tmp_path, model)
     for path in (tmp_path / "unet.safetensors", tmp_path / "diffusers" / "unet"):
         jax.tree.map(np.testing.assert_array_equal, task.load(path), params)
+
+
+def test_a_sparse_file_rebuilds_the_run_of_either_stage(stages, tmp_path):
+    for workdir in stages[1:]:
+        save_sparse_run(workdir, tmp_path / "model.safetensors")
+        _, *model = load_sparse_run(tmp_path / "model.safetensors")
+        jax.tree.map(np.testing.assert_array_equal, model, list(load_run(workdir)[1:]))
 
 
 def test_weights_of_another_network_are_refused_by_tensor(stages, tmp_path):

@@ -286,6 +286,13 @@ def run(source, tmp_path_factory):
     return whole, parts
 
 
+def test_a_sparse_file_rebuilds_the_run(run, tmp_path):
+    runs.save_sparse_run(run[0], tmp_path / "model.safetensors")
+    task, *model = runs.load_sparse_run(tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, model, list(runs.load_run(run[0])[1:]))
+    assert task.passes_per_sample == runs.load_run(run[0])[0].passes_per_sample
+
+
 def test_a_resumed_run_sees_the_same_batches(run):
     states = [runs.load_run(workdir)[1:] for workdir in run]
     jax.tree.map(np.testing.assert_array_equal, *states)

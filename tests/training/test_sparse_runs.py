@@ -1,0 +1,112 @@
+"""A sparse file of a run is the run: it loads alone, and another run may begin with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax.configuration import ConfigError, resolve
+from sparsejax.sparse_files import load_sparse, save_sparse
+from sparsejax.tasks import build_task
+from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
+from sparsejax.training.optimizers import build_optimizer
+from tests.training.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def path(tiny_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("sparse") / "model.safetensors"
+    save_sparse_run(tiny_run[0], path)
+    return path
+
+
+def assert_equal(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def begin(init_from, **changes):
+    """The state that training begins with; only `loop.train` itself is left out."""
+    config = resolve(tiny_config(**{"checkpoint.init_from": str(init_from)} | changes))
+    return loop._state_of_other_weights(config, build_task(config), build_optimizer(config))
+
+
+def test_the_file_alone_rebuilds_network_weights_and_masks(tiny_run, path):
+    task, *model = load_sparse_run(path)
+    theirs, *their_model = load_run(tiny_run[0])
+    assert_equal(model, their_model)
+    assert jax.tree.structure(model) == jax.tree.structure(their_model)
+    x, t = jnp.ones((1, 8, 8, 1)), jnp.zeros(1, jnp.int32)
+    assert_equal(task.apply(model[0], x, t), theirs.apply(their_model[0], x, t))
+
+
+def test_a_run_begins_with_a_file_as_with_the_workdir_it_is_of(tiny_run, path):
+    ours, theirs = begin(path), begin(tiny_run[0])
+    assert_equal(ours, theirs)
+    assert_equal((ours.params, ours.masks), load_run(tiny_run[0])[1:])
+
+
+def test_masks_of_another_sparsity_are_left_behind(path):
+    """The weights are taken, pruned by the masks that this config draws."""
+    params, masks, _ = load_sparse(path)
+    state = begin(path, **{"sparsity.level": 0.5})
+    active, before = (sum(m.sum() for m in jax.tree.leaves(tree)) for tree in (state.masks, masks))
+    assert active > 1.5 * before
+    assert_equal(state.params, jax.tree.map(lambda p, m: np.where(m, p, 0), params, state.masks))
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({}, True),
+        ({"method": "magran", "drop_fraction": 0.1}, True),
+        ({"block_size": 8}, True),
+        ({"level": 0.5}, False),
+        ({"distribution": "uniform"}, False),
+        ({"custom": (("qkv", 0.5),)}, False),
+        ({"structure": "channel"}, False),
+        ({"method": "dense"}, False),
+    ],
+)
+def test_masks_are_taken_where_sparsity_is_the_same(change, same):
+    """The method may be another: what differs is how masks go on from there."""
+    ours = tiny_config().sparsity
+    theirs = tiny_config(**{f"sparsity.{key}": value for key, value in change.items()}).sparsity
+    assert loop._same_masks(ours, theirs) == loop._same_masks(theirs, ours) == same
+
+
+def test_blocks_of_another_size_are_other_masks():
+    blocks = [
+        tiny_config(**{"sparsity.structure": "block", "sparsity.block_size": size}).sparsity
+        for size in (8, 16)
+    ]
+    assert loop._same_masks(blocks[0], blocks[0])
+    assert not loop._same_masks(*blocks)
+
+
+def test_weights_in_bfloat16_are_widened_to_the_networks_own_type(path, tmp_path):
+    params, masks, metadata = load_sparse(path)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    save_sparse(tmp_path / "half", half, masks, metadata)
+    state = begin(tmp_path / "half")
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+    assert_equal(state.params, half)
+
+
+def test_files_that_cannot_be_begun_with_are_refused_by_key(path, tmp_path):
+    params, masks, metadata = load_sparse(path)
+    save_sparse(tmp_path / "alone", params, masks)
+    with pytest.raises(ConfigError, match="init_from is .*alone.* no config of a run"):
+        begin(tmp_path / "alone")
+    with pytest.raises(ValueError, match="alone holds weights and masks, but no config"):
+        load_sparse_run(tmp_path / "alone")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "damaged").write_bytes(content)
+    with pytest.raises(ConfigError, match="init_from is .*damaged is damaged: the checksum of"):
+        begin(tmp_path / "damaged")
+    more = {"extra": np.ones(2, np.float32)}
+    save_sparse(tmp_path / "other", params | more, masks | {"extra": np.array(True)}, metadata)
+    with pytest.raises(ConfigError, match="init_from is .* network of the same shape"):
+        begin(tmp_path / "other")
+    with pytest.raises(ValueError, match="other holds weights of another network"):
+        load_sparse_run(tmp_path / "other")
