@@ -150,7 +150,10 @@ def _topology(config, state, task):
     names = [name for name in task.layer_flops(state.params) if name in layers]
     sparse = [name for name in names if layers[name].density < 1]
     weights = sum(layers[name].weights for name in sparse)
+    structure = "weight" if sparsity.method == "dense" else sparsity.structure
     return {
+        "structure": structure,
+        "block_size": sparsity.block_size if structure == "block" else None,
         "drop_fraction": sparsity.drop_fraction if is_dynamic else None,
         "update_interval": sparsity.update_interval if is_dynamic else None,
         "ever_active": sum(ever[name].active for name in sparse) / weights if sparse else 1.0,

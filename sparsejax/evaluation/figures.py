@@ -23,6 +23,7 @@ from sparsejax.evaluation.tables import (
     is_sparse,
     numbers,
     spread,
+    structures,
 )
 from sparsejax.rendering.palette import STROKES
 
@@ -53,6 +54,11 @@ _MARKS = {
     "magran": (_GREEN, "v"),
 }
 _OTHER = (_ORANGE, "P")
+# The shapes of further structures, in the colours of the methods.
+_SHAPES = (
+    {"static": "p", "rigl": "<", "magran": ">"},
+    {"static": "h", "rigl": "X", "magran": "d"},
+)
 # The largest drop fraction of a method is a full mark, the next one hollow, then halves.
 _FILLS = ("full", "hollow", "left", "bottom", "right", "top")
 _LINES = ("-", "--", "-.", ":")
@@ -123,17 +129,29 @@ def pareto(rows, measure, cost):
 
 
 def _series(group):
-    return group.method, group.drop_fraction, group.update_interval, group.steps
+    setting = (group.drop_fraction, group.update_interval, group.steps)
+    return group.method, group.structure, *setting
+
+
+def _mark(group, groups):
+    """Return colour and shape: the method's, or another shape for all structures but the first."""
+    colour, marker = _MARKS.get(group.method, _OTHER)
+    others = structures(groups)[1:]
+    if is_sparse(group) and group.structure in others:
+        shapes = _SHAPES[others.index(group.structure) % len(_SHAPES)]
+        return colour, shapes.get(group.method, marker)
+    return colour, marker
 
 
 def _series_styles(groups):
     """Return the arguments of `errorbar` for each method and setting.
 
-    A method has a colour and a shape, a drop fraction a filling, an update interval a size.
+    A method has a colour and, for each structure, a shape, a drop fraction a filling, an update
+    interval a size.
     """
     styles = {}
     for group in groups:
-        colour, marker = _MARKS.get(group.method, _OTHER)
+        colour, marker = _mark(group, groups)
         ours = [other for other in groups if other.method == group.method]
         fill = _FILLS[_rank(group, ours, lambda other: -(other.drop_fraction or 0)) % len(_FILLS)]
         size = _rank(group, ours, _interval) / max(1, len(set(map(_interval, ours))) - 1)
@@ -360,7 +378,7 @@ def effect(rows, measure, setting):
         for line in lines:
             if line[0].method != method:
                 continue
-            name = _line_name(setting, line)
+            name = _line_name(setting, line, lines)
             gap = min(0.012, 0.04 / len(looks)) * (list(looks).index(name) - (len(looks) - 1) / 2)
             start = _static_like(groups, line[0]) if setting == "drop_fraction" else None
             _draw_line(axes, line, measure, setting, looks[name], start, (places, gap))
@@ -402,23 +420,31 @@ def _other(setting):
     return ("update_interval", "dT") if setting == "drop_fraction" else ("drop_fraction", "p")
 
 
-def _line_name(setting, line):
+def _line_name(setting, line, lines):
     key, sign = _other(setting)
-    return f"S {line[0].sparsity:g}, {sign} {getattr(line[0], key) or 0:g}"
+    several = len({other[0].structure for other in lines}) > 1
+    structure = f"{line[0].structure}, " if several else ""
+    return f"{structure}S {line[0].sparsity:g}, {sign} {getattr(line[0], key) or 0:g}"
 
 
 def _line_looks(lines, setting):
-    """Return `{name: style}`: a colour a level, a mark and a stroke for the other setting."""
+    """Return `{name: style}`: a colour a level, a mark and a stroke for structure and setting."""
     colours = (_BLUE, _VERMILION, _GREEN, _PURPLE, _BLACK, _ORANGE, _SKY)
     levels = sorted({line[0].sparsity for line in lines})
-    others = sorted({getattr(line[0], _other(setting)[0]) or 0 for line in lines})
+    kinds = structures([line[0] for line in lines])
+
+    def other(line):
+        value = getattr(line[0], _other(setting)[0]) or 0
+        return kinds.index(line[0].structure), value
+
+    others = sorted(set(map(other, lines)))
     looks = {}
     for line in lines:
         level = levels.index(line[0].sparsity)
-        rank = others.index(getattr(line[0], _other(setting)[0]) or 0)
+        rank = others.index(other(line))
         # With nothing else to tell apart, levels differ in marks and strokes too.
         rank = level if len(others) == 1 else rank
-        looks[_line_name(setting, line)] = {
+        looks[_line_name(setting, line, lines)] = {
             "color": colours[level % len(colours)],
             "marker": "o^sDvP*"[rank % 7],
             "linestyle": _LINES[rank % len(_LINES)],
@@ -428,9 +454,9 @@ def _line_looks(lines, setting):
 
 
 def _static_like(groups, group):
-    """Return the static group of the same level and steps: a drop fraction of zero."""
-    ours = ("static", group.sparsity, group.steps)
-    return next((g for g in groups if (g.method, g.sparsity, g.steps) == ours), None)
+    """Return the static group that is the same else: a drop fraction of zero."""
+    ours = ("static", group.structure, group.sparsity, group.steps)
+    return next((g for g in groups if (g.method, g.structure, g.sparsity, g.steps) == ours), None)
 
 
 def _draw_line(axes, line, measure, setting, style, start, places):
@@ -470,7 +496,7 @@ def _setting_axis(axes, setting, places):
 
 @_styled
 def layer_densities(rows):
-    """Draw the density of each layer at each level, the mean over its runs.
+    """Draw the density of each layer at each level and structure, the mean over its runs.
 
     Args:
       rows: lines of results.jsonl; those of dense models have nothing to show.
@@ -478,10 +504,12 @@ def layer_densities(rows):
     Returns:
       Figure, or None if there is no sparse run.
     """
-    levels = {}
-    for group in group_rows(rows):
+    levels, groups = {}, group_rows(rows)
+    several = len(structures(groups)) > 1
+    for group in groups:
         if is_sparse(group) and group.sparsity:
-            levels.setdefault(group.sparsity, []).extend(group.rows)
+            level = f"{group.sparsity:g}" + (f"\n{group.structure}" if several else "")
+            levels.setdefault(level, []).extend(group.rows)
     names = list(
         dict.fromkeys(
             name
@@ -531,7 +559,7 @@ def _heat_map(axes, table, names, levels):
     axes.set_yticks(
         np.arange(len(names)) + 0.5, [_layer_name(name) for name in names], fontsize=6.5
     )
-    axes.set_xticks(np.arange(len(levels)) + 0.5, [f"{level:g}" for level in levels])
+    axes.set_xticks(np.arange(len(levels)) + 0.5, levels)
     axes.tick_params(length=0)
     axes.set_xlabel("sparsity S")
     axes.xaxis.set_label_position("top")
@@ -610,7 +638,7 @@ def _dumbbells(groups, starts, ends, words, label):
     figure = Figure(figsize=(8.0, height), layout="constrained")
     axes = figure.subplots()
     for y, (group, start, (end, low, high)) in enumerate(zip(groups, starts, ends, strict=True)):
-        colour, marker = _MARKS.get(group.method, _OTHER)
+        colour, marker = _mark(group, groups)
         axes.plot([start, end], [y, y], color=colour, linewidth=1.2, alpha=0.5)
         axes.plot(start, y, color=_BLACK, marker="|", markersize=11, markeredgewidth=1.8)
         bar = [[max(end - low, 0)], [max(high - end, 0)]]

@@ -1,4 +1,4 @@
-"""The runs of a comparison: methods x sparsities x drop fractions x update intervals x seeds."""
+"""The runs of a comparison: methods x structures x sparsities x drop fractions x ... x seeds."""
 
 import functools
 import itertools
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from sparsejax.configuration import require, resolve
+from sparsejax.configuration import STRUCTURES, default_config, require, resolve
 from sparsejax.evaluation.baselines import small_dense
 from sparsejax.sparsity.methods import METHODS, get_method
 
@@ -29,13 +29,27 @@ class Run(NamedTuple):
     config: ml_collections.ConfigDict
 
 
-def grid(config, *, methods, levels, drop_fractions=(), update_intervals=(), seeds=(0,)):
+def grid(
+    config,
+    *,
+    methods,
+    levels,
+    structures=(),
+    drop_fractions=(),
+    update_intervals=(),
+    seeds=(0,),
+):
     """List the runs of a grid, each once: what a method ignores makes no difference.
+
+    Dense models have no structure, and a baseline is as small as the sparse model of single
+    weights.
 
     Args:
       config: ConfigDict that all runs have in common.
       methods: names of methods and of `BASELINES`.
       levels: sparsities.
+      structures: of `configuration.STRUCTURES`; that of the config, if empty. Blocks are of the
+        config's `sparsity.block_size`.
       drop_fractions: those of the config, if empty.
       update_intervals: that of the config, if empty.
       seeds: Python ints.
@@ -49,22 +63,27 @@ def grid(config, *, methods, levels, drop_fractions=(), update_intervals=(), see
     for method in methods:
         known = [*METHODS, *BASELINES]
         require(method in known, "sparsity.method", method, ", ".join(known))
+    structures = structures or (config.sparsity.structure,)
+    for structure in structures:
+        known = structure in STRUCTURES
+        require(known, "sparsity.structure", structure, ", ".join(STRUCTURES))
     drop_fractions = drop_fractions or (config.sparsity.drop_fraction,)
     update_intervals = update_intervals or (config.sparsity.update_interval,)
     narrowed = functools.cache(lambda method, level: _narrowed(config, method, level))
     runs = {}
-    for seed, method, level, fraction, interval in itertools.product(
-        seeds, methods, levels, drop_fractions, update_intervals
+    for seed, method, structure, level, fraction, interval in itertools.product(
+        seeds, methods, structures, levels, drop_fractions, update_intervals
     ):
         level = 0.0 if method == "dense" else level
+        structure = "weight" if method in ("dense", *BASELINES) else structure
         is_dynamic = method not in BASELINES and get_method(method).is_dynamic
-        parts = [config.name, method]
+        parts = [config.name, method, *_structure_name(config, structure)]
         parts += [f"{level:g}"] if level else []
         parts += [f"p{fraction:g}", f"dT{interval}"] if is_dynamic else []
         name = "-".join([*parts, str(seed)])
         if name in runs:
             continue
-        ours = ml_collections.ConfigDict(config.to_dict())
+        ours = _with_structure(config, structure)
         if method in BASELINES:
             ours.model = narrowed(method, level)
             ours.sparsity.method = "dense"
@@ -78,7 +97,22 @@ def grid(config, *, methods, levels, drop_fractions=(), update_intervals=(), see
     return list(runs.values())
 
 
+def _structure_name(config, structure):
+    """Return what a run's name says of its structure: nothing of single weights."""
+    names = {"weight": [], "block": [f"block{config.sparsity.block_size}"]}
+    return names.get(structure, [structure])
+
+
+def _with_structure(config, structure):
+    """Return a copy of a config; where nothing is a block, block_size makes no difference."""
+    ours = ml_collections.ConfigDict(config.to_dict())
+    ours.sparsity.structure = structure
+    if structure != "block":
+        ours.sparsity.block_size = default_config().sparsity.block_size
+    return ours
+
+
 def _narrowed(config, method, level):
-    sparse = ml_collections.ConfigDict(config.to_dict())
+    sparse = _with_structure(config, "weight")
     sparse.sparsity.method, sparse.sparsity.level = "static", level
     return small_dense(resolve(sparse), BASELINES[method]).model

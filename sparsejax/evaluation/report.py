@@ -42,6 +42,11 @@ _BASELINES = {
     "active",
     "small_dense_flops": "a dense model, narrowed to the FLOPs of the sparse one of that S",
 }
+_PLAIN = ([], ["weight"])
+_STRUCTURES = (
+    "**structure**: what is pruned and grown as one: `weight`, single weights; `block N`, blocks "
+    "of N x N input and output channels; `channel`, whole channels."
+)
 _MARK = "A mark is the mean over seeds, its bar one standard deviation, a faint dot one run."
 _METRICS = {
     "FD": "the Frechet distance between Gaussians fitted to the features of samples and of real "
@@ -156,6 +161,7 @@ def _opening(rows, groups, measures, note, left_out):
         f"**{_count(len(rows), 'run')}** of {_count(len(groups), 'setting')}, "
         f"{_count(len(seeds), 'seed')} ({_join(seeds)})",
         f"reference: {_known(rows, 'reference')}",
+        f"structure: {_join(kinds)}" if (kinds := tables.structures(groups)) not in _PLAIN else "",
         f"samples a run: {_join(f'{count:,}' for count in counts)}" if counts else "",
         f"device: {_known(rows, 'device')}",
         f"versions: {_versions(rows)}",
@@ -167,7 +173,7 @@ def _opening(rows, groups, measures, note, left_out):
     if note:
         blocks.append(Text(" ".join(note.split())))
     blocks += [Text(text) for text in _warnings(rows)]
-    meanings = _meanings(rows, measures)
+    meanings = _meanings(rows, groups, measures)
     blocks += [Items(meanings)] if meanings else []
     if left_out:
         blocks.append(Text(f"Left out, for want of data: {'; '.join(left_out)}."))
@@ -242,7 +248,7 @@ def _warnings(rows):
     return [" ".join(found)] if found else []
 
 
-def _meanings(rows, measures):
+def _meanings(rows, groups, measures):
     """Say what the names in the tables mean."""
     metrics = dict.fromkeys(map(tables.metric_of, measures))
     texts = [f"**{name}**: {_METRICS[name]}." for name in metrics if name in _METRICS]
@@ -256,6 +262,7 @@ def _meanings(rows, measures):
             "After @ stands the sample count: distances depend on it. Where the reference is the "
             "training data, they don't tell a model that generalises from one that memorises."
         )
+    texts += [_STRUCTURES] if tables.structures(groups) not in _PLAIN else []
     methods = {row["method"] for row in rows}
     texts += [f"`{name}`: {meaning}." for name, meaning in _BASELINES.items() if name in methods]
     return texts
@@ -263,8 +270,10 @@ def _meanings(rows, measures):
 
 def _settings(groups):
     """Return the columns that name a group: `{heading: group -> text}`."""
-    columns = {
-        "method": lambda group: group.method,
+    columns = {"method": lambda group: group.method}
+    if len(tables.structures(groups)) > 1:
+        columns["structure"] = lambda group: group.structure if tables.is_sparse(group) else "–"
+    columns |= {
         "S": lambda group: f"{group.sparsity:g}",
         "p": lambda group: _or_dash(group.drop_fraction),
         "dT": lambda group: _or_dash(group.update_interval),
@@ -318,8 +327,10 @@ def _cost_section(rows, groups, measures):
     if any(tables.numbers(rows, "peak_memory_bytes")):
         measured["peak memory"] = _counted("peak_memory_bytes", "B")
     measured["training loss, at the end"] = _measured(groups, "loss")
+    only = tables.structures(groups) in _PLAIN
+    layers = "Sparse layers" if only else "Layers whose single weights are sparse"
     times = _table(
-        "Measured, mean ± standard deviation over seeds. Sparse layers are computed as dense ones "
+        f"Measured, mean ± standard deviation over seeds. {layers} are computed as dense ones "
         "with zeros, so time and memory don't show what the FLOPs say. Peak memory is of the "
         "process or device that trained.",
         groups,
@@ -458,7 +469,9 @@ def _effect_table(rows, groups, measure, setting, words):
     lines = figures.effect_lines(rows, measure, setting)
     sign, other = ("p", "dT") if setting == "drop_fraction" else ("dT", "p")
     columns = _settings(groups)
-    named = {key: columns[key] for key in ("method", "S", other, "steps") if key in columns}
+    named = {
+        key: columns[key] for key in ("method", "structure", "S", other, "steps") if key in columns
+    }
     places = sorted({getattr(group, setting) for line in lines for group in line})
     digits = _digits(groups, measure)
     body = []
@@ -603,7 +616,9 @@ def _picture(path, title):
 
 
 def _picture_title(group, measures, row):
-    parts = [f"S {group.sparsity:g}"] if group.sparsity else []
+    is_plain = group.structure == "weight" or not tables.is_sparse(group)
+    parts = [] if is_plain else [group.structure]
+    parts += [f"S {group.sparsity:g}"] if group.sparsity else []
     parts += [f"p {group.drop_fraction:g}"] if group.drop_fraction is not None else []
     parts += [f"dT {group.update_interval:g}"] if group.update_interval is not None else []
     last = f"seed {row['seed']}"

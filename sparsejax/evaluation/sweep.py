@@ -28,7 +28,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from sparsejax.atomic import write_text
-from sparsejax.configuration import ConfigError, differing_keys, resolve
+from sparsejax.configuration import STRUCTURES, ConfigError, differing_keys, resolve, with_defaults
 from sparsejax.evaluation import closing, measures
 from sparsejax.evaluation.evaluate import evaluate_run, meter_of
 from sparsejax.evaluation.extractors import EXTRACTORS
@@ -107,14 +107,18 @@ def _missing(runs, rows, how):
     for run in runs:
         config, row = resolve(run.config), done.get(run.name)
         if row is not None:
-            differing = differing_keys(config, row["config"])
+            differing = differing_keys(config, with_defaults(row["config"]))
             if differing:
                 raise ConfigError(
                     f"the results hold {run.name} of another config:\n  " + "\n  ".join(differing)
                 )
-        elif rows and json.loads(json.dumps(config.task.to_dict())) != rows[0]["config"]["task"]:
+        elif rows and _task(config.to_dict()) != _task(rows[0]["config"]):
             raise ConfigError(f"{run.name} has another config.task than {rows[0]['run']}")
     return [run for run in runs if run.name not in done]
+
+
+def _task(config):
+    return with_defaults(config)["task"]
 
 
 def _recorded(how):
@@ -192,6 +196,7 @@ def main(argv):
             values.config,
             methods=values.methods,
             levels=_numbers(values.levels, float),
+            structures=values.structures,
             drop_fractions=_numbers(values.drop_fractions, float),
             update_intervals=_numbers(values.update_intervals, int),
             seeds=_numbers(values.seeds, int),
@@ -227,6 +232,7 @@ def _define_flags():
     known = ", ".join([*METHODS, *BASELINES])
     flags.DEFINE_list("methods", ["dense", "static", "rigl", "magran"], f"Of {known}.")
     flags.DEFINE_list("levels", ["0.5"], "Sparsities.")
+    flags.DEFINE_list("structures", [], f"Of {', '.join(STRUCTURES)}; the config's by default.")
     flags.DEFINE_list("drop_fractions", [], "The config's by default.")
     flags.DEFINE_list("update_intervals", [], "The config's by default.")
     flags.DEFINE_list("seeds", ["0"], "Of the runs.")

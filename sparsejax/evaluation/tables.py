@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from sparsejax.configuration import STRUCTURES
 from sparsejax.evaluation.closing import quantity
 
 _METHODS = ("dense", "small_dense", "small_dense_flops", "static", "rigl", "magran")
@@ -18,6 +19,7 @@ class Group(NamedTuple):
 
     Attributes:
       method: name of the method or of the small dense model.
+      structure: what is pruned and grown as one, such as `weight` or `block 64`.
       sparsity: of the whole model; of a small dense one, that of the model it is as small as.
       drop_fraction: None where there is none.
       update_interval: None where there is none.
@@ -26,6 +28,7 @@ class Group(NamedTuple):
     """
 
     method: str
+    structure: str
     sparsity: float
     drop_fraction: float | None
     update_interval: int | None
@@ -61,13 +64,14 @@ def group_rows(rows):
       rows: lines of results.jsonl.
 
     Returns:
-      List of Group, by sparsity, then method, then the largest drop fraction first; the rows of
-      each by seed.
+      List of Group, by sparsity, then method and structure, then the largest drop fraction first;
+      the rows of each by seed.
     """
-    names = ("method", "sparsity", "drop_fraction", "update_interval", "steps", "parameters")
+    names = ("sparsity", "drop_fraction", "update_interval", "steps", "parameters")
     gathered = {}
     for row in rows:
-        gathered.setdefault(tuple(row.get(name) for name in names), []).append(row)
+        key = (row["method"], _structure(row), *(row.get(name) for name in names))
+        gathered.setdefault(key, []).append(row)
     groups = [
         Group(*key[:-1], sorted(found, key=lambda row: row["seed"]))
         for key, found in gathered.items()
@@ -75,10 +79,35 @@ def group_rows(rows):
     return sorted(groups, key=_order)
 
 
+def _structure(row):
+    """Name the structure of a row; one that is older than the key is of single weights."""
+    size = row.get("block_size")
+    return (row.get("structure") or "weight") + (f" {size}" if size else "")
+
+
+def structures(groups):
+    """List the structures of sparse groups, single weights first.
+
+    Args:
+      groups: list of Group.
+
+    Returns:
+      Names such as `weight`, `block 8`, `channel`, each once.
+    """
+    return sorted({group.structure for group in groups if is_sparse(group)}, key=_structure_order)
+
+
+def _structure_order(name):
+    kind, _, size = name.partition(" ")
+    rank = STRUCTURES.index(kind) if kind in STRUCTURES else len(STRUCTURES)
+    return rank, kind, int(size) if size.isdigit() else 0
+
+
 def _order(group):
     rank = _METHODS.index(group.method) if group.method in _METHODS else len(_METHODS)
     fraction, interval = -(group.drop_fraction or 0), group.update_interval or 0
-    return group.sparsity, rank, group.method, fraction, interval, group.steps or 0
+    setting = (_structure_order(group.structure), fraction, interval, group.steps or 0)
+    return group.sparsity, rank, group.method, *setting
 
 
 def is_sparse(group):
@@ -98,6 +127,8 @@ def describe(group, groups, level=True):
       String such as `rigl, S 0.9, p 0.05`.
     """
     parts = [group.method]
+    if is_sparse(group) and len(structures(groups)) > 1:
+        parts.append(group.structure)
     if level and group.sparsity:
         parts.append(f"S {group.sparsity:g}")
     for key, sign in (("drop_fraction", "p"), ("update_interval", "dT")):

@@ -54,9 +54,53 @@ def test_the_same_run_has_the_same_name_in_every_grid():
     assert names(methods=["dense", "static"], levels=[0.9]) == ["tiny-dense-0", "tiny-static-0.9-0"]
 
 
+def test_structures_are_an_axis_of_the_sparse_methods_alone():
+    config = tiny_config(**{"sparsity.block_size": 8})
+    axes = {"methods": ["dense", "small_dense", "static", "rigl"], "levels": [0.5]}
+    runs = grid(config, **axes, structures=["weight", "block", "channel"])
+    found = {run.name: run.config.sparsity.structure for run in runs}
+    assert found == {
+        "tiny-dense-0": "weight",
+        "tiny-small_dense-0.5-0": "weight",
+        "tiny-static-0.5-0": "weight",
+        "tiny-static-block8-0.5-0": "block",
+        "tiny-static-channel-0.5-0": "channel",
+        "tiny-rigl-0.5-p0.5-dT5-0": "weight",
+        "tiny-rigl-block8-0.5-p0.5-dT5-0": "block",
+        "tiny-rigl-channel-0.5-p0.5-dT5-0": "channel",
+    }
+    assert [run.config.sparsity.block_size for run in runs if "block" in run.name] == [8, 8]
+
+
+def test_runs_of_one_name_have_one_config_whatever_the_grids_own_structure():
+    """So that grids of several structures and block sizes can share their results."""
+    axes = {"methods": ["dense", "small_dense", "static"], "levels": [0.5]}
+    grids = [
+        grid(tiny_config(**changes), **axes, structures=structures)
+        for changes, structures in (
+            ({}, ()),
+            ({"sparsity.block_size": 8}, ("block", "weight")),
+            ({"sparsity.structure": "channel", "sparsity.block_size": 16}, ("weight", "block")),
+        )
+    ]
+    (first, *others) = ({run.name: run.config.to_dict() for run in runs} for runs in grids)
+    assert list(first) == ["tiny-dense-0", "tiny-small_dense-0.5-0", "tiny-static-0.5-0"]
+    for other in others:
+        assert {name: other[name] for name in first} == first
+        assert len(other) == 4
+
+
+def test_the_structure_is_the_configs_own_where_none_is_given():
+    config = tiny_config(**{"sparsity.structure": "block", "sparsity.block_size": 16})
+    runs = grid(config, methods=["dense", "static"], levels=[0.5])
+    assert [run.name for run in runs] == ["tiny-dense-0", "tiny-static-block16-0.5-0"]
+    assert runs[1].config.sparsity.block_size == 16
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
+        ({"methods": ["rigl"], "levels": [0.5], "structures": ["row"]}, "structure is 'row'; acc"),
         ({"methods": ["prune"], "levels": [0.5]}, "'prune'; accepted: dense, static"),
         ({"methods": ["rigl"], "levels": [1.0]}, "config.sparsity.level is 1.0"),
         ({"methods": ["rigl"], "levels": [0.5], "drop_fractions": [2.0]}, "drop_fraction is 2.0"),

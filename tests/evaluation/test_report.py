@@ -214,6 +214,52 @@ def test_a_sparse_model_is_compared_with_the_dense_one_of_its_size(tmp_path):
     }
 
 
+STRUCTURES = (("weight", None), ("block", 8), ("block", 16), ("channel", None))
+
+
+def structured_rows():
+    """Methods of four structures, whose FD is known, beside dense runs; single weights untold."""
+    rows = [make_row("dense", 0.0, seed, layers=3, structure="weight") for seed in range(2)]
+    for index, (structure, size) in enumerate(STRUCTURES):
+        for method, p, seed in (("static", None, 0), ("rigl", 0.5, 0), ("rigl", 0.05, 0)):
+            row = make_row(method, 0.5, seed, p=p, layers=3, measures={FD: 20.0 + index})
+            row["run"] += f"-{structure}{size}"
+            told = {} if structure == "weight" else {"structure": structure, "block_size": size}
+            rows.append(row | told)
+    return rows
+
+
+def test_structures_are_settings_of_their_own(tmp_path):
+    markdown, page = write(tmp_path, structured_rows())
+    quality, measured = markdown_tables(markdown)[:2]
+    for table in (quality, measured):
+        assert table[0][:3] == ["method", "structure", "S"]
+        assert [line[1] for line in table[1:]] == [
+            "–",
+            *("weight", "block 8", "block 16", "channel"),
+            *np.repeat(["weight", "block 8", "block 16", "channel"], 2),
+        ]
+    cell = columns_of(quality)[f"{FD} ↓"]
+    known = {"weight": 20, "block 8": 21, "block 16": 22, "channel": 23}
+    for line in quality[2:]:
+        assert float(line[cell].strip("*")) == known[line[1]]
+    effect = next(t for t in markdown_tables(markdown) if "p = 0.05" in t[0])
+    assert [line[:3] for line in effect[1:]] == [["rigl", kind, "0.5"] for kind in known]
+    assert [float(line[columns_of(effect)["p = 0.5"]]) for line in effect[1:]] == [20, 21, 22, 23]
+    for text in (markdown, Page(page).text):
+        assert "structure: weight, block 8, block 16, channel" in text
+        assert "blocks of N x N input and output channels" in text
+
+
+def test_one_structure_is_no_column_and_is_told_unless_it_is_single_weights(tmp_path):
+    rows = structured_rows()
+    for name, chosen, told in (("weight", None, False), ("channel", "channel", True)):
+        ours = [r for r in rows if r["method"] == "dense" or r.get("structure") == chosen]
+        markdown, _ = write(tmp_path / name, ours)
+        assert "structure" not in markdown_tables(markdown)[0][0]
+        assert (f"structure: {name}" in markdown) == told
+
+
 def test_costs_are_written_as_quantities(written):
     quality, measured = markdown_tables(written[1])[:2]
     dense = dict(zip(quality[0], quality[1], strict=True))

@@ -57,6 +57,7 @@ def test_a_row_carries_what_a_reviewer_asks_for(swept):
     assert row["peak_memory_bytes"] > 1e8
     assert row["sampling_seconds"] > 0
     assert row["step_seconds"] > 0
+    assert (row["structure"], row["block_size"]) == ("weight", None)
     density = 1 - row["sparsity"]
     active, weights = map(sum, zip(*row["layers"].values(), strict=True))
     assert active / weights == pytest.approx(density, abs=1e-3)
@@ -73,6 +74,20 @@ def test_a_sweep_given_again_runs_nothing_that_is_done(swept, monkeypatch):
     monkeypatch.setattr(sweeping, "_in_own_process", run)
     assert sweeping.sweep([good], folder / "out", folder / "runs", **OPTIONS) == {}
     assert (folder / "out" / "results.jsonl").read_text() == before
+
+
+def test_results_from_before_a_config_key_was_added_are_done_too(swept, tmp_path):
+    """The key has its default in the new run: single weights, as all runs were then."""
+    folder, _, good, _ = swept
+    (row,) = map(json.loads, (folder / "out" / "results.jsonl").read_text().splitlines())
+    for key in ("structure", "block_size"):
+        del row["config"]["sparsity"][key], row[key]
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    assert sweeping.sweep([good], tmp_path, folder / "runs", **OPTIONS) == {}
+    blocks = good._replace(config=good.config.copy_and_resolve_references())
+    blocks.config.sparsity.structure = "block"
+    with pytest.raises(ConfigError, match="structure: now 'block', saved 'weight'"):
+        sweeping.sweep([blocks], tmp_path, folder / "runs", **OPTIONS)
 
 
 def test_results_are_not_mixed(swept):
