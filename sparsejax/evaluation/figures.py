@@ -57,7 +57,7 @@ _OTHER = (_ORANGE, "P")
 # The shapes of further structures, in the colours of the methods.
 _SHAPES = (
     {"static": "p", "rigl": "<", "magran": ">"},
-    {"static": "h", "rigl": "X", "magran": "d"},
+    {"static": "P", "rigl": "X", "magran": "d"},
 )
 # The largest drop fraction of a method is a full mark, the next one hollow, then halves.
 _FILLS = ("full", "hollow", "left", "bottom", "right", "top")
@@ -560,6 +560,8 @@ def _heat_map(axes, table, names, levels):
         np.arange(len(names)) + 0.5, [_layer_name(name) for name in names], fontsize=6.5
     )
     axes.set_xticks(np.arange(len(levels)) + 0.5, levels)
+    if any("\n" in level for level in levels):
+        axes.tick_params("x", labelsize=6.5)
     axes.tick_params(length=0)
     axes.set_xlabel("sparsity S")
     axes.xaxis.set_label_position("top")

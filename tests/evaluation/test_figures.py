@@ -178,6 +178,62 @@ def test_marks_of_one_cost_stand_apart_and_methods_differ_in_shape_and_colour(ro
     assert len(looks) == 8  # six methods, two of them with a second drop fraction
 
 
+def structured_rows(levels=(0.5, 0.9)):
+    """The sparse rows of three structures, which differ in their layers, and the dense ones."""
+    rows = make_rows(seeds=2, levels=levels, layers=8)
+    for index, (structure, size) in enumerate((("block", 16), ("channel", None))):
+        for row in make_rows(seeds=2, levels=levels, layers=8):
+            if row["method"] in ("static", "rigl", "magran"):
+                layers = {name: [a - index, n] for name, (a, n) in row["layers"].items()}
+                told = {"structure": structure, "block_size": size, "layers": layers}
+                rows.append(row | told | {"run": row["run"] + structure})
+    return rows
+
+
+def test_structures_differ_in_shape_and_are_named():
+    rows = structured_rows()
+    figure = figures.pareto(rows, FD, "forward_flops")
+    marks = [container[0] for container in figure.axes[0].containers]
+    looks = {(mark.get_marker(), mark.get_markerfacecolor(), mark.get_color()) for mark in marks}
+    assert len(looks) == 3 + 3 * 5  # dense ones; of each structure, three and two p = 0.05
+    assert len({mark.get_marker() for mark in marks}) == 3 + 3 * 3
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(set(names)) == len(names)
+    assert {"static, block 16", "rigl, channel, p 0.05", "magran, weight, p 0.5"} <= set(names)
+    assert "small_dense" in names
+    effect = figures.effect(rows, FD, "drop_fraction")
+    names = [text.get_text() for text in effect.legends[0].get_texts()]
+    assert [name.split(",")[0] for name in names] == ["weight", "block 16", "channel"]
+    looks = {(line.get_color(), line.get_marker()) for line in effect.legends[0].get_lines()}
+    assert len(looks) == 3
+
+
+def test_layers_of_different_structures_are_not_averaged():
+    rows = structured_rows()
+    figure = figures.layer_densities(rows)
+    (mesh,) = (a for a in figure.axes[0].collections if isinstance(a, QuadMesh))
+    labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert labels == [
+        f"{level}\n{structure}"
+        for level in (0.5, 0.9)
+        for structure in ("weight", "block 16", "channel")
+    ]
+    for column, label in enumerate(labels):
+        level, kind = label.split("\n")
+        row = next(
+            row
+            for row in rows
+            if f"{row['sparsity']:g}" == level
+            and row["method"] == "static"
+            and (row.get("structure") or "weight") == kind.split()[0]
+        )
+        expected = [active / weights for active, weights in row["layers"].values()]
+        np.testing.assert_allclose(np.asarray(mesh.get_array())[:, column], expected)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
+
+
 def check_written_levels(figure):
     """Written levels lie inside, on no mark, no bar and no other text; return the texts."""
     figure.draw_without_rendering()
