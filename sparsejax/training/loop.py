@@ -168,8 +168,7 @@ def _state_of_other_weights(config, task, optimizer):
     masks too where they fit this config.
     """
     path = pathlib.Path(config.checkpoint.init_from)
-    state = create_state(config, task, optimizer)
-    masks, other = state.masks, None
+    other = None
     if (path / "checkpoints").exists():
         _, params, other_masks = runs.load_run(path)
         other = runs.read_config(path)
@@ -177,12 +176,13 @@ def _state_of_other_weights(config, task, optimizer):
         other, params, other_masks = _load_weights(runs.read_sparse_run, path)
     else:
         params = _load_weights(task.load, path)
-    if other is not None and _same_masks(config.sparsity, other.sparsity):
-        masks = other_masks
+    state = create_state(config, task, optimizer)
+    takes_masks = other is not None and _same_masks(config.sparsity, other.sparsity)
+    masks = other_masks if takes_masks else state.masks
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, state.params):
         require(False, "checkpoint.init_from", str(path), "weights of a network of the same shape")
     params = jax.tree.map(lambda param, ours: np.asarray(param, ours.dtype), params, state.params)
-    logger.info("weights%s from %s", "" if masks is state.masks else " and masks", path)
+    logger.info("weights%s from %s", " and masks" if takes_masks else "", path)
     return state_from(params, masks, optimizer)
 
 

@@ -45,13 +45,10 @@ def test_a_run_begins_with_a_file_as_with_the_workdir_it_is_of(tiny_run, path):
     assert_equal((ours.params, ours.masks), load_run(tiny_run[0])[1:])
 
 
-def test_masks_of_another_sparsity_are_left_behind(path):
-    """The weights are taken, pruned by the masks that this config draws."""
-    params, masks, _ = load_sparse(path)
-    state = begin(path, **{"sparsity.level": 0.5})
-    active, before = (sum(m.sum() for m in jax.tree.leaves(tree)) for tree in (state.masks, masks))
-    assert active > 1.5 * before
-    assert_equal(state.params, jax.tree.map(lambda p, m: np.where(m, p, 0), params, state.masks))
+def test_a_dense_run_takes_the_weights_and_no_masks(path):
+    state = begin(path, **{"sparsity.method": "dense"})
+    assert {mask.ndim for mask in jax.tree.leaves(state.masks)} == {0}
+    assert_equal(state.params, load_sparse(path)[0])
 
 
 @pytest.mark.parametrize(
