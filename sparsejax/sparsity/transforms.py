@@ -1,10 +1,29 @@
 """optax transformations that leave inactive weights as if they weren't there."""
 
+import inspect
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax.sparsity import packing
 from sparsejax.sparsity.masks import apply_masks
+
+# What `packed` accepts: each of these treats all weights alike, whatever array they stand in.
+# A global norm sees all of them at once.
+_PACKABLE = (
+    "add_decayed_weights",
+    "clip_by_global_norm",
+    "identity",
+    "scale",
+    "scale_by_adam",
+    "scale_by_lion",
+    "scale_by_rms",
+    "scale_by_schedule",
+    "scale_by_stddev",
+    "trace",
+)
 
 
 def sparse_updates(inner):
@@ -20,7 +39,8 @@ def sparse_updates(inner):
 
     Returns:
       `optax.GradientTransformationExtraArgs` whose `update` takes the masks by keyword:
-      `update(gradients, state, params, masks=masks)`. Its state is that of `inner`.
+      `update(gradients, state, params, masks=masks)`. Its state is that of `inner`. Its
+      `init` takes masks too, and ignores them, as `packed` needs them there.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 0.0]])}
@@ -34,12 +54,134 @@ def sparse_updates(inner):
     """
     inner = optax.with_extra_args_support(inner)
 
+    def init(params, masks=None):
+        del masks
+        return inner.init(params)
+
     def update(gradients, state, params, *, masks, **extra_args):
         gradients = apply_masks(gradients, masks)
         updates, state = inner.update(gradients, state, params, **extra_args)
         return apply_masks(updates, masks), reset_inactive(inner, state, params, masks)
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class PackedState(NamedTuple):
+    """State of `packed`: one flat array for each sparsified layer, dense layers as they are.
+
+    Attributes:
+      inner: state of the inner optimizer.
+      indices: flat positions of the active weights (see `sparsity.packing`).
+      ema: exponential moving average of the active weights; () if none is kept.
+      count: updates so far, int32 scalar.
+    """
+
+    inner: Any
+    indices: Any
+    ema: Any
+    count: jax.Array
+
+
+def packed(inner, masks, *, ema_decay=None):
+    """Like `sparse_updates`, but state is held for active weights alone: it takes less memory.
+
+    The inner optimizer sees one flat array [active] for each sparsified layer; layers that
+    stay dense it sees as they are. What is active is read from the state, so after a topology
+    update `reset_inactive` has to be called. Caveat: wrap last, as with `sparse_updates`.
+
+    Args:
+      inner: optax optimizer that treats all weights alike: adam, adamw, sgd, lion or rmsprop,
+        with schedules and `clip_by_global_norm`, in chains.
+      masks: masks of the params, or their `packing.static_counts`; then `init` wants the masks.
+      ema_decay: function of the number of the update, 1 at the first, to a decay: the state
+        then holds the EMA of the active weights, which `ema_params` returns.
+
+    Returns:
+      `optax.GradientTransformationExtraArgs`: `init(params)` or `init(params, masks=masks)`
+      gives a PackedState; `update(gradients, state, params, masks=masks)` is used like that of
+      `sparse_updates` (and could do without the masks).
+
+    Raises:
+      ValueError: `inner` has a part that may not treat all weights alike; it is named.
+
+    Example:
+      >>> params = {"kernel": jnp.array([[1.0, 0.0], [0.0, 3.0]])}
+      >>> masks = {"kernel": jnp.array([[True, False], [False, True]])}
+      >>> optimizer = packed(optax.sgd(0.5, momentum=0.9), masks)
+      >>> state = optimizer.init(params)
+      >>> gradients = {"kernel": jnp.ones((2, 2))}
+      >>> updates, state = optimizer.update(gradients, state, params, masks=masks)
+      >>> updates["kernel"].tolist(), state.inner[0].trace["kernel"].tolist()
+      ([[-0.5, 0.0], [0.0, -0.5]], [1.0, 1.0])
+    """
+    refused = [name for name in _parts(inner.update) if name not in _PACKABLE]
+    if refused:
+        raise ValueError(
+            f"can't pack the state of {', '.join(refused)}; accepted: {', '.join(_PACKABLE)}, in "
+            "chains: adam, adamw, sgd, lion, rmsprop, with schedules"
+        )
+    inner = optax.with_extra_args_support(inner)
+    given, counts = masks, packing.static_counts(masks)
+
+    def init(params, masks=None):
+        masks = given if masks is None else masks
+        if any(isinstance(mask, int) for mask in jax.tree.leaves(masks)):
+            raise ValueError("packed was given counts of active weights: init needs masks=")
+        indices = packing.active_indices(masks, counts)
+        small = packing.pack(params, indices)
+        ema = () if ema_decay is None else jax.tree.map(jnp.copy, small)
+        return PackedState(inner.init(small), indices, ema, jnp.int32(0))
+
+    def update(gradients, state, params, *, masks=None, **extra_args):
+        del masks
+        _, indices, ema, count = state
+        small = packing.pack(params, indices)
+        updates, inner_state = inner.update(
+            packing.pack(gradients, indices), state.inner, small, **extra_args
+        )
+        count = optax.safe_increment(count)
+        if ema_decay is not None:
+            rest = 1 - ema_decay(count)
+            ema = jax.tree.map(
+                lambda e, p: (e - rest * (e - p)).astype(e.dtype),
+                ema,
+                optax.apply_updates(small, updates),
+            )
+        state = PackedState(inner_state, indices, ema, count)
+        return packing.unpack(updates, indices, params), state
+
+    init.inner = inner  # `reset_inactive` is called with what was wrapped or with the wrapper
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _parts(update):
+    """Yield the names of the transformations that an update function is chained of.
+
+    optax gives them no names but those of the functions that they close over.
+    """
+    name = getattr(update, "__qualname__", type(update).__name__).split(".")[0]
+    if not getattr(update, "__module__", "").startswith("optax."):
+        yield f"{name} (not of optax)"
+    elif name == "chain":
+        for part in inspect.getclosurevars(update).nonlocals["update_fns"]:
+            yield from _parts(part)
+    elif name == "with_extra_args_support":
+        yield from _parts(inspect.getclosurevars(update).nonlocals["tx"].update)
+    else:
+        yield name
+
+
+def ema_params(state, params):
+    """Return the EMA that a PackedState holds, whole: zero at inactive weights.
+
+    Args:
+      state: PackedState of an optimizer made with `ema_decay`.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`, for their shapes.
+
+    Returns:
+      Pytree of arrays of the shapes of `params`.
+    """
+    return packing.unpack(state.ema, state.indices, params)
 
 
 def reset_inactive(inner, state, params, masks):
@@ -50,30 +192,76 @@ def reset_inactive(inner, state, params, masks):
     whatever wraps them. Statistics of other shapes (adafactor's rows and columns) stay as
     they are. Call it after a topology update, before the next step.
 
+    A PackedState moves to the weights that are active now: those that were active before keep
+    their state and EMA, the others get fresh state, and their value in `params` as EMA.
+
     Args:
-      inner: the optax transformation, wrapped by `sparse_updates` or not.
+      inner: the optax transformation, wrapped by `sparse_updates` or `packed`, or not.
       state: its state.
       params: pytree of arrays.
-      masks: masks of `params`.
+      masks: masks of `params`; with as many active weights in each layer as a PackedState has.
 
     Returns:
       State of the same structure.
     """
-    masks_of = {
-        path: (mask, param.shape)
-        for (path, param), mask in zip(
+    if isinstance(state, PackedState):
+        return _move(inner, state, params, masks)
+
+    def reset(leaf, fresh, mask):
+        return leaf if mask.ndim == 0 else jnp.where(mask, leaf, fresh)
+
+    return _map_moments(reset, state, inner.init(params), params, masks)
+
+
+def _move(inner, state, params, masks):
+    inner = getattr(inner.init, "inner", inner)
+    counts = jax.tree.map(lambda index: index.size if index.ndim else index, state.indices)
+    indices = packing.active_indices(masks, counts)
+    small = packing.pack(params, indices)
+    places = jax.tree.map(
+        lambda old, new, param: packing.positions_in(old, new, param.size) if new.ndim else new,
+        state.indices,
+        indices,
+        params,
+    )
+
+    def move(leaf, fresh, place):
+        return leaf if place.ndim == 0 else jnp.where(place >= 0, leaf[place], fresh)
+
+    keeps_ema = bool(jax.tree.leaves(state.ema))
+    ema = jax.tree.map(move, state.ema, small, places) if keeps_ema else ()
+    moved = _map_moments(move, state.inner, inner.init(small), small, places)
+    return PackedState(moved, indices, ema, state.count)
+
+
+def _map_moments(function, state, fresh, params, other):
+    """Apply `function(leaf, fresh, other)` to the arrays of a state that belong to a parameter.
+
+    Args:
+      function: of an array of the state, the same array of `fresh`, and a leaf of `other`.
+      state: optimizer state.
+      fresh: state of the same structure.
+      params: the parameters that the state is of.
+      other: pytree of the structure of `params`.
+
+    Returns:
+      State; arrays that belong to no parameter are as they were.
+    """
+    belonging = {
+        path: (leaf, param.shape)
+        for (path, param), leaf in zip(
             jax.tree_util.tree_flatten_with_path(params)[0],
-            jax.tree.structure(params).flatten_up_to(masks),
+            jax.tree.structure(params).flatten_up_to(other),
             strict=True,
         )
     }
-    longest = max(map(len, masks_of), default=0)
+    longest = max(map(len, belonging), default=0)
 
-    def reset(path, leaf, fresh):
+    def apply(path, leaf, fresh):
         for length in range(min(longest, len(path)), -1, -1):
-            mask, shape = masks_of.get(path[len(path) - length :], (None, None))
-            if mask is not None and jnp.shape(leaf) == shape:
-                return leaf if mask.ndim == 0 else jnp.where(mask, leaf, fresh)
+            found, shape = belonging.get(path[len(path) - length :], (None, None))
+            if found is not None and jnp.shape(leaf) == shape:
+                return function(leaf, fresh, found)
         return leaf
 
-    return jax.tree_util.tree_map_with_path(reset, state, inner.init(params))
+    return jax.tree_util.tree_map_with_path(apply, state, fresh)
