@@ -44,7 +44,7 @@ from sparsejax.tasks import build_task  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
 from sparsejax.training.sampling import make_sampler  # noqa: E402
-from sparsejax.training.state import create_state, named_key  # noqa: E402
+from sparsejax.training.state import create_state, ema_params_of, named_key  # noqa: E402
 from sparsejax.training.steps import make_train_step  # noqa: E402
 
 DRAWINGS = 2000
@@ -137,7 +137,8 @@ def measure(arguments):
     settings = json.loads((folder / "settings.json").read_text())
     lengths = settings["sample_lengths"]
     config = make_config(folder, arguments.method, arguments.level, lengths)
-    task, optimizer = build_task(config), build_optimizer(config)
+    task = build_task(config)
+    optimizer = build_optimizer(config, task)
     state = replicate(create_state(config, task, optimizer))
     step = data_parallel(
         make_train_step(task, optimizer, ema_limit=config.ema.decay), donate_state=True
@@ -159,7 +160,7 @@ def measure(arguments):
     rounds(1)
     seconds = rounds(arguments.steps)
     draw = make_sampler(task, named_key(config.seed, "samples"), SAMPLES)
-    drawn = [timed(lambda: draw(state.ema_params)) for _ in range(arguments.draws + 1)]
+    drawn = [timed(lambda: draw(ema_params_of(state))) for _ in range(arguments.draws + 1)]
     first["sample"] = drawn[0]
     sample = statistics.median(drawn[1:])
     return {"train": seconds, "sample": sample, "first": first, "version": f"jax {jax.__version__}"}

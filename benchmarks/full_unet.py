@@ -27,7 +27,7 @@ from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import build_optimizer, drop_fraction_schedule
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.sampling import make_sampler
-from sparsejax.training.state import create_state, named_key
+from sparsejax.training.state import create_state, ema_params_of, named_key
 from sparsejax.training.steps import make_topology_update, make_train_step
 
 
@@ -52,7 +52,7 @@ def measure(arguments):
     config.sample.steps = 1
     config = resolve(config)
     task = denoising_task(config, size, batches=None, reference=None)
-    optimizer = build_optimizer(config)
+    optimizer = build_optimizer(config, task)
     state = replicate(create_state(config, task, optimizer))
     flops = sum(task.layer_flops(state.params).values())
 
@@ -85,8 +85,8 @@ def measure(arguments):
         (state, _), figures["update"] = timed(lambda: update(state, batch, keys))
     figures["training_memory"] = peak_memory()
     draw = make_sampler(task, named_key(0, "samples"), arguments.batch)
-    _, figures["sample_first"] = timed(lambda: draw(state.ema_params))
-    _, figures["sample"] = timed(lambda: draw(state.ema_params))
+    _, figures["sample_first"] = timed(lambda: draw(ema_params_of(state)))
+    _, figures["sample"] = timed(lambda: draw(ema_params_of(state)))
     if jax.default_backend() != "cpu":
         figures["peak_flops"] = matmul_peak(arguments.dtype)
     return figures

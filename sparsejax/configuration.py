@@ -242,6 +242,7 @@ def _check_optimizer(o):
     require(o.weight_decay >= 0, "optimizer.weight_decay", o.weight_decay, "0 or more")
     require(o.warmup_steps >= 0, "optimizer.warmup_steps", o.warmup_steps, "0 or more")
     require(o.clip_norm >= 0, "optimizer.clip_norm", o.clip_norm, "0 (no clipping) or more")
+    require(isinstance(o.packed, bool), "optimizer.packed", o.packed, "True, False")
     require(o.accumulate >= 1, "optimizer.accumulate", o.accumulate, "1 or more")
     decays = o.name in ("adamw", "lion")
     accepted = f"0.0 with {o.name}; adamw and lion decay weights"

@@ -21,14 +21,14 @@ from sparsejax.evaluation.provenance import provenance
 from sparsejax.evaluation.report import write_report
 from sparsejax.evaluation.tables import measure_names
 from sparsejax.rendering.raster import RASTER_VERSION
-from sparsejax.sparsity.masks import path_name, summarize
+from sparsejax.sparsity.masks import path_name, summarize, unpack_bits
 from sparsejax.sparsity.methods import get_method
 from sparsejax.tasks import build_task
 from sparsejax.tasks.strokes import RASTER_SIZE
 from sparsejax.training import runs
 from sparsejax.training.metrics import read_metrics
 from sparsejax.training.sampling import make_sampler
-from sparsejax.training.state import named_key
+from sparsejax.training.state import ema_params_of, named_key
 
 HELD_OUT = "held-out loss"
 _SHOWN = 36
@@ -99,7 +99,7 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     workdir = pathlib.Path(workdir)
     config = runs.read_config(workdir)
     task, state = runs.load_state(workdir)
-    params = jax.tree.map(jax.numpy.asarray, state.ema_params)
+    params = jax.tree.map(jax.numpy.asarray, ema_params_of(state))
     drawn, seconds = [], []
 
     def images():
@@ -146,7 +146,7 @@ def _topology(config, state, task):
     sparsity = config.sparsity
     is_dynamic = get_method(sparsity.method).is_dynamic
     layers = summarize(state.params, state.masks).layers
-    ever = summarize(state.params, state.ever_active).layers
+    ever = summarize(state.params, unpack_bits(state.ever_active, state.params)).layers
     names = [name for name in task.layer_flops(state.params) if name in layers]
     sparse = [name for name in names if layers[name].density < 1]
     weights = sum(layers[name].weights for name in sparse)

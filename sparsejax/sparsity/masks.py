@@ -131,6 +131,42 @@ def count_active(params, masks):
     )
 
 
+def pack_bits(masks):
+    """Hold eight weights' masks in a byte.
+
+    Args:
+      masks: masks.
+
+    Returns:
+      Pytree of uint8 arrays [ceil(weights / 8)], unused bits zero; 0-d masks as they are.
+
+    Example:
+      >>> pack_bits({"kernel": jnp.array([[True, False], [False, False], [True, True]])})
+      {'kernel': Array([140], dtype=uint8)}
+    """
+    return jax.tree.map(lambda mask: jnp.packbits(mask) if mask.ndim else mask, masks)
+
+
+def unpack_bits(packed, params):
+    """Return the masks that `pack_bits` has packed.
+
+    Args:
+      packed: what `pack_bits` returned.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`, for their shapes.
+
+    Returns:
+      Masks of `params`.
+    """
+
+    def unpack(bits, param):
+        if bits.ndim == 0:
+            return bits
+        size = math.prod(param.shape)
+        return jnp.unpackbits(bits, count=size).astype(bool).reshape(param.shape)
+
+    return jax.tree.map(unpack, packed, params)
+
+
 class LayerSummary(NamedTuple):
     """Weights of one layer: how many there are, how many are active, and their share."""
 

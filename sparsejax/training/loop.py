@@ -25,7 +25,7 @@ from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.progress import progress_bar
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.signals import sigterm
-from sparsejax.training.state import create_state, named_key, state_from
+from sparsejax.training.state import create_state, ema_params_of, named_key, state_from
 from sparsejax.training.steps import make_topology_update, make_train_step
 from sparsejax.training.structures import (
     build_method,
@@ -62,7 +62,7 @@ def train(config, workdir):
     build_structure(config.sparsity, task)
     if checkpoints.list_steps(workdir / "checkpoints")[-1:] != [config.steps]:
         task.prepare()
-    optimizer = build_optimizer(config)
+    optimizer = build_optimizer(config, task)
     state, pending = _first_state(config, workdir, task, optimizer)
     is_main = jax.process_index() == 0
     start = int(state.step)
@@ -83,7 +83,7 @@ def train(config, workdir):
     if is_main:
         _announce(config, counts)
         log_structure(config.sparsity, task)
-    save_samples = _sample_writer(config, workdir, task) if is_main else lambda step, params: None
+    save_samples = _sample_writer(config, workdir, task) if is_main else lambda step, state: None
 
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(
@@ -109,7 +109,7 @@ def train(config, workdir):
                 show(step)
             # Before the checkpoint: a run that is killed in between draws them again.
             if _is_multiple(step, config.sample.every):
-                save_samples(step, state.ema_params)
+                save_samples(step, state)
             if last or stop or _is_multiple(step, config.checkpoint.every):
                 checkpoints.save(manager, state, {"pending": log.pending()})
             if stop and not last:
@@ -219,9 +219,9 @@ def _sample_writer(config, workdir, task):
     key, folder = named_key(config.seed, "samples"), workdir / "samples"
     sampler = functools.cache(lambda: make_sampler(task, key, config.sample.count))
 
-    def save_samples(step, params):
+    def save_samples(step, state):
         folder.mkdir(exist_ok=True)
-        grid = task.render(sampler()(jax.device_get(params)))
+        grid = task.render(sampler()(jax.device_get(ema_params_of(state))))
         Image.fromarray(grid).save(folder / f"{step:08d}.png")
 
     return save_samples

@@ -3,7 +3,9 @@
 import optax
 
 from sparsejax.sparsity.schedules import UpdateSchedule
-from sparsejax.sparsity.transforms import sparse_updates
+from sparsejax.sparsity.transforms import packed, sparse_updates
+from sparsejax.training.state import active_counts
+from sparsejax.training.steps import ema_decay
 
 
 def learning_rate_schedule(config):
@@ -25,14 +27,15 @@ def learning_rate_schedule(config):
     return optax.join_schedules([warmup, after], [o.warmup_steps])
 
 
-def build_optimizer(config):
+def build_optimizer(config, task=None):
     """Return the optimizer of `config.optimizer`, wrapped so that inactive weights stay zero.
 
     Args:
       config: resolved ConfigDict.
+      task: Task; needed if `optimizer.packed`, which wants to know the layers' sizes.
 
     Returns:
-      `optax.GradientTransformationExtraArgs`; its update takes `masks=` by keyword.
+      `optax.GradientTransformationExtraArgs`; its init and its update take `masks=` by keyword.
     """
     o, rate = config.optimizer, learning_rate_schedule(config)
     inner = {
@@ -42,7 +45,14 @@ def build_optimizer(config):
         "lion": lambda: optax.lion(rate, o.b1, o.b2, weight_decay=o.weight_decay),
     }[o.name]()
     clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
-    return sparse_updates(optax.chain(*clip, inner))
+    inner = optax.chain(*clip, inner)
+    if not o.packed:
+        return sparse_updates(inner)
+    return packed(
+        inner,
+        active_counts(config, task),
+        ema_decay=lambda count: ema_decay(count, config.ema.decay),
+    )
 
 
 def drop_fraction_schedule(sparsity):

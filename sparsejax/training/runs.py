@@ -19,7 +19,7 @@ from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.tasks import build_task
 from sparsejax.training import checkpoints
 from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.state import create_state
+from sparsejax.training.state import create_state, ema_params_of
 
 
 def default_workdir(config):
@@ -107,7 +107,7 @@ def restore_state(workdir, config, task):
     folder = pathlib.Path(workdir) / "checkpoints"
     if not checkpoints.list_steps(folder):
         return None
-    optimizer = build_optimizer(config)
+    optimizer = build_optimizer(config, task)
     example = jax.eval_shape(lambda: create_state(config, task, optimizer))
     return checkpoints.restore_newest(folder, example)
 
@@ -146,7 +146,7 @@ def load_run(workdir, *, ema=True):
       ConfigError: the workdir holds no run, or no whole checkpoint.
     """
     task, state = load_state(workdir)
-    return task, state.ema_params if ema else state.params, state.masks
+    return task, ema_params_of(state) if ema else state.params, state.masks
 
 
 def save_sparse_run(workdir, path, *, ema=True):
@@ -173,7 +173,7 @@ def save_sparse_run(workdir, path, *, ema=True):
         "weights": "ema" if ema else "last step",
         "steps": str(int(state.step)),
     }
-    params = state.ema_params if ema else state.params
+    params = ema_params_of(state) if ema else state.params
     return save_sparse(path, params, state.masks, metadata)
 
 

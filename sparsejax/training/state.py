@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from sparsejax.sparsity.masks import apply_masks
+from sparsejax.sparsity.masks import apply_masks, pack_bits
+from sparsejax.sparsity.packing import static_counts
+from sparsejax.sparsity.transforms import PackedState
 from sparsejax.training.structures import build_method, layer_sparsities
 
 logger = logging.getLogger(__name__)
@@ -20,10 +23,13 @@ class TrainState(NamedTuple):
       step: optimizer steps taken, int32 scalar.
       params: parameters, exactly zero wherever the mask is False.
       masks: the mask pytree (see `sparsejax.sparsity`).
-      opt_state: state of the optimizer; fresh wherever the mask is False.
-      ema_params: exponential moving average of params, zero wherever the mask is False.
-      ever_active: masks of the weights that were active at some time: what the run has explored
-        (in-time over-parameterisation, Liu et al. 2021).
+      opt_state: state of the optimizer; fresh wherever the mask is False. A PackedState holds
+        the EMA too.
+      ema_params: exponential moving average of params, zero wherever the mask is False; () if
+        `opt_state` is a PackedState. Read it by `ema_params_of`.
+      ever_active: the weights that were active at some time, as packed bits
+        (`masks.pack_bits`): what the run has explored (in-time over-parameterisation, Liu et
+        al. 2021).
     """
 
     step: jax.Array
@@ -72,8 +78,62 @@ def create_state(config, task, optimizer):
     return create(init_key, masks_key)
 
 
+def active_counts(config, task):
+    """Return how many active weights each layer of the run has, from the first step to the last.
+
+    Args:
+      config: resolved ConfigDict.
+      task: Task.
+
+    Returns:
+      Pytree as `packing.static_counts` returns it, found by drawing the run's first masks.
+
+    Raises:
+      ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
+    """
+    params = jax.eval_shape(task.init, named_key(config.seed, "init"))
+    sparsities = layer_sparsities(config.sparsity, task)
+    method = build_method(config.sparsity, task)
+    return static_counts(method.init(named_key(config.seed, "masks"), params, sparsities))
+
+
 def state_from(params, masks, optimizer):
-    """Return the state of step 0 with these params (masked here) and masks."""
+    """Return the state of step 0 with these params (masked here) and masks.
+
+    Args:
+      params: pytree of arrays.
+      masks: masks of `params`.
+      optimizer: made by `sparsity.transforms.sparse_updates` or `packed`.
+
+    Returns:
+      TrainState.
+    """
     params = apply_masks(params, masks)
-    ema_params, ever_active = jax.tree.map(jnp.copy, (params, masks))
-    return TrainState(jnp.int32(0), params, masks, optimizer.init(params), ema_params, ever_active)
+    opt_state = optimizer.init(params, masks=masks)
+    ema_params = () if isinstance(opt_state, PackedState) else jax.tree.map(jnp.copy, params)
+    ever_active = jax.tree.map(jnp.copy, pack_bits(masks))
+    return TrainState(jnp.int32(0), params, masks, opt_state, ema_params, ever_active)
+
+
+def ema_params_of(state):
+    """Return the EMA of the parameters, wherever the state holds it.
+
+    Args:
+      state: TrainState.
+
+    Returns:
+      Pytree of the shapes of `state.params`; host arrays if the optimizer state is packed.
+    """
+    if not isinstance(state.opt_state, PackedState):
+        return state.ema_params
+    # By numpy: the state may be spread over several processes, and nothing compiles.
+    ema, indices = jax.device_get((state.opt_state.ema, state.opt_state.indices))
+
+    def put(index, leaf, param):
+        if not index.ndim:
+            return leaf
+        full = np.zeros(param.size, leaf.dtype)
+        full[index] = leaf
+        return full.reshape(param.shape)
+
+    return jax.tree.map(put, indices, ema, state.params)

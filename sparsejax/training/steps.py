@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparsejax.sparsity.masks import apply_masks
-from sparsejax.sparsity.transforms import reset_inactive
+from sparsejax.sparsity.masks import apply_masks, pack_bits
+from sparsejax.sparsity.transforms import PackedState, reset_inactive
 from sparsejax.training.parallel import AXIS
 from sparsejax.training.state import TrainState
 
@@ -28,6 +28,28 @@ def ema_decay(step, decay):
 def update_ema(ema_params, params, decay):
     """Return `decay * ema_params + (1 - decay) * params`, leaf by leaf."""
     return jax.tree.map(lambda ema, p: ema - (1 - decay) * (ema - p), ema_params, params)
+
+
+def move_ema(ema_params, params, before, after):
+    """Return the EMA after a topology update.
+
+    Args:
+      ema_params: the EMA before the update.
+      params: the parameters after it, masked.
+      before: masks before the update.
+      after: masks after it.
+
+    Returns:
+      Pytree: weights that stay active keep their EMA; newly active ones begin at their value in
+      `params`, zero for most; inactive ones are zero.
+    """
+    return jax.tree.map(
+        lambda ema, param, old, new: jnp.where(old & new, ema, param),
+        ema_params,
+        params,
+        before,
+        after,
+    )
 
 
 def example_keys(key, step, local_batch):
@@ -80,8 +102,8 @@ def make_train_step(task, optimizer, *, ema_limit, accumulate=1):
 
     Args:
       task: Task.
-      optimizer: transformation wrapped by `sparsity.transforms.sparse_updates`.
-      ema_limit: decay of the EMA after its warm-up.
+      optimizer: transformation wrapped by `sparsity.transforms.sparse_updates` or `packed`.
+      ema_limit: decay of the EMA after its warm-up; a packed optimizer keeps its own EMA.
       accumulate: microbatches that the device's batch is split into.
 
     Returns:
@@ -97,7 +119,9 @@ def make_train_step(task, optimizer, *, ema_limit, accumulate=1):
         )
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
-        ema_params = update_ema(state.ema_params, params, ema_decay(step, ema_limit))
+        ema_params = state.ema_params
+        if not isinstance(opt_state, PackedState):
+            ema_params = update_ema(ema_params, params, ema_decay(step, ema_limit))
         grad_norm = optax.tree.norm(apply_masks(gradients, state.masks))
         state = TrainState(step, params, state.masks, opt_state, ema_params, state.ever_active)
         return state, {"loss": loss, "grad_norm": grad_norm}
@@ -132,27 +156,29 @@ def make_topology_update(task, optimizer, method, drop_fraction, *, accumulate=1
         _, gradients = _mean_gradients(task, accumulate, probe, batch, batch_keys)
         fraction = drop_fraction(state.step)
         params, masks = method.update(key, state.params, state.masks, gradients, fraction)
-        ever_active = jax.tree.map(jnp.logical_or, state.ever_active, masks)
+        ever_active = jax.tree.map(jnp.bitwise_or, state.ever_active, pack_bits(masks))
         metrics = {
             "drop_fraction": jnp.float32(fraction),
             "replaced": _replaced(state.masks, masks),
-            "ever_active": _share(ever_active),
+            "ever_active": _share(ever_active, masks),
         }
         opt_state = reset_inactive(optimizer, state.opt_state, params, masks)
-        ema_params = apply_masks(state.ema_params, masks)
+        ema_params = state.ema_params
+        if not isinstance(opt_state, PackedState):
+            ema_params = move_ema(ema_params, params, state.masks, masks)
         state = TrainState(state.step, params, masks, opt_state, ema_params, ever_active)
         return state, metrics
 
     return topology_update
 
 
-def _share(masks):
-    """Return the share of True in the masks of the sparsified layers."""
-    masks = [mask for mask in jax.tree.leaves(masks) if mask.ndim]
-    if not masks:
+def _share(packed, masks):
+    """Return the share of ones in packed bits of the sparsified layers."""
+    packed = [bits for bits in jax.tree.leaves(packed) if bits.ndim]
+    if not packed:
         return jnp.float32(1)
-    active = sum(jnp.sum(mask, dtype=jnp.float32) for mask in masks)
-    return active / sum(mask.size for mask in masks)
+    active = sum(jnp.sum(jax.lax.population_count(b), dtype=jnp.float32) for b in packed)
+    return active / sum(mask.size for mask in jax.tree.leaves(masks) if mask.ndim)
 
 
 def _replaced(before, after):

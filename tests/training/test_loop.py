@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,6 +226,29 @@ def test_a_run_can_start_from_another_runs_weights(tiny_run, tmp_path):
         np.testing.assert_allclose(a, b, atol=1e-6)
     for a, b in zip(*map(jax.tree.leaves, (mask, new_mask)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_packed_state_trains_as_masked_and_resumes(tiny_run, tmp_path):
+    """Adam's moments and the EMA of active weights alone; resumed after half of the run."""
+    config = tiny_config(**{"optimizer.packed": True, "checkpoint.keep": 3})
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert loop.train(config, whole)
+    shutil.copytree(whole, resumed)
+    for step in (30, 40):
+        shutil.rmtree(resumed / "checkpoints" / str(step))
+    assert loop.train(config, resumed)
+    assert_equal_runs(whole, resumed)
+
+    for ema in (True, False):
+        ours, theirs = (load_run(path, ema=ema)[1:] for path in (whole, tiny_run[0]))
+        for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+    lines = [read_metrics(path / "metrics.jsonl") for path in (whole, tiny_run[0])]
+    for ours, theirs in zip(*lines, strict=True):
+        for key in ours.keys() - set(WALL_CLOCK):
+            assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-7)
+    ours, theirs = (jax.tree.leaves(final_state(path)) for path in (whole, tiny_run[0]))
+    assert sum(x.nbytes for x in ours) < 0.7 * sum(x.nbytes for x in theirs)
 
 
 def test_loading_from_a_folder_without_a_run_is_refused(tmp_path):

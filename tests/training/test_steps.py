@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from sparsejax.sparsity import distributions, masks, topology
+from sparsejax.sparsity import distributions, masks, packing, topology
 from sparsejax.sparsity.methods import Method, get_method
-from sparsejax.sparsity.transforms import sparse_updates
+from sparsejax.sparsity.transforms import packed, sparse_updates
 from sparsejax.tasks import Task
 from sparsejax.training import steps
 from sparsejax.training.parallel import data_parallel, shard_batch
-from sparsejax.training.state import named_key, state_from
+from sparsejax.training.state import ema_params_of, named_key, state_from
 
 WIDTH = 8
 KEY = named_key(0, "steps")
@@ -146,7 +146,9 @@ def test_ema_and_moments_of_grown_weights_are_zero_after_updates(name):
             before = jax.device_get(state)
             state, changes = update(state, batch, (KEY, jax.random.key(9)))
             seen.append(np.asarray(state.masks["in"]["kernel"]))
-            np.testing.assert_array_equal(state.ever_active["in"]["kernel"], np.any(seen, axis=0))
+            assert state.ever_active["in"]["kernel"].dtype == np.uint8
+            ever = masks.unpack_bits(state.ever_active, state.params)
+            np.testing.assert_array_equal(ever["in"]["kernel"], np.any(seen, axis=0))
             grown = np.asarray(state.masks["in"]["kernel"] & ~before.masks["in"]["kernel"])
             assert grown.any()
             for tree in (state.params, state.ema_params, state.opt_state[0].mu):
@@ -154,8 +156,66 @@ def test_ema_and_moments_of_grown_weights_are_zero_after_updates(name):
         for tree in (state.params, state.ema_params, state.opt_state[0].mu, state.opt_state[0].nu):
             for leaf, mask in zip(jax.tree.leaves(tree), jax.tree.leaves(state.masks), strict=True):
                 assert (np.asarray(leaf)[~np.broadcast_to(mask, leaf.shape)] == 0).all()
-    ever = [np.asarray(state.ever_active[layer]["kernel"]).ravel() for layer in ("in", "out")]
+    ever = [np.asarray(ever[layer]["kernel"]).ravel() for layer in ("in", "out")]
     np.testing.assert_allclose(changes["ever_active"], np.concatenate(ever).mean())
+
+
+def test_a_packed_optimizer_trains_as_a_masked_one():
+    """Ten steps and five updates of RigL: equal masks, and params but for the last bit."""
+    inner = optax.sgd(0.3, momentum=0.9)
+    counts = packing.static_counts(first_state(sparse_updates(inner), level=0.7).masks)
+    small = packed(inner, counts, ema_decay=lambda step: steps.ema_decay(step, 0.5))
+    results = []
+    for optimizer in (sparse_updates(inner), small):
+        step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.5))
+        update = data_parallel(
+            steps.make_topology_update(TASK, optimizer, get_method("rigl"), lambda step: 0.5)
+        )
+        state, history = first_state(optimizer, level=0.7), []
+        for i in range(10):
+            state, metrics = step(state, shard_batch(batch_of(i)), KEY)
+            if i % 2:
+                keys = (KEY, jax.random.key(9))
+                state, changes = update(state, shard_batch(batch_of(i)), keys)
+                metrics |= changes
+            shown = metrics, state.params, ema_params_of(state), state.masks, state.ever_active
+            history.append(jax.device_get(shown))
+        results.append(history)
+    for masked, ours in zip(*map(jax.tree.leaves, results), strict=True):
+        if masked.dtype == np.float32:
+            np.testing.assert_allclose(ours, masked, rtol=1e-5, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(ours, masked)
+    assert state.ema_params == ()
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_ema_begins_where_a_newly_active_weight_does(is_packed):
+    """A method whose new weights aren't zero, as the fresh weights of a channel."""
+
+    def move_in(key, params, mask, gradients, fraction):
+        mask = mask | {"in": {"kernel": jnp.roll(mask["in"]["kernel"], 1)}}
+        new = jnp.where(mask["in"]["kernel"], params["in"]["kernel"], 0)
+        new = jnp.where(mask["in"]["kernel"] & (new == 0), 7.0, new)
+        return params | {"in": {"kernel": new}}, mask
+
+    inner = optax.sgd(0.1)
+    optimizer = sparse_updates(inner)
+    if is_packed:
+        counts = packing.static_counts(first_state(optimizer).masks)
+        optimizer = packed(inner, counts, ema_decay=lambda step: steps.ema_decay(step, 0.9))
+    step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.9))
+    method = Method("shifted", move_in)
+    update = data_parallel(steps.make_topology_update(TASK, optimizer, method, lambda step: 0.5))
+    before, _ = step(first_state(optimizer), shard_batch(batch_of(0)), KEY)
+    after, _ = update(before, shard_batch(batch_of(0)), (KEY, KEY))
+    old, new = (np.asarray(state.masks["in"]["kernel"]) for state in (before, after))
+    ema_before, ema = (ema_params_of(state)["in"]["kernel"] for state in (before, after))
+    assert (new & ~old).any()
+    assert (new & old).any()
+    assert (np.asarray(ema)[new & ~old] == 7).all()
+    assert (np.asarray(ema)[~new] == 0).all()
+    np.testing.assert_array_equal(np.asarray(ema)[new & old], np.asarray(ema_before)[new & old])
 
 
 def test_magran_computes_no_gradient():
