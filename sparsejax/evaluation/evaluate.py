@@ -26,6 +26,7 @@ from sparsejax.sparsity.methods import get_method
 from sparsejax.tasks import build_task
 from sparsejax.tasks.strokes import RASTER_SIZE
 from sparsejax.training import runs
+from sparsejax.training.compiled import without_inactive
 from sparsejax.training.metrics import read_metrics
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import ema_params_of, named_key
@@ -100,10 +101,11 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     config = runs.read_config(workdir)
     task, state = runs.load_state(workdir)
     params = jax.tree.map(jax.numpy.asarray, ema_params_of(state))
+    small_task, small = without_inactive(config.sparsity, task, params, state.masks)
     drawn, seconds = [], []
 
     def images():
-        batches = _draw(task, params, meter.count, batch, seed, seconds)
+        batches = _draw(small_task, small, meter.count, batch, seed, seconds)
         for index, samples in enumerate(batches):
             if task.statistics or not drawn:
                 drawn.append(samples)
@@ -117,7 +119,7 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
         found = task.statistics(np.concatenate(drawn), task.reference())
         measures |= {f"{name}@{meter.count}": value for name, value in found.items()}
     if task.held_out:
-        measures[HELD_OUT] = held_out_loss(task, params)
+        measures[HELD_OUT] = held_out_loss(small_task, small)
     _save_artifacts(workdir / "evaluation", task, drawn[0], state.masks)
     return (
         {"run": workdir.name, "seed": config.seed}

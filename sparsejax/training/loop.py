@@ -15,6 +15,13 @@ from sparsejax.sparsity.masks import summarize
 from sparsejax.sparsity.methods import get_method
 from sparsejax.tasks import build_task
 from sparsejax.training import checkpoints, runs
+from sparsejax.training.compiled import (
+    compile_network,
+    outline,
+    pack_state,
+    packed_task,
+    unpack_state,
+)
 from sparsejax.training.metrics import MetricsLog
 from sparsejax.training.optimizers import (
     build_optimizer,
@@ -32,6 +39,7 @@ from sparsejax.training.structures import (
     build_structure,
     layer_sparsities,
     log_structure,
+    trains_compiled,
 )
 
 logger = logging.getLogger(__name__)
@@ -73,16 +81,17 @@ def train(config, workdir):
         checkpoints.set_aside_after(workdir / "checkpoints", start)
     if start == config.steps:
         return True
+    counts = summarize(state.params, state.masks)
+    if is_main:
+        _announce(config, counts)
+        log_structure(config.sparsity, task)
+    task, state, whole = _without_inactive(config.sparsity, task, state)
     state = replicate(state)
 
     train_step, topology_update = _compiled_functions(config, task, optimizer)
     due = update_schedule(config.sparsity).is_due if topology_update else lambda step: False
     steps_key = named_key(config.seed, "steps")
     keys = (steps_key, named_key(config.seed, "topology"))
-    counts = summarize(state.params, state.masks)
-    if is_main:
-        _announce(config, counts)
-        log_structure(config.sparsity, task)
     save_samples = _sample_writer(config, workdir, task) if is_main else lambda step, state: None
 
     with contextlib.ExitStack() as stack:
@@ -111,11 +120,29 @@ def train(config, workdir):
             if _is_multiple(step, config.sample.every):
                 save_samples(step, state)
             if last or stop or _is_multiple(step, config.checkpoint.every):
-                checkpoints.save(manager, state, {"pending": log.pending()})
+                checkpoints.save(manager, whole(state), {"pending": log.pending()})
             if stop and not last:
                 logger.info("stopped by a signal after step %d; checkpoint saved", step)
                 return False
     return True
+
+
+def _without_inactive(sparsity, task, state):
+    """Leave out what a fixed structure never uses.
+
+    Returns:
+      Tuple of the Task and the TrainState to train, and a function that makes the whole state of
+      such a state, to be saved.
+    """
+    network = None
+    if trains_compiled(sparsity):
+        network = compile_network(sparsity, task, state.masks)
+    if network is None:
+        return task, state, lambda state: state
+    logger.info("%d layers are trained without what is inactive", len(network.layers))
+    first = outline(state)
+    packed = pack_state(network, state)
+    return packed_task(network, task), packed, lambda state: unpack_state(network, state, first)
 
 
 def _announce(config, counts):

@@ -6,6 +6,7 @@ from sparsejax.sparsity.schedules import UpdateSchedule
 from sparsejax.sparsity.transforms import packed, sparse_updates
 from sparsejax.training.state import active_counts
 from sparsejax.training.steps import ema_decay
+from sparsejax.training.structures import trains_compiled
 
 
 def learning_rate_schedule(config):
@@ -46,7 +47,8 @@ def build_optimizer(config, task=None):
     }[o.name]()
     clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
     inner = optax.chain(*clip, inner)
-    if not o.packed:
+    # What a compiled run trains is packed already.
+    if not o.packed or trains_compiled(config.sparsity):
         return sparse_updates(inner)
     return packed(
         inner,

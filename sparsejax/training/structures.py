@@ -98,3 +98,12 @@ def log_structure(sparsity, task):
     structures.log_exceptions(sparsity.structure, params, size, groups)
     if groups:
         logger.info("structure channel ignores sparsity.distribution = %s", sparsity.distribution)
+
+
+def trains_compiled(sparsity):
+    """Tell whether a run of `config.sparsity` trains through the compiled network.
+
+    Only where masks never change, since they are constants of that program.
+    """
+    is_structured = sparsity.method != "dense" and sparsity.structure != "weight"
+    return sparsity.compiled and is_structured and not get_method(sparsity.method).is_dynamic
