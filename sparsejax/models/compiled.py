@@ -18,6 +18,7 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from sparsejax.models.chirodiff import Affine
+from sparsejax.models.layers import convolve
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +209,7 @@ def _product(module, x, kernel):
         return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
     strides, padding = (module.strides,) * 2, [(module.padding,) * 2] * 2
     dimensions = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dimensions)
+    return convolve(x, kernel, strides, padding, dimension_numbers=dimensions)
 
 
 def _block_grid(mask, size):

@@ -26,6 +26,34 @@ def reference_init(fan_in, zero=False):
     return {"kernel_init": _kernel_init, "bias_init": _bias_init(fan_in)}
 
 
+def convolve(x, kernel, window_strides, padding, **options):
+    """Do what `lax.conv_general_dilated` does, faster on maps smaller than the window.
+
+    XLA exchanges image and kernel there, for a convolution that no library knows: on a CPU 3x3
+    convolutions of 2x2 maps take 25 to 80 times as long as the product of patches does.
+
+    Args:
+      x: [batch, height, width, channels].
+      kernel: [height, width, channels, features].
+      window_strides: pair of ints.
+      padding: pairs (low, high) for height and width.
+      **options: of `lax.conv_general_dilated`.
+
+    Returns:
+      [batch, height / stride, width / stride, features].
+    """
+    batch, height, width, _ = x.shape
+    rows, columns, channels, features = kernel.shape
+    is_small = height < rows and width < columns and isinstance(padding, list)
+    if not (is_small and tuple(window_strides) == (1, 1) and channels == x.shape[-1]):
+        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
+    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
+    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
+    taps = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
+    patches = jnp.concatenate(taps, axis=-1).reshape(-1, rows * columns * channels)
+    return (patches @ kernel.reshape(-1, features)).reshape(batch, height, width, features)
+
+
 def conv(x, features, window, name, *, stride=1, padding=None, dtype=None, zero=False):
     """Convolve x [batch, height, width, channels] inside a compact module.
 
@@ -49,6 +77,7 @@ def conv(x, features, window, name, *, stride=1, padding=None, dtype=None, zero=
         padding=window // 2 if padding is None else padding,
         dtype=dtype,
         name=name,
+        conv_general_dilated=convolve,
         **reference_init(x.shape[-1] * window**2, zero),
     )(x)
 
