@@ -41,8 +41,9 @@ from sparsejax.tasks.denoising import denoising_task
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.sampling import make_sampler
-from sparsejax.training.state import layer_sparsities, named_key, state_from
+from sparsejax.training.state import named_key, state_from
 from sparsejax.training.steps import make_train_step
+from sparsejax.training.structures import layer_sparsities
 
 DRAWS = 2
 OURS = "jax"
@@ -160,7 +161,7 @@ def measure_training(settings, params, example, steps):
     """Return the seconds of the first train step and of later ones."""
     config = make_config(settings)
     task, optimizer = make_task(config), build_optimizer(config)
-    masks = get_method("dense").init(None, params, layer_sparsities(config.sparsity, params))
+    masks = get_method("dense").init(None, params, layer_sparsities(config.sparsity, task))
     state = replicate(state_from(jax.tree.map(jnp.asarray, params), masks, optimizer))
     step = data_parallel(
         make_train_step(task, optimizer, ema_limit=config.ema.decay), donate_state=True

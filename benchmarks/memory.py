@@ -1,0 +1,208 @@
+"""Memory of the training state, and time of an optimizer step: dense, masked, packed.
+
+    python benchmarks/memory.py [--model-channels 128] [--sparsity 0.9] [--rounds 20] [--json PATH]
+
+The UNet is that of Latent Diffusion, AdamW and EMA; of the published size (224 channels) bytes are
+counted without allocating. A step is the whole of what follows the gradient: update of moments,
+parameters and EMA. Masked and packed take the same steps; how far they end apart is shown too.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+import sys
+from statistics import NormalDist
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks.timing import interleaved, machine  # noqa: E402
+from configs.latent_diffusion import get_config  # noqa: E402
+from sparsejax.configuration import resolve  # noqa: E402
+from sparsejax.sparsity.masks import dense_masks, target_active  # noqa: E402
+from sparsejax.sparsity.packing import static_counts  # noqa: E402
+from sparsejax.sparsity.transforms import packed, sparse_updates  # noqa: E402
+from sparsejax.tasks.denoising import denoising_task  # noqa: E402
+from sparsejax.training.state import ema_params_of, state_from  # noqa: E402
+from sparsejax.training.steps import ema_decay, update_ema  # noqa: E402
+from sparsejax.training.structures import layer_sparsities  # noqa: E402
+
+PUBLISHED = 224
+LIMIT = 0.9999
+INNER = optax.adamw(2.4e-5, weight_decay=1e-2)
+
+
+def unet(channels, sparsity):
+    """Return the abstract params and the layers' sparsities."""
+    config = get_config()
+    config.model.model_channels = channels
+    config.sparsity.level = sparsity
+    config = resolve(config)
+    task = denoising_task(config, 64, batches=None, reference=None)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    return params, layer_sparsities(config.sparsity, task)
+
+
+def packed_optimizer(counts):
+    """Return AdamW whose moments and EMA are of active weights alone."""
+    return packed(INNER, counts, ema_decay=lambda count: ema_decay(count, LIMIT))
+
+
+def state_bytes(channels, sparsity):
+    """Count the bytes of each part of the three training states, allocating none.
+
+    Returns:
+      `{name: {part: bytes}}`.
+    """
+    params, sparsities = unet(channels, sparsity)
+    counts = jax.tree.map(
+        lambda p, s: target_active(p.size, s) if s else jnp.asarray(True), params, sparsities
+    )
+    masks = jax.tree.map(
+        lambda p, s: jax.ShapeDtypeStruct(p.shape if s else (), bool), params, sparsities
+    )
+    masked = sparse_updates(INNER)
+    kinds = {
+        "dense": (masked, jax.eval_shape(dense_masks, params)),
+        "masked": (masked, masks),
+        "packed": (packed_optimizer(counts), masks),
+    }
+    return {name: _parts(params, masks, opt) for name, (opt, masks) in kinds.items()}
+
+
+def _parts(params, masks, optimizer):
+    state = jax.eval_shape(lambda p, m: state_from(p, m, optimizer), params, masks)
+    is_packed = hasattr(state.opt_state, "indices")
+    parts = {
+        "params": state.params,
+        "masks": state.masks,
+        "moments": state.opt_state.inner if is_packed else state.opt_state,
+        "EMA": state.opt_state.ema if is_packed else state.ema_params,
+        "ever active": state.ever_active,
+        "indices": state.opt_state.indices if is_packed else (),
+    }
+    sizes = {
+        name: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        for name, tree in parts.items()
+    }
+    return sizes | {"total": sum(sizes.values())}
+
+
+def take_steps(channels, sparsity, rounds):
+    """Time the optimizer step of the masked and the packed state.
+
+    Returns:
+      Dictionary: `seconds` of each, `ratio` (median of packed / masked) and `error`, the largest
+      difference of a parameter or an EMA at the end, beside the largest parameter.
+    """
+    shapes, sparsities = unet(channels, sparsity)
+    params, gradients = _normal(shapes, 0, 0.05), _normal(shapes, 1, 0.01)
+    scores = _normal(shapes, 2, 1.0)
+    masks = jax.tree.map(
+        lambda x, s: jnp.asarray(x > NormalDist().inv_cdf(s) if s else True), scores, sparsities
+    )
+    del scores
+    optimizers = {
+        "masked": sparse_updates(INNER),
+        "packed": packed_optimizer(static_counts(masks)),
+    }
+    states = {name: state_from(params, masks, optimizer) for name, optimizer in optimizers.items()}
+
+    def stepper(name):
+        optimizer = optimizers[name]
+
+        def step(moving, gradients, masks):
+            step, params, opt_state, ema = moving
+            updates, opt_state = optimizer.update(gradients, opt_state, params, masks=masks)
+            params = optax.apply_updates(params, updates)
+            if name == "masked":
+                ema = update_ema(ema, params, ema_decay(step + 1, LIMIT))
+            return step + 1, params, opt_state, ema
+
+        compiled = jax.jit(step, donate_argnums=0)
+
+        def run():
+            state = states[name]
+            moving = state.step, state.params, state.opt_state, state.ema_params
+            moving = jax.block_until_ready(compiled(moving, gradients, masks))
+            names = ("step", "params", "opt_state", "ema_params")
+            states[name] = state._replace(**dict(zip(names, moving, strict=True)))
+
+        return run
+
+    seconds = interleaved({name: stepper(name) for name in optimizers}, rounds)
+    leaves = jax.tree.leaves(params)
+    pairs = zip(
+        *(jax.tree.leaves((state.params, ema_params_of(state))) for state in states.values()),
+        strict=True,
+    )
+    return {
+        "weights": sum(x.size for x in leaves),
+        "seconds": seconds,
+        "ratio": statistics.median(
+            p / m for p, m in zip(seconds["packed"], seconds["masked"], strict=True)
+        ),
+        "error": max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs),
+        "largest": max(float(jnp.max(jnp.abs(x))) for x in leaves),
+    }
+
+
+def _normal(shapes, seed, scale):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jnp.asarray(scale * rng.standard_normal(x.shape, np.float32)), shapes
+    )
+
+
+def main():
+    """Count, time, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model-channels", type=int, default=128)
+    parser.add_argument("--sparsity", type=float, default=0.9)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
+    arguments = parser.parse_args()
+    channels, sparsity = arguments.model_channels, arguments.sparsity
+    figures = {
+        "channels": channels,
+        "sparsity": sparsity,
+        "bytes": {c: state_bytes(c, sparsity) for c in dict.fromkeys((channels, PUBLISHED))},
+        "step": take_steps(channels, sparsity, arguments.rounds),
+        "machine": machine(),
+    }
+    step = figures["step"]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+    table = Table(
+        title=f"Training state in MiB, AdamW and EMA, S = {sparsity}; optimizer step, "
+        f"{figures['machine']['device']}",
+        caption=f"packed / masked step: {step['ratio']:.3f} (median of {arguments.rounds} rounds); "
+        f"largest difference {step['error']:.0e}, of parameters up to {step['largest']:.1f}",
+    )
+    parts = list(figures["bytes"][channels]["dense"])
+    for heading in ("channels", "", *parts, "of dense", "step, ms"):
+        table.add_column(heading, justify="right")
+    for c, kinds in figures["bytes"].items():
+        for name, sizes in kinds.items():
+            timed = c == channels and name in step["seconds"]
+            table.add_row(
+                str(c),
+                name,
+                *(f"{size / 2**20:,.1f}" for size in sizes.values()),
+                f"{sizes['total'] / kinds['dense']['total']:.3f}",
+                f"{1e3 * statistics.median(step['seconds'][name]):.0f}" if timed else "-",
+            )
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()
