@@ -1,0 +1,110 @@
+"""DDIM sampling of UNets without what is inactive, against dense: time, bound by FLOPs, error.
+
+    python benchmarks/sparse_sampling.py                               # 128 base channels
+    python benchmarks/sparse_sampling.py --model-channels 256 --batch 2
+    python benchmarks/sparse_sampling.py --model-channels 224 --block 32 --batch 2
+    python benchmarks/sparse_sampling.py --dtype bfloat16 --size 64 --batch 32 --json FILE
+
+All models draw in turn, from the same noise. `weight` is single weights: masked, computed with
+zeros. The bound is the ratio of FLOPs; the error is the largest difference of the predicted noise
+from that of the masked dense network at the same weights, as a share of the largest value.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks import structured  # noqa: E402
+from benchmarks.timing import interleaved, machine  # noqa: E402
+from sparsejax.training.compiled import without_inactive  # noqa: E402
+from sparsejax.training.sampling import make_sampler  # noqa: E402
+from sparsejax.training.state import named_key  # noqa: E402
+
+MODELS = "weight:0.9,block:0.75,block:0.9,channel:0.5,channel:0.75"
+
+
+def prepare(arguments, structure, level):
+    """Return a function that draws a batch, and a dictionary of figures."""
+    config = structured.make_config(
+        arguments, structure, level, **{"sample.steps": arguments.ddim_steps}
+    )
+    task = structured.build_task(config)
+    params, masks = structured.draw(config, task)
+    figures = structured.costs(task, params, masks)
+    small_task, small = without_inactive(config.sparsity, task, params, masks)
+    if small is not params:
+        figures["error"] = error(config, task, small_task, params, small)
+    figures["bytes"] = sum(x.nbytes for x in jax.tree.leaves(small))
+    sampler = make_sampler(small_task, named_key(0, "samples"), arguments.batch)
+    began = time.perf_counter()
+    sampler(small)
+    figures["first"] = time.perf_counter() - began
+    return lambda: sampler(small), figures
+
+
+def error(config, task, small_task, params, small):
+    """Return the largest difference of one prediction, as a share of the largest value."""
+    size, channels = config.task.image_size, config.model.get("in_channels", 3)
+    x = jax.random.normal(jax.random.key(2), (1, size, size, channels))
+    t = jnp.array([500])
+    expected = jax.jit(task.apply)(params, x, t)
+    got = jax.jit(small_task.apply)(small, x, t)
+    return float(jnp.abs(got - expected).max() / jnp.abs(expected).max())
+
+
+def main():
+    """Draw with all models in turn and print a table."""
+    parser = structured.parser(__doc__)
+    parser.add_argument("--ddim-steps", type=int, default=5)
+    arguments = parser.parse_args()
+    names = [("dense", 0.0), *structured.models(arguments.models or MODELS)]
+    functions, figures = {}, {}
+    for name in names:
+        functions[name], figures[name] = prepare(arguments, *name)
+    seconds = interleaved(functions, arguments.rounds)
+
+    table = Table(
+        title=f"DDIM, {arguments.ddim_steps} steps: {arguments.model_channels} base channels, "
+        f"{arguments.batch} x {arguments.size} x {arguments.size}, blocks of {arguments.block}, "
+        f"{arguments.distribution}, {arguments.dtype}, {jax.devices()[0].device_kind}"
+    )
+    headings = ("structure", "S", "density", "ms a step", "times dense", "bound", "of bound")
+    for heading in (*headings, "error", "weights", "compile + first"):
+        table.add_column(heading, justify="right")
+    rows = []
+    for name in names:
+        f = figures[name]
+        pairs = zip(seconds["dense", 0.0], seconds[name], strict=True)
+        f["seconds"] = statistics.median(seconds[name]) / arguments.ddim_steps
+        f["speedup"] = statistics.median(dense / ours for dense, ours in pairs)
+        rows.append({"structure": name[0], "level": name[1]} | f)
+        table.add_row(
+            name[0],
+            f"{name[1]:g}",
+            f"{f['density']:.3f}",
+            f"{1e3 * f['seconds']:.0f}",
+            f"{f['speedup']:.2f}",
+            f"{f['bound']:.2f}",
+            f"{f['speedup'] / f['bound']:.2f}",
+            f"{f['error']:.1e}" if "error" in f else "",
+            f"{f['bytes'] / 1e6:.0f} MB",
+            f"{f['first']:.0f} s",
+        )
+    Console(width=120).print(table)
+    if arguments.json:
+        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+        result = {"settings": settings, "machine": machine(), "rows": rows}
+        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Train steps of Static-DM through networks without what is inactive, against dense.
+
+    python benchmarks/sparse_training.py
+    python benchmarks/sparse_training.py --dtype bfloat16 --size 64 --batch 32 --json FILE
+
+Forward and backward pass, AdamW and EMA, this project's own step under pmap; all models take
+steps in turn. `weight` is single weights: masked, computed with zeros. The bound is the ratio of
+FLOPs; the error is the largest relative difference of loss and gradient norm, over the first two
+steps, from those of the masked dense network.
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks import structured  # noqa: E402
+from benchmarks.timing import interleaved, machine  # noqa: E402
+from sparsejax.training.compiled import compile_network, pack_state, packed_task  # noqa: E402
+from sparsejax.training.optimizers import build_optimizer  # noqa: E402
+from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
+from sparsejax.training.state import named_key, state_from  # noqa: E402
+from sparsejax.training.steps import make_train_step  # noqa: E402
+
+MODELS = "weight:0.9,block:0.75,block:0.9,channel:0.5"
+
+
+def prepare(arguments, structure, level, compiled=True):
+    """Return a function that takes a step and returns its metrics, and figures."""
+    config = structured.make_config(arguments, structure, level)
+    task = structured.build_task(config)
+    optimizer = build_optimizer(config, task)
+    params, masks = structured.draw(config, task)
+    figures = structured.costs(task, params, masks)
+    state = state_from(params, jax.tree.map(jax.numpy.asarray, masks), optimizer)
+    network = compile_network(config.sparsity, task, masks) if compiled else None
+    if network:
+        state, task = pack_state(network, state), packed_task(network, task)
+    del params
+    state = replicate(state)
+    step = data_parallel(make_train_step(task, optimizer, ema_limit=0.9999), donate_state=True)
+    shape = (arguments.batch, arguments.size, arguments.size, 3)
+    latents = np.random.default_rng(1).standard_normal(shape, np.float32)
+    batch, key = shard_batch({"latent": latents}), named_key(0, "steps")
+
+    def run():
+        nonlocal state
+        state, metrics = step(state, batch, key)
+        return jax.block_until_ready(metrics)
+
+    began = time.perf_counter()
+    first = run()
+    figures["first"] = time.perf_counter() - began
+    figures["metrics"] = [[float(m["loss"]), float(m["grad_norm"])] for m in (first, run())]
+    figures["bytes"] = sum(x.nbytes for x in jax.tree.leaves(state))
+    return run, figures
+
+
+def error(arguments, structure, level, metrics):
+    """Return the largest relative difference from the metrics of the masked dense network."""
+    _, expected = prepare(arguments, structure, level, compiled=False)
+    return float(np.max(np.abs(np.divide(metrics, expected["metrics"]) - 1)))
+
+
+def main():
+    """Take steps of all models in turn and print a table."""
+    arguments = structured.parser(__doc__).parse_args()
+    names = [("dense", 0.0), *structured.models(arguments.models or MODELS)]
+    functions, figures = {}, {}
+    for name in names:
+        if name[0] in ("block", "channel"):
+            _, ours = prepare(arguments, *name)
+            wrong = error(arguments, *name, ours["metrics"])
+        functions[name], figures[name] = prepare(arguments, *name)
+        if name[0] in ("block", "channel"):
+            figures[name]["error"] = wrong
+    seconds = interleaved(functions, arguments.rounds)
+
+    table = Table(
+        title=f"Train step: {arguments.model_channels} base channels, {arguments.batch} x "
+        f"{arguments.size} x {arguments.size}, blocks of {arguments.block}, "
+        f"{arguments.distribution}, {arguments.dtype}, {jax.devices()[0].device_kind}"
+    )
+    headings = ("structure", "S", "density", "ms", "times dense", "bound", "of bound", "error")
+    for heading in (*headings, "state", "compile + first"):
+        table.add_column(heading, justify="right")
+    rows = []
+    for name in names:
+        f = figures[name]
+        pairs = zip(seconds["dense", 0.0], seconds[name], strict=True)
+        f["seconds"] = statistics.median(seconds[name])
+        f["speedup"] = statistics.median(dense / ours for dense, ours in pairs)
+        rows.append({"structure": name[0], "level": name[1]} | f)
+        table.add_row(
+            name[0],
+            f"{name[1]:g}",
+            f"{f['density']:.3f}",
+            f"{1e3 * f['seconds']:.0f}",
+            f"{f['speedup']:.2f}",
+            f"{f['bound']:.2f}",
+            f"{f['speedup'] / f['bound']:.2f}",
+            f"{f['error']:.1e}" if "error" in f else "",
+            f"{f['bytes'] / 1e6:.0f} MB",
+            f"{f['first']:.0f} s",
+        )
+    Console(width=120).print(table)
+    if arguments.json:
+        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+        result = {"settings": settings, "machine": machine(), "rows": rows}
+        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The UNets that the benchmarks of structured sparsity run: config, task, weights and masks."""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.configuration import default_config, resolve
+from sparsejax.sparsity.costs import active_parameters, forward_flops
+from sparsejax.sparsity.masks import apply_masks
+from sparsejax.tasks.denoising import denoising_task
+from sparsejax.training.structures import build_method, layer_sparsities
+
+
+def parser(description):
+    """Return the arguments that these benchmarks share."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model-channels", type=int, default=128)
+    parser.add_argument("--size", type=int, default=32, help="height and width of the latents")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--block", type=int, default=64, help="channels of a block's side")
+    parser.add_argument("--distribution", default="uniform", help="over layers, of blocks")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--models", default="", help="structure:sparsity, with commas between")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", help="write the figures there")
+    return parser
+
+
+def models(text):
+    """Return `[(structure, level), ...]` of words such as block:0.9."""
+    pairs = (word.split(":") for word in text.split(","))
+    return [(structure, float(level)) for structure, level in pairs]
+
+
+def make_config(arguments, structure, level, **changes):
+    """Return the resolved config of one model; `dense` is a structure here."""
+    config = default_config()
+    config.batch_size = arguments.batch
+    config.task.image_size = arguments.size
+    config.model.model_channels = arguments.model_channels
+    config.model.dtype = arguments.dtype
+    config.optimizer.name = "adamw"
+    config.optimizer.weight_decay = 1e-2
+    config.optimizer.learning_rate = 1e-5
+    config.sparsity.method = "dense" if structure == "dense" else "static"
+    config.sparsity.structure = "weight" if structure == "dense" else structure
+    config.sparsity.level = level
+    config.sparsity.distribution = arguments.distribution
+    config.sparsity.block_size = arguments.block
+    config.update_from_flattened_dict(changes)
+    return resolve(config)
+
+
+def build_task(config):
+    """Return the Task of the UNet, without data."""
+    return denoising_task(config, config.task.image_size, batches=None, reference=None)
+
+
+def draw(config, task):
+    """Return params and masks of a model; no weight of a kernel is zero by initialisation."""
+    params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+
+    def stir(x):
+        if x.ndim < 2:
+            return x
+        return x + np.float32(0.02) * rng.standard_normal(x.shape, np.float32)
+
+    params = jax.tree.map(stir, params)
+    method = build_method(config.sparsity, task)
+    sparsities = layer_sparsities(config.sparsity, task)
+    masks = jax.device_get(method.init(jax.random.key(1), params, sparsities))
+    return jax.tree.map(jnp.asarray, apply_masks(params, masks)), masks
+
+
+def costs(task, params, masks):
+    """Return density, FLOPs, and how many times fewer FLOPs than dense that is."""
+    flops = task.layer_flops(params)
+    dense, sparse = sum(flops.values()), forward_flops(flops, masks)
+    total = sum(x.size for x in jax.tree.leaves(params))
+    return {
+        "parameters": active_parameters(params, masks),
+        "density": active_parameters(params, masks) / total,
+        "forward_flops": sparse,
+        "bound": dense / sparse,
+    }
