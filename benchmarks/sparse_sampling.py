@@ -32,13 +32,14 @@ from sparsejax.training.state import named_key  # noqa: E402
 MODELS = "weight:0.9,block:0.75,block:0.9,channel:0.5,channel:0.75"
 
 
-def prepare(arguments, structure, level):
+def prepare(arguments, structure, level, params):
     """Return a function that draws a batch, and a dictionary of figures."""
     config = structured.make_config(
         arguments, structure, level, **{"sample.steps": arguments.ddim_steps}
     )
     task = structured.build_task(config)
-    params, masks = structured.draw(config, task)
+    masks = structured.draw_masks(config, task)
+    params = jax.device_put(structured.mask(params, masks))
     figures = structured.costs(task, params, masks)
     small_task, small = without_inactive(config.sparsity, task, params, masks)
     if small is not params:
@@ -68,8 +69,11 @@ def main():
     arguments = parser.parse_args()
     names = [("dense", 0.0), *structured.models(arguments.models or MODELS)]
     functions, figures = {}, {}
+    params = structured.draw_params(
+        structured.build_task(structured.make_config(arguments, *names[0]))
+    )
     for name in names:
-        functions[name], figures[name] = prepare(arguments, *name)
+        functions[name], figures[name] = prepare(arguments, *name, params)
     seconds = interleaved(functions, arguments.rounds)
 
     table = Table(

@@ -33,20 +33,15 @@ from sparsejax.training.steps import make_train_step  # noqa: E402
 MODELS = "weight:0.9,block:0.75,block:0.9,channel:0.5"
 
 
-def prepare(arguments, structure, level, compiled=True):
-    """Return a function that takes a step and returns its metrics, and figures."""
-    config = structured.make_config(arguments, structure, level)
-    task = structured.build_task(config)
+def make_step(config, task):
+    """Return the compiled train step."""
     optimizer = build_optimizer(config, task)
-    params, masks = structured.draw(config, task)
-    figures = structured.costs(task, params, masks)
-    state = state_from(params, jax.tree.map(jax.numpy.asarray, masks), optimizer)
-    network = compile_network(config.sparsity, task, masks) if compiled else None
-    if network:
-        state, task = pack_state(network, state), packed_task(network, task)
-    del params
+    return data_parallel(make_train_step(task, optimizer, ema_limit=0.9999), donate_state=True)
+
+
+def make_run(step, state, arguments):
+    """Return a function that takes a step and returns its metrics, and first figures."""
     state = replicate(state)
-    step = data_parallel(make_train_step(task, optimizer, ema_limit=0.9999), donate_state=True)
     shape = (arguments.batch, arguments.size, arguments.size, 3)
     latents = np.random.default_rng(1).standard_normal(shape, np.float32)
     batch, key = shard_batch({"latent": latents}), named_key(0, "steps")
@@ -58,30 +53,48 @@ def prepare(arguments, structure, level, compiled=True):
 
     began = time.perf_counter()
     first = run()
-    figures["first"] = time.perf_counter() - began
+    figures = {"first": time.perf_counter() - began}
     figures["metrics"] = [[float(m["loss"]), float(m["grad_norm"])] for m in (first, run())]
     figures["bytes"] = sum(x.nbytes for x in jax.tree.leaves(state))
     return run, figures
 
 
-def error(arguments, structure, level, metrics):
-    """Return the largest relative difference from the metrics of the masked dense network."""
-    _, expected = prepare(arguments, structure, level, compiled=False)
-    return float(np.max(np.abs(np.divide(metrics, expected["metrics"]) - 1)))
+def prepare(arguments, structure, level, params, masked_step):
+    """Return a function that takes a step of one model, and figures."""
+    config = structured.make_config(arguments, structure, level)
+    task = structured.build_task(config)
+    masks = structured.draw_masks(config, task)
+    params = structured.mask(params, masks)
+    costs = structured.costs(task, params, masks)
+    optimizer = build_optimizer(config, task)
+    if structure == "dense":
+        state = state_from(params, jax.tree.map(jax.numpy.asarray, masks), optimizer)
+        run, figures = make_run(make_step(config, task), state, arguments)
+        return run, costs | figures
+    # Masks of full shape everywhere: one program for all masked networks.
+    full = jax.tree.map(lambda m, p: jax.numpy.broadcast_to(m, p.shape), masks, params)
+    run, expected = make_run(masked_step, state_from(params, full, optimizer), arguments)
+    if structure == "weight":
+        return run, costs | expected
+    del run, full
+    network = compile_network(config.sparsity, task, masks)
+    state = state_from(params, jax.tree.map(jax.numpy.asarray, masks), optimizer)
+    state, task = pack_state(network, state), packed_task(network, task)
+    run, figures = make_run(make_step(config, task), state, arguments)
+    wrong = np.max(np.abs(np.divide(figures["metrics"], expected["metrics"]) - 1))
+    return run, costs | figures | {"error": float(wrong)}
 
 
 def main():
     """Take steps of all models in turn and print a table."""
     arguments = structured.parser(__doc__).parse_args()
     names = [("dense", 0.0), *structured.models(arguments.models or MODELS)]
+    dense = structured.make_config(arguments, *names[0])
+    task = structured.build_task(dense)
+    params, masked_step = structured.draw_params(task), make_step(dense, task)
     functions, figures = {}, {}
     for name in names:
-        if name[0] in ("block", "channel"):
-            _, ours = prepare(arguments, *name)
-            wrong = error(arguments, *name, ours["metrics"])
-        functions[name], figures[name] = prepare(arguments, *name)
-        if name[0] in ("block", "channel"):
-            figures[name]["error"] = wrong
+        functions[name], figures[name] = prepare(arguments, *name, params, masked_step)
     seconds = interleaved(functions, arguments.rounds)
 
     table = Table(

@@ -3,12 +3,10 @@
 import argparse
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.configuration import default_config, resolve
 from sparsejax.sparsity.costs import active_parameters, forward_flops
-from sparsejax.sparsity.masks import apply_masks
 from sparsejax.tasks.denoising import denoising_task
 from sparsejax.training.structures import build_method, layer_sparsities
 
@@ -60,21 +58,32 @@ def build_task(config):
     return denoising_task(config, config.task.image_size, batches=None, reference=None)
 
 
-def draw(config, task):
-    """Return params and masks of a model; no weight of a kernel is zero by initialisation."""
-    params = jax.device_get(jax.jit(task.init)(jax.random.key(0)))
+def draw_params(task):
+    """Return params, host arrays; no weight of a kernel is zero by initialisation."""
+    params = jax.eval_shape(task.init, jax.random.key(0))
     rng = np.random.default_rng(0)
 
-    def stir(x):
-        if x.ndim < 2:
-            return x
-        return x + np.float32(0.02) * rng.standard_normal(x.shape, np.float32)
+    def leaf(path, x):
+        if len(x.shape) >= 2:
+            fan_in = np.prod(x.shape[:-1])
+            return rng.standard_normal(x.shape, np.float32) / np.sqrt(fan_in, dtype=np.float32)
+        is_scale = path[-1].key == "scale"
+        return np.full(x.shape, float(is_scale), np.float32)
 
-    params = jax.tree.map(stir, params)
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def draw_masks(config, task):
+    """Return the masks of a model, host arrays."""
+    params = jax.eval_shape(task.init, jax.random.key(0))
     method = build_method(config.sparsity, task)
     sparsities = layer_sparsities(config.sparsity, task)
-    masks = jax.device_get(method.init(jax.random.key(1), params, sparsities))
-    return jax.tree.map(jnp.asarray, apply_masks(params, masks)), masks
+    return jax.device_get(method.init(jax.random.key(1), params, sparsities))
+
+
+def mask(params, masks):
+    """Return params with zeros where masks are False, host arrays."""
+    return jax.tree.map(lambda param, mask: np.where(mask, param, np.float32(0)), params, masks)
 
 
 def costs(task, params, masks):

@@ -65,14 +65,13 @@ def packed_task(compiled, task):
 def pack_state(compiled, state):
     """Return the TrainState of the packed network."""
     treedef = jax.tree.structure(state.params)
-    return TrainState(
-        step=state.step,
-        params=compiled.pack(state.params),
-        masks=compiled.masks,
-        opt_state=_map_mirrors(compiled.pack, state.opt_state, treedef),
-        ema_params=compiled.pack(state.ema_params),
-        ever_active=(),
-    )
+
+    @jax.jit  # one program: what it does to each layer would compile by itself
+    def pack(trees):
+        return _map_mirrors(compiled.pack, trees, treedef)
+
+    params, opt_state, ema_params = pack((state.params, state.opt_state, state.ema_params))
+    return TrainState(state.step, params, compiled.masks, opt_state, ema_params, ())
 
 
 def outline(state):
