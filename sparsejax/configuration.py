@@ -114,8 +114,9 @@ def set_sparsity(config, arg, variants=()):
 
     Args:
       config: ConfigDict, changed in place.
-      arg: words with commas between: a method, and numbers: the sparsity, then the drop
-        fraction; a whole number from 2 on is the update interval.
+      arg: words with commas between: a method, a structure (`channel`, or `block32` for blocks
+        of 32 channels), and numbers: the sparsity, then the drop fraction; a whole number from 2
+        on is the update interval.
       variants: other words that the config file knows.
 
     Returns:
@@ -138,15 +139,31 @@ def set_sparsity(config, arg, variants=()):
             chosen.append(word)
         elif word in METHODS:
             config.sparsity.method = word
+        elif word in STRUCTURES:
+            config.sparsity.structure = word
+        elif word.startswith("block") and word[5:].isdigit():
+            config.sparsity.structure, config.sparsity.block_size = "block", int(word[5:])
         elif word.isdigit() and int(word) > 1:
             config.sparsity.update_interval = int(word)
         elif is_number and fractions:
             config.sparsity[fractions.pop(0)] = float(word)
         else:
             numbers = ["a sparsity such as 0.9", "then a drop fraction", "an update interval"]
-            accepted = ", ".join([*METHODS, *variants, *numbers])
+            accepted = ", ".join([*METHODS, *variants, "channel", "block32", *numbers])
             raise ConfigError(f"config argument {word!r}; accepted: {accepted}")
     return chosen
+
+
+def structure_words(sparsity):
+    """Return what names say of a structure: nothing, `["channel"]`, or `["block32"]`.
+
+    Args:
+      sparsity: `config.sparsity`.
+    """
+    if sparsity.method == "dense" or sparsity.structure == "weight":
+        return []
+    size = sparsity.block_size if sparsity.structure == "block" else ""
+    return [f"{sparsity.structure}{size}"]
 
 
 class ConfigError(ValueError):

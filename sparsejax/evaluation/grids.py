@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from sparsejax.configuration import STRUCTURES, default_config, require, resolve
+from sparsejax.configuration import STRUCTURES, default_config, require, resolve, structure_words
 from sparsejax.evaluation.baselines import small_dense
 from sparsejax.sparsity.methods import METHODS, get_method
 
@@ -77,12 +77,6 @@ def grid(
         level = 0.0 if method == "dense" else level
         structure = "weight" if method in ("dense", *BASELINES) else structure
         is_dynamic = method not in BASELINES and get_method(method).is_dynamic
-        parts = [config.name, method, *_structure_name(config, structure)]
-        parts += [f"{level:g}"] if level else []
-        parts += [f"p{fraction:g}", f"dT{interval}"] if is_dynamic else []
-        name = "-".join([*parts, str(seed)])
-        if name in runs:
-            continue
         ours = _with_structure(config, structure)
         if method in BASELINES:
             ours.model = narrowed(method, level)
@@ -92,15 +86,15 @@ def grid(
         if is_dynamic:
             ours.sparsity.drop_fraction, ours.sparsity.update_interval = fraction, interval
         ours.seed = seed
+        parts = [config.name, method, *structure_words(ours.sparsity)]
+        parts += [f"{level:g}"] if level else []
+        parts += [f"p{fraction:g}", f"dT{interval}"] if is_dynamic else []
+        name = "-".join([*parts, str(seed)])
+        if name in runs:
+            continue
         resolve(ours)  # refuses what can't work before the first run begins
         runs[name] = Run(name, method, level, ours)
     return list(runs.values())
-
-
-def _structure_name(config, structure):
-    """Return what a run's name says of its structure: nothing of single weights."""
-    names = {"weight": [], "block": [f"block{config.sparsity.block_size}"]}
-    return names.get(structure, [structure])
 
 
 def _with_structure(config, structure):

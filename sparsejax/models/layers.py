@@ -105,10 +105,11 @@ class QKVAttention(nn.Module):
 
         Queries and keys are scaled by head_channels ** -1/4 each.
         """
-        q, k, v = (qkv[..., i, :] for i in range(3))
+        # Heads before positions: XLA's batched products want it on a CPU.
+        q, k, v = (jnp.swapaxes(qkv[..., i, :], 1, 2) for i in range(3))
         scale = qkv.shape[-1] ** -0.25
-        weights = jnp.einsum("bthc,bshc->bhts", q * scale, k * scale).astype(jnp.float32)
+        weights = ((q * scale) @ jnp.swapaxes(k * scale, 2, 3)).astype(jnp.float32)
         if valid is not None:
             weights = jnp.where(valid[:, None, None], weights, -jnp.inf)
         weights = jax.nn.softmax(weights, axis=-1).astype(v.dtype)
-        return jnp.einsum("bhts,bshc->bthc", weights, v)
+        return jnp.swapaxes(weights @ v, 1, 2)

@@ -12,6 +12,7 @@ from sparsejax.configuration import (
     ConfigError,
     differing_keys,
     resolve,
+    structure_words,
     to_json,
     with_defaults,
 )
@@ -23,10 +24,14 @@ from sparsejax.training.state import create_state, ema_params_of
 
 
 def default_workdir(config):
-    """Return `runs/<name>-<method>-<level>-<seed>`, or without the level if dense."""
+    """Return `runs/<name>-<method>-<structure>-<level>-<seed>`; what doesn't apply is left out.
+
+    The structure is left out where single weights move, structure and level if dense.
+    """
     sparsity = config.sparsity
     level = [] if sparsity.method == "dense" else [f"{sparsity.level:g}"]
-    parts = [config.name, sparsity.method, *level, str(config.seed)]
+    words = structure_words(sparsity)
+    parts = [config.name, sparsity.method, *words, *level, str(config.seed)]
     return pathlib.Path("runs") / "-".join(parts)
 
 
