@@ -17,11 +17,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparsejax.models.layers import QKVAttention, conv, reference_init, upsample
+from sparsejax.models.layers import GroupNorm, QKVAttention, conv, reference_init, upsample
 
 
 def _norm(x, groups, name, dtype):
-    return nn.GroupNorm(groups, epsilon=1e-6, dtype=dtype, name=name)(x)
+    return GroupNorm(groups, epsilon=1e-6, dtype=dtype, name=name)(x)
 
 
 class _ResBlock(nn.Module):

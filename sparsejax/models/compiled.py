@@ -18,7 +18,7 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 
 from sparsejax.models.chirodiff import Affine
-from sparsejax.models.layers import convolve
+from sparsejax.models.layers import GroupNorm, convolve
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def compile_channels(masks, groups):
             return next_method(*args, **kwargs)
         if isinstance(module, Affine):
             return module.get_variable("params", "kernel"), _bias(module)
-        if isinstance(module, nn.GroupNorm):
+        if isinstance(module, GroupNorm):
             return _narrow_norm(module, args[0], widths[f"{prefix}/scale"])
         kernel = module.get_variable("params", "kernel")
         x, kernel, bias = promote_dtype(*args, kernel, _bias(module), dtype=module.dtype)
@@ -331,5 +331,5 @@ def _narrow_norm(module, x, width):
     """Run a GroupNorm whose groups were left out whole; `width`: its channels with all of them."""
     params = {"scale": module.get_variable("params", "scale"), "bias": _bias(module)}
     group_size = width // module.num_groups
-    norm = nn.GroupNorm(None, group_size, module.epsilon, module.dtype, parent=None)
+    norm = GroupNorm(None, group_size, module.epsilon, module.dtype, parent=None)
     return norm.apply({"params": params}, x)

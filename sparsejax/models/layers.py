@@ -87,6 +87,33 @@ def dense(x, features, name, *, dtype=None, zero=False):
     return nn.Dense(features, dtype=dtype, name=name, **reference_init(x.shape[-1], zero))(x)
 
 
+class GroupNorm(nn.GroupNorm):
+    """`nn.GroupNorm` that sums over positions before it sums over the channels of a group.
+
+    On a CPU it takes a third to a half of the time: the long sums run along memory. Call:
+    x [batch, ..., channels] -> the same shape. Statistics are float32.
+    """
+
+    @nn.compact
+    def __call__(self, x):
+        """Normalise."""
+        batch, *positions, channels = x.shape
+        groups = self.num_groups or channels // self.group_size
+        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype)
+        bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
+
+        def group_mean(y):
+            means = y.reshape(batch, -1, channels).mean(1).reshape(batch, groups, -1).mean(2)
+            means = jnp.repeat(means, channels // groups, axis=1)
+            return means.reshape(batch, *[1] * len(positions), channels)
+
+        wide = x.astype(jnp.float32)
+        mean = group_mean(wide)
+        variance = jnp.maximum(group_mean(wide**2) - mean**2, 0)
+        y = (wide - mean) * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias
+        return y.astype(self.dtype or x.dtype)
+
+
 def upsample(x):
     """Double height and width of x [batch, height, width, channels] by nearest neighbours."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.models.layers import QKVAttention, conv, dense, upsample
+from sparsejax.models.layers import GroupNorm, QKVAttention, conv, dense, upsample
 
 
 def timestep_embedding(t, dim, max_period=10_000.0):
@@ -34,7 +34,7 @@ def timestep_embedding(t, dim, max_period=10_000.0):
 
 
 def _norm(x, groups, name, *, dtype=None):
-    return nn.GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name)(x)
+    return GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name)(x)
 
 
 class ResBlock(nn.Module):

@@ -1,11 +1,12 @@
 """Layers that networks share."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.models.layers import convolve
+from sparsejax.models.layers import GroupNorm, convolve
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2)])
@@ -37,3 +38,18 @@ def test_other_convolutions_stay_convolutions():
         assert "conv_general_dilated" in str(jax.make_jaxpr(run)(x, kernel))
     small = lambda x, k: convolve(x, k, (2, 2), [(1, 1), (1, 1)], **options)  # noqa: E731
     assert "conv_general_dilated" in str(jax.make_jaxpr(small)(x[:, :2, :2], kernel))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 4, 12), (3, 7, 12)])
+def test_group_norm_equals_numpy_and_flax(shape):
+    rng = np.random.default_rng(0)
+    x = (3 + rng.normal(size=shape)).astype(np.float32)
+    params = {name: rng.normal(size=12).astype(np.float32) for name in ("scale", "bias")}
+    got = GroupNorm(4, epsilon=1e-5).apply({"params": params}, x)
+    parts = x.astype(np.float64).reshape(shape[0], -1, 4, 3)
+    mean, variance = parts.mean((1, 3), keepdims=True), parts.var((1, 3), keepdims=True)
+    normal = ((parts - mean) / np.sqrt(variance + 1e-5)).reshape(shape)
+    np.testing.assert_allclose(got, normal * params["scale"] + params["bias"], atol=2e-5)
+    flax = nn.GroupNorm(4, epsilon=1e-5).apply({"params": params}, x)
+    np.testing.assert_allclose(got, flax, atol=2e-5)
+    assert GroupNorm(4, dtype=jnp.bfloat16).apply({"params": params}, x).dtype == jnp.bfloat16
