@@ -30,6 +30,18 @@ def test_convolutions_of_maps_smaller_than_the_window_are_products_of_patches(si
     assert "conv_general_dilated" not in str(jax.make_jaxpr(run)(*inputs))
 
 
+def test_a_convolution_of_one_pixel_is_a_dense_layer():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 5, 4, 3)), rng.normal(size=(1, 1, 3, 6))
+
+    def run(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return convolve(x, kernel, (1, 1), [(0, 0), (0, 0)], dimension_numbers=dimensions)
+
+    np.testing.assert_allclose(run(x, kernel), x @ kernel[0, 0], rtol=1e-5, atol=1e-5)
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(run)(x, kernel))
+
+
 def test_other_convolutions_stay_convolutions():
     x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 3))
     options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
