@@ -35,7 +35,7 @@ class Method(NamedTuple):
 
     name: str
     update: Callable[..., tuple[Any, Any]]
-    init: Callable[..., Any]
+    init: Callable[..., Any] = masks_lib.random_masks
     probe: Callable[..., Any] = lambda key, params, masks: params
     is_dynamic: bool = True
     uses_gradients: bool = False

@@ -135,6 +135,7 @@ def test_planned_costs_are_those_of_the_model_that_is_built():
     assert planned["flops"] == pytest.approx(built["forward_flops"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_small_dense_is_the_nearest_width():
     """Against the widths around it that the network accepts."""
     config, match = resolve(digits.get_config("sweep,static,0.75")), "parameters"

@@ -95,7 +95,7 @@ def is_constant_within_blocks(mask, size):
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 999), LEVELS, st.sampled_from(["rigl", "magran"]), FRACTIONS)
 def test_blocks_move_whole_and_keep_their_number(seed, level, name, fraction):
     key = jax.random.key(seed)
@@ -136,7 +136,7 @@ def test_blocks_are_dropped_and_grown_by_their_means():
     assert after["kernel"][0, 0, ::4, ::4].tolist() == [[True, True], [False, False]]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(0, 999), LEVELS, st.sampled_from(["rigl", "magran"]), FRACTIONS)
 def test_channels_move_whole_through_all_their_arrays(seed, level, name, fraction):
     key = jax.random.key(seed)

@@ -15,7 +15,7 @@ from sparsejax.training.structures import build_method, layer_sparsities
 from tests.training.tiny import tiny_config
 
 STRUCTURES = {
-    "block": {"sparsity.structure": "block", "sparsity.block_size": 8},
+    "block": {"sparsity.structure": "block", "sparsity.block_size": 16},
     "channel": {"sparsity.structure": "channel"},
 }
 
@@ -93,6 +93,7 @@ def trained(workdir, **changes):
     return load_state(workdir)[1]
 
 
+@pytest.mark.slow
 def test_a_static_run_trains_and_resumes_the_same_without_inactive_parts(tmp_path, caplog):
     """The checkpoints have params, EMA and moments of full shape, as those of a masked run."""
     expected = trained(tmp_path / "masked", **{"sparsity.compiled": False})

@@ -228,6 +228,7 @@ def test_a_run_can_start_from_another_runs_weights(tiny_run, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_packed_state_trains_as_masked_and_resumes(tiny_run, tmp_path):
     """Adam's moments and the EMA of active weights alone; resumed after half of the run."""
     config = tiny_config(**{"optimizer.packed": True, "checkpoint.keep": 3})

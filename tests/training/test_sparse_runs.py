@@ -39,6 +39,7 @@ def test_the_file_alone_rebuilds_network_weights_and_masks(tiny_run, path):
     assert_equal(task.apply(model[0], x, t), theirs.apply(their_model[0], x, t))
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_a_file_as_with_the_workdir_it_is_of(tiny_run, path):
     ours, theirs = begin(path), begin(tiny_run[0])
     assert_equal(ours, theirs)
