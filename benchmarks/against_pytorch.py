@@ -213,7 +213,7 @@ def choose_device(wanted, torch_python):
 
 
 def machine():
-    """Return what the figures depend on: machine, cores, Python."""
+    """Return what the figures depend on; the device is left to the workers, one at a time."""
     lines = []
     if os.path.exists("/proc/cpuinfo"):
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
@@ -221,7 +221,6 @@ def machine():
     return {
         "processor": names[0] if names else platform.processor(),
         "cores": core_count(),
-        "system": platform.platform(),
         "python": platform.python_version(),
         "load": os.getloadavg()[0],
     }

@@ -11,21 +11,17 @@ those of the masked dense network at the same weights, as a share of the largest
 """
 
 import functools
-import json
 import pathlib
-import statistics
 import sys
 import time
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import structured  # noqa: E402
-from benchmarks.timing import interleaved, machine  # noqa: E402
+from benchmarks.timing import interleaved  # noqa: E402
 from sparsejax.training.compiled import without_inactive  # noqa: E402
 from sparsejax.training.sampling import make_sampler  # noqa: E402
 from sparsejax.training.state import named_key  # noqa: E402
@@ -80,39 +76,8 @@ def main():
         dense_sampler = dense_sampler or sampler
         functions[name] = functools.partial(sampler, small)
     seconds = interleaved(functions, arguments.rounds)
-
-    table = Table(
-        title=f"DDIM, {arguments.ddim_steps} steps: {arguments.model_channels} base channels, "
-        f"{arguments.batch} x {arguments.size} x {arguments.size}, blocks of {arguments.block}, "
-        f"{arguments.distribution}, {arguments.dtype}, {jax.devices()[0].device_kind}"
-    )
-    headings = ("structure", "S", "density", "ms a step", "times dense", "bound", "of bound")
-    for heading in (*headings, "error", "weights", "compile + first"):
-        table.add_column(heading, justify="right")
-    rows = []
-    for name in names:
-        f = figures[name]
-        pairs = zip(seconds["dense", 0.0], seconds[name], strict=True)
-        f["seconds"] = statistics.median(seconds[name]) / arguments.ddim_steps
-        f["speedup"] = statistics.median(dense / ours for dense, ours in pairs)
-        rows.append({"structure": name[0], "level": name[1]} | f)
-        table.add_row(
-            name[0],
-            f"{name[1]:g}",
-            f"{f['density']:.3f}",
-            f"{1e3 * f['seconds']:.0f}",
-            f"{f['speedup']:.2f}",
-            f"{f['bound']:.2f}",
-            f"{f['speedup'] / f['bound']:.2f}",
-            f"{f['error']:.1e}" if "error" in f else "",
-            f"{f['bytes'] / 1e6:.0f} MB",
-            f"{f['first']:.0f} s",
-        )
-    Console(width=120).print(table)
-    if arguments.json:
-        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-        result = {"settings": settings, "machine": machine(), "rows": rows}
-        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+    title = f"DDIM, {arguments.ddim_steps} steps"
+    structured.report(title, "weights", arguments, figures, seconds, arguments.ddim_steps)
 
 
 if __name__ == "__main__":

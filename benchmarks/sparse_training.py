@@ -9,21 +9,17 @@ FLOPs; the error is the largest relative difference of loss and gradient norm, o
 steps, from those of the masked dense network.
 """
 
-import json
 import pathlib
-import statistics
 import sys
 import time
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import structured  # noqa: E402
-from benchmarks.timing import interleaved, machine  # noqa: E402
+from benchmarks.timing import interleaved  # noqa: E402
 from sparsejax.training.compiled import compile_network, pack_state, packed_task  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
@@ -96,39 +92,7 @@ def main():
     for name in names:
         functions[name], figures[name] = prepare(arguments, *name, params, masked_step)
     seconds = interleaved(functions, arguments.rounds)
-
-    table = Table(
-        title=f"Train step: {arguments.model_channels} base channels, {arguments.batch} x "
-        f"{arguments.size} x {arguments.size}, blocks of {arguments.block}, "
-        f"{arguments.distribution}, {arguments.dtype}, {jax.devices()[0].device_kind}"
-    )
-    headings = ("structure", "S", "density", "ms", "times dense", "bound", "of bound", "error")
-    for heading in (*headings, "state", "compile + first"):
-        table.add_column(heading, justify="right")
-    rows = []
-    for name in names:
-        f = figures[name]
-        pairs = zip(seconds["dense", 0.0], seconds[name], strict=True)
-        f["seconds"] = statistics.median(seconds[name])
-        f["speedup"] = statistics.median(dense / ours for dense, ours in pairs)
-        rows.append({"structure": name[0], "level": name[1]} | f)
-        table.add_row(
-            name[0],
-            f"{name[1]:g}",
-            f"{f['density']:.3f}",
-            f"{1e3 * f['seconds']:.0f}",
-            f"{f['speedup']:.2f}",
-            f"{f['bound']:.2f}",
-            f"{f['speedup'] / f['bound']:.2f}",
-            f"{f['error']:.1e}" if "error" in f else "",
-            f"{f['bytes'] / 1e6:.0f} MB",
-            f"{f['first']:.0f} s",
-        )
-    Console(width=120).print(table)
-    if arguments.json:
-        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
-        result = {"settings": settings, "machine": machine(), "rows": rows}
-        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
+    structured.report("Train step", "state", arguments, figures, seconds)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,16 @@
 """The UNets that the benchmarks of structured sparsity run: config, task, weights and masks."""
 
 import argparse
+import json
+import pathlib
+import statistics
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 
+from benchmarks.timing import machine
 from sparsejax.configuration import default_config, resolve
 from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.tasks.denoising import denoising_task
@@ -97,3 +103,48 @@ def costs(task, params, masks):
         "forward_flops": sparse,
         "bound": dense / sparse,
     }
+
+
+def report(title, held, arguments, figures, seconds, steps=1):
+    """Print the table of a benchmark, and write its figures where `--json` says.
+
+    Args:
+      title: what was timed.
+      held: heading of the bytes that a model holds.
+      arguments: of the command line.
+      figures: `{(structure, level): dictionary}` of `costs`, `bytes` and `first`, the seconds of
+        the first call; an `error` where there is one. Gets `seconds` and `speedup`.
+      seconds: `{(structure, level): [seconds of each round]}`; the first is dense.
+      steps: in a round.
+    """
+    table = Table(
+        title=f"{title}: {arguments.model_channels} base channels, {arguments.batch} x "
+        f"{arguments.size} x {arguments.size}, blocks of {arguments.block}, "
+        f"{arguments.distribution}, {arguments.dtype}, {jax.devices()[0].device_kind}"
+    )
+    headings = ("structure", "S", "density", "ms a step", "times dense", "bound", "of bound")
+    for heading in (*headings, "error", held, "compile + first"):
+        table.add_column(heading, justify="right")
+    dense = next(iter(seconds.values()))
+    for (structure, level), f in figures.items():
+        ours = seconds[structure, level]
+        f["seconds"] = statistics.median(ours) / steps
+        f["speedup"] = statistics.median(a / b for a, b in zip(dense, ours, strict=True))
+        table.add_row(
+            structure,
+            f"{level:g}",
+            f"{f['density']:.3f}",
+            f"{1e3 * f['seconds']:.0f}",
+            f"{f['speedup']:.2f}",
+            f"{f['bound']:.2f}",
+            f"{f['speedup'] / f['bound']:.2f}",
+            f"{f['error']:.1e}" if "error" in f else "",
+            f"{f['bytes'] / 1e6:.0f} MB",
+            f"{f['first']:.0f} s",
+        )
+    Console(width=120).print(table)
+    if arguments.json:
+        settings = {key: value for key, value in vars(arguments).items() if key != "json"}
+        rows = [{"structure": name[0], "level": name[1]} | f for name, f in figures.items()]
+        result = {"settings": settings, "machine": machine(), "rows": rows}
+        pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")

@@ -63,7 +63,15 @@ def packed_task(compiled, task):
 
 
 def pack_state(compiled, state):
-    """Return the TrainState of the packed network."""
+    """Return the TrainState of the packed network.
+
+    Args:
+      compiled: Compiled.
+      state: whole TrainState, its optimizer state not a PackedState.
+
+    Returns:
+      TrainState whose params, moments and EMA are packed trees; `ever_active` is ().
+    """
     treedef = jax.tree.structure(state.params)
 
     @jax.jit  # one program: what it does to each layer would compile by itself
@@ -93,6 +101,9 @@ def unpack_state(compiled, state, first):
       state: of `pack_state`, trained since.
       first: `outline` of the state before it was packed: its masks, and the biases of channels
         that were left out.
+
+    Returns:
+      TrainState, as a masked run would save it.
     """
     treedef = jax.tree.structure(first.params)
     state = jax.device_get(state)

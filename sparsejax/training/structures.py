@@ -90,7 +90,12 @@ def layer_sparsities(sparsity, task):
 
 
 def log_structure(sparsity, task):
-    """Log what the structure leaves out, and which keys it ignores."""
+    """Log what the structure leaves out, and which keys it ignores.
+
+    Args:
+      sparsity: `config.sparsity`, resolved.
+      task: Task.
+    """
     if sparsity.method == "dense" or sparsity.structure == "weight":
         return
     groups = channel_groups(task) if sparsity.structure == "channel" else ()
