@@ -17,14 +17,18 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory):
-    """Nothing is read from or written to the user's folders; runs share compilations."""
+    """Nothing is read from or written to the user's folders; runs share compilations.
+
+    JAX_COMPILATION_CACHE_DIR, where it is set, keeps compilations from one session to the next.
+    """
     folder = tmp_path_factory.mktemp("home")
+    compilations = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "jax"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder / "datasets"))
         patch.setenv("SPARSEJAX_CACHE", str(folder / "cache"))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "jax"))
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", compilations)
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-        jax.config.update("jax_compilation_cache_dir", str(folder / "jax"))
+        jax.config.update("jax_compilation_cache_dir", compilations)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         yield
 
