@@ -18,8 +18,9 @@ LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 DROP_SCHEDULES = ("cosine", "constant", "linear")
 STRUCTURES = ("weight", "block", "channel")
 
-# Keys that a resumed run may change.
-_FREE_ON_RESUME = ("steps", "log", "checkpoint", "sample")
+# Keys, and groups of keys, that don't touch the training: a resumed run may change them.
+FREE_ON_RESUME = ("steps", "log", "checkpoint.every", "checkpoint.keep", "sample")
+FREE_ON_RESUME += ("task.reference_split",)
 
 
 def default_config():
@@ -207,6 +208,9 @@ def resolve(config, saved=None):
         for key in ("begin", "end"):
             if sparsity[key] is None:
                 sparsity[key] = saved["sparsity"][key]
+        # No longer read once there is a checkpoint, so it may be left out, and be gone.
+        checkpoint = config.checkpoint
+        checkpoint.init_from = checkpoint.init_from or saved["checkpoint"]["init_from"]
     if sparsity.begin is None:
         sparsity.begin = sparsity.update_interval
     if sparsity.end is None:
@@ -286,21 +290,22 @@ def with_defaults(saved):
     return json.loads(to_json(config))
 
 
-def differing_keys(config, saved):
-    """List the keys in which a config differs from a saved one, as far as a resumed run cares.
+def differing_keys(config, saved, free=FREE_ON_RESUME):
+    """List the keys in which a config differs from a saved one.
 
     Args:
       config: resolved ConfigDict.
       saved: nested dictionaries, as `json.loads` gives them.
+      free: keys, and groups of keys, that may differ; those that a resumed run may change.
 
     Returns:
-      Lines `key: now X, saved Y`, without the keys that a resumed run may change.
+      Lines `key: now X, saved Y`, sorted by key.
     """
     now, then = _flatten(json.loads(to_json(config))), _flatten(saved)
     return [
         f"{key}: now {now.get(key)!r}, saved {then.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key) and key.split(".")[0] not in _FREE_ON_RESUME
+        if now.get(key) != then.get(key) and not f"{key}.".startswith(tuple(f"{k}." for k in free))
     ]
 
 

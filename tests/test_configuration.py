@@ -112,6 +112,38 @@ def test_a_resolved_config_survives_json():
     assert configuration.differing_keys(config, saved) == ["sparsity.level: now 0.75, saved 0.1"]
 
 
+def test_only_keys_that_do_not_touch_the_training_are_free_on_resume():
+    """Every key of the schema, changed alone."""
+    config = configuration.resolve(tiny_config())
+    saved = json.loads(configuration.to_json(config))
+    free = set()
+    for group, keys in saved.items():
+        for key in keys if isinstance(keys, dict) else [None]:
+            changed = json.loads(json.dumps(saved))
+            if key is None:
+                changed[group] = "?"
+            else:
+                changed[group][key] = "?"
+            name = group if key is None else f"{group}.{key}"
+            differing = configuration.differing_keys(config, changed)
+            assert [line.split(":")[0] for line in differing] in ([], [name])
+            free |= set() if differing else {name}
+    groups = {f"{group}.{key}" for group in ("sample", "log") for key in saved[group]}
+    alone = {"steps", "task.reference_split", "checkpoint.every", "checkpoint.keep"}
+    assert free == alone | groups
+
+
+def test_the_weights_a_run_began_with_may_be_left_out_when_it_resumes():
+    saved = json.loads(configuration.to_json(configuration.resolve(tiny_config())))
+    saved["checkpoint"]["init_from"] = "runs/a"
+    resumed = configuration.resolve(tiny_config(), saved)
+    assert resumed.checkpoint.init_from == "runs/a"
+    assert configuration.differing_keys(resumed, saved) == []
+    other = configuration.resolve(tiny_config(**{"checkpoint.init_from": "runs/b"}), saved)
+    expected = ["checkpoint.init_from: now 'runs/b', saved 'runs/a'"]
+    assert configuration.differing_keys(other, saved) == expected
+
+
 def test_config_arguments_choose_method_and_level():
     from configs.digits import get_config
 

@@ -28,7 +28,14 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from sparsejax.atomic import write_text
-from sparsejax.configuration import STRUCTURES, ConfigError, differing_keys, resolve, with_defaults
+from sparsejax.configuration import (
+    FREE_ON_RESUME,
+    STRUCTURES,
+    ConfigError,
+    differing_keys,
+    resolve,
+    with_defaults,
+)
 from sparsejax.evaluation import closing, measures
 from sparsejax.evaluation.evaluate import evaluate_run, meter_of
 from sparsejax.evaluation.extractors import EXTRACTORS
@@ -107,7 +114,9 @@ def _missing(runs, rows, how):
     for run in runs:
         config, row = resolve(run.config), done.get(run.name)
         if row is not None:
-            differing = differing_keys(config, with_defaults(row["config"]))
+            # What a figure was measured on is part of it.
+            free = [key for key in FREE_ON_RESUME if not key.startswith("task.")]
+            differing = differing_keys(config, with_defaults(row["config"]), free)
             if differing:
                 raise ConfigError(
                     f"the results hold {run.name} of another config:\n  " + "\n  ".join(differing)
