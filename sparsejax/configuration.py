@@ -21,6 +21,8 @@ STRUCTURES = ("weight", "block", "channel")
 # Keys, and groups of keys, that don't touch the training: a resumed run may change them.
 FREE_ON_RESUME = ("steps", "log", "checkpoint.every", "checkpoint.keep", "sample")
 FREE_ON_RESUME += ("task.reference_split",)
+# Where the data lie: free too where what lies there is the same.
+PLACES = ("task.source", "task.data_dir", "task.latents_dir", "first_stage.path")
 
 
 def default_config():

@@ -20,6 +20,7 @@ from sparsejax.configuration import ConfigError, require
 from sparsejax.data.digits import Digits
 from sparsejax.data.files import Files
 from sparsejax.data.sketch_builders import Kanjivg, QuickdrawStrokes, Vmnist, VmnistLike
+from sparsejax.data.stamps import stamp_splits
 
 _FORMAT = "array_record"
 PUBLISHED = {
@@ -39,6 +40,29 @@ def full_name(settings):
     """Return the builder's full name, with config and version; see `open_builder`."""
     with _quiet(progress=False):
         return _create(*_arguments(settings)).info.full_name
+
+
+def stamp(settings):
+    """Return what the dataset is made from, by the config key of its place.
+
+    Args:
+      settings: `config.task`; see `open_builder`.
+
+    Returns:
+      Dictionary `{key: stamp}` (`sparsejax.data.stamps`) of `task.source`, or of `task.data_dir`
+      for a published set; empty for the digits.
+
+    Raises:
+      ConfigError: see `open_builder`.
+    """
+    with _quiet(progress=False):
+        builder = _create(*_arguments(settings))
+    if settings.dataset == "digits":
+        return {}
+    if settings.dataset not in PUBLISHED:
+        return {"task.source": builder.stamp()}
+    builder = builder if builder.is_prepared() else open_builder(settings)
+    return {"task.data_dir": stamp_splits(builder.info.splits)}
 
 
 def open_builder(settings):

@@ -13,6 +13,7 @@ from sparsejax.configuration import ConfigError
 from sparsejax.data import archives, folders
 from sparsejax.data.decoding import decode
 from sparsejax.data.items import SourceError
+from sparsejax.data.stamps import stamp_file, stamp_folder
 
 ACCEPTED = (
     f"a folder of images ({', '.join(e[1:] for e in folders.EXTENSIONS)}), or an npz with "
@@ -53,6 +54,12 @@ class Files(tfds.core.GeneratorBasedBuilder):
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", short_name(source))[:50]
         config = tfds.core.BuilderConfig(name=f"{name}-{digest[:16]}")
         super().__init__(config=config, **kwargs)
+
+    def stamp(self):
+        """Return the stamp of the source (`sparsejax.data.stamps`)."""
+        if self.path.is_dir():
+            return stamp_folder(self.path, folders.images(self.path))
+        return stamp_file(self.path)
 
     def _kind(self):
         if not self.path.exists():

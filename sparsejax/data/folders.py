@@ -29,7 +29,7 @@ def digest(folder):
       SourceError: the folder holds no image.
     """
     content = hashlib.sha256()
-    for path in _images(folder):
+    for path in images(folder):
         status = path.stat()
         name = os.fsencode(path.relative_to(folder))
         content.update(b"%s\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns))
@@ -53,7 +53,7 @@ def items(folder):
     Raises:
       SourceError: no image, or some images lie beside the subfolders named after splits.
     """
-    paths = _images(folder)
+    paths = images(folder)
     places = [path.relative_to(folder).parts for path in paths]
     splits = ["train"] * len(paths)
     if any(_is_in_split(parts) for parts in places):
@@ -69,8 +69,15 @@ def items(folder):
     ]
 
 
-def _images(folder):
-    """Sorted paths of the images; hidden files and links to folders are passed over."""
+def images(folder):
+    """List the images of a folder, sorted; hidden files and links to folders are passed over.
+
+    Args:
+      folder: pathlib.Path.
+
+    Raises:
+      SourceError: there is none.
+    """
     paths = sorted(
         path
         for path in folder.rglob("*")

@@ -25,7 +25,7 @@ _SHARD = 1024  # images
 _FORMAT = 1
 
 
-def encode_dataset(folder, images, encode, shape, identity, *, flip, batch_size=32):
+def encode_dataset(folder, images, encode, shape, identity, *, flip, batch_size=32, content=None):
     """Encode images into a cache; what an earlier run left whole is kept.
 
     Args:
@@ -34,21 +34,25 @@ def encode_dataset(folder, images, encode, shape, identity, *, flip, batch_size=
       encode: `encode(float32 [batch_size, height, width, channels] in [-1, 1]) -> latents
         [batch_size, h, w, c]`, any array on any device.
       shape: of one image's latents, (h, w, c).
-      identity: JSON-able dictionary: what determines the latents.
+      identity: JSON-able dictionary: what determines the latents. `images`, where there is one,
+        begins with the name of the set of images, then a space.
       flip: whether to keep mirrored images' latents too.
       batch_size: images encoded at once.
+      content: JSON-able stamp of the images; where a cache was made of the same, the set may
+        have another name.
 
     Raises:
       ConfigError: the folder holds a cache of something else.
     """
     folder = pathlib.Path(folder)
-    stamp = _check_stamp(folder, identity)
+    stamp = _check_stamp(folder, identity, content)
     if stamp and "std" in stamp:
         return
     folder.mkdir(parents=True, exist_ok=True)
     shards = math.ceil(len(images) / _SHARD)
     record = (2 if flip else 1, *shape)
     stamp = {"format": _FORMAT, "identity": identity, "record": record, "shards": shards}
+    stamp |= {"content": content} if content else {}
     _write_stamp(folder, stamp)
     missing = [i for i in range(shards) if not _shard_path(folder, i, shards).exists()]
     for index in track(missing, description=f"encoding {len(images):,} images"):
@@ -60,12 +64,13 @@ def encode_dataset(folder, images, encode, shape, identity, *, flip, batch_size=
     _write_stamp(folder, stamp | {"std": std})
 
 
-def open_latents(folder, identity):
+def open_latents(folder, identity, content=None):
     """Open a finished cache.
 
     Args:
       folder: of the cache.
       identity: as it was given to `encode_dataset`.
+      content: as it was given to `encode_dataset`.
 
     Returns:
       Tuple of a `grain.MapDataset` of latents [versions, h, w, c] float32 and the standard
@@ -74,7 +79,7 @@ def open_latents(folder, identity):
     Raises:
       ConfigError: there is no finished cache, or it is of something else.
     """
-    stamp = _check_stamp(folder, identity)
+    stamp = _check_stamp(folder, identity, content)
     if not stamp or "std" not in stamp:
         raise ConfigError(
             f"latent cache {str(folder)!r} is {'not finished' if stamp else 'absent'}"
@@ -141,13 +146,15 @@ def _read_stamp(folder):
         return {"identity": {}}
 
 
-def _check_stamp(folder, identity):
+def _check_stamp(folder, identity, content):
     """Return a cache's stamp, or None; refuse one that says something else than is asked for."""
     stamp = _read_stamp(folder)
     if stamp is None:
         return None
     found = stamp["identity"] | {"format": stamp.get("format")}
     wanted = identity | {"format": _FORMAT}
+    if content and stamp.get("content") == content:
+        found, wanted = _without_name(found), _without_name(wanted)
     differing = [
         f"{key}: cached {found.get(key)!r}, asked for {wanted.get(key)!r}"
         for key in sorted(found.keys() | wanted.keys())
@@ -159,6 +166,11 @@ def _check_stamp(folder, identity):
             "Delete it, or name another folder in config.task.latents_dir."
         )
     return stamp
+
+
+def _without_name(identity):
+    """Leave out the name of the set of images, which changes with its place."""
+    return identity | {"images": str(identity.get("images")).partition(" ")[2]}
 
 
 def _encode_part(images, encode, flip, batch_size):

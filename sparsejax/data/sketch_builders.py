@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from sparsejax.configuration import ConfigError, require
 from sparsejax.data import archives, drawings, kanjivg, packed, quickdraw, strokes
 from sparsejax.data.items import SourceError
+from sparsejax.data.stamps import stamp_file, stamp_folder
 
 logger = logging.getLogger(__name__)
 # Its own level: while datasets are opened, absl's logging, quietened, holds back all others.
@@ -66,6 +67,13 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", self.path.name)[:50]
         config = tfds.core.BuilderConfig(name=f"{name}-{strokes.VERSION}-{digest}")
         super().__init__(config=config, **kwargs)
+
+    def stamp(self):
+        """Return the stamp of the source (`sparsejax.data.stamps`)."""
+        if self.path.is_dir():
+            return stamp_folder(self.path, self._files())
+        # A drawing of an ndjson file has its name from it, and from its name its place in the set.
+        return stamp_file(self.path, named=self.path.suffix.lower() == ".ndjson")
 
     def _is_packed(self):
         return self.path.is_file() and self.path.suffix.lower() == ".npz"

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from sparsejax.configuration import ConfigError, require
 from sparsejax.data import images as data
 from sparsejax.data import latents as cache
+from sparsejax.data.builders import stamp
+from sparsejax.data.stamps import stamp_file, stamp_folder
 from sparsejax.models import first_stage
 from sparsejax.tasks.autoencoder import build_autoencoder
 from sparsejax.tasks.denoising import denoising_task
@@ -71,12 +73,13 @@ def latents_task(config):
                 identity(),
                 flip=settings.flip,
                 batch_size=_ENCODED_AT_ONCE * jax.local_device_count(),
+                content=stamp(settings),
             )
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"encoded {folder}")
 
     def batches(start, stop):
-        latents, std = cache.open_latents(folder, identity())
+        latents, std = cache.open_latents(folder, identity(), stamp(settings))
         return cache.latent_batches(
             latents, scale or 1 / std, config.batch_size, config.seed, start, stop
         )
@@ -105,16 +108,21 @@ def latents_task(config):
     )
 
 
+def stamp_first_stage(settings):
+    """Return the stamp (`data.stamps`) of the first stage that `config.first_stage` names.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    path = _first_stage_file(settings)
+    if path.is_dir():
+        return stamp_folder(path, [file for file in path.rglob("*") if file.is_file()])
+    return stamp_file(path)
+
+
 def _find_first_stage(settings):
     """Return the file of a first stage and the model that runs it, from `config.first_stage`."""
-    require(settings.path, "first_stage.path", settings.path, "a file, or the workdir of a run")
-    path = pathlib.Path(settings.path)
-    if (path / first_stage.FILE).exists():
-        path = path / first_stage.FILE
-    accepted = (
-        f"a file, a folder of diffusers, or the workdir of a finished run ({first_stage.FILE})"
-    )
-    require(path.exists(), "first_stage.path", settings.path, accepted)
+    path = _first_stage_file(settings)
     described = first_stage.read_description(path)
     if described is None:
         key = "first_stage.kind", "first_stage.model"
@@ -123,6 +131,19 @@ def _find_first_stage(settings):
     return path, build_autoencoder(
         kind, ConfigDict(arguments), f"first_stage.path ({path})", str(path)
     )
+
+
+def _first_stage_file(settings):
+    """Return the path of a first stage's file, or of diffusers' folder."""
+    require(settings.path, "first_stage.path", settings.path, "a file, or the workdir of a run")
+    path = pathlib.Path(settings.path)
+    if (path / first_stage.FILE).exists():
+        path = path / first_stage.FILE
+    accepted = (
+        f"a file, a folder of diffusers, or the workdir of a finished run ({first_stage.FILE})"
+    )
+    require(path.exists(), "first_stage.path", settings.path, accepted)
+    return path
 
 
 def _load(path, model):

@@ -48,7 +48,7 @@ logger = logging.getLogger(__name__)
 def train(config, workdir):
     """Train a model, or go on with one, and leave everything in the workdir.
 
-    Writes config.json, checkpoints/, metrics.jsonl, tensorboard/ and samples/. A SIGTERM
+    Writes config.json, data.json, checkpoints/, metrics.jsonl, tensorboard/ and samples/. A SIGTERM
     saves a checkpoint and ends the loop early.
 
     Args:
@@ -59,7 +59,8 @@ def train(config, workdir):
       True if the run is finished, False if a signal ended it early.
 
     Raises:
-      ConfigError: the config can't work, or the workdir holds a run of another config.
+      ConfigError: the config can't work, or the workdir holds a run of another config or of
+        other data.
       FloatingPointError: the loss is not finite; the newest checkpoint is from before.
     """
     workdir = pathlib.Path(workdir)

@@ -9,6 +9,8 @@ import numpy as np
 
 from sparsejax.atomic import write_text
 from sparsejax.configuration import (
+    FREE_ON_RESUME,
+    PLACES,
     ConfigError,
     differing_keys,
     resolve,
@@ -16,11 +18,14 @@ from sparsejax.configuration import (
     to_json,
     with_defaults,
 )
+from sparsejax.data.stamps import describe
 from sparsejax.sparse_files import load_sparse, save_sparse
-from sparsejax.tasks import build_task
+from sparsejax.tasks import build_task, stamp_data
 from sparsejax.training import checkpoints
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.state import create_state, ema_params_of
+
+_STAMP = "data.json"  # what the run is trained on, wherever it lies
 
 
 def default_workdir(config):
@@ -46,28 +51,52 @@ def resolve_for(workdir, config):
       The resolved config.
 
     Raises:
-      ConfigError: the config can't work, or the workdir belongs to another config; the
-        message names the keys.
+      ConfigError: the config can't work, or the workdir belongs to another config or to other
+        data; the message names the keys.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    workdir = pathlib.Path(workdir)
+    path = workdir / "config.json"
     saved = _read_saved(path) if path.exists() else None
     config = resolve(config, saved)
     if saved:
-        differing = differing_keys(config, saved)
+        # Runs of versions that saved no stamp have to find their data in the same place.
+        stamped = (workdir / _STAMP).exists()
+        free = (*FREE_ON_RESUME, *PLACES) if stamped else FREE_ON_RESUME
+        differing = differing_keys(config, saved, free)
         if differing:
             raise ConfigError(
                 f"workdir {workdir} holds a run of another config:\n  "
                 + "\n  ".join(differing)
                 + "\nGive another --workdir, or the same config to resume that run."
             )
+        is_trained = checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
+        if stamped and (differing_keys(config, saved) or not is_trained):
+            _check_data(workdir, config)
     return config
 
 
+def _check_data(workdir, config):
+    """Refuse other data than those that the run was begun with; other places are welcome."""
+    then, now = json.loads((workdir / _STAMP).read_text()), stamp_data(config)
+    for key in sorted(then.keys() | now.keys()):
+        ours, theirs = now.get(key, {}), then.get(key, {})
+        if ours != theirs:
+            group, name = key.split(".")
+            raise ConfigError(
+                f"config.{key} is {config[group][name]!r}, which holds other data "
+                f"({describe(ours)}) than the run in {workdir} was begun with "
+                f"({describe(theirs)}); accepted: the same content, in any place, or another "
+                "--workdir"
+            )
+
+
 def save_config(workdir, config):
-    """Write the resolved config to workdir/config.json."""
+    """Write the resolved config to workdir/config.json; once, a stamp of the data to data.json."""
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     write_text(workdir / "config.json", to_json(config))
+    if not (workdir / _STAMP).exists():
+        write_text(workdir / _STAMP, json.dumps(stamp_data(config), indent=2) + "\n")
 
 
 def read_config(workdir):

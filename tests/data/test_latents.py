@@ -132,6 +132,22 @@ def test_a_stale_cache_is_refused_and_left_as_it_is(key, value, tmp_path):
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+def test_images_of_the_same_content_may_have_another_name(tmp_path):
+    content = {"files": 20, "sha256": "0"}
+    write(tmp_path, content=content)
+    renamed = IDENTITY | {"images": "crowd-7 1.0.0 train"}
+    assert cache.open_latents(tmp_path, renamed, content)[1] == contents(tmp_path)[1]
+    write(tmp_path, encode=None, identity=renamed, content=content)
+    for identity, other in (
+        (renamed, content | {"files": 21}),
+        (renamed, None),
+        (renamed | {"images": "crowd-7 1.0.0 test"}, content),
+        (renamed | {"first_stage": "def"}, content),
+    ):
+        with pytest.raises(ConfigError, match="is stale"):
+            cache.open_latents(tmp_path, identity, other)
+
+
 def test_a_cache_without_a_readable_stamp_is_refused(tmp_path):
     write(tmp_path)
     stamp = (tmp_path / "stamp.json").read_text()

@@ -18,7 +18,7 @@ from sparsejax.models.autoencoder import VQModel
 from sparsejax.models.export import export_unet
 from sparsejax.models.unet import UNet
 from sparsejax.tasks import build_task
-from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
+from sparsejax.training import load_run, load_sparse_run, loop, runs, save_sparse_run
 from sparsejax.training.metrics import read_metrics
 from tests.tasks.first_stage import first_stage_config, second_stage_config
 
@@ -113,6 +113,36 @@ def test_a_first_stage_that_changed_makes_the_cache_stale(stages, first_params, 
     with pytest.raises(ConfigError, match=r"is stale:\n  first_stage: cached '\w{64}', asked"):
         loop.train(second_stage_config(source, path), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_where_data_first_stage_and_latents_have_moved(stages, tmp_path):
+    source, first, second = stages
+    shutil.copytree(second, tmp_path / "run")
+    shutil.copy(source, tmp_path / "renamed.npz")
+    shutil.copy(first / first_stage.FILE, tmp_path / "first.safetensors")
+    shutil.copytree(first / "latents" / "blobs-16", tmp_path / "cache")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    changes = {"task.latents_dir": str(tmp_path / "cache"), "steps": 10}
+    moved = second_stage_config(tmp_path / "renamed.npz", tmp_path / "first.safetensors", **changes)
+    config = runs.resolve_for(tmp_path / "run", moved)
+    task = build_task(config)
+    task.prepare()
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    theirs = build_task(resolve(second_stage_config(source, first))).batches(8, 10)
+    for ours, batch in zip(task.batches(8, 10), theirs, strict=True):
+        np.testing.assert_array_equal(ours["latent"], batch["latent"])
+
+
+def test_another_first_stage_in_the_same_place_is_refused_by_its_key(
+    stages, first_params, tmp_path
+):
+    source, _, second = stages
+    shutil.copytree(second, tmp_path / "run")
+    path = tmp_path / "first.safetensors"
+    changed = jax.tree.map(lambda x: x + np.float32(1e-3), first_params)
+    first_stage.save_first_stage(path, changed, "vq", first_stage_config(source).model.to_dict())
+    with pytest.raises(ConfigError, match=r"^config\.first_stage\.path is .* other data"):
+        runs.resolve_for(tmp_path / "run", second_stage_config(source, path))
 
 
 BAD = {

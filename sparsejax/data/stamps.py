@@ -1,0 +1,64 @@
+"""Stamps: what lies in a place, told cheaply, so that the same content is known again elsewhere.
+
+A stamp is a JSON-able dictionary. It doesn't depend on where the content lies, nor on when it was
+written there.
+"""
+
+import hashlib
+import os
+
+from sparsejax.data import archives
+
+
+def stamp_file(path, named=False):
+    """Return the stamp of one file: its size and a hash of its bytes.
+
+    Args:
+      path: pathlib.Path.
+      named: whether another name makes it another content.
+
+    Returns:
+      Dictionary of files (1), bytes, sha256, and name if `named`.
+    """
+    stamp = {"files": 1, "bytes": path.stat().st_size, "sha256": archives.digest(path)}
+    return stamp | {"name": path.name} if named else stamp
+
+
+def stamp_folder(folder, paths):
+    """Return the stamp of files in a folder: a hash of their names and sizes.
+
+    Args:
+      folder: pathlib.Path; names are relative to it.
+      paths: of the files.
+
+    Returns:
+      Dictionary of files (their number), bytes (in all) and sha256.
+    """
+    names = sorted((os.fsencode(path.relative_to(folder)), path.stat().st_size) for path in paths)
+    content = hashlib.sha256(b"".join(b"%s\0%d\0" % name for name in names))
+    total = sum(size for _, size in names)
+    return {"files": len(names), "bytes": total, "sha256": content.hexdigest()}
+
+
+def stamp_splits(splits):
+    """Return the stamp of a prepared set: each split's number of examples and of bytes.
+
+    Args:
+      splits: mapping of name to tfds.core.SplitInfo.
+    """
+    return {"splits": {name: [s.num_examples, s.num_bytes] for name, s in sorted(splits.items())}}
+
+
+def describe(stamp):
+    """Say in a few words what a stamp is of.
+
+    Example:
+      >>> describe({"files": 12, "bytes": 34567, "sha256": "0"})
+      '12 files, 34,567 bytes'
+    """
+    if "splits" in stamp:
+        return ", ".join(f"{name} {count:,}" for name, (count, _) in stamp["splits"].items())
+    if "files" not in stamp:
+        return "nothing"
+    count = stamp["files"]
+    return f"{count:,} file{'s' if count != 1 else ''}, {stamp['bytes']:,} bytes"
