@@ -2,7 +2,8 @@
 
 A sampler takes `denoise(x, t) -> eps` with x [batch, ...] and t [batch] int32, the start
 x_T, and `noise(i) -> [batch, ...]`, the noise of its i-th iteration: drawn from a key per
-example, so that neither batch size nor the number of devices changes a sample, or replayed.
+example, so that neither batch size nor the number of devices changes a sample (but for
+rounding), or replayed.
 """
 
 import jax

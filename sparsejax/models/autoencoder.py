@@ -17,7 +17,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparsejax.models.layers import GroupNorm, QKVAttention, conv, reference_init, upsample
+from sparsejax.models.layers import (
+    GroupNorm,
+    QKVAttention,
+    at_least_float32,
+    conv,
+    reference_init,
+    upsample,
+)
 
 
 def _norm(x, groups, name, dtype):
@@ -185,7 +192,7 @@ class Codebook(nn.Module):
             return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)
 
         # One image at a time: all distances of a batch at once would fill the memory.
-        indices = jax.lax.map(nearest, z.astype(jnp.float32))
+        indices = jax.lax.map(nearest, at_least_float32(z))
         return jnp.asarray(embedding)[indices], indices
 
 
@@ -266,7 +273,7 @@ class VQModel(_Autoencoder):
         Returns:
           [batch, height / f, width / f, z_channels] float32.
         """
-        return self.quant_conv(self.encoder(x)).astype(jnp.float32)
+        return at_least_float32(self.quant_conv(self.encoder(x)))
 
     def quantize(self, z):
         """Return the codes nearest to latents.
@@ -291,7 +298,7 @@ class VQModel(_Autoencoder):
         """
         if quantize:
             z, _ = self.codebook(z)
-        return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+        return at_least_float32(self.decoder(self.post_quant_conv(z)))
 
     def __call__(self, x, noise=None):
         """Reconstruct images, gradients passing straight through the quantisation.
@@ -334,8 +341,9 @@ class KLModel(_Autoencoder):
         Returns:
           Tuple of two arrays [batch, height / f, width / f, z_channels] float32.
         """
-        mean, log_variance = jnp.split(self.quant_conv(self.encoder(x)), 2, axis=-1)
-        return mean.astype(jnp.float32), jnp.clip(log_variance.astype(jnp.float32), -30, 20)
+        moments = at_least_float32(self.quant_conv(self.encoder(x)))
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30, 20)
 
     def encode(self, x):
         """Return the mean latents of images; shapes as for `VQModel.encode`."""
@@ -343,7 +351,7 @@ class KLModel(_Autoencoder):
 
     def decode(self, z):
         """Return images of latents; shapes as for `VQModel.decode`."""
-        return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+        return at_least_float32(self.decoder(self.post_quant_conv(z)))
 
     def __call__(self, x, noise=None):
         """Reconstruct images from drawn latents.

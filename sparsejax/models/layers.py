@@ -9,6 +9,11 @@ import jax.numpy as jnp
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
+def at_least_float32(x):
+    """Return `x` in float32, or in float64 if that is its dtype."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _bias_init(fan_in):
     """Uniform in +-1/sqrt(fan_in): PyTorch's default, and the reference's."""
 
@@ -93,7 +98,7 @@ class GroupNorm(nn.GroupNorm):
     """`nn.GroupNorm` that sums over positions before it sums over the channels of a group.
 
     On a CPU it takes a third to a half of the time: the long sums run along memory. Call:
-    x [batch, ..., channels] -> the same shape. Statistics are float32.
+    x [batch, ..., channels] -> the same shape. Statistics are at least float32.
     """
 
     @nn.compact
@@ -111,7 +116,7 @@ class GroupNorm(nn.GroupNorm):
             means = jnp.repeat(means, channels // groups, axis=1)
             return means.reshape(batch, *[1] * len(positions), channels)
 
-        wide = x.astype(jnp.float32)
+        wide = at_least_float32(x)
         wide = wide - group_mean(wide)
         variance = group_mean(wide**2)
         y = wide * (jax.lax.rsqrt(variance + self.epsilon) * scale) + bias
@@ -127,7 +132,7 @@ class QKVAttention(nn.Module):
     """Softmax attention over split heads, without parameters of its own.
 
     Call: qkv [batch, length, heads, 3, head_channels] -> [batch, length, heads,
-    head_channels]. The softmax is float32.
+    head_channels]. The softmax is at least float32.
     """
 
     @nn.compact
@@ -139,7 +144,7 @@ class QKVAttention(nn.Module):
         # Heads before positions: XLA's batched products want it on a CPU.
         q, k, v = (jnp.swapaxes(qkv[..., i, :], 1, 2) for i in range(3))
         scale = qkv.shape[-1] ** -0.25
-        weights = ((q * scale) @ jnp.swapaxes(k * scale, 2, 3)).astype(jnp.float32)
+        weights = at_least_float32((q * scale) @ jnp.swapaxes(k * scale, 2, 3))
         if valid is not None:
             weights = jnp.where(valid[:, None, None], weights, -jnp.inf)
         # The softmax, divided by its sum after the product: that is the smaller array.

@@ -12,7 +12,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.models.layers import GroupNorm, QKVAttention, conv, dense, upsample
+from sparsejax.models.layers import (
+    GroupNorm,
+    QKVAttention,
+    at_least_float32,
+    conv,
+    dense,
+    upsample,
+)
 
 
 def timestep_embedding(t, dim, max_period=10_000.0):
@@ -24,11 +31,11 @@ def timestep_embedding(t, dim, max_period=10_000.0):
       max_period: the longest period, divided by 2 pi.
 
     Returns:
-      [batch, dim] float32.
+      [batch, dim], float64 if `t` is, else float32.
     """
-    half = dim // 2
-    frequencies = np.exp(-math.log(max_period) * np.arange(half) / half).astype(np.float32)
-    angles = t.astype(jnp.float32)[:, None] * frequencies
+    half, t = dim // 2, at_least_float32(t)
+    frequencies = np.exp(-math.log(max_period) * np.arange(half) / half).astype(t.dtype)
+    angles = t[:, None] * frequencies
     embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
@@ -116,7 +123,7 @@ class UNet(nn.Module):
     """Predict the noise in x at diffusion step t.
 
     Call: `UNet(...).apply({"params": params}, x [batch, height, width, in_channels],
-    t [batch])` -> [batch, height, width, out_channels] float32. The defaults are the
+    t [batch])` -> [batch, height, width, out_channels], at least float32. The defaults are the
     published model for CelebA-HQ and LSUN-Bedrooms latents: 274,056,163 parameters.
 
     Attributes:
@@ -203,4 +210,4 @@ class UNet(nn.Module):
 
         h = nn.silu(_norm(h, self.norm_groups, "out_0", dtype=self.dtype))
         h = conv(h, self.out_channels, 3, "out_2", dtype=self.dtype, zero=True)
-        return h.astype(jnp.float32)
+        return at_least_float32(h)

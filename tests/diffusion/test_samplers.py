@@ -122,10 +122,18 @@ def test_samplers_clip_what_they_predict(ldm):
 
 
 def test_noise_of_an_example_does_not_depend_on_the_batch():
+    """The random bits are the same; what becomes of them is rounded by differing programs.
+
+    `jax.random.normal` is sqrt(2) u P(-log(1 - u^2)), P of degree 8 (Giles 2010). Half a unit of
+    rounding for each operation, and one for the logarithm, propagated through Horner's scheme,
+    add up to 6.2 halves at most, wherever u lies. Two programs differ by twice that.
+    """
     keys = jax.random.split(jax.random.key(0), 4)
     start, noise = samplers.example_noise(keys, (3,))
     start_of_two, noise_of_two = samplers.example_noise(keys[2:], (3,))
-    np.testing.assert_array_equal(start[2:], start_of_two)
-    np.testing.assert_array_equal(noise(5)[2:], noise_of_two(5))
-    assert not np.array_equal(noise(0), noise(1))
-    assert not np.array_equal(noise(0), start)
+    bound = 6.2 * np.finfo(np.float32).eps
+    np.testing.assert_allclose(start[2:], start_of_two, rtol=bound)
+    np.testing.assert_allclose(noise(5)[2:], noise_of_two(5), rtol=bound)
+    # Nothing is drawn twice: not in another iteration, not for another example.
+    drawn = np.concatenate([start, noise(0), noise(1), noise(5)])
+    assert np.abs(drawn[:, None] - drawn)[~np.eye(len(drawn), dtype=bool)].max(-1).min() > 0.01

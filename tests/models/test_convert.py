@@ -34,13 +34,13 @@ def recorded_weights(kind):
 
 
 def recorded_output(kind, name, size):
-    flat = np.array(RECORDED[kind][name], np.float32)
+    flat = np.array(RECORDED[kind][name])
     return flat.reshape(1, 3, size, size).transpose(0, 2, 3, 1)
 
 
 def recorded_input(size):
     x = 10 * waves((1, 3, size, size), 0).astype(np.float32)
-    return jnp.asarray(x.transpose(0, 2, 3, 1))
+    return x.transpose(0, 2, 3, 1)
 
 
 def unet_shapes(model):
@@ -111,14 +111,23 @@ def test_codes_are_not_transposed():
     np.testing.assert_array_equal(params["quantize"]["embedding"], codes)
 
 
-def test_unet_computes_what_diffusers_computes():
+@pytest.fixture
+def float64():
+    """In float32 two programs of one network differ by 1e-5; in float64 by next to nothing."""
+    with jax.enable_x64(True):
+        yield lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
+
+
+def test_unet_computes_what_diffusers_computes(float64):
     params = diffusers_layout.unet_from_diffusers(recorded_weights("unet"), 8)
     files.check_params(params, unet_shapes(MIXED), "recorded")
-    out = jax.jit(MIXED.apply)({"params": params}, recorded_input(8), jnp.array([801]))
-    np.testing.assert_allclose(out, recorded_output("unet", "out", 8), atol=1e-5)
+    x, t = float64(recorded_input(8)), jnp.array([801], jnp.float64)
+    out = jax.jit(MIXED.apply)({"params": float64(params)}, x, t)
+    assert out.dtype == jnp.float64
+    np.testing.assert_allclose(out, recorded_output("unet", "out", 8), rtol=0, atol=1e-11)
 
 
-def test_autoencoder_computes_what_diffusers_computes():
+def test_autoencoder_computes_what_diffusers_computes(float64):
     model = VQModel(16, (1, 1, 2), 1, norm_groups=8, codes=16)
     params = diffusers_layout.autoencoder_from_diffusers(recorded_weights("autoencoder"))
 
@@ -130,12 +139,13 @@ def test_autoencoder_computes_what_diffusers_computes():
         plain = apply(z, quantize=False, method="decode")
         return apply(x, method="encode"), apply(z, method="decode"), plain
 
-    outputs = run(params, recorded_input(8), recorded_input(2))
+    outputs = run(*float64((params, recorded_input(8), recorded_input(2))))
     for name, size, out in zip(
         ("encode", "decode", "decode_plain"), (2, 8, 8), outputs, strict=True
     ):
+        assert out.dtype == jnp.float64
         expected = recorded_output("autoencoder", name, size)
-        np.testing.assert_allclose(out, expected, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-11, err_msg=name)
 
 
 def test_diffusers_weights_come_back_bit_for_bit():
