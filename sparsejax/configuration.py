@@ -92,7 +92,9 @@ def default_config():
     config.sparsity.drop_schedule = "cosine"  # to 0 at `end`; constant, linear
     config.sparsity.update_interval = 100  # optimizer steps between topology updates
     config.sparsity.begin = config_dict.placeholder(int)  # update_interval
-    config.sparsity.end = config_dict.placeholder(int)  # 0.75 steps
+    config.sparsity.end = config_dict.placeholder(int)  # 0.75 steps; no update from here on
+    # Whether an update is due at `end` itself; False, but True in runs saved without this key.
+    config.sparsity.includes_end = config_dict.placeholder(bool)
     config.sparsity.custom = ()  # ((pattern, sparsity), ...), first match wins
 
     # `every` is in optimizer steps; 0 = at the end only.
@@ -207,7 +209,7 @@ def resolve(config, saved=None):
     config.unlock()
     sparsity = config.sparsity
     if saved:
-        for key in ("begin", "end"):
+        for key in ("begin", "end", "includes_end"):
             if sparsity[key] is None:
                 sparsity[key] = saved["sparsity"][key]
         # No longer read once there is a checkpoint, so it may be left out, and be gone.
@@ -217,6 +219,8 @@ def resolve(config, saved=None):
         sparsity.begin = sparsity.update_interval
     if sparsity.end is None:
         sparsity.end = int(0.75 * config.steps)
+    if sparsity.includes_end is None:
+        sparsity.includes_end = False
     base = config.optimizer.base_learning_rate
     if base is not None:
         config.optimizer.learning_rate = base * config.batch_size
@@ -280,6 +284,8 @@ def to_json(config):
 def with_defaults(saved):
     """Return a saved config in which keys that are younger than it have their defaults.
 
+    All but `sparsity.includes_end`: runs that are older than this key had updates at `end`.
+
     Args:
       saved: nested dictionaries, as `json.loads` gives them.
 
@@ -287,6 +293,7 @@ def with_defaults(saved):
       The same, with every key of `default_config`.
     """
     config = default_config()
+    config.sparsity.includes_end = True
     with config.unlocked(), config.ignore_type():
         config.update(saved)
     return json.loads(to_json(config))

@@ -5,17 +5,27 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class UpdateSchedule:
-    """Topology updates every `update_interval` optimizer steps from `begin` to `end`, inclusive.
+    """Topology updates every `update_interval` optimizer steps while `begin <= step < end`.
+
+    Drop fractions decay to zero at `end`, so an update there would change nothing, and cost RigL
+    a dense gradient.
+
+    Attributes:
+      update_interval: optimizer steps between updates.
+      begin: first step at which an update may be due.
+      end: first step from which on none is.
+      includes_end: whether an update is due at `end` itself, as jaxpruner has it.
 
     Example:
-      >>> schedule = UpdateSchedule(update_interval=100, begin=100, end=750)
+      >>> schedule = UpdateSchedule(update_interval=100, begin=100, end=700)
       >>> [step for step in range(1001) if schedule.is_due(step)]
-      [100, 200, 300, 400, 500, 600, 700]
+      [100, 200, 300, 400, 500, 600]
     """
 
     update_interval: int
     begin: int
     end: int
+    includes_end: bool = False
 
     def __post_init__(self):
         if self.update_interval < 1:
@@ -23,7 +33,8 @@ class UpdateSchedule:
 
     def is_due(self, step):
         """Tell whether the topology changes after optimizer step `step` (int or array)."""
-        return (self.begin <= step) & (step <= self.end) & (step % self.update_interval == 0)
+        stop = self.end + 1 if self.includes_end else self.end
+        return (self.begin <= step) & (step < stop) & (step % self.update_interval == 0)
 
     def count_due(self, steps):
         """Return how many updates a run of this many optimizer steps makes."""

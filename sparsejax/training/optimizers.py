@@ -73,4 +73,5 @@ def drop_fraction_schedule(sparsity):
 
 def update_schedule(sparsity):
     """Return the UpdateSchedule of `config.sparsity`, resolved."""
-    return UpdateSchedule(sparsity.update_interval, sparsity.begin, sparsity.end)
+    s = sparsity
+    return UpdateSchedule(s.update_interval, s.begin, s.end, s.includes_end)

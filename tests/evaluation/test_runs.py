@@ -47,7 +47,7 @@ def test_the_summary_counts_dense_and_sparse(runs):
     assert sparse["density"] == pytest.approx(0.25, abs=1e-3)
     forward, forward_dense = sparse["forward_flops"], sparse["forward_flops_dense"]
     assert forward < 0.5 * forward_dense
-    examples, updates = 40 * 8, 6
+    examples, updates = 40 * 8, 5
     run = 3 * forward * examples + updates * 8 * (2 * forward + forward_dense)
     assert sparse["training_flops_run"] == pytest.approx(run)
     formula = (3 * forward * 5 + 2 * forward + forward_dense) / 6 * examples

@@ -10,14 +10,22 @@ def test_updates_are_due_where_the_reference_has_them(golden):
     vectors = golden("sparsity.json")["vectors"]
     case = next(v for v in vectors if v["name"] == "update_steps_jaxpruner")
     inputs = case["inputs"]
-    schedule = UpdateSchedule(inputs["update_freq"], inputs["start"], inputs["end"])
+    schedule = UpdateSchedule(inputs["update_freq"], inputs["start"], inputs["end"], True)
     assert [schedule.is_due(step) for step in inputs["steps"]] == case["expected"]
 
 
 def test_updates_fall_on_multiples_of_the_interval_and_count_up_to_the_last_step():
-    schedule = UpdateSchedule(10, 15, 40)
+    schedule = UpdateSchedule(10, 15, 41)
     assert [step for step in range(60) if schedule.is_due(step)] == [20, 30, 40]
     assert [schedule.count_due(steps) for steps in (19, 20, 39, 40, 99)] == [0, 1, 2, 3, 3]
+
+
+def test_no_update_is_due_at_the_end_itself_unless_asked_for():
+    steps = (10, 20, 30)
+    assert [UpdateSchedule(10, 10, 30).is_due(step) for step in steps] == [True, True, False]
+    assert UpdateSchedule(10, 10, 30).count_due(50) == 2
+    assert UpdateSchedule(10, 10, 30, includes_end=True).count_due(50) == 3
+    assert UpdateSchedule(10, 10, 10).count_due(50) == 0
 
 
 def test_an_array_of_steps_is_traced():

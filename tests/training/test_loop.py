@@ -18,6 +18,7 @@ import pytest
 from sparsejax.sparsity import masks
 from sparsejax.training import checkpoints, load_run, loop, runs
 from sparsejax.training.metrics import WALL_CLOCK, read_metrics
+from sparsejax.training.optimizers import update_schedule
 from tests.training.tiny import tiny_config, tiny_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -63,9 +64,8 @@ def test_a_run_leaves_config_metrics_and_checkpoints(tiny_run):
     lines = read_metrics(workdir / "metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == [10, 20, 30, 40]
     updates = [line for line in lines if "replaced" in line]
-    assert [line["step"] for line in updates] == [5, 10, 15, 20, 25, 30]
-    assert all(0 < line["replaced"] <= line["drop_fraction"] for line in updates[:-1])
-    assert updates[-1]["drop_fraction"] == pytest.approx(0, abs=1e-7)
+    assert [line["step"] for line in updates] == [5, 10, 15, 20, 25]
+    assert all(0 < line["replaced"] <= line["drop_fraction"] for line in updates)
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.5 * losses[0]
     assert checkpoints.list_steps(workdir / "checkpoints") == [30, 40]
@@ -203,7 +203,7 @@ def test_more_steps_and_other_logging_resume_the_run(tiny_run, tmp_path):
     assert loop.train(tiny_config(**{"steps": 44, "log.every": 2}), longer)
     lines = read_metrics(longer / "metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line][-3:] == [40, 42, 44]
-    assert [line["step"] for line in lines if "replaced" in line][-1] == 30
+    assert [line["step"] for line in lines if "replaced" in line][-1] == 25
     assert json.loads((longer / "config.json").read_text())["sparsity"]["end"] == 30
 
 
@@ -275,7 +275,7 @@ def device_runs(tmp_path_factory):
 
 
 def test_four_devices_train_as_one_does(device_runs):
-    """Fifteen topology updates in 200 steps; the batch is split, the noise is not."""
+    """Fourteen topology updates in 200 steps; the batch is split, the noise is not."""
     one, four = final_state(device_runs / "1"), final_state(device_runs / "4")
     for a, b in zip(*map(jax.tree.leaves, (one.masks, four.masks)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -300,3 +300,19 @@ def test_a_run_that_is_older_than_a_config_key_has_its_default(tiny_run, tmp_pat
     (older / "config.json").write_text(json.dumps(config))
     assert runs.read_config(older) == runs.read_config(tiny_run[0])
     assert loop.train(tiny_config(), older)  # finished: nothing to do, and no key differs
+
+
+def test_a_run_saved_before_the_end_was_left_out_keeps_its_update_there(tiny_run, tmp_path):
+    """Of a config without `sparsity.includes_end`: its costs count the update at `end`."""
+    older = tmp_path / "older"
+    subprocess.run(["cp", "-r", tiny_run[0], older], check=True)
+    config = json.loads((older / "config.json").read_text())
+    assert config["sparsity"].pop("includes_end") is False
+    (older / "config.json").write_text(json.dumps(config))
+    for workdir, steps in ((tiny_run[0], [25]), (older, [25, 30])):
+        resumed = runs.resolve_for(workdir, tiny_config())  # which no key refuses
+        for saved in (resumed, runs.read_config(workdir)):
+            schedule = update_schedule(saved.sparsity)
+            assert [step for step in range(21, 41) if schedule.is_due(step)] == steps
+    with pytest.raises(ValueError, match="includes_end: now False, saved True"):
+        runs.resolve_for(older, tiny_config(**{"sparsity.includes_end": False}))
