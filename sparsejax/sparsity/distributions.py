@@ -13,7 +13,7 @@ from sparsejax.sparsity.masks import is_sparsifiable, path_name, target_active
 logger = logging.getLogger(__name__)
 
 
-def uniform(params, sparsity, *, custom=()):
+def uniform(params, sparsity, *, custom=(), is_sparsifiable=is_sparsifiable):
     """Give every sparsifiable layer the same sparsity.
 
     Args:
@@ -22,6 +22,8 @@ def uniform(params, sparsity, *, custom=()):
       custom: ordered pairs `(pattern, sparsity)`; a layer whose path (`a/b/kernel`) contains
         the regular expression takes that sparsity and leaves the common budget; the first
         match wins.
+      is_sparsifiable: predicate of key path and leaf: which leaves take part; `masks.path_name`
+        makes a string of a key path. The others stay dense.
 
     Returns:
       Pytree of Python floats with the structure of `params`; 0.0 = dense.
@@ -35,10 +37,11 @@ def uniform(params, sparsity, *, custom=()):
       >>> uniform(params, 0.5)
       {'bias': 0.0, 'kernel': 0.5}
     """
-    return _distribute(params, sparsity, custom, lambda shapes: [sparsity] * len(shapes))
+    solve = lambda shapes: [sparsity] * len(shapes)  # noqa: E731
+    return _distribute(params, sparsity, custom, is_sparsifiable, solve)
 
 
-def erdos_renyi(params, sparsity, *, custom=()):
+def erdos_renyi(params, sparsity, *, custom=(), is_sparsifiable=is_sparsifiable):
     """Share out the active weights with density proportional to (n_in + n_out)/(n_in n_out).
 
     The dimensions before the last two count as one, so every layer is seen as a matrix of its
@@ -49,6 +52,7 @@ def erdos_renyi(params, sparsity, *, custom=()):
       params: as for `uniform`.
       sparsity: as for `uniform`.
       custom: as for `uniform`.
+      is_sparsifiable: as for `uniform`.
 
     Returns:
       Pytree of Python floats with the structure of `params`; 0.0 = dense.
@@ -56,10 +60,11 @@ def erdos_renyi(params, sparsity, *, custom=()):
     Raises:
       ValueError: as `uniform`.
     """
-    return _distribute(params, sparsity, custom, lambda s: _share_out(s, sparsity, _er_weight))
+    solve = lambda shapes: _share_out(shapes, sparsity, _er_weight)  # noqa: E731
+    return _distribute(params, sparsity, custom, is_sparsifiable, solve)
 
 
-def erdos_renyi_kernel(params, sparsity, *, custom=()):
+def erdos_renyi_kernel(params, sparsity, *, custom=(), is_sparsifiable=is_sparsifiable):
     """Share out the active weights with density proportional to sum(dims)/prod(dims).
 
     ERK (Evci et al. 2020, section 3): layers with few weights for their fan stay denser. A
@@ -70,6 +75,7 @@ def erdos_renyi_kernel(params, sparsity, *, custom=()):
       params: as for `uniform`.
       sparsity: as for `uniform`.
       custom: as for `uniform`.
+      is_sparsifiable: as for `uniform`.
 
     Returns:
       Pytree of Python floats with the structure of `params`; 0.0 = dense.
@@ -82,7 +88,8 @@ def erdos_renyi_kernel(params, sparsity, *, custom=()):
       >>> {name: round(s, 3) for name, s in erdos_renyi_kernel(params, 0.9).items()}
       {'large': 0.903, 'small': 0.0}
     """
-    return _distribute(params, sparsity, custom, lambda s: _share_out(s, sparsity, _erk_weight))
+    solve = lambda shapes: _share_out(shapes, sparsity, _erk_weight)  # noqa: E731
+    return _distribute(params, sparsity, custom, is_sparsifiable, solve)
 
 
 DISTRIBUTIONS = {
@@ -104,22 +111,23 @@ def get_distribution(name):
 
 
 def _er_weight(shape):
-    return (shape[-2] + shape[-1]) / (shape[-2] * shape[-1])
+    return sum(shape[-2:]) / math.prod(shape[-2:])
 
 
 def _erk_weight(shape):
     return sum(shape) / math.prod(shape)
 
 
-def _distribute(params, sparsity, custom, solve):
+def _distribute(params, sparsity, custom, is_sparsifiable, solve):
     """Solve for the layers that no custom pair takes; 0.0 for leaves that stay dense."""
     _check_sparsity(sparsity, "sparsity")
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     names = [path_name(path) for path, _ in paths_and_leaves]
+    # A 0-d mask means dense, so a number can't be sparse, whatever the predicate says.
     shapes = {
-        name: tuple(leaf.shape)
+        name: np.shape(leaf)
         for name, (path, leaf) in zip(names, paths_and_leaves, strict=True)
-        if is_sparsifiable(path, leaf) and math.prod(leaf.shape)
+        if is_sparsifiable(path, leaf) and np.ndim(leaf) and math.prod(np.shape(leaf))
     }
     taken = _match_custom(shapes, custom)
     free = [name for name in shapes if name not in taken]

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax.sparsity.selection import select_top
 
-_DENSE_NAMES = ("bias", "scale", "embedding")
+_DENSE_NAMES = ("bias", "scale", "offset", "embedding", "embeddings")
 
 
 def path_name(path):
@@ -26,7 +27,10 @@ def path_name(path):
 def is_sparsifiable(path, leaf):
     """Tell whether a parameter can be sparse: a float array of two or more dimensions.
 
-    Biases, normalisation scales and embeddings stay dense, by the last name of their path.
+    Leaves stay dense whose path ends in `bias`, `scale`, `offset`, `embedding` or `embeddings`,
+    and vectors in disguise: three or more dimensions, all but one of them 1, as haiku's BatchNorm
+    has them. The functions that ask this take another predicate as `is_sparsifiable=`: equinox
+    calls the weights of its `Embedding` as those of its `Linear`.
 
     Args:
       path: key path of the leaf as `jax.tree_util.tree_flatten_with_path` gives it, or its
@@ -35,10 +39,18 @@ def is_sparsifiable(path, leaf):
 
     Returns:
       bool.
+
+    Example:
+      >>> is_sparsifiable("linear/weight", jnp.ones((4, 4)))
+      True
+      >>> is_sparsifiable("batch_norm/offset", jnp.ones((1, 1, 1, 4)))
+      False
     """
     last_name = path_name(path).rsplit("/", 1)[-1]
     is_float = hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
-    return is_float and len(leaf.shape) >= 2 and last_name not in _DENSE_NAMES
+    if not is_float or len(leaf.shape) < 2 or last_name in _DENSE_NAMES:
+        return False
+    return len(leaf.shape) == 2 or sum(length != 1 for length in leaf.shape) > 1
 
 
 def target_active(size, sparsity):
@@ -83,8 +95,9 @@ def random_masks(key, params, sparsities):
     ):
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity of {path_name(path)} is {sparsity}; accepted: [0, 1)")
-        shapes.append(tuple(leaf.shape) if sparsity else None)
-        counts.append(target_active(math.prod(leaf.shape), sparsity))
+        shape = np.shape(leaf)
+        shapes.append(shape if sparsity else None)
+        counts.append(target_active(math.prod(shape), sparsity))
     return treedef.unflatten(_draw_masks(key, tuple(shapes), counts))
 
 
@@ -190,12 +203,13 @@ class Summary(NamedTuple):
     total: LayerSummary
 
 
-def summarize(params, masks):
+def summarize(params, masks, *, is_sparsifiable=is_sparsifiable):
     """Count weights and active weights, per layer and in total.
 
     Args:
       params: pytree of arrays or `jax.ShapeDtypeStruct`.
       masks: masks of `params`.
+      is_sparsifiable: predicate of path and leaf: what `sparsifiable` counts.
 
     Returns:
       Summary with Python numbers (one transfer from the device).
@@ -211,7 +225,7 @@ def summarize(params, masks):
     sums = jax.device_get([jnp.sum(mask) for mask in mask_leaves])
     layers, sparsifiable = {}, []
     for (path, leaf), mask, active in zip(paths_and_leaves, mask_leaves, sums, strict=True):
-        name, weights = path_name(path), math.prod(leaf.shape)
+        name, weights = path_name(path), math.prod(np.shape(leaf))
         layers[name] = _layer_summary(weights, int(active) if mask.ndim else weights)
         if is_sparsifiable(path, leaf):
             sparsifiable.append(layers[name])

@@ -287,7 +287,7 @@ def channel_sparsities(groups, params, sparsity):
     return dict.fromkeys(groups, share)
 
 
-def log_exceptions(structure, params, size=None, groups=()):
+def log_exceptions(structure, params, size=None, groups=(), *, is_sparsifiable=is_sparsifiable):
     """Log which sparsifiable layers a structure leaves out, and what becomes of them.
 
     Args:
@@ -295,6 +295,7 @@ def log_exceptions(structure, params, size=None, groups=()):
       params: pytree of arrays or `jax.ShapeDtypeStruct`.
       size: of blocks.
       groups: of channels.
+      is_sparsifiable: predicate of path and leaf: which layers are looked at.
 
     Returns:
       Names of the layers.

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsejax.sparsity import distributions, masks
+from sparsejax.sparsity import distributions, masks, structure
 from tests.sparsity.strategies import TREE_SHAPES, random_tree, sparse_models
 
 
@@ -118,6 +118,14 @@ def test_summary_counts_dense_leaves_in_full():
         ("norm/scale", (4, 8), "float32", False),
         ("tokens/embedding", (4, 8), "float32", False),
         ("embedding/kernel", (4, 8), "float32", True),
+        ("batch_norm/offset", (1, 1, 1, 8), "float32", False),
+        ("norm/offset", (4, 8), "float32", False),
+        ("embed/embeddings", (4, 8), "float32", False),
+        ("norm/gain", (1, 1, 1, 8), "float32", False),
+        ("norm/gain", (8, 1, 1), "float32", False),
+        ("norm/gain", (1, 1, 1), "float32", False),
+        ("conv/kernel", (1, 1, 4, 8), "float32", True),
+        ("dense/kernel", (1, 8), "float32", True),
         ("conv/kernel", (8,), "float32", False),
         ("table/kernel", (4, 8), "int32", False),
     ],
@@ -151,9 +159,88 @@ def test_a_flax_nnx_state_is_read_by_its_parameters_names():
     }
 
 
+def test_haikus_vectors_and_embeddings_stay_dense():
+    haiku = pytest.importorskip("haiku", reason="dm-haiku is not installed: pip install dm-haiku")
+
+    def net(x):
+        x = haiku.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.9)(x, True)
+        return haiku.Conv2D(4, 3)(x), haiku.Embed(5, 3)(jnp.array([1]))
+
+    image = jax.ShapeDtypeStruct((2, 8, 8, 3), "float32")
+    params, _ = jax.eval_shape(haiku.transform_with_state(net).init, jax.random.key(0), image)
+    sparsities = distributions.uniform(params, 0.5)
+    assert params["batch_norm"]["offset"].shape == (1, 1, 1, 3)
+    assert sparsities == {
+        "batch_norm": {"scale": 0.0, "offset": 0.0},
+        "conv2_d": {"w": 0.5, "b": 0.0},
+        "embed": {"embeddings": 0.0},
+    }
+
+
+def without_embeddings(path, leaf):
+    return masks.is_sparsifiable(path, leaf) and "embed" not in masks.path_name(path)
+
+
+def test_a_predicate_keeps_equinoxs_embedding_dense():
+    equinox = pytest.importorskip("equinox", reason="equinox is not installed")
+    model = {
+        "embed": equinox.nn.Embedding(5, 3, key=jax.random.key(0)),
+        "linear": equinox.nn.Linear(3, 4, key=jax.random.key(0)),
+        "conv": equinox.nn.Conv2d(3, 4, 1, key=jax.random.key(0)),
+    }
+    for predicate, embedding in ((masks.is_sparsifiable, 0.5), (without_embeddings, 0.0)):
+        sparsities = distributions.uniform(model, 0.5, is_sparsifiable=predicate)
+        by_name = {
+            masks.path_name(path): s for path, s in jax.tree_util.tree_leaves_with_path(sparsities)
+        }
+        assert {name for name, sparsity in by_name.items() if sparsity} == {
+            "linear/weight",
+            "conv/weight",
+            *(["embed/weight"] if embedding else []),
+        }
+
+
+@pytest.mark.parametrize("name", sorted(distributions.DISTRIBUTIONS))
+def test_every_distribution_asks_the_predicate_that_it_is_given(name):
+    """It gets key path and leaf; its word is last, for embeddings as for vectors."""
+    params = random_tree({"table": {"embedding": (16, 8)}, "kernel": (16, 8), "bias": (256,)}, 0)
+    asked = {}
+
+    def predicate(path, leaf):
+        asked[masks.path_name(path)] = leaf.shape
+        return masks.path_name(path) in ("table/embedding", "bias")
+
+    share_out = distributions.get_distribution(name)
+    sparsities = share_out(params, 0.5, is_sparsifiable=predicate)
+    assert asked == {"table/embedding": (16, 8), "kernel": (16, 8), "bias": (256,)}
+    assert sparsities["kernel"] == 0
+    active = sum(
+        masks.target_active(size, s)
+        for size, s in ((128, sparsities["table"]["embedding"]), (256, sparsities["bias"]))
+    )
+    assert active == pytest.approx((128 + 256) / 2, abs=1)
+    drawn = masks.random_masks(jax.random.key(0), params, sparsities)
+    summary = masks.summarize(params, drawn, is_sparsifiable=predicate)
+    assert summary.sparsifiable[:2] == (384, active)
+    with pytest.raises(ValueError, match=r"'kernel' matches no sparsifiable layer; layers: bias"):
+        share_out(params, 0.5, custom=(("kernel", 0.5),), is_sparsifiable=predicate)
+
+
+def test_the_structure_is_said_of_the_layers_that_the_predicate_names():
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones((3, 4)), "c": jnp.ones((4, 4))}
+    only = lambda path, leaf: masks.path_name(path) != "b"  # noqa: E731
+    assert structure.log_exceptions("block", params, 2) == ["a", "b"]
+    assert structure.log_exceptions("block", params, 2, is_sparsifiable=only) == ["a"]
+
+
 def test_leaves_that_are_no_arrays_stay_dense():
     params = {"kernel": jnp.ones((2, 2)), "scale": 1.0}
-    assert distributions.uniform(params, 0.5) == {"kernel": 0.5, "scale": 0.0}
+    everything = lambda path, leaf: True  # noqa: E731
+    for options in ({}, {"is_sparsifiable": everything}):
+        sparsities = distributions.uniform(params, 0.5, **options)
+        assert sparsities == {"kernel": 0.5, "scale": 0.0}
+    drawn = masks.random_masks(jax.random.key(0), params, sparsities)
+    assert masks.summarize(params, drawn).total == (5, 3, 0.6)
 
 
 def test_random_masks_refuse_a_sparsity_of_one():
