@@ -1,6 +1,5 @@
 """What a finished run leaves to look at: pictures, and a table of what it cost."""
 
-import itertools
 import json
 import pathlib
 import statistics
@@ -92,23 +91,31 @@ def measured(lines):
       lines: as `training.metrics.read_metrics` returns them.
 
     Returns:
-      Dictionary: the training `loss` of the last logged steps, `step_seconds` (the median over
-      logged intervals), `training_seconds` (compilation included, starting up not),
-      `peak_memory_bytes` of the process or device that trained.
+      Dictionary: the training `loss` of the last logged steps; `step_seconds`, the median over
+      logged intervals, without compilation and pictures; `training_seconds`, with both, starting
+      up not included; `peak_memory_bytes` of the process or device that trained. None where the
+      lines don't say.
     """
     logged = [line for line in lines if "loss" in line]
-    steps = [line["step"] for line in logged]
-    intervals = (now - before for before, now in itertools.pairwise([0, *steps]))
-    # The first interval compiles; where there is but one, that is all there is.
-    speeds = [line["steps_per_second"] for line in logged[1:] or logged]
+    timed = [line for line in logged if line.get("steps_per_second")]
+    # In the first interval everything is cold, and in old runs it compiles.
+    speeds = [line["steps_per_second"] for line in timed[1:] or timed]
+    intervals = zip([0, *(line["step"] for line in logged)], logged, strict=False)
+    memory = [line["peak_memory_bytes"] for line in logged if "peak_memory_bytes" in line]
     return {
-        "loss": logged[-1]["loss"],
-        "step_seconds": 1 / statistics.median(speeds),
-        "training_seconds": sum(
-            count / line["steps_per_second"] for count, line in zip(intervals, logged, strict=True)
-        ),
-        "peak_memory_bytes": max(line["peak_memory_bytes"] for line in logged),
+        "loss": logged[-1]["loss"] if logged else None,
+        "step_seconds": 1 / statistics.median(speeds) if speeds else None,
+        "training_seconds": sum(_seconds(before, line) for before, line in intervals),
+        "peak_memory_bytes": max(memory, default=None),
     }
+
+
+def _seconds(before, line):
+    """Return the seconds of a logged interval that began after step `before`."""
+    if "interval_seconds" in line:
+        return line["interval_seconds"]
+    speed = line.get("steps_per_second")  # of a run that is older than interval_seconds
+    return (line["step"] - before) / speed if speed else 0.0
 
 
 def _close(workdir):
@@ -166,11 +173,19 @@ def print_summary(summary, workdir):
     row("FLOPs, training (this run's updates)", dense_training, summary["training_flops_run"])
     row("FLOPs, one sample", summary["sampling_flops_dense"], summary["sampling_flops"])
     table.add_section()
-    table.add_row("training loss at the end", "", f"{summary['loss']:.4f}", "")
-    table.add_row("measured: one step", "", f"{1e3 * summary['step_seconds']:.1f} ms", "")
-    table.add_row("measured: one sample", "", f"{1e3 * summary['sampling_seconds']:.1f} ms", "")
-    memory = quantity(summary["peak_memory_bytes"])
-    table.add_row("measured: peak memory of training", "", f"{memory}B", "")
+
+    def measured_row(name, key, write):
+        value = summary[key]
+        table.add_row(name, "", "not recorded" if value is None else write(value), "")
+
+    def milliseconds(seconds):
+        return f"{1e3 * seconds:.1f} ms"
+
+    measured_row("training loss at the end", "loss", "{:.4f}".format)
+    measured_row("measured: one step", "step_seconds", milliseconds)
+    measured_row("measured: one sample", "sampling_seconds", milliseconds)
+    memory = "measured: peak memory of training"
+    measured_row(memory, "peak_memory_bytes", lambda value: f"{quantity(value)}B")
     console().print(table)
     print(f"In {workdir}: samples.png, curves.png, layers.png, checkpoints/, metrics.jsonl")
 

@@ -38,7 +38,8 @@ def save_curves(path, lines):
     updates = [(line["step"], line["replaced"]) for line in lines if "replaced" in line]
     figure = Figure(figsize=(8, 6 if updates else 3.5), layout="constrained")
     axes = figure.subplots(2 if updates else 1, 1, sharex=True, squeeze=False)[:, 0]
-    axes[0].plot(*zip(*losses, strict=True), color=BLUE, linewidth=1.5)
+    steps, values = zip(*losses, strict=True) if losses else ((), ())
+    axes[0].plot(steps, values, color=BLUE, linewidth=1.5)
     axes[0].set(ylabel="training loss", yscale="log")
     axes[0].yaxis.set_major_formatter(ScalarFormatter())
     axes[0].yaxis.set_minor_formatter(ScalarFormatter())

@@ -101,6 +101,8 @@ def train(config, workdir):
         )
         log = MetricsLog(config, workdir, start, pending, steps_key)
         stack.callback(log.close)
+        train_step = log.without_first(train_step, steps=1)
+        topology_update = topology_update and log.without_first(topology_update)
         show = stack.enter_context(progress_bar(config.steps, start, counts.sparsifiable.density))
         stopping = stack.enter_context(sigterm())
 
@@ -119,7 +121,8 @@ def train(config, workdir):
                 show(step)
             # Before the checkpoint: a run that is killed in between draws them again.
             if _is_multiple(step, config.sample.every):
-                save_samples(step, state)
+                with log.uncounted(state):
+                    save_samples(step, state)
             if last or stop or _is_multiple(step, config.checkpoint.every):
                 checkpoints.save(manager, whole(state), {"pending": log.pending()})
             if stop and not last:

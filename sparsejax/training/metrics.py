@@ -1,55 +1,102 @@
 """Metrics: one JSON object a line in metrics.jsonl, the same scalars in TensorBoard."""
 
+import contextlib
 import json
+import logging
 import math
 import pathlib
 import time
 
 import jax
 
-from sparsejax.atomic import write_text
+from sparsejax.atomic import replacing
 from sparsejax.training import checkpoints
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import learning_rate_schedule
 
 # Fields that differ between two equal runs.
-WALL_CLOCK = ("seconds", "steps_per_second", "peak_memory_bytes")
+WALL_CLOCK = ("seconds", "steps_per_second", "interval_seconds", "peak_memory_bytes")
+FILE = "metrics.jsonl"
+DAMAGED_FILE = "metrics.damaged.jsonl"
+
+logger = logging.getLogger(__name__)
 
 
 def read_metrics(path):
-    """Read metrics lines; a torn last line, left by a kill, is dropped.
+    """Read metrics lines; what is no line of metrics is passed over.
 
     Args:
       path: of a metrics.jsonl, which need not exist.
 
     Returns:
-      List of dictionaries.
+      List of dictionaries: `step` int, all other values numbers.
     """
-    path, lines = pathlib.Path(path), []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+    return _parse(path)[0]
+
+
+def _parse(path):
+    """Return the metrics of a file, and the whole lines (bytes) that are no metrics."""
+    path, metrics, damaged = pathlib.Path(path), [], []
+    # By bytes: damage may be anything, and text has more line ends than "\n".
+    *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for line in lines:
+        parsed = _parse_line(line)
+        if parsed is not None:
+            metrics.append(parsed)
+        elif line.strip(b"\0 \t\r"):
+            damaged.append(line)
+    # A kill tears the last line, and the run writes it again.
+    parsed = _parse_line(torn)
+    return metrics + ([] if parsed is None else [parsed]), damaged
+
+
+def _parse_line(line):
+    """Return a line's dictionary, or None; zeros around it, left by a power cut, don't count."""
+    try:
+        values = json.loads(line.strip(b"\0").decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, dict) or not _is_number(values.get("step"), int):
+        return None
+    return values if all(map(_is_number, values.values())) else None
+
+
+def _is_number(value, kinds=(int, float)):
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 class MetricsWriter:
     """Append metrics to workdir/metrics.jsonl and workdir/tensorboard.
 
-    Opening it cuts the lines after `step`, so that a resumed run repeats none.
+    Opening it cuts the lines from `first` on, so that a resumed run repeats none, and moves lines
+    that are no metrics to metrics.damaged.jsonl.
     """
 
-    def __init__(self, workdir, step, tensorboard=True):
-        path = pathlib.Path(workdir) / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+    def __init__(self, workdir, first, tensorboard=True):
+        """Open the files.
+
+        Args:
+          workdir: pathlib.Path.
+          first: the step from which on lines will be written, again or for the first time.
+          tensorboard: whether to write to TensorBoard too.
+        """
+        path = pathlib.Path(workdir) / FILE
+        kept, damaged = _parse(path)
+        if damaged:
+            with (path.parent / DAMAGED_FILE).open("ab") as file:
+                file.write(b"".join(line + b"\n" for line in damaged))
+            logger.warning(
+                "%s: %d damaged lines moved to %s", path, len(damaged), path.parent / DAMAGED_FILE
+            )
+        with replacing(path) as partial:
+            lines = (json.dumps(line) + "\n" for line in kept if line["step"] < first)
+            partial.write_text("".join(lines))
         self._file = path.open("a")
         self._board = None
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=step + 1)
+            self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=first)
 
     def write(self, step, values):
         """Write one line: `step` and a dictionary of floats."""
@@ -74,10 +121,40 @@ class MetricsLog:
         self._workdir, self._steps_key = workdir, steps_key
         self._learning_rate = learning_rate_schedule(config)
         self._writer = None
-        if jax.process_index() == 0:
-            self._writer = MetricsWriter(workdir, start, config.log.tensorboard)
         self._pending = [tuple(item) for item in pending]
-        self._clock, self._clock_step = time.monotonic(), start
+        if jax.process_index() == 0:
+            first = min([start + 1, *(step for step, _ in self._pending)])
+            self._writer = MetricsWriter(workdir, first, config.log.tensorboard)
+        self._clock = self._interval = time.monotonic()
+        self._clock_step = start
+
+    @contextlib.contextmanager
+    def uncounted(self, state, steps=0):
+        """Leave what the body does out of the steps per second: compilation, pictures.
+
+        Args:
+          state: pytree of arrays; what is still computing of it belongs to the steps before.
+          steps: training steps that the body takes, left out too.
+        """
+        jax.block_until_ready(state)
+        began = time.monotonic()
+        yield
+        self._clock += time.monotonic() - began
+        self._clock_step += steps
+
+    def without_first(self, function, steps=0):
+        """Return `function(state, ...)` with its first call, which compiles, uncounted."""
+        is_first = True
+
+        def call(state, *arguments):
+            nonlocal is_first
+            if not is_first:
+                return function(state, *arguments)
+            is_first = False
+            with self.uncounted(state, steps):
+                return jax.block_until_ready(function(state, *arguments))
+
+        return call
 
     def add(self, step, metrics):
         """Keep one step's metrics, arrays on the device."""
@@ -101,12 +178,13 @@ class MetricsLog:
         """Write a line for each topology update and one for the mean of the steps.
 
         Returns:
-          Tuple of the mean loss and steps per second.
+          Tuple of the mean loss and steps per second, None where no step was timed.
         """
         lines = self.pending()
         step = lines[-1][0]
         now = time.monotonic()
-        speed = (step - self._clock_step) / max(now - self._clock, 1e-9)
+        timed = step - self._clock_step
+        speed = timed / max(now - self._clock, 1e-9) if timed else None
         mean = {
             name: math.fsum(metrics[name] for _, metrics in lines) / len(lines)
             for name in ("loss", "grad_norm")
@@ -119,14 +197,12 @@ class MetricsLog:
             self._writer.write(
                 step,
                 mean
-                | {
-                    "learning_rate": float(self._learning_rate(step - 1)),
-                    "seconds": time.time(),
-                    "steps_per_second": speed,
-                    "peak_memory_bytes": peak_memory(),
-                },
+                | {"learning_rate": float(self._learning_rate(step - 1)), "seconds": time.time()}
+                | ({"steps_per_second": speed} if timed else {})
+                | {"interval_seconds": now - self._interval, "peak_memory_bytes": peak_memory()},
             )
-        self._pending, self._clock, self._clock_step = [], now, step
+        self._pending, self._clock_step = [], step
+        self._clock = self._interval = now
         return mean["loss"], speed
 
     def close(self):

@@ -38,7 +38,8 @@ def progress_bar(steps, start, density):
         bar = progress.add_task("training", total=steps, completed=start, loss="-", speed="-")
 
         def show(step, loss=None, speed=None):
-            fields = {} if loss is None else {"loss": f"{loss:.4f}", "speed": f"{speed:.1f}"}
+            fields = {} if loss is None else {"loss": f"{loss:.4f}"}
+            fields |= {} if speed is None else {"speed": f"{speed:.1f}"}
             progress.update(bar, completed=step, **fields)
 
         yield show
@@ -53,11 +54,9 @@ def _line_printer(steps, density):
         if loss is None or (now - printed < _LINE_EVERY and step < steps):
             return
         printed = now
-        left = (steps - step) / speed
-        print(
-            f"step {step}/{steps}  loss {loss:.4f}  {speed:.1f} steps/s  "
-            f"density {density:.3f}  {left:.0f} s left",
-            flush=True,
-        )
+        pace = f"{speed:.1f} steps/s" if speed else "- steps/s"
+        left = f"{(steps - step) / speed:.0f} s left" if speed else ""
+        line = f"step {step}/{steps}  loss {loss:.4f}  {pace}  density {density:.3f}  {left}"
+        print(line.rstrip(), flush=True)
 
     return show
