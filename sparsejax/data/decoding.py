@@ -1,11 +1,25 @@
 """From the bytes of an image file to the pixels that a network sees: decode, crop, resize."""
 
 import io
+import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 METHOD = "centre crop, bicubic"
+_ORIENTATION = 0x0112  # in EXIF
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Of EXIF only the orientation matters, so what Pillow has to say of the rest is no news.
+_EXIF_WARNINGS = "Corrupt EXIF|Metadata Warning|Tag data larger|Truncated File Read"
+warnings.filterwarnings("ignore", _EXIF_WARNINGS, UserWarning, r"PIL\.TiffImagePlugin")
 
 
 def decode(encoded, size, channels):
@@ -16,7 +30,8 @@ def decode(encoded, size, channels):
     rotation is applied.
 
     Args:
-      encoded: bytes of a JPEG, PNG or any other file that Pillow reads.
+      encoded: bytes of a JPEG, PNG or any other file that Pillow reads; of an animation, or of
+        several pages, the first is taken.
       size: pixels of a side.
       channels: 1 (greyscale) or 3 (RGB).
 
@@ -24,10 +39,10 @@ def decode(encoded, size, channels):
       [size, size, channels] uint8.
 
     Raises:
-      Exception: whatever Pillow raises on a broken file.
+      Exception: whatever Pillow raises on a broken file; ValueError: pixels of no known range.
     """
-    with Image.open(io.BytesIO(encoded)) as file:
-        image = _to_mode(ImageOps.exif_transpose(file), "L" if channels == 1 else "RGB")
+    with _open(encoded) as file:
+        image = _to_mode(_upright(file), "L" if channels == 1 else "RGB")
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -36,11 +51,57 @@ def decode(encoded, size, channels):
     return np.asarray(image).reshape(size, size, channels)
 
 
+def _open(encoded):
+    if not encoded:
+        raise ValueError("it is empty")
+    try:
+        return Image.open(io.BytesIO(encoded))
+    except UnidentifiedImageError as error:
+        raise OSError("it is no image that Pillow can identify") from error
+
+
+def _upright(image):
+    """Load an image and turn it as its EXIF orientation says, 1 to 8; anything else is ignored.
+
+    `ImageOps.exif_transpose` would write the rest of EXIF anew, which fails where it is odd.
+    """
+    if image.format == "TIFF":
+        return _upright_tiff(image)
+    image.load()  # a PNG's EXIF may stand behind its pixels
+    method = _UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(method)
+
+
+def _upright_tiff(image):
+    """Load a TIFF, which Pillow turns by itself; keep from it the tags that it could trip over."""
+    orientation, exif = _orientation(image), image.getexif()
+    for tag in list(exif):
+        del exif[tag]
+    if orientation in _UPRIGHT:
+        exif[_ORIENTATION] = orientation
+    image.info.pop("xmp", None)
+    image.load()
+    return image
+
+
+def _orientation(image):
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow raises many kinds on broken EXIF.
+        return None
+    return orientation if isinstance(orientation, int) else None  # no text, no fraction
+
+
 def _to_mode(image, mode):
     """Convert any Pillow image to 8 bits of greyscale or RGB; transparency is dropped."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats, whose range isn't known")
     if image.mode.startswith("I"):
         # 16 bits: the high byte, as Pillow reads 16-bit RGB; `convert` would clip.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        high = np.asarray(image) >> 8
+        if high.min() < 0 or high.max() > 255:
+            raise ValueError("its pixels go beyond 16 bits")
+        image = Image.fromarray(high.astype(np.uint8))
     if image.mode == "P":
         # By way of the palette's own transparency, about which Pillow warns otherwise.
         image = image.convert("RGBA")

@@ -1,6 +1,7 @@
 """Your own images as a tensorflow-datasets builder: any folder of images, or one npz."""
 
 import concurrent.futures
+import logging
 import os
 import pathlib
 import re
@@ -12,8 +13,12 @@ from tensorflow_datasets.core.utils import tqdm_utils
 from sparsejax.configuration import ConfigError
 from sparsejax.data import archives, folders
 from sparsejax.data.decoding import decode
-from sparsejax.data.items import SourceError
+from sparsejax.data.items import SourceError, reason
 from sparsejax.data.stamps import stamp_file, stamp_folder
+
+logger = logging.getLogger(__name__)
+# Its own level: while datasets are opened, absl's logging, quietened, holds back all others.
+logger.setLevel(logging.WARNING)
 
 ACCEPTED = (
     f"a folder of images ({', '.join(e[1:] for e in folders.EXTENSIONS)}), or an npz with "
@@ -89,10 +94,12 @@ class Files(tfds.core.GeneratorBasedBuilder):
             raise self._refusal(error) from error
         broken = _broken(items, self.channels)
         if broken:
-            listed = "".join(f"\n  {line}" for line in broken[:_LISTED])
-            more = f"\n  and {len(broken) - _LISTED} more" if len(broken) > _LISTED else ""
-            problem = f"{len(broken)} of {len(items)} images can't be read:{listed}{more}\n"
-            raise self._refusal(problem)
+            more = [f"and {len(broken) - _LISTED} more"] if len(broken) > _LISTED else []
+            listed = "; ".join(broken[:_LISTED] + more)
+            raise self._refusal(f"{len(broken)} of {len(items)} images can't be read: {listed}")
+        others = folders.left_out(self.path) if self.path.is_dir() else ""
+        if others:
+            logger.warning("%s: %s", self.source, others)
         splits = dict.fromkeys(item.split for item in items)
         return {split: self._generate_examples(items, split) for split in splits}
 
@@ -115,7 +122,7 @@ def _broken(items, channels):
         try:
             decode(item.read(), 1, channels)
         except Exception as error:  # Pillow raises many kinds on broken files.
-            return f"{item.name}: {error}"
+            return f"{item.name}: {reason(error)}"
         return None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

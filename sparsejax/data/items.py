@@ -19,6 +19,13 @@ class SourceError(Exception):
     """A folder or npz that can't be used; the message completes "<source>: ..."."""
 
 
+def reason(error):
+    """Return what an exception says, on one line; its kind too where that isn't in plain words."""
+    text = " ".join(str(error).split())
+    plain = isinstance(error, OSError | ValueError) and text
+    return text if plain else f"{type(error).__name__} {text}".strip()
+
+
 def check(condition, problem):
     """Refuse a source.
 

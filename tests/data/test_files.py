@@ -1,3 +1,4 @@
+import io
 import os
 
 import numpy as np
@@ -9,6 +10,7 @@ from sparsejax.configuration import ConfigError
 from sparsejax.data import images as data
 from sparsejax.data.builders import open_builder
 from sparsejax.data.decoding import decode
+from sparsejax.data.files import ACCEPTED
 from tests.data.sets import encoded, pixels, real_images, task, write
 
 
@@ -31,6 +33,63 @@ def test_a_flat_folder_is_one_split_without_classes(tmp_path):
     settings = task(tmp_path, source=tmp_path / "set")
     assert content(settings) == expected(0, 1, 2, 3)
     assert list(open_builder(settings).info.splits) == ["train"]
+
+
+def test_every_kind_of_image_is_read_by_its_first_frame(tmp_path):
+    frames = [Image.fromarray(pixels(seed)) for seed in range(4)]
+    more = {"save_all": True, "append_images": frames[1:]}
+    files = {
+        "a.TIF": encoded(frames[0], "tiff", compression="tiff_lzw", **more),
+        "b.tiff": encoded(frames[1], "tiff"),
+        "c.apng": encoded(frames[2], "png", **more),
+        "d.ppm": encoded(frames[3], "ppm"),
+        "e.tga": encoded(pixels(4), "tga"),
+        "f.JFIF": encoded(frames[0].resize((16, 16)), "jpeg", quality=95),
+        "g.gif": encoded(frames[0], "gif", **more),
+        "h.webp": encoded(frames[0], "webp", lossless=True, **more),
+    }
+    if "avif" in ACCEPTED:
+        files["i.AVIF"] = encoded(frames[0].resize((16, 16)), "avif", quality=90)
+    write(tmp_path / "set", **files)
+    settings = task(tmp_path, source=tmp_path / "set")
+    found = content(settings)
+    wanted = set()
+    for file in files.values():
+        with Image.open(io.BytesIO(file)) as image:
+            image.seek(0)
+            rgb = image.convert("RGB").resize((8, 8), Image.BICUBIC)
+            wanted.add((np.asarray(rgb).tobytes(), 0))
+    assert found == wanted
+    assert expected(0, 1, 2, 3, 4) <= found
+
+
+def test_what_is_no_image_is_counted_by_its_ending_and_named(tmp_path, caplog):
+    others = dict.fromkeys(["b.heic", "a/c.HEIC", "a/d.svg", "LICENSE"], b"?")
+    hidden = dict.fromkeys(["._a.png", ".DS_Store", "a/Thumbs.db", ".git/x.heic"], b"?")
+    write(tmp_path / "set", **{"a/1.png": pixels(0)}, **others, **hidden)
+    (tmp_path / "set/linked").symlink_to(tmp_path / "set/a")
+    assert content(task(tmp_path, source=tmp_path / "set")) == expected(0)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{tmp_path / 'set'}: 5 files left out: .heic (2), no ending (1), .svg (1), "
+        "links to folders (1); the first is LICENSE"
+    )
+    write(tmp_path / "none", **others)
+    with pytest.raises(
+        ConfigError, match=r"holds no image: 4 files left out: .heic \(2\), no ending"
+    ):
+        data.open_images(task(tmp_path, source=tmp_path / "none"), "train")
+
+
+def test_links_are_followed_to_files_and_must_lead_somewhere(tmp_path):
+    write(tmp_path / "set", **{"a.png": pixels(0)})
+    write(tmp_path / "store", b=pixels(1))
+    (tmp_path / "set/b.png").symlink_to(tmp_path / "store/b")
+    settings = task(tmp_path, source=tmp_path / "set")
+    assert content(settings) == expected(0, 1)
+    (tmp_path / "store/b").unlink()
+    with pytest.raises(ConfigError, match=r"config\.task\.source.*: b.png is a link that"):
+        data.open_images(settings, "train")
 
 
 def test_class_folders_become_labels_in_the_order_of_their_names(tmp_path):
@@ -146,11 +205,34 @@ def test_broken_images_are_all_named_and_nothing_is_kept(tmp_path):
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"config\.task\.source.*3 of 4 images") as error:
             data.open_images(settings, "train")
-        assert all(name in str(error.value) for name in broken)
+        assert all(f"{name}: it is " in str(error.value) for name in ("text.png", "empty.png"))
+        assert "b/cut.jpg: image file is truncated" in str(error.value)
         assert "a.jpg" not in str(error.value)
+        assert "\n" not in str(error.value)
+        assert " object at 0x" not in str(error.value)
     assert not list((tmp_path / "prepared").rglob("*record*"))
     write(folder, **dict.fromkeys(broken, jpeg))
     assert len(data.open_images(settings, "train")) == 4
+
+
+def test_images_whose_range_or_size_is_none_that_can_be_used_are_named(tmp_path, monkeypatch):
+    grey = np.arange(64).reshape(8, 8)
+    files = {
+        "float.tif": encoded(Image.fromarray(grey.astype(np.float32)), "tiff"),
+        "deep.tif": encoded(Image.fromarray((grey << 20).astype(np.int32)), "tiff"),
+        "huge.png": encoded(pixels(0, 64, 64)),
+        "fine.tif": encoded(Image.fromarray(grey.astype(np.uint16) << 8), "tiff"),
+    }
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # refused from twice as many on
+    folder = write(tmp_path / "set", **files)
+    with pytest.raises(ConfigError, match="3 of 4 images can't be read") as error:
+        data.open_images(task(tmp_path, source=folder), "train")
+    for name, problem in (
+        ("float.tif", "its pixels are floats"),
+        ("deep.tif", "its pixels go beyond 16 bits"),
+        ("huge.png", "DecompressionBombError Image size"),
+    ):
+        assert f"{name}: {problem}" in str(error.value)
 
 
 def test_no_more_than_twenty_broken_images_are_listed(tmp_path):
@@ -163,7 +245,7 @@ def test_no_more_than_twenty_broken_images_are_listed(tmp_path):
 
 def test_broken_images_of_an_npz_are_named_by_their_place(tmp_path):
     save_ragged(tmp_path / "set.npz", [encoded(pixels(0)), b"no image", encoded(pixels(1))])
-    with pytest.raises(ConfigError, match="1 of 3 images.*\n  item 1: "):
+    with pytest.raises(ConfigError, match="1 of 3 images.*: item 1: "):
         data.open_images(task(tmp_path, source=tmp_path / "set.npz"), "train")
 
 
