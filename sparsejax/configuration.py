@@ -49,7 +49,7 @@ def default_config():
     config.task.regulariser = 1.0  # weight of the model's own loss; published KL models have 1e-6
 
     # Task `latents`: the frozen first stage. `kind` and `model` describe a file that doesn't say
-    # itself how it is built, such as a published one; no arguments give the published VQ-f4.
+    # itself how it is built, such as CompVis's; no arguments give the published VQ-f4.
     config.first_stage = ml_collections.ConfigDict({"path": "", "kind": "vq", "model": {}})
     config.task.latents_dir = ""  # their cache; beside the first stage
     config.task.latent_scale = config_dict.placeholder(float)  # 1 / their standard deviation

@@ -11,6 +11,8 @@ import re
 import numpy as np
 
 from sparsejax.models import convert
+from sparsejax.models.diffusers_config import check_diffusers_config as check_diffusers_config
+from sparsejax.models.diffusers_config import unet_diffusers_config as unet_diffusers_config
 
 _TIME = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2"}
 _RES_BLOCK = {
@@ -29,23 +31,6 @@ _AUTOENCODER_BLOCK["nin_shortcut"] = "conv_shortcut"
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-# What `models.unet.UNet` computes, in the words of UNet2DModel; its defaults too.
-_FIXED_CONFIG = {
-    "act_fn": "silu",
-    "add_attention": True,
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "downsample_padding": 1,
-    "downsample_type": "conv",
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-5,
-    "resnet_time_scale_shift": "default",
-    "time_embedding_type": "positional",
-    "upsample_type": "conv",
-}
 
 
 def unet_from_diffusers(state_dict, num_head_channels):
@@ -104,52 +89,6 @@ def unet_to_diffusers(params, num_head_channels):
     is_linear = re.compile(r"\.(to_qkv|to_out\.0)\.weight$").search
     squeezed = {name: a[..., 0] if is_linear(name) else a for name, a in renamed.items()}
     return _split_qkv(squeezed, num_head_channels)
-
-
-def unet_diffusers_config(model, sample_size=None):
-    """Return the config.json with which `UNet2DModel.from_pretrained` builds the same network.
-
-    Args:
-      model: `models.unet.UNet`.
-      sample_size: height and width of the images or latents, if known; diffusers' pipelines
-        read it, the network works at any size.
-
-    Returns:
-      JSON-able dictionary.
-
-    Example:
-      >>> from sparsejax.models.unet import UNet
-      >>> unet_diffusers_config(UNet())["down_block_types"][:2]
-      ['DownBlock2D', 'AttnDownBlock2D']
-    """
-    attends = [2**i in model.attention_resolutions for i in range(len(model.channel_mult))]
-    return _FIXED_CONFIG | {
-        "_class_name": "UNet2DModel",
-        "attention_head_dim": model.num_head_channels,
-        "block_out_channels": [mult * model.model_channels for mult in model.channel_mult],
-        "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
-        "dropout": model.dropout,
-        "in_channels": model.in_channels,
-        "layers_per_block": model.num_res_blocks,
-        "norm_num_groups": model.norm_groups,
-        "out_channels": model.out_channels,
-        "sample_size": sample_size,
-        "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
-    }
-
-
-def check_diffusers_config(config):
-    """Refuse the config.json of a network that `models.unet.UNet` doesn't compute.
-
-    Args:
-      config: dictionary; absent keys have diffusers' defaults.
-
-    Raises:
-      ValueError: names the key, its value and what is accepted.
-    """
-    for key, accepted in _FIXED_CONFIG.items():
-        if config.get(key, accepted) != accepted:
-            raise ValueError(f"{key} is {config[key]!r}; accepted: {accepted!r}")
 
 
 def autoencoder_from_diffusers(state_dict):

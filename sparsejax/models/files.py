@@ -1,8 +1,15 @@
 """Files of published weights: read without executing anything, recognised, checked.
 
 Layouts: CompVis Latent Diffusion (a whole training checkpoint, or one network's state dict) and
-Hugging Face diffusers (a file, or a folder with config.json). Formats: safetensors, or PyTorch's
-pickles by `torch.load(weights_only=True)`.
+Hugging Face diffusers (a file, or a folder with config.json, whose weights may be in shards or in
+a variant such as fp16). Formats: safetensors, or PyTorch's pickles by
+`torch.load(weights_only=True)`.
+
+What weights don't tell, a config.json says, or the metadata of a file that was exported here.
+Of CompVis's own files it has to be known: the channels of an attention head, which the model must
+have as it was trained; 32 groups in every GroupNorm; and `use_new_attention_order`, which orders
+queries, keys and values in another way than the False that is read here. No published Latent
+Diffusion model sets it.
 """
 
 import json
@@ -11,13 +18,18 @@ import re
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from sparsejax.models import convert, diffusers_layout
+from sparsejax.models import convert, diffusers_config, diffusers_layout
+from sparsejax.models.unet import UNet
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-DIFFUSERS_FILES = tuple(f"diffusion_pytorch_model.{suffix}" for suffix in ("safetensors", "bin"))
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+DIFFUSERS_FILES = tuple(f"{DIFFUSERS_STEM}.{suffix}" for suffix in ("safetensors", "bin"))
+# What a network computes without training doesn't depend on these arguments.
+FREE_ARGUMENTS = ("dtype", "remat", "dropout", "code_limit")
+MODEL_KEY = "model"  # of metadata: arguments of the network, as JSON
 
 # A class that CompVis's checkpoints name as the key of its callback's state.
 _LIGHTNING_KEY = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
@@ -29,32 +41,35 @@ def read_state_dict(path):
     """Read the tensors of a file; nothing in it is executed.
 
     Args:
-      path: `.safetensors`, or `.ckpt`, `.pt`, `.pth`, `.bin` (these need torch). Of a dictionary
-        with an entry `state_dict`, that entry is read.
+      path: `.safetensors`, or `.ckpt`, `.pt`, `.pth`, `.bin` (these need torch), or the
+        `.index.json` of several such files. Of a dictionary with an entry `state_dict`, that
+        entry is read.
 
     Returns:
       `{name: numpy array}`; half precision and bfloat16 become float32.
 
     Raises:
       ValueError: the file is absent, of another kind, damaged, without tensors, or a pickle that
-        names objects other than tensors; or torch is needed and absent.
+        names objects other than tensors; a shard is; or torch is needed and absent.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".json":
+        arrays = _read_shards(path)
+    elif path.suffix == ".safetensors":
         arrays = _read_safetensors(path)
     elif path.suffix in TORCH_SUFFIXES:
         arrays = _read_pickle(path)
     else:
-        accepted = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        accepted = ", ".join((".safetensors", *TORCH_SUFFIXES, ".index.json"))
         raise ValueError(f"{path} is no file of weights; accepted: names ending in {accepted}")
     if not arrays:
         raise ValueError(f"{path} holds no tensors")
     return arrays
 
 
-def load_unet(path, *, ema=True, num_head_channels=None):
+def load_unet(path, *, ema=True, num_head_channels=None, model=None):
     """Load published weights of Latent Diffusion's UNet.
 
     Args:
@@ -64,14 +79,16 @@ def load_unet(path, *, ema=True, num_head_channels=None):
       ema: whether to take the EMA weights of a training checkpoint, where it has some.
       num_head_channels: channels of an attention head, for diffusers' layout where no
         config.json lies beside the file; one that says otherwise is refused.
+      model: the `models.unet.UNet` that will run the weights, if known; a config.json, or the
+        metadata of an exported file, that describes another network is refused.
 
     Returns:
-      `params` of `models.unet.UNet`, numpy arrays. Whether they fit a model is for
+      `params` of `models.unet.UNet`, numpy arrays. Whether their shapes fit a model is for
       `check_params` to say.
 
     Raises:
       ValueError: see `read_state_dict`; or the layout is none of these, or config.json
-        describes another network. Names the file and the tensor.
+        describes another network. Names the file and the tensor, or the key.
 
     Example:
       `params = load_unet("ldm/celeba256/model.ckpt")`
@@ -83,14 +100,44 @@ def load_unet(path, *, ema=True, num_head_channels=None):
         named = _ema_weights(state_dict, named, path)
     named = named or _strip(state_dict, "diffusion_model.") or state_dict
     if _strip(named, "down_blocks."):
-        head_channels = _head_channels(path, num_head_channels)
+        head_channels = _head_channels(path, num_head_channels, model)
         return _naming(path, diffusers_layout.unet_from_diffusers, named, head_channels)
     if _strip(named, "input_blocks."):
+        if model is not None:
+            check_arguments(read_arguments(path), model, path)
         return _naming(path, convert.unet_from_torch, named)
     raise _unknown_layout(path, state_dict, "UNet", "input_blocks.*, down_blocks.*")
 
 
-def load_autoencoder(path):
+def unet_from_diffusers(folder) -> tuple[UNet, dict]:
+    """Load a UNet of diffusers, built as its config.json says.
+
+    Args:
+      folder: of a `UNet2DModel`, or of a pipeline with one in its folder `unet`; or a file of
+        weights with config.json beside it.
+
+    Returns:
+      Tuple of the `models.unet.UNet` and its `params`, numpy arrays.
+
+    Raises:
+      ValueError: see `load_unet`; or there is no config.json, or our UNet computes no network
+        of its kind, or the weights don't fit it.
+
+    Example:
+      `model, params = unet_from_diffusers("ldm-celebahq-256")`
+    """
+    path = _find_file(folder, ("unet",))
+    config_path = path.with_name("config.json")
+    model = UNet(**read_config(config_path, diffusers_config.unet_arguments))
+    params = load_unet(path, model=model)
+    size = 2 ** (len(model.channel_mult) - 1)
+    x = jax.ShapeDtypeStruct((1, size, size, model.in_channels), np.float32)
+    t = jax.ShapeDtypeStruct((1,), np.int32)
+    check_params(params, jax.eval_shape(model.init, jax.random.key(0), x, t)["params"], path)
+    return model, params
+
+
+def load_autoencoder(path, *, model=None):
     """Load published weights of a first stage.
 
     Args:
@@ -98,6 +145,8 @@ def load_autoencoder(path):
         (`first_stage_model.*`) or of the autoencoder, or diffusers' `VQModel` or
         `AutoencoderKL`; or a folder of diffusers, of the autoencoder or of the whole pipeline.
         Entries of the training loss are passed over.
+      model: the model of `models.autoencoder` that will run the weights, if known; see
+        `load_unet`.
 
     Returns:
       `params` of a model of `models.autoencoder`, numpy arrays; see `load_unet`.
@@ -109,13 +158,21 @@ def load_autoencoder(path):
     Example:
       `params = load_autoencoder("first_stage_models/vq-f4/model.ckpt")`
     """
-    path = _find_file(path, ("vqvae", "vae"))
+    path = find_autoencoder(path)
     state_dict = read_state_dict(path)
     named = _strip(state_dict, "first_stage_model.") or state_dict
     named = {name: a for name, a in named.items() if not name.startswith(_TRAINING_ONLY)}
     if _strip(named, "encoder.down_blocks."):
+        config_path = path.with_name("config.json")
+        if config_path.is_file():
+            kind = "vq" if _strip(named, "quantize.") else "kl"
+            _, arguments = read_config(config_path, diffusers_config.autoencoder_arguments, kind)
+            if model is not None:
+                check_arguments(arguments, model, config_path)
         return _naming(path, diffusers_layout.autoencoder_from_diffusers, named)
     if _strip(named, "encoder.down."):
+        if model is not None:
+            check_arguments(read_arguments(path), model, path)
         return _naming(path, convert.autoencoder_from_torch, named)
     raise _unknown_layout(path, state_dict, "autoencoder", "encoder.down.*, encoder.down_blocks.*")
 
@@ -151,9 +208,106 @@ def check_params(params, expected, path, to_names=convert.unet_to_torch):
         raise ValueError(f"{path} doesn't fit the model: {'; '.join(problems)}")
 
 
+def check_arguments(arguments, model, path):
+    """Refuse a file that describes another network than the one that will run its weights.
+
+    Args:
+      arguments: what the file says, `{name: value}`; names that the model doesn't have, or that
+        change nothing without training (`FREE_ARGUMENTS`), don't count.
+      model: of `models.unet` or `models.autoencoder`.
+      path: of the file.
+
+    Raises:
+      ValueError: names the file, each argument that differs, and both values.
+    """
+    differing = []
+    for name, theirs in arguments.items():
+        ours = getattr(model, name, theirs)
+        both = [comparable(name, value) for value in (theirs, ours)]
+        if name not in FREE_ARGUMENTS and both[0] != both[1]:
+            differing.append(f"{name} is {theirs!r}; accepted: {ours!r}, as in the model")
+    if differing:
+        raise ValueError(f"{path} describes another network: {'; '.join(differing)}")
+
+
+def comparable(name, value):
+    """Return an argument's value such that equal ones compute the same."""
+    value = tuple(value) if isinstance(value, list | tuple) else value
+    return sorted(value) if name == "attention_resolutions" else value
+
+
+def read_arguments(path):
+    """Return what a file that was written here says of its network.
+
+    Args:
+      path: of any file.
+
+    Returns:
+      `{name: value}` of the arguments of a model of `models`; empty if the file doesn't say.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arguments = json.loads((file.metadata() or {}).get(MODEL_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return {}
+    return arguments if isinstance(arguments, dict) else {}
+
+
+def read_config(path, describe, *others):
+    """Return what `describe(content, *others)` makes of a JSON file.
+
+    Args:
+      path: of the file, config.json.
+      describe: a function of `diffusers_config`.
+      *others: its other arguments.
+
+    Raises:
+      ValueError: the file is absent or no JSON, or `describe` raises it; names the path.
+    """
+    return _naming(path, describe, _read_json(pathlib.Path(path)), *others)
+
+
+def _read_json(path):
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no JSON: {error}") from error
+
+
+def find_autoencoder(path):
+    """Return the file of a first stage's weights: `path`, or of the folder of diffusers there.
+
+    Raises:
+      ValueError: `path` is a folder without such a file.
+    """
+    return _find_file(path, ("vqvae", "vae"))
+
+
 def _list_few(kind, names, few=3):
     more = ", ..." if len(names) > few else ""
     return f"{len(names)} {kind} ({', '.join(names[:few])}{more})"
+
+
+def _read_shards(path):
+    """Return the tensors of the files that an index names, all in its folder."""
+    index = _read_json(path)
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    named = isinstance(places, dict) and all(
+        isinstance(file, str) and pathlib.Path(file).name == file for file in places.values()
+    )
+    if not named:
+        raise ValueError(f"{path} is no index of weights: its weight_map names no files beside it")
+    arrays = {}
+    for file in sorted(set(places.values())):
+        shard = path.with_name(file)
+        read = read_state_dict(shard)
+        missing = [name for name, place in places.items() if place == file and name not in read]
+        if missing:
+            raise ValueError(f"{shard} is no shard of {path}: {_list_few('missing', missing)}")
+        arrays |= {name: array for name, array in read.items() if places.get(name) == file}
+    return arrays
 
 
 def _read_safetensors(path):
@@ -214,13 +368,32 @@ def _find_file(path, folders):
     if not path.is_dir():
         return path
     for folder in (path, *(path / name for name in folders)):
-        for name in DIFFUSERS_FILES:
-            if (folder / name).is_file():
-                return folder / name
+        found = _weights_in(folder)
+        if found:
+            return found
     raise ValueError(
         f"folder {path} holds no {' or '.join(DIFFUSERS_FILES)}, nor does a folder "
         f"{' or '.join(folders)} in it"
     )
+
+
+def _weights_in(folder):
+    """Return a folder's weights or their index: of full precision if there, or its one variant."""
+    for name in DIFFUSERS_FILES:
+        for file in (name, f"{name}.index.json"):
+            if (folder / file).is_file():
+                return folder / file
+    variants = {}
+    for suffix in ("safetensors", "bin"):
+        for place in (rf"\.(\w+)\.{suffix}", rf"\.{suffix}\.index\.(\w+)\.json"):
+            for file in sorted(folder.glob(f"{DIFFUSERS_STEM}*")):
+                found = re.fullmatch(re.escape(DIFFUSERS_STEM) + place, file.name)
+                if found:
+                    variants.setdefault(found[1], file)
+    if len(variants) > 1:
+        files = ", ".join(file.name for file in variants.values())
+        raise ValueError(f"folder {folder} holds several variants of weights; name one of {files}")
+    return next(iter(variants.values()), None)
 
 
 def _strip(state_dict, prefix):
@@ -236,22 +409,25 @@ def _ema_weights(state_dict, named, path):
     return {name: state_dict[key] for name, key in keys.items()}
 
 
-def _head_channels(path, given):
-    """Return the channels of an attention head: of config.json, or as given where it is silent."""
+def _head_channels(path, given, model):
+    """Return the channels of an attention head, as config.json says, or as given if there is none.
+
+    Checks config.json, also against the model that will run the weights.
+    """
     config_path = path.with_name("config.json")
-    config = {}
-    if config_path.is_file():
-        try:
-            config = json.loads(config_path.read_text())
-            diffusers_layout.check_diffusers_config(config)
-        except ValueError as error:
-            raise ValueError(f"{config_path}: {error}") from error
-    stated = config.get("attention_head_dim") or given
-    if stated is None:
+    given = given if model is None else model.num_head_channels
+    config = _read_json(config_path) if config_path.is_file() else {}
+    arguments = _naming(config_path, diffusers_config.unet_arguments, config)
+    if given is None and "attention_head_dim" not in config:
         raise ValueError(
             f"{path} is in diffusers' layout, which doesn't tell the channels of an attention "
             "head, and no config.json beside it does; give num_head_channels"
         )
+    if not config:
+        return given
+    if model is not None:
+        check_arguments(arguments, model, config_path)
+    stated = arguments["num_head_channels"]
     if given not in (None, stated):
         raise ValueError(f"{config_path}: attention_head_dim is {stated}; accepted: {given}")
     return stated

@@ -11,7 +11,15 @@ from safetensors.numpy import save_file
 from sparsejax.atomic import replacing
 from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.convert import autoencoder_to_torch
-from sparsejax.models.files import check_params, load_autoencoder
+from sparsejax.models.diffusers_config import autoencoder_arguments
+from sparsejax.models.files import (
+    DIFFUSERS_STEM,
+    MODEL_KEY,
+    check_params,
+    find_autoencoder,
+    load_autoencoder,
+    read_config,
+)
 
 KINDS = {"vq": VQModel, "kl": KLModel}
 FILE = "autoencoder.safetensors"
@@ -26,50 +34,83 @@ def save_first_stage(path, params, kind, arguments):
       kind: a key of `KINDS`.
       arguments: JSON-able dictionary of the model's attributes; kept in the metadata.
     """
-    metadata = {"kind": kind, "model": json.dumps(arguments)}
+    metadata = {"kind": kind, MODEL_KEY: json.dumps(arguments)}
     arrays = {k: np.ascontiguousarray(v) for k, v in autoencoder_to_torch(params).items()}
     with replacing(path) as partial:
         save_file(arrays, partial, metadata=metadata)
 
 
 def read_description(path):
-    """Return what a file written by `save_first_stage` says of itself.
+    """Return what a first stage on disk says of itself.
 
     Args:
-      path: of any file.
+      path: of a file that `save_first_stage` wrote; of a folder of diffusers, of the first stage
+        or the whole pipeline, with its config.json; or of any other file.
 
     Returns:
       Tuple `(kind, arguments)`, or None if the file doesn't say.
+
+    Raises:
+      ValueError: a folder of diffusers holds no weights, or its config.json is damaged or
+        describes a network that `models.autoencoder` doesn't have.
     """
+    path = find_autoencoder(path)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError):
-        return None
-    if "kind" not in metadata or "model" not in metadata:
-        return None
-    return metadata["kind"], json.loads(metadata["model"])
+        metadata = {}
+    if "kind" in metadata and MODEL_KEY in metadata:
+        return metadata["kind"], json.loads(metadata[MODEL_KEY])
+    config_path = path.with_name("config.json")
+    if path.name.startswith(DIFFUSERS_STEM) and config_path.is_file():
+        return read_config(config_path, autoencoder_arguments)
+    return None
 
 
 def load_first_stage(path, model):
     """Read the params of a first stage, checked against the model that will run them.
 
     Args:
-      path: safetensors file in CompVis's or diffusers' layout, or a CompVis `.ckpt`.
+      path: safetensors file in CompVis's or diffusers' layout, or a CompVis `.ckpt`, or a
+        folder of diffusers.
       model: VQModel or KLModel.
 
     Returns:
       params, numpy arrays.
 
     Raises:
-      ValueError: names the file and the tensors that are missing, extra or misshaped.
+      ValueError: names the file and the tensors that are missing, extra or misshaped, or what
+        it says of a network that differs from the model.
     """
-    params = load_autoencoder(path)
+    params = load_autoencoder(path, model=model)
     size = model.factor
     x = jax.ShapeDtypeStruct((1, size, size, model.in_channels), np.float32)
     expected = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     check_params(params, expected, path)
     return params
+
+
+def first_stage_from_diffusers(folder) -> tuple[VQModel | KLModel, dict]:
+    """Load a first stage of diffusers, built as its config.json says.
+
+    Args:
+      folder: of a `VQModel` or `AutoencoderKL`, or of a pipeline with one in its folder `vqvae`
+        or `vae`; or a file of weights with config.json beside it.
+
+    Returns:
+      Tuple of the model of `models.autoencoder` and its params, numpy arrays.
+
+    Raises:
+      ValueError: see `models.files.unet_from_diffusers`.
+
+    Example:
+      `model, params = first_stage_from_diffusers("ldm-celebahq-256")`
+    """
+    path = find_autoencoder(folder)
+    kind, arguments = read_config(path.with_name("config.json"), autoencoder_arguments)
+    model = KINDS[kind](**arguments)
+    return model, load_first_stage(path, model)
 
 
 def digest(params):

@@ -58,7 +58,7 @@ def denoising_task(config, size, *, batches, reference, decode=None, **others):
         return decode(frozen, drawn) if decode else drawn
 
     def load(path):
-        params = load_unet(path, num_head_channels=model.num_head_channels)
+        params = load_unet(path, model=model)
         check_params(params, jax.eval_shape(init, jax.random.key(0)), path)
         return params
 

@@ -14,6 +14,7 @@ from sparsejax.data import latents as cache
 from sparsejax.data.builders import stamp
 from sparsejax.data.stamps import stamp_file, stamp_folder
 from sparsejax.models import first_stage
+from sparsejax.models.files import FREE_ARGUMENTS, comparable
 from sparsejax.tasks.autoencoder import build_autoencoder
 from sparsejax.tasks.denoising import denoising_task
 from sparsejax.tasks.images import reference_images
@@ -123,14 +124,22 @@ def stamp_first_stage(settings):
 def _find_first_stage(settings):
     """Return the file of a first stage and the model that runs it, from `config.first_stage`."""
     path = _first_stage_file(settings)
-    described = first_stage.read_description(path)
+    try:
+        described = first_stage.read_description(path)
+    except ValueError as error:
+        raise ConfigError(f"config.first_stage.path is {settings.path!r}: {error}") from error
     if described is None:
         key = "first_stage.kind", "first_stage.model"
         return path, build_autoencoder(settings.kind, settings.model, *key)
     kind, arguments = described
-    return path, build_autoencoder(
-        kind, ConfigDict(arguments), f"first_stage.path ({path})", str(path)
-    )
+    given = settings.model.to_dict()
+    arguments |= {key: given[key] for key in given if key in FREE_ARGUMENTS}
+    model = build_autoencoder(kind, ConfigDict(arguments), f"first_stage.path ({path})", str(path))
+    for key, value in given.items():
+        theirs = getattr(model, key, None)
+        agrees = key in FREE_ARGUMENTS or comparable(key, value) == comparable(key, theirs)
+        require(agrees, f"first_stage.model.{key}", value, f"{theirs!r}, as {path} is built")
+    return path, model
 
 
 def _first_stage_file(settings):

@@ -1,0 +1,357 @@
+"""config.json of Hugging Face diffusers: the networks it describes, as arguments of ours, and back.
+
+Every key of `UNet2DModel`, `VQModel` and `AutoencoderKL` is in one of three groups: it is an
+argument of ours (or follows from one), it has the one value that our networks compute, or it
+changes nothing that they compute. Any other key or value raises ValueError. Absent keys have
+diffusers' defaults.
+"""
+
+KINDS = {"vq": "VQModel", "kl": "AutoencoderKL"}
+
+_SILU = ("silu", "swish")
+# Keys with the values that `models.unet.UNet` computes; the first is diffusers' default.
+_UNET_FIXED = {
+    "act_fn": _SILU,
+    "add_attention": (True,),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "downsample_padding": (1,),
+    "downsample_type": ("conv", None),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "norm_eps": (1e-5,),
+    "num_class_embeds": (None,),
+    "resnet_time_scale_shift": ("default",),
+    "time_embedding_type": ("positional",),
+    "upsample_type": ("conv", None),
+}
+_UNET_ARGUMENTS = {
+    "attention_head_dim": 8,
+    "attn_norm_num_groups": None,
+    "block_out_channels": [224, 448, 672, 896],
+    "down_block_types": ["DownBlock2D", *3 * ["AttnDownBlock2D"]],
+    "dropout": 0.0,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "time_embedding_dim": None,
+    "up_block_types": [*3 * ["AttnUpBlock2D"], "UpBlock2D"],
+}
+# The first is for pipelines, the second for time embeddings that are learned.
+_UNET_NEUTRAL = ("sample_size", "num_train_timesteps")
+
+_AUTOENCODER_FIXED = {
+    "vq": {"act_fn": _SILU, "mid_block_add_attention": (True,), "norm_type": ("group",)},
+    "kl": {
+        "act_fn": _SILU,
+        "mid_block_add_attention": (True,),
+        "use_post_quant_conv": (True,),
+        "use_quant_conv": (True,),
+    },
+}
+_AUTOENCODER_ARGUMENTS = {
+    "block_out_channels": [64],
+    "down_block_types": ["DownEncoderBlock2D"],
+    "in_channels": 3,
+    "latent_channels": 3,
+    "layers_per_block": 1,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "up_block_types": ["UpDecoderBlock2D"],
+}
+_ARGUMENTS = {
+    "vq": _AUTOENCODER_ARGUMENTS | {"num_vq_embeddings": 256, "vq_embed_dim": None},
+    "kl": _AUTOENCODER_ARGUMENTS | {"latent_channels": 4},
+}
+# Pipelines apply these to latents between the networks, or to dtypes and memory; the networks'
+# encode and decode know nothing of them. `lookup_from_codebook` is for indices in place of latents.
+_AUTOENCODER_NEUTRAL = {
+    "vq": ("force_upcast", "lookup_from_codebook", "sample_size", "scaling_factor"),
+    "kl": (
+        "force_upcast",
+        "latents_mean",
+        "latents_std",
+        "sample_size",
+        "scaling_factor",
+        "shift_factor",
+    ),
+}
+
+
+def unet_arguments(config: dict) -> dict:
+    """Return the arguments of `models.unet.UNet` that a config of `UNet2DModel` describes.
+
+    Args:
+      config: content of config.json.
+
+    Returns:
+      `{name: value}` of every argument but `dtype` and `remat`.
+
+    Raises:
+      ValueError: names a key, its value and what is accepted: the network is not one that our
+        UNet computes.
+
+    Example:
+      >>> config = {"block_out_channels": [32, 64], "norm_num_groups": 8}
+      >>> config |= {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}
+      >>> config |= {"up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
+      >>> arguments = unet_arguments(config)
+      >>> arguments["channel_mult"], arguments["attention_resolutions"]
+      ((1, 2), (2,))
+    """
+    config = _complete(config, "UNet2DModel", _UNET_FIXED, _UNET_ARGUMENTS, _UNET_NEUTRAL)
+    widths, groups = _widths(config), config["norm_num_groups"]
+    attends = _attends(config, len(widths))
+    given = config["attn_norm_num_groups"]
+    accepted = f"None, or {groups}, as norm_num_groups"
+    _require(given in (None, groups), "attn_norm_num_groups", given, accepted)
+    given = config["time_embedding_dim"]
+    accepted = f"None, or 4 times {widths[0]}, the first of block_out_channels"
+    _require(given in (None, 4 * widths[0]), "time_embedding_dim", given, accepted)
+    given = config["dropout"]
+    is_rate = isinstance(given, int | float) and 0 <= given < 1
+    _require(is_rate, "dropout", given, "numbers in [0, 1)")
+    # The middle, of the last width, always attends.
+    attended = [width for width, a in zip(widths, attends, strict=True) if a] + [widths[-1]]
+    return {
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "model_channels": widths[0],
+        "num_res_blocks": config["layers_per_block"],
+        "attention_resolutions": tuple(2**i for i, a in enumerate(attends) if a),
+        "channel_mult": tuple(width // widths[0] for width in widths),
+        "num_head_channels": _head_channels(config, attended),
+        "dropout": config["dropout"],
+        "norm_groups": groups,
+    }
+
+
+def check_diffusers_config(config: dict) -> None:
+    """Refuse the config.json of a network that `models.unet.UNet` doesn't compute.
+
+    Args:
+      config: content of config.json.
+
+    Raises:
+      ValueError: see `unet_arguments`.
+    """
+    unet_arguments(config)
+
+
+def autoencoder_arguments(config: dict, kind: str | None = None) -> tuple[str, dict]:
+    """Return the arguments of `models.autoencoder` that a config of diffusers describes.
+
+    Args:
+      config: content of config.json, of `VQModel` or `AutoencoderKL`.
+      kind: `vq` or `kl`, of weights whose config doesn't name its class.
+
+    Returns:
+      Tuple of the kind and `{name: value}`.
+
+    Raises:
+      ValueError: see `unet_arguments`.
+
+    Example:
+      >>> autoencoder_arguments({"_class_name": "AutoencoderKL"})[1]["z_channels"]
+      4
+    """
+    _check_object(config)
+    kinds = {name: kind for kind, name in KINDS.items()}
+    if kind is None:
+        name = config.get("_class_name")
+        _require(name in list(kinds), "_class_name", name, ", ".join(kinds))
+        kind = kinds[name]
+    config = _complete(
+        config, KINDS[kind], _AUTOENCODER_FIXED[kind], _ARGUMENTS[kind], _AUTOENCODER_NEUTRAL[kind]
+    )
+    widths = _widths(config)
+    for key, block in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
+        given = config[f"{key}_block_types"]
+        fits = _list(given) == len(widths) * [block]
+        accepted = f"{len(widths)} (as block_out_channels) of {block}"
+        _require(fits, f"{key}_block_types", given, accepted)
+    given, same = config["out_channels"], config["in_channels"]
+    _require(given == same, "out_channels", given, f"{same}, as in_channels")
+    arguments = {
+        "channels": widths[0],
+        "channel_mult": tuple(width // widths[0] for width in widths),
+        "num_res_blocks": config["layers_per_block"],
+        "z_channels": config["latent_channels"],
+        "in_channels": config["in_channels"],
+        "norm_groups": config["norm_num_groups"],
+    }
+    if kind == "vq":
+        given, same = config["vq_embed_dim"], config["latent_channels"]
+        accepted = f"None, or {same}, as latent_channels"
+        _require(given in (None, same), "vq_embed_dim", given, accepted)
+        arguments["codes"] = config["num_vq_embeddings"]
+    return kind, arguments
+
+
+def unet_diffusers_config(model, sample_size=None) -> dict:
+    """Return the config.json with which `UNet2DModel.from_pretrained` builds the same network.
+
+    Args:
+      model: `models.unet.UNet`.
+      sample_size: height and width of the images or latents, if known; diffusers' pipelines
+        read it, the network works at any size.
+
+    Returns:
+      JSON-able dictionary.
+
+    Raises:
+      ValueError: `UNet2DModel` has no such network: the first of `channel_mult` is not 1.
+
+    Example:
+      >>> from sparsejax.models.unet import UNet
+      >>> unet_diffusers_config(UNet())["down_block_types"][:2]
+      ['DownBlock2D', 'AttnDownBlock2D']
+    """
+    _check_first(model.channel_mult)
+    attends = [2**i in model.attention_resolutions for i in range(len(model.channel_mult))]
+    return {key: values[0] for key, values in _UNET_FIXED.items()} | {
+        "_class_name": "UNet2DModel",
+        "attention_head_dim": model.num_head_channels,
+        "block_out_channels": [mult * model.model_channels for mult in model.channel_mult],
+        "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        "dropout": model.dropout,
+        "in_channels": model.in_channels,
+        "layers_per_block": model.num_res_blocks,
+        "norm_num_groups": model.norm_groups,
+        "out_channels": model.out_channels,
+        "sample_size": sample_size,
+        "up_block_types": ["AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)],
+    }
+
+
+def autoencoder_diffusers_config(model, kind: str, scale: float, sample_size=None) -> dict:
+    """Return the config.json with which diffusers builds the same first stage.
+
+    Args:
+      model: of `models.autoencoder`.
+      kind: `vq` or `kl`.
+      scale: factor between its latents and those that a UNet was trained on.
+      sample_size: height and width of its images, if known.
+
+    Returns:
+      JSON-able dictionary.
+
+    Raises:
+      ValueError: diffusers has no such network; see `unet_diffusers_config`.
+
+    Example:
+      >>> from sparsejax.models.autoencoder import VQModel
+      >>> autoencoder_diffusers_config(VQModel(), "vq", 1.0)["block_out_channels"]
+      [128, 256, 512]
+    """
+    _check_first(model.channel_mult)
+    levels = len(model.channel_mult)
+    config = {key: values[0] for key, values in _AUTOENCODER_FIXED[kind].items()} | {
+        "_class_name": KINDS[kind],
+        "block_out_channels": [mult * model.channels for mult in model.channel_mult],
+        "down_block_types": levels * ["DownEncoderBlock2D"],
+        "in_channels": model.in_channels,
+        "latent_channels": model.z_channels,
+        "layers_per_block": model.num_res_blocks,
+        "norm_num_groups": model.norm_groups,
+        "out_channels": model.in_channels,
+        "sample_size": sample_size or 32,
+        "scaling_factor": scale,
+        "up_block_types": levels * ["UpDecoderBlock2D"],
+    }
+    extra = {"num_vq_embeddings": model.codes, "vq_embed_dim": model.z_channels}
+    return config | extra if kind == "vq" else config
+
+
+def _check_first(channel_mult):
+    if channel_mult[0] != 1:
+        raise ValueError(
+            f"channel_mult is {tuple(channel_mult)}; accepted by diffusers: one that begins with 1"
+        )
+
+
+def _check_object(config):
+    if not isinstance(config, dict):
+        raise ValueError(f"it holds a {type(config).__name__}; accepted: a JSON object")
+
+
+def _complete(config, name, fixed, arguments, neutral):
+    """Return the config with defaults for absent keys, checked but for what arguments mean."""
+    _check_object(config)
+    defaulted = _list(config.get("_use_default_values"))
+    config = {key: value for key, value in config.items() if key not in defaulted}
+    found = config.get("_class_name", name)
+    _require(found == name, "_class_name", found, repr(name))
+    # diffusers' own remarks, such as _diffusers_version, begin with an underscore.
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    known = sorted((*fixed, *arguments, *neutral))
+    for key, value in config.items():
+        _require(key in known, key, value, f"keys of {name}: {', '.join(known)}")
+        if key in fixed:
+            # diffusers reads names of activations in any case.
+            given = value.lower() if key == "act_fn" and isinstance(value, str) else value
+            _require(given in fixed[key], key, value, " or ".join(map(repr, fixed[key])))
+    config = arguments | config
+    for key, default in arguments.items():
+        if isinstance(default, int) and key != "attention_head_dim":
+            _require(_is_count(config[key]), key, config[key], "a whole number, 1 or more")
+    return config
+
+
+def _widths(config):
+    """Return `block_out_channels`, checked."""
+    widths, groups = config["block_out_channels"], config["norm_num_groups"]
+    are_counts = len(_list(widths)) > 0 and all(map(_is_count, widths))
+    _require(are_counts, "block_out_channels", widths, "a list of whole numbers, 1 or more")
+    fits = all(width % widths[0] == 0 for width in widths)
+    _require(fits, "block_out_channels", widths, f"multiples of {widths[0]}, the first of them")
+    fits = all(width % groups == 0 for width in widths)
+    _require(fits, "norm_num_groups", groups, f"divisors of block_out_channels, {widths}")
+    return widths
+
+
+def _attends(config, levels):
+    """Return whether each resolution has attention, from the highest."""
+    found = {}
+    for way in ("Down", "Up"):
+        key, known = f"{way.lower()}_block_types", [f"{way}Block2D", f"Attn{way}Block2D"]
+        # Older names begin with UNetRes.
+        names = [str(name).removeprefix("UNetRes") for name in _list(config[key])]
+        fits = len(names) == levels and set(names) <= set(known)
+        accepted = f"{levels} (as block_out_channels) of {' and '.join(known)}"
+        _require(fits, key, config[key], accepted)
+        found[way] = [name == known[1] for name in names]
+    accepted = "attention where down_block_types have it, in reverse"
+    mirrored = found["Up"] == found["Down"][::-1]
+    _require(mirrored, "up_block_types", config["up_block_types"], accepted)
+    return found["Down"]
+
+
+def _head_channels(config, attended):
+    """Return the channels of a head; None is one head of all channels, as in google/ddpm-*."""
+    given, widths = config["attention_head_dim"], sorted(set(attended))
+    if given is None:
+        accepted = f"numbers, since heads of all channels would have {widths} of them"
+        _require(len(widths) == 1, "attention_head_dim", given, accepted)
+        return widths[0]
+    fits = _is_count(given) and all(width % given == 0 for width in widths)
+    accepted = f"None, or divisors of {widths}, the widths of blocks with attention"
+    _require(fits, "attention_head_dim", given, accepted)
+    return given
+
+
+def _require(condition, key, value, accepted):
+    if not condition:
+        raise ValueError(f"{key} is {value!r}; accepted: {accepted}")
+
+
+def _is_count(value):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _list(value):
+    """Return a list or tuple as a list, and anything else as an empty one."""
+    return list(value) if isinstance(value, list | tuple) else []
