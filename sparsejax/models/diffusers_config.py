@@ -262,8 +262,9 @@ def autoencoder_diffusers_config(model, kind: str, scale: float, sample_size=Non
         "scaling_factor": scale,
         "up_block_types": levels * ["UpDecoderBlock2D"],
     }
-    extra = {"num_vq_embeddings": model.codes, "vq_embed_dim": model.z_channels}
-    return config | extra if kind == "vq" else config
+    if kind == "vq":
+        config |= {"num_vq_embeddings": model.codes, "vq_embed_dim": model.z_channels}
+    return config
 
 
 def _check_first(channel_mult):

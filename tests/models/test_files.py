@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import sys
 import types
 
@@ -157,6 +158,74 @@ def test_diffusers_config_is_read_and_heeded(pipeline, tmp_path):
         files.load_unet(path, num_head_channels=16)
 
 
+def write_shards(folder, weights, name="diffusion_pytorch_model.safetensors.index.json"):
+    """Two shards of a network and their index, as diffusers writes them."""
+    names = [f"diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    places = {key: names[i % 2] for i, key in enumerate(weights)}
+    for shard in names:
+        save_file({k: a for k, a in weights.items() if places[k] == shard}, folder / shard)
+    index = {"metadata": {"total_size": 0}, "weight_map": places}
+    (folder / name).write_text(json.dumps(index))
+    return folder / name, [folder / shard for shard in names]
+
+
+def test_shards_are_read_by_their_index(pipeline, tmp_path):
+    whole = files.load_unet(pipeline)
+    write_shards(tmp_path, recorded_weights("unet"))
+    shutil.copy(pipeline / "unet" / "config.json", tmp_path)
+    assert_same_trees(files.load_unet(tmp_path), whole)
+    assert files.read_state_dict(next(tmp_path.glob("*.index.json"))).keys() == set(
+        recorded_weights("unet")
+    )
+
+
+def test_an_index_or_a_shard_that_is_damaged_is_named_in_one_line(tmp_path):
+    index, shards = write_shards(tmp_path, UNET)
+    content = json.loads(index.read_text())
+    first = next(iter(UNET))
+    cases = {
+        "[]": "is no index of weights",
+        "{": "is damaged or no JSON",
+        json.dumps({"weight_map": {first: 3}}): "is no index of weights",
+        json.dumps({"weight_map": {first: "../a.safetensors"}}): "is no index of weights",
+        json.dumps({"weight_map": {first: "absent.safetensors"}}): "no file .*absent.safetensors",
+        json.dumps({"weight_map": {"other": shards[0].name}}): r"00001.* is no shard .*\(other\)",
+    }
+    for text, message in cases.items():
+        index.write_text(text)
+        with pytest.raises(ValueError, match=message) as caught:
+            files.read_state_dict(index)
+        assert "\n" not in str(caught.value)
+    index.write_text(json.dumps(content))
+    shards[1].write_bytes(shards[1].read_bytes()[:20])
+    with pytest.raises(ValueError, match="00002-of-00002.safetensors is damaged"):
+        files.read_state_dict(index)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_the_only_variant_in_a_folder_is_read_and_of_several_one_must_be_named(
+    pipeline, tmp_path, dtype
+):
+    shutil.copy(pipeline / "unet" / "config.json", tmp_path)
+    narrow = {name: array.astype(dtype) for name, array in recorded_weights("unet").items()}
+    save_file(narrow, tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+    params = files.load_unet(tmp_path)
+    expected = narrow["conv_in.weight"].astype(np.float32).transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(params["input_blocks_0_0"]["kernel"], expected)
+    save_file(narrow, tmp_path / "diffusion_pytorch_model.non_ema.safetensors")
+    with pytest.raises(ValueError, match=r"several variants .*fp16\.safetensors, .*non_ema"):
+        files.load_unet(tmp_path)
+    save_file(recorded_weights("unet"), tmp_path / "diffusion_pytorch_model.safetensors")
+    assert_same_trees(files.load_unet(tmp_path), files.load_unet(pipeline))
+
+
+def test_shards_of_a_variant_are_read_by_their_index(pipeline, tmp_path):
+    shutil.copy(pipeline / "unet" / "config.json", tmp_path)
+    name = "diffusion_pytorch_model.safetensors.index.fp16.json"
+    write_shards(tmp_path, recorded_weights("unet"), name)
+    assert_same_trees(files.load_unet(tmp_path), files.load_unet(pipeline))
+
+
 def test_what_is_no_file_of_weights_is_refused(tmp_path):
     save_file({"a.weight": np.zeros(3)}, tmp_path / "other.safetensors")
     save_file({}, tmp_path / "nothing.safetensors")
@@ -298,3 +367,16 @@ def test_a_truncated_ckpt_is_refused(tmp_path, torch, keep, zipped):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"model\.ckpt is damaged or no PyTorch file"):
         files.load_unet(path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_diffusers_bin_files_are_read_as_safetensors_are(pipeline, tmp_path, torch, dtype):
+    weights = {
+        name: tensor.to(getattr(torch, dtype))
+        for name, tensor in tensors(torch, recorded_weights("unet")).items()
+    }
+    torch.save(weights, tmp_path / "diffusion_pytorch_model.bin")
+    shutil.copy(pipeline / "unet" / "config.json", tmp_path)
+    params = files.load_unet(tmp_path)
+    expected = weights["conv_in.weight"].float().numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(params["input_blocks_0_0"]["kernel"], expected)
