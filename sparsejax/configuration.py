@@ -1,22 +1,21 @@
-"""The one configuration schema: defaults, checks, what a resumed run may change.
+"""Configs: defaults, checks, what a resumed run may change.
 
-Configs are `ml_collections.ConfigDict`. `default_config` documents every key; a file in
-configs/ sets what its experiment needs. `resolve` fills in what follows from other keys and
-refuses what can't work, naming the key, before anything compiles.
+Configs are `ml_collections.ConfigDict`. `schema.KEYS` documents every key; a file in configs/ sets
+what its experiment needs. `resolve` fills in what follows from other keys and refuses what can't
+work, naming the key, before anything compiles.
 """
 
 import json
+import logging
 
 import ml_collections
 from ml_collections import config_dict
 
-from sparsejax.sparsity.distributions import DISTRIBUTIONS
+from sparsejax import schema
+from sparsejax.schema import KEYS, MAX_SEED, NETWORK_SECTIONS, STRUCTURES
 from sparsejax.sparsity.methods import METHODS
 
-OPTIMIZERS = ("adam", "adamw", "sgd", "lion")
-LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
-DROP_SCHEDULES = ("cosine", "constant", "linear")
-STRUCTURES = ("weight", "block", "channel")
+logger = logging.getLogger(__name__)
 
 # Keys, and groups of keys, that don't touch the training: a resumed run may change them.
 FREE_ON_RESUME = ("steps", "log", "checkpoint.every", "checkpoint.keep", "sample")
@@ -26,92 +25,31 @@ PLACES = ("task.source", "task.data_dir", "task.latents_dir", "first_stage.path"
 
 
 def default_config():
-    """Return the schema with its defaults, a ConfigDict."""
+    """Return a config with the default of every key in `schema.KEYS`, a ConfigDict.
+
+    `model` and `first_stage.model` hold arguments of networks, whose defaults hold for those left
+    out.
+    """
     config = ml_collections.ConfigDict()
-    config.name = "experiment"  # first part of the default workdir's name
-    config.seed = 0
-    config.steps = 1000  # optimizer steps
-    config.batch_size = 128  # global: over all devices and microbatches
-
-    # The model family and its data; `model` are arguments of its network, whose defaults hold
-    # for those left out.
-    config.task = ml_collections.ConfigDict({"name": "images", "dataset": ""})
-    config.task.source = ""  # the files, where the dataset is `files` or of pen strokes
-    config.task.image_size = 0  # pixels of a side
-    config.task.split = "train"  # as tensorflow-datasets slices them: train[:12500]
-    config.task.reference_split = "train"  # what samples are compared with
-    config.task.flip = False  # mirror every second image
-    config.task.data_dir = ""  # of tensorflow-datasets; its own default
-    config.model = ml_collections.ConfigDict({"dtype": "float32"})  # or bfloat16
-
-    # Task `autoencoder`, a first stage.
-    config.task.kind = "vq"  # or kl; birnn or transformer for strokes
-    config.task.regulariser = 1.0  # weight of the model's own loss; published KL models have 1e-6
-
-    # Task `latents`: the frozen first stage. `kind` and `model` describe a file that doesn't say
-    # itself how it is built, such as CompVis's; no arguments give the published VQ-f4.
-    config.first_stage = ml_collections.ConfigDict({"path": "", "kind": "vq", "model": {}})
-    config.task.latents_dir = ""  # their cache; beside the first stage
-    config.task.latent_scale = config_dict.placeholder(float)  # 1 / their standard deviation
-
-    # Task `strokes`.
-    config.task.words = ()  # of QuickDraw; all that the source holds
-    config.task.representation = "threeseqdel"  # steps of the pen; threeseqabs: points
-    config.task.buckets = 5  # batches are padded to so many different lengths
-
-    config.diffusion = ml_collections.ConfigDict()
-    config.diffusion.steps = 1000
-    config.diffusion.schedule = "linear"  # linear, scaled_linear, cosine
-    config.diffusion.start = config_dict.placeholder(float)  # first beta; the schedule's default
-    config.diffusion.end = config_dict.placeholder(float)  # last beta; the schedule's default
-
-    config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "adam"  # adam, adamw, sgd, lion
-    config.optimizer.learning_rate = 1e-3
-    # If set, learning_rate is this times batch_size: Latent Diffusion's rule.
-    config.optimizer.base_learning_rate = config_dict.placeholder(float)
-    config.optimizer.schedule = "constant"  # constant, or decay to 0 by cosine or linear
-    config.optimizer.warmup_steps = 0
-    config.optimizer.b1 = 0.9  # momentum for sgd
-    config.optimizer.b2 = 0.999
-    config.optimizer.weight_decay = 0.0  # adamw and lion
-    config.optimizer.clip_norm = 0.0  # global gradient norm; 0 = no clipping
-    config.optimizer.accumulate = 1  # microbatches a step
-    config.optimizer.packed = False  # keep moments and EMA of active weights only: less memory
-
-    config.ema = ml_collections.ConfigDict({"decay": 0.9999})
-
-    config.sparsity = ml_collections.ConfigDict()
-    config.sparsity.method = "rigl"  # dense, static, rigl, magran
-    config.sparsity.level = 0.5  # fraction of zeros among the sparsifiable weights
-    config.sparsity.structure = "weight"  # what moves as one: weight, block, channel
-    config.sparsity.block_size = 64  # of blocks: input and output channels
-    config.sparsity.compiled = True  # static, block or channel: train without what is inactive
-    config.sparsity.distribution = "erdos_renyi_kernel"  # uniform, erdos_renyi
-    config.sparsity.drop_fraction = 0.5  # of the active weights, at the first update
-    config.sparsity.drop_schedule = "cosine"  # to 0 at `end`; constant, linear
-    config.sparsity.update_interval = 100  # optimizer steps between topology updates
-    config.sparsity.begin = config_dict.placeholder(int)  # update_interval
-    config.sparsity.end = config_dict.placeholder(int)  # 0.75 steps; no update from here on
-    # Whether an update is due at `end` itself; False, but True in runs saved without this key.
-    config.sparsity.includes_end = config_dict.placeholder(bool)
-    config.sparsity.custom = ()  # ((pattern, sparsity), ...), first match wins
-
-    # `every` is in optimizer steps; 0 = at the end only.
-    config.checkpoint = ml_collections.ConfigDict({"every": 500, "keep": 2})
-    # A run's workdir, a sparse file (`sparse_files`), or published weights (`models.files`).
-    config.checkpoint.init_from = ""
-    config.log = ml_collections.ConfigDict({"every": 50, "tensorboard": True})
-    config.sample = ml_collections.ConfigDict()
-    config.sample.every = 500
-    config.sample.count = 64
-    config.sample.sampler = "ddim"  # ddim, ddpm
-    config.sample.steps = 50  # ddim only
-    config.sample.eta = 0.0  # ddim only
-    config.sample.clip = config_dict.placeholder(float)  # limit of predicted data; none
-    config.sample.noise_weight = 1.0  # ddpm only: factor of the noise's standard deviation
-    config.sample.lengths = ()  # of strokes, in points, in turn; as in the training data
+    for section in ("model", "first_stage", "first_stage.model"):
+        _set(config, section, ml_collections.ConfigDict())
+    config.model.dtype = "float32"
+    for key in KEYS:
+        is_open = schema.is_optional(key.type) and key.default is None
+        value = key.default
+        if is_open:
+            value = config_dict.placeholder(schema.without_none(key.type))
+        _set(config, key.path, value)
     return config
+
+
+def _set(config, path, value):
+    *sections, name = path.split(".")
+    for section in sections:
+        if section not in config:
+            config[section] = ml_collections.ConfigDict()
+        config = config[section]
+    config[name] = value
 
 
 def set_sparsity(config, arg, variants=()):
@@ -155,7 +93,8 @@ def set_sparsity(config, arg, variants=()):
         else:
             numbers = ["a sparsity such as 0.9", "then a drop fraction", "an update interval"]
             accepted = ", ".join([*METHODS, *variants, "channel", "block32", *numbers])
-            raise ConfigError(f"config argument {word!r}; accepted: {accepted}")
+            near = schema.nearest(word, [*METHODS, *variants, *STRUCTURES])
+            raise ConfigError(f"config argument {word!r}; accepted: {accepted}; nearest: {near}")
     return chosen
 
 
@@ -205,8 +144,7 @@ def resolve(config, saved=None):
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
-    config = config.copy_and_resolve_references()
-    config.unlock()
+    config = _complete(config.copy_and_resolve_references().to_dict())
     sparsity = config.sparsity
     if saved:
         for key in ("begin", "end", "includes_end"):
@@ -224,56 +162,64 @@ def resolve(config, saved=None):
     base = config.optimizer.base_learning_rate
     if base is not None:
         config.optimizer.learning_rate = base * config.batch_size
-    _check_run(config)
-    _check_sparsity(sparsity)
-    _check_optimizer(config.optimizer)
-    return ml_collections.FrozenConfigDict(config)
-
-
-def _check_run(config):
-    require(config.seed >= 0, "seed", config.seed, "0 or more")
-    require(config.steps >= 1, "steps", config.steps, "1 or more")
-    require(0 <= config.ema.decay < 1, "ema.decay", config.ema.decay, "[0, 1)")
-    require(config.log.every >= 1, "log.every", config.log.every, "1 or more")
-    require(config.checkpoint.keep >= 1, "checkpoint.keep", config.checkpoint.keep, "1 or more")
-    require(config.checkpoint.every >= 0, "checkpoint.every", config.checkpoint.every, "0 or more")
-    require(config.sample.every >= 0, "sample.every", config.sample.every, "0 or more")
-    require(config.sample.count >= 1, "sample.count", config.sample.count, "1 or more")
-
-
-def _check_sparsity(s):
-    require(s.method in METHODS, "sparsity.method", s.method, ", ".join(METHODS))
-    require(0 <= s.level < 1, "sparsity.level", s.level, "[0, 1)")
-    known = s.structure in STRUCTURES
-    require(known, "sparsity.structure", s.structure, ", ".join(STRUCTURES))
-    require(s.block_size >= 1, "sparsity.block_size", s.block_size, "1 or more")
-    names = ", ".join(DISTRIBUTIONS)
-    require(s.distribution in DISTRIBUTIONS, "sparsity.distribution", s.distribution, names)
-    require(0 <= s.drop_fraction <= 1, "sparsity.drop_fraction", s.drop_fraction, "[0, 1]")
-    known = s.drop_schedule in DROP_SCHEDULES
-    require(known, "sparsity.drop_schedule", s.drop_schedule, ", ".join(DROP_SCHEDULES))
-    interval = s.update_interval
-    require(interval >= 1, "sparsity.update_interval", interval, "1 or more")
-    require(s.begin >= 0, "sparsity.begin", s.begin, "0 or more")
-    require(s.end >= 0, "sparsity.end", s.end, "0 or more")
-
-
-def _check_optimizer(o):
-    require(o.name in OPTIMIZERS, "optimizer.name", o.name, ", ".join(OPTIMIZERS))
-    known = o.schedule in LEARNING_RATE_SCHEDULES
-    require(known, "optimizer.schedule", o.schedule, ", ".join(LEARNING_RATE_SCHEDULES))
-    is_rate = 0 < o.learning_rate < float("inf")
-    require(is_rate, "optimizer.learning_rate", o.learning_rate, "more than 0, finite")
-    for key in ("b1", "b2"):
-        require(0 <= o[key] < 1, f"optimizer.{key}", o[key], "[0, 1)")
-    require(o.weight_decay >= 0, "optimizer.weight_decay", o.weight_decay, "0 or more")
-    require(o.warmup_steps >= 0, "optimizer.warmup_steps", o.warmup_steps, "0 or more")
-    require(o.clip_norm >= 0, "optimizer.clip_norm", o.clip_norm, "0 (no clipping) or more")
-    require(isinstance(o.packed, bool), "optimizer.packed", o.packed, "True, False")
-    require(o.accumulate >= 1, "optimizer.accumulate", o.accumulate, "1 or more")
+    flat = _flatten(config.to_dict())
+    for key in KEYS:
+        value = flat[key.path]
+        check_type(key, value)
+        require(schema.is_accepted(key, value), key.path, value, _range(key))
+    o = config.optimizer
     decays = o.name in ("adamw", "lion")
     accepted = f"0.0 with {o.name}; adamw and lion decay weights"
     require(decays or not o.weight_decay, "optimizer.weight_decay", o.weight_decay, accepted)
+    return ml_collections.FrozenConfigDict(config)
+
+
+def _range(key):
+    text = key.accepted if isinstance(key.accepted, str) else schema.describe_accepted(key)
+    return f"None, or {text}" if schema.is_optional(key.type) else text
+
+
+def _complete(tree):
+    """Return a ConfigDict of the keys in nested dictionaries, with defaults for those left out.
+
+    Raises:
+      ConfigError: a key that is none, or a value of another type than its key's.
+    """
+    config, known = default_config(), {key.path: key for key in KEYS}
+    for path, value in _flatten(tree).items():
+        if value == {}:  # a section without keys
+            continue
+        if path.startswith(tuple(f"{section}." for section in NETWORK_SECTIONS)):
+            _set(config, path, value)
+            continue
+        require_key(path, value, known)
+        value = schema.as_type(known[path].type, value)
+        check_type(known[path], value)
+        with config.ignore_type():
+            _set(config, path, value)
+    return config
+
+
+def require_key(path, value, known, accepted="the keys in docs/configs.md"):
+    """Raise a ConfigError that names the nearest key if a path is no key.
+
+    Args:
+      path: below `config`.
+      value: what it was to hold.
+      known: paths of keys.
+      accepted: which these are, in words.
+    """
+    if path not in known:
+        near = schema.nearest(path, known)
+        raise ConfigError(
+            f"config.{path} (given {value!r}) is no key; accepted: {accepted}; "
+            f"nearest: config.{near}"
+        )
+
+
+def check_type(key, value):
+    """Raise a ConfigError if a value is not of the type of a `schema.Key`."""
+    require(schema.has_type(key.type, value), key.path, value, schema.describe_accepted(key))
 
 
 def to_json(config):
@@ -290,12 +236,18 @@ def with_defaults(saved):
       saved: nested dictionaries, as `json.loads` gives them.
 
     Returns:
-      The same, with every key of `default_config`.
+      The same, with every key of `schema.KEYS`.
+
+    Raises:
+      ConfigError: a key that is none, or a value of another type than its key's.
     """
-    config = default_config()
-    config.sparsity.includes_end = True
-    with config.unlocked(), config.ignore_type():
-        config.update(saved)
+    config = _complete(saved)
+    if "includes_end" not in saved.get("sparsity", {}):
+        config.sparsity.includes_end = True
+    if config.seed > MAX_SEED:
+        seed = config.seed % (MAX_SEED + 1)
+        logger.warning("config.seed %d of a saved run is read as %d", config.seed, seed)
+        config.seed = seed
     return json.loads(to_json(config))
 
 
@@ -321,7 +273,7 @@ def differing_keys(config, saved, free=FREE_ON_RESUME):
 def _flatten(tree, prefix=""):
     flat = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

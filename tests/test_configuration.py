@@ -34,13 +34,13 @@ BAD = {
     "ema.decay": (1.0, r"accepted: \[0, 1\)"),
     "batch_size": (0, "accepted: multiples of 1"),
     "steps": (0, "accepted: 1 or more"),
-    "seed": (-1, "accepted: 0 or more"),
+    "seed": (-1, "accepted: 0 to 4294967295"),
     "model.channel_mult": ((1, 0), "accepted: whole numbers, 1 or more"),
     "model.attention_resolutions": ((3,), r"accepted: some of \[1\], the downsampling factors"),
     "model.dropout": (1.5, r"accepted: \[0, 1\)"),
     "optimizer.b1": (1.5, r"accepted: \[0, 1\)"),
     "sample.clip": (-1.0, "accepted: None, or more than 0"),
-    "sparsity.begin": (-5, "accepted: 0 or more"),
+    "sparsity.begin": (-5, "accepted: None, or 0 or more"),
 }
 
 

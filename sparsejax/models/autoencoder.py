@@ -197,7 +197,19 @@ class Codebook(nn.Module):
 
 
 class _Autoencoder(nn.Module):
-    """What both variants share; see `VQModel`."""
+    """What both variants share.
+
+    Attributes:
+      channels: width at full resolution, a multiple of `norm_groups`.
+      channel_mult: width at each resolution, as a multiple of `channels`; each resolution but
+        the last is followed by a halving.
+      num_res_blocks: residual blocks at each resolution of the encoder (one more in the
+        decoder).
+      z_channels: channels of a latent, and of a code.
+      in_channels: channels of an image.
+      norm_groups: groups of every GroupNorm.
+      dtype: computation dtype; parameters, latents and images are float32.
+    """
 
     channels: int = 128
     channel_mult: tuple[int, ...] = (1, 2, 4)
@@ -232,15 +244,6 @@ class VQModel(_Autoencoder):
     quantises first.
 
     Attributes:
-      channels: width at full resolution, a multiple of `norm_groups`.
-      channel_mult: width at each resolution, as a multiple of `channels`; each resolution but
-        the last is followed by a halving.
-      num_res_blocks: residual blocks at each resolution of the encoder (one more in the
-        decoder).
-      z_channels: channels of a latent, and of a code.
-      in_channels: channels of an image.
-      norm_groups: groups of every GroupNorm.
-      dtype: computation dtype; parameters, latents and images are float32.
       codes: number of codes.
       code_limit: new codes are uniform in +-code_limit; 1 / codes, as published, if None. All
         latents begin near few of such crowded codes; with 1.0 most codes are of use from the
@@ -325,7 +328,7 @@ class VQModel(_Autoencoder):
 class KLModel(_Autoencoder):
     """An autoencoder whose latents are Gaussian, kept near the standard normal.
 
-    The attributes are those of `VQModel`, without codes.
+    The attributes are those of `_Autoencoder`.
     """
 
     def setup(self):

@@ -1,40 +1,86 @@
 """Flax modules from the arguments that a config gives them, and checks that tasks share."""
 
+import re
+import typing
+from typing import Any
+
 import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
 
-from sparsejax.configuration import require
+from sparsejax import schema
+from sparsejax.configuration import check_type, require, require_key
+from sparsejax.schema import Key
 
-SAMPLERS = ("ddim", "ddpm")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def build_module(cls, arguments, key):
-    """Return `cls(**arguments)`, the names of the arguments checked.
+def network_keys(cls: type[nn.Module], section: str = "model") -> tuple[Key, ...]:
+    """Return the config keys of a network: its fields, explained as its docstring does.
+
+    Args:
+      cls: Flax module class.
+      section: where its arguments stand in the config.
+
+    Example:
+      >>> from sparsejax.models.unet import UNet
+      >>> [key.default for key in network_keys(UNet) if key.path == "model.channel_mult"]
+      [(1, 2, 3, 4)]
+    """
+    types, meanings = typing.get_type_hints(cls), _meanings(cls)
+    keys = []
+    for name, field in cls.__dataclass_fields__.items():
+        if name in ("parent", "name"):
+            continue
+        key = Key(f"{section}.{name}", types[name], field.default, meanings.get(name, ""))
+        if name == "dtype":
+            key = key._replace(type=str, default="float32", accepted=tuple(DTYPES))
+        keys.append(key)
+    return tuple(keys)
+
+
+def _meanings(cls):
+    """Return `{attribute: meaning}` from the docstrings of a class and those it comes from."""
+    meanings = {}
+    for base in reversed(cls.__mro__):
+        _, _, text = (base.__dict__.get("__doc__") or "").partition("Attributes:\n")
+        text = text.split("\n\n")[0]
+        for name, meaning in re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE):
+            meanings[name] = " ".join(meaning.split()).rstrip(".")
+    return meanings
+
+
+def build_module(cls: type[nn.Module], arguments: ConfigDict, section: str) -> Any:
+    """Return `cls(**arguments)`, names and types of the arguments checked.
 
     Args:
       cls: Flax module class.
       arguments: ConfigDict of its attributes, `dtype` by name.
-      key: where the arguments stand in the config.
+      section: where the arguments stand in the config.
 
     Raises:
-      ConfigError: an argument that the class doesn't have, or an unknown dtype.
+      ConfigError: an argument that the class doesn't have, or a value of another type.
     """
-    fields = [name for name in cls.__dataclass_fields__ if name not in ("parent", "name")]
-    for name in arguments:
-        require(name in fields, f"{key}.{name}", arguments[name], f"keys {', '.join(fields)}")
+    known = {key.path: key for key in network_keys(cls, section)}
+    accepted = f"arguments of {cls.__name__}: " + ", ".join(p.rpartition(".")[2] for p in known)
     arguments = {"dtype": "float32"} | arguments.to_dict()
-    dtype = arguments["dtype"]
-    require(dtype in DTYPES, f"{key}.dtype", dtype, ", ".join(DTYPES))
-    return cls(**(arguments | {"dtype": DTYPES[dtype]}))
+    for name, value in arguments.items():
+        path = f"{section}.{name}"
+        require_key(path, value, known, accepted)
+        arguments[name] = value = schema.as_type(known[path].type, value)
+        check_type(known[path], value)
+        allowed = schema.is_accepted(known[path], value)
+        require(allowed, path, value, schema.describe_accepted(known[path]))
+    return cls(**(arguments | {"dtype": DTYPES[arguments["dtype"]]}))
 
 
 def is_count(value):
     """Tell whether a value is a whole number, 1 or more."""
-    return isinstance(value, int) and value >= 1
+    return schema.has_type(int, value) and value >= 1
 
 
 def check_sampling(config):
-    """Refuse a sampler, or settings of it, that `diffusion.samplers` doesn't have.
+    """Refuse a number of sampling steps that the diffusion process doesn't have.
 
     Args:
       config: resolved ConfigDict.
@@ -42,12 +88,5 @@ def check_sampling(config):
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
-    sampler, steps = config.sample.sampler, config.sample.steps
-    require(sampler in SAMPLERS, "sample.sampler", sampler, ", ".join(SAMPLERS))
-    total = config.diffusion.steps
+    steps, total = config.sample.steps, config.diffusion.steps
     require(1 <= steps <= total, "sample.steps", steps, f"1 to {total} (diffusion.steps)")
-    require(0 <= config.sample.eta <= 1, "sample.eta", config.sample.eta, "[0, 1]")
-    clip = config.sample.clip
-    require(clip is None or clip > 0, "sample.clip", clip, "None, or more than 0")
-    weight = config.sample.noise_weight
-    require(weight >= 0, "sample.noise_weight", weight, "0 or more")

@@ -37,7 +37,6 @@ def autoencoder_task(config):
     settings = config.task
     model = build_autoencoder(settings.kind, config.model, "task.kind", "model")
     weight = settings.regulariser
-    require(weight >= 0, "task.regulariser", weight, "0 or more")
     size, factor = settings.image_size, model.factor
     require(
         size >= factor and size % factor == 0, "task.image_size", size, f"multiples of {factor}"

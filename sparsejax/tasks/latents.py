@@ -48,8 +48,6 @@ def latents_task(config):
     accepted = f"{model.z_channels}, of the first stage's latents"
     require(channels == model.z_channels, "model.in_channels", channels, accepted)
     scale = settings.latent_scale
-    works = scale is None or scale > 0
-    require(works, "task.latent_scale", scale, "None (measured), or more than 0")
     beside = path.parent / "latents" / f"{data.label(settings)}-{size}"
     folder = pathlib.Path(settings.latents_dir or beside)
     load = functools.cache(lambda: _load(path, model))

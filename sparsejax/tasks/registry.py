@@ -2,6 +2,11 @@
 
 from sparsejax.configuration import require
 from sparsejax.data.builders import stamp as data_stamp
+from sparsejax.models import first_stage
+from sparsejax.models.unet import UNet
+from sparsejax.schema import Key
+from sparsejax.tasks import strokes
+from sparsejax.tasks.arguments import network_keys
 from sparsejax.tasks.autoencoder import autoencoder_task
 from sparsejax.tasks.images import images_task
 from sparsejax.tasks.latents import latents_task, stamp_first_stage
@@ -12,6 +17,13 @@ BUILDERS = {
     "autoencoder": autoencoder_task,
     "latents": latents_task,
     "strokes": strokes_task,
+}
+# The networks of `config.model`, by `task.name` and `task.kind`; None: whatever the kind.
+NETWORKS = {
+    "images": {None: UNet},
+    "latents": {None: UNet},
+    "autoencoder": first_stage.KINDS,
+    "strokes": strokes.KINDS,
 }
 
 
@@ -31,6 +43,19 @@ def stamp_data(config):
     if config.task.name == "latents":
         stamp["first_stage.path"] = stamp_first_stage(config.first_stage)
     return stamp
+
+
+def model_keys(config) -> tuple[Key, ...]:
+    """Return the keys of `config.model` and `config.first_stage.model`, as far as they are known.
+
+    Args:
+      config: ConfigDict; its task and kinds may be none.
+    """
+    kinds = NETWORKS.get(config.task.name, {})
+    network = kinds.get(None) or kinds.get(config.task.kind)
+    keys = network_keys(network) if network else ()
+    stage = first_stage.KINDS.get(config.first_stage.kind)
+    return keys + (network_keys(stage, "first_stage.model") if stage else ())
 
 
 def build_task(config):

@@ -59,7 +59,6 @@ def strokes_task(config):
     _check_clip(config)
     data.check_sketches(settings, settings.reference_split)
     sketches = data.load_sketches(settings, settings.split)
-    require(is_count(settings.buckets), "task.buckets", settings.buckets, "1 or more")
     bounds = data.bucket_bounds(sketches.lengths, settings.buckets)
     given = config.sample.lengths
     accepted = f"whole numbers from 1 to {bounds[-1]}"
