@@ -21,6 +21,8 @@ from sparsejax.data.splits import check_split
 
 __all__ = [
     "DATASETS",
+    "PICTURES",
+    "are_finite",
     "describe",
     "image_batches",
     "label",
@@ -30,6 +32,9 @@ __all__ = [
     "to_unit_range",
 ]
 
+# What every measure, grid and file sees of a sample; it stands beside numbers and in names of
+# caches, since numbers of unrounded floats (older versions) don't compare.
+PICTURES = "8-bit"
 # Decoding runs in Pillow, without Python's lock; batches read ahead are held in memory.
 _THREADS = max(2, min(8, os.cpu_count() or 2))
 
@@ -112,22 +117,44 @@ def to_unit_range(images):
     return images.astype(np.float32) / 127.5 - 1
 
 
-def to_pixels(images, truncate=False):
-    """Map floats in [-1, 1] to uint8 pixels, clipped.
+def to_pixels(images):
+    """Turn floats in [-1, 1] into 8-bit pictures: clipped, rounded to nearest, halves to even.
+
+    The only way from samples to pictures: measures, grids and files all see what it returns.
 
     Args:
-      images: any shape.
-      truncate: drop the fraction instead of rounding, as Latent Diffusion's sampling script
-        does where it saves pictures (CompVis/latent-diffusion, scripts/sample_diffusion.py,
-        custom_to_pil): half a level darker on average.
+      images: floats of any shape.
 
     Returns:
       uint8 of the same shape.
+
+    Raises:
+      ValueError: images are integers, or hold values that aren't finite.
+
+    Example:
+      >>> to_pixels(np.array([-1.0, 0.0, 40.0])).tolist()
+      [0, 128, 255]
     """
-    images = np.asarray(images, np.float32)
-    if truncate:
-        return (255 * ((np.clip(images, -1, 1) + 1) / 2)).astype(np.uint8)
-    return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+    images = np.asarray(images)
+    if images.dtype.kind in "iub":
+        raise ValueError(f"images are {images.dtype}; accepted: floats in [-1, 1]")
+    images = images.astype(np.float32)
+    if not np.isfinite(images).all():
+        raise ValueError("images hold values that aren't finite; accepted: floats in [-1, 1]")
+    return np.round((np.clip(images, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
+
+
+def are_finite(examples):
+    """Tell which examples hold finite values only.
+
+    Args:
+      examples: [count, ...] floats.
+
+    Returns:
+      [count] bool.
+    """
+    examples = np.asarray(examples).astype(np.float32)
+    return np.isfinite(examples).reshape(len(examples), -1).all(axis=1)
 
 
 def image_batches(dataset, batch_size, seed, start, stop, flip=False):

@@ -1,9 +1,14 @@
 """The folder that keeps what evaluation computes once: classifiers, features of reference sets."""
 
+import logging
 import os
 import pathlib
+import zipfile
+import zlib
 
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 
 def cache_folder():
@@ -14,6 +19,8 @@ def cache_folder():
 def load_or_compute(name, compute):
     """Return the arrays of a file in the cache folder, computing them the first time.
 
+    A damaged file is computed anew, with a warning.
+
     Args:
       name: of the file, without `.npz`; it tells everything that the arrays depend on.
       compute: `compute() -> {name: array}`.
@@ -23,8 +30,11 @@ def load_or_compute(name, compute):
     """
     path = cache_folder() / f"{name}.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            logger.warning("%s is damaged and computed anew: %s", path, error)
     arrays = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.npz")  # several processes may compute the same

@@ -13,7 +13,7 @@ from rich.table import Table
 from sparsejax.atomic import write_text
 from sparsejax.configuration import ConfigError, require
 from sparsejax.data.builders import SKETCHES
-from sparsejax.data.images import label, to_pixels
+from sparsejax.data.images import PICTURES, are_finite, label
 from sparsejax.evaluation import closing
 from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.evaluation.measures import build_meter
@@ -93,10 +93,9 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
       JSON-able dictionary: a line of results.jsonl.
 
     Raises:
-      ConfigError: the workdir holds no run, or no whole checkpoint.
+      ConfigError: the workdir holds no run, or no whole checkpoint; a sample isn't finite.
     """
-    if batch < 1:
-        raise ConfigError(f"a batch of {batch}; accepted: 1 or more")
+    check_batch(batch)
     workdir = pathlib.Path(workdir)
     config = runs.read_config(workdir)
     task, state = runs.load_state(workdir)
@@ -107,6 +106,7 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     def images():
         batches = _draw(small_task, small, meter.count, batch, seed, seconds)
         for index, samples in enumerate(batches):
+            _check_finite(workdir, samples, index * batch)
             if task.statistics or not drawn:
                 drawn.append(samples)
             pictures = task.to_images(samples)
@@ -127,9 +127,26 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
         | closing.run_costs(config, task, params, state.masks, int(state.step))
         | closing.measured(read_metrics(workdir / "metrics.jsonl"))
         | {"sampling_seconds": min(seconds[1:] or seconds), "reference": meter.reference}
-        | {"measures": measures, "config": config.to_dict()}
+        | {"measures": measures, "pictures": PICTURES, "config": config.to_dict()}
         | provenance()
     )
+
+
+def check_batch(batch):
+    """Refuse a number of samples to draw at once that is less than 1, by a ConfigError."""
+    if batch < 1:
+        raise ConfigError(f"a batch of {batch}; accepted: 1 or more")
+
+
+def _check_finite(workdir, samples, start):
+    """Refuse samples that no picture can show: a number made of the others would hide them."""
+    bad = start + np.flatnonzero(~are_finite(samples))
+    if len(bad):
+        raise ConfigError(
+            f"{workdir}: {len(bad)} of samples {start} to {start + len(samples) - 1} hold values "
+            f"that aren't finite, the first is {bad[0]}; accepted: finite ones (config.sample.clip "
+            "keeps pixels in range; a diverged run has no samples to measure)"
+        )
 
 
 def _draw(task, params, count, batch, seed, seconds):
@@ -174,16 +191,17 @@ def _save_artifacts(folder, task, samples, masks):
 
 
 def save_pngs(folder, images, start=0):
-    """Write images as 00000.png, 00001.png, ..., rounded as Latent Diffusion's own script does.
+    """Write pictures as 00000.png, 00001.png, ...: read back, they are what was measured.
 
     Args:
       folder: created if need be; pictures of the same names are replaced.
-      images: [count, height, width, channels] in [-1, 1], 1 or 3 channels.
+      images: [count, height, width, channels] uint8, as `task.to_images` returns them, 1 or 3
+        channels.
       start: number of the first.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(to_pixels(images, truncate=True), start):
+    for index, image in enumerate(images, start):
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
             folder / f"{index:05d}.png"
         )
@@ -207,7 +225,12 @@ def evaluate_runs(workdirs, output, *, seed=0, batch=256, png=False, **options):
       ConfigError: a workdir holds no run, the runs are of different data, or the options can't
         work.
     """
+    check_batch(batch)
     workdirs, output = [pathlib.Path(workdir) for workdir in workdirs], pathlib.Path(output)
+    names = [workdir.name for workdir in workdirs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"workdirs: several are named {twice[0]}; accepted: different names")
     configs = [runs.read_config(workdir) for workdir in workdirs]
     task = build_task(configs[0])
     check_comparable(workdirs, configs, task)

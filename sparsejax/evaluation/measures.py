@@ -1,12 +1,14 @@
 """What is measured of samples: distances to a reference set, in the features of an extractor."""
 
 import logging
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from sparsejax.configuration import ConfigError
+from sparsejax.data.images import PICTURES
 from sparsejax.evaluation import distances
 from sparsejax.evaluation.extractors import build_extractor, reference_features
 
@@ -22,9 +24,9 @@ class Meter(NamedTuple):
     Attributes:
       count: how many samples it measures.
       reference: what they are compared with, in words.
-      measure: `measure(batches) -> {name: value}` of batches of images [n, height, width,
-        channels] in [-1, 1], `count` in all. Names say metric, extractor and sample count:
-        `FD[classifier:digits]@1797`. Images are dropped batch by batch; features are kept only
+      measure: `measure(batches) -> {name: value}` of batches of pictures [n, height, width,
+        channels] uint8, `count` in all. Names say metric, extractor and sample count:
+        `FD[classifier:digits]@1797`. Pictures are dropped batch by batch; features are kept only
         where a metric needs them, so the Frechet distance alone takes no more memory than a
         covariance.
     """
@@ -67,7 +69,8 @@ def build_meter(
       Meter.
 
     Raises:
-      ConfigError: a metric is unknown, or has too few samples.
+      ConfigError: a metric is unknown, or has too few samples; a file of statistics can't be
+        read or written, or doesn't fit the extractor.
     """
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:
@@ -80,6 +83,8 @@ def build_meter(
     images = np.asarray(task.to_images(task.reference()))
     count = len(images) if count is None else count
     _check_counts(metrics, count, len(images), subset_size)
+    if save_statistics and not pathlib.Path(save_statistics).parent.is_dir():
+        raise ConfigError(f"save_statistics {str(save_statistics)!r}; accepted: in a folder there")
     extractor = build_extractor(extractor, label, task.labelled, images.shape[1:], weights)
     if statistics:
         known, real = _load_statistics(statistics, extractor), None
@@ -91,9 +96,11 @@ def build_meter(
     if tuple(metrics) == ("is",) and extractor.name.startswith("pixels"):
         raise ConfigError(f"metric 'is' of {extractor.name}; accepted: a classifier or inception")
     if save_statistics:
-        distances.save_statistics(
-            save_statistics, known, extractor=extractor.name, reference=reference
-        )
+        about = {"extractor": extractor.name, "pictures": PICTURES, "reference": reference}
+        try:
+            distances.save_statistics(save_statistics, known, **about)
+        except OSError as error:
+            raise ConfigError(f"save_statistics {str(save_statistics)!r}: {error}") from error
     if "fd" in metrics and count <= len(known.mean):
         logger.warning(
             "%d samples for %d features: the Frechet distance of so few is biased upwards",
@@ -112,7 +119,6 @@ def build_meter(
         features = np.concatenate(features) if keep else None
         values = {}
         if "fd" in metrics:
-            _check_dimensions(found, known, statistics, extractor)
             name = "FID" if extractor.name == "inception:2048" else "FD"
             values[name] = distances.frechet_distance_of(found, known)
         if "kid" in metrics:
@@ -140,6 +146,18 @@ def _load_statistics(path, extractor):
         raise ConfigError(
             f"statistics {str(path)!r} are of {made_by}; accepted: those of {extractor.name}"
         )
+    # Files that say their extractor are this project's. Inception has always seen 8 bits.
+    seen = about.get("pictures", PICTURES if extractor.name.startswith("inception") else None)
+    if "extractor" in about and seen != PICTURES:
+        raise ConfigError(
+            f"statistics {str(path)!r} were made by a version that measured unrounded floats; "
+            f"accepted: those of {PICTURES} pictures, written anew by save_statistics"
+        )
+    if len(statistics.mean) != extractor.dim:
+        raise ConfigError(
+            f"statistics {str(path)!r} are of {len(statistics.mean)} features; accepted: "
+            f"{extractor.dim}, as {extractor.name} has"
+        )
     return statistics
 
 
@@ -147,6 +165,8 @@ def _check_counts(metrics, count, real, subset_size):
     """Refuse too few samples before anything is drawn."""
     least = {"fd": 2, "kid": subset_size, "is": SPLITS, "precision_recall": NEIGHBOURS + 1}
     both = {"fd", "kid", "precision_recall"}
+    if "kid" in metrics and subset_size < 2:
+        raise ConfigError(f"KID subset size {subset_size}; accepted: 2 or more")
     for metric in metrics:
         fewest = min(count, real) if metric in both else count
         if fewest < least[metric]:
@@ -155,11 +175,3 @@ def _check_counts(metrics, count, real, subset_size):
                 f"metric {metric!r} of {count} samples and {real} real examples; accepted: "
                 f"{least[metric]} or more of each{hint}"
             )
-
-
-def _check_dimensions(found, known, path, extractor):
-    if len(found.mean) != len(known.mean):
-        raise ConfigError(
-            f"statistics {str(path)!r} are of {len(known.mean)} features; accepted: "
-            f"{len(found.mean)}, as {extractor.name} has"
-        )

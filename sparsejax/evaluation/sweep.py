@@ -36,8 +36,9 @@ from sparsejax.configuration import (
     resolve,
     with_defaults,
 )
+from sparsejax.data.images import PICTURES
 from sparsejax.evaluation import closing, measures
-from sparsejax.evaluation.evaluate import evaluate_run, meter_of
+from sparsejax.evaluation.evaluate import check_batch, evaluate_run, meter_of
 from sparsejax.evaluation.extractors import EXTRACTORS
 from sparsejax.evaluation.grids import BASELINES, grid
 from sparsejax.evaluation.report import read_results, write_report
@@ -64,6 +65,7 @@ def sweep(runs, output, workdirs, *, seed=0, batch=256, **options):
       ConfigError: another sweep is at work in `output`, or its results are of other configs or
         measured otherwise.
     """
+    check_batch(batch)
     output, workdirs = pathlib.Path(output), pathlib.Path(workdirs)
     output.mkdir(parents=True, exist_ok=True)
     how = json.loads(json.dumps({"seed": seed, "batch": batch} | options))
@@ -106,6 +108,11 @@ def _missing(runs, rows, how):
     """Return the runs without a result; refuse results that the new ones can't stand beside."""
     done, how = {row["run"]: row for row in rows}, _recorded(how)
     for name, row in done.items():
+        if row.get("pictures") != PICTURES:
+            raise ConfigError(
+                f"the results hold {name}, whose samples were measured as unrounded floats; "
+                f"accepted: results of {PICTURES} pictures, in another output"
+            )
         if row["evaluation"] != how:
             raise ConfigError(
                 f"{name} was evaluated by {row['evaluation']}; accepted: the same, or another "

@@ -1,21 +1,24 @@
 """Grids of pictures, enlarged and separated."""
 
+import logging
 import math
 
 import numpy as np
-from PIL import Image
 
-from sparsejax.data.images import to_pixels
+from sparsejax.data.images import are_finite, to_pixels
 
 _SMALLEST = 48  # pixels that the side of a picture should at least fill
 _GAP = 4
+
+logger = logging.getLogger(__name__)
 
 
 def image_grid(images):
     """Lay out images in a square grid on white.
 
-    Images of fewer than 48 pixels are enlarged by a whole number, bicubic: a person reads a
-    digit of 8x8 pixels far better without its corners.
+    Images of fewer than 48 pixels are enlarged by a whole number, each pixel a square: the grid
+    shows the 8-bit pictures that are measured, no others. The cell of an image that isn't finite
+    stays white.
 
     Args:
       images: [count, height, width, channels] floats in [-1, 1], 1 or 3 channels.
@@ -23,17 +26,20 @@ def image_grid(images):
     Returns:
       [grid height, grid width, 3] uint8.
     """
-    pixels = np.broadcast_to(to_pixels(images), (*images.shape[:3], 3))
-    count, height, width, _ = pixels.shape
+    images, finite = np.asarray(images), are_finite(images)
+    count, height, width, _ = images.shape
+    if not finite.all():
+        bad = count - np.count_nonzero(finite)
+        logger.warning("%d of %d images hold values that aren't finite: left white", bad, count)
     factor = max(1, -(-_SMALLEST // height))
     height, width = height * factor, width * factor
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3)
     grid = np.full(shape, 255, np.uint8)
-    for index, image in enumerate(pixels):
-        enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    for index in np.flatnonzero(finite):
         top = _GAP + index // columns * (height + _GAP)
         left = _GAP + index % columns * (width + _GAP)
+        enlarged = to_pixels(images[index]).repeat(factor, 0).repeat(factor, 1)
         grid[top : top + height, left : left + width] = enlarged
     return grid

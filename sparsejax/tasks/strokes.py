@@ -66,7 +66,6 @@ def strokes_task(config):
     require(fit, "sample.lengths", given, accepted)
     mean_length = round(sketches.lengths.mean())
     labels = data.load_labels(settings, settings.split)
-    to_images = functools.partial(rasterize, size=RASTER_SIZE)
     constants = _constants(model)
 
     def init(key):
@@ -98,7 +97,7 @@ def strokes_task(config):
     def labelled():
         # Spread over the split: where it is sorted by label, the first ones are of few labels.
         chosen = np.linspace(0, len(labels) - 1, min(len(labels), _LABELLED)).astype(np.int64)
-        return to_pixels(to_images(drawings(sketches, chosen))), labels[chosen]
+        return to_images(drawings(sketches, chosen)), labels[chosen]
 
     def layer_flops_of_mean_drawing(params):
         return layer_flops(model, params, *_inputs(mean_length), **constants)
@@ -122,6 +121,11 @@ def strokes_task(config):
         statistics=compare_strokes,
         illustrate=_illustrate,
     )
+
+
+def to_images(samples):
+    """Return the pictures of drawings that are measured, [count, 32, 32, 1] uint8."""
+    return to_pixels(rasterize(samples, RASTER_SIZE))
 
 
 def to_drawings(points, lengths, representation):

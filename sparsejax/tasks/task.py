@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from sparsejax.data.images import to_pixels
+
 
 def load_nothing(path):
     """Refuse to load published weights; raises ValueError, naming `path`."""
@@ -38,7 +40,8 @@ class Task(NamedTuple):
         can be left out by themselves (see `models.units`); an empty dictionary if there are none.
       held_out: `held_out() -> iterator` once over the batches of `reference_split`, in the format
         of `batches`, sizes may differ; None where the held-out loss isn't measured.
-      to_images: `to_images(samples) -> [count, height, width, channels]` floats in [-1, 1].
+      to_images: `to_images(samples) -> [count, height, width, channels]` uint8, the pictures that
+        are measured and written; by default samples are images in [-1, 1] (`to_pixels`).
       labelled: `labelled() -> (images uint8, labels)` of the training split, to train a
         classifier on, of the size that `to_images` gives; None where there is no such thing.
       statistics: `statistics(samples, reference) -> {name: value}` distances made from the
@@ -61,7 +64,7 @@ class Task(NamedTuple):
     load: Callable[..., Any] = load_nothing
     units: Callable[..., dict[str, list]] = lambda params: {}
     held_out: Callable[[], Any] | None = None
-    to_images: Callable[[Any], Any] = lambda samples: samples
+    to_images: Callable[[Any], Any] = to_pixels
     labelled: Callable[[], Any] | None = None
     statistics: Callable[..., dict[str, float]] | None = None
     illustrate: Callable[..., None] = lambda samples, folder: None

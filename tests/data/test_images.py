@@ -1,3 +1,6 @@
+from fractions import Fraction
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -96,19 +99,35 @@ def test_pixels_survive_the_unit_range():
 
 
 @given(st.lists(st.floats(-3, 3, width=32), min_size=1))
-def test_truncation_is_that_of_latent_diffusion(values):
-    """In its order: clamp, (x + 1) / 2, times 255, cast; all in float32."""
-    x = np.array(values, np.float32)
-    x = np.minimum(np.maximum(x, np.float32(-1)), np.float32(1))
-    x = (x + np.float32(1)) / np.float32(2)
-    expected = [int(v) for v in np.float32(255) * x]
-    assert data.to_pixels(values, truncate=True).tolist() == expected
+def test_pictures_are_clipped_and_rounded_to_nearest(values):
+    """By fractions: the nearest of 256 levels, a half to the even one; float32 may miss by 1e-4."""
+    found = data.to_pixels(np.array(values, np.float32))
+    for value, level in zip(values, found.tolist(), strict=True):
+        exact = (min(max(Fraction(value), Fraction(-1)), Fraction(1)) + 1) * 255 / 2
+        assert abs(level - exact) <= Fraction(1, 2) + Fraction(1, 10_000)
+        assert level == round(exact) or abs(exact % 1 - Fraction(1, 2)) < Fraction(1, 10_000)
 
 
-def test_truncation_and_rounding_differ_by_a_level_at_most():
-    x = np.linspace(-1.2, 1.2, 1001)
-    gap = data.to_pixels(x).astype(int) - data.to_pixels(x, truncate=True)
-    assert set(gap) == {0, 1}
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
+def test_other_floats_make_the_same_pictures(dtype):
+    x = jnp.linspace(-1.5, 1.5, 301).astype(dtype)
+    expected = data.to_pixels(np.asarray(x.astype(np.float32)))
+    np.testing.assert_array_equal(data.to_pixels(x), expected)
+    assert data.to_pixels(np.asarray(x)).dtype == np.uint8
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_no_picture_can_show_is_refused(value):
+    images = np.zeros((3, 2, 2, 1), np.float32)
+    images[1, 0, 1] = value
+    with pytest.raises(ValueError, match="aren't finite; accepted: floats in"):
+        data.to_pixels(images)
+    assert data.are_finite(images).tolist() == [True, False, True]
+
+
+def test_pictures_are_made_once():
+    with pytest.raises(ValueError, match=r"images are uint8; accepted: floats in \[-1, 1\]"):
+        data.to_pixels(np.zeros((1, 2, 2, 1), np.uint8))
 
 
 def test_a_batch_is_a_function_of_its_step():

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsejax.evaluation import closing
-from sparsejax.evaluation.evaluate import evaluate_run, meter_of
+from sparsejax.configuration import ConfigError
+from sparsejax.evaluation import closing, evaluate
+from sparsejax.evaluation.evaluate import evaluate_run, evaluate_runs, meter_of
 from sparsejax.training import loop
 from sparsejax.training.runs import load_state, read_config
 from tests.training.tiny import tiny_config
@@ -104,6 +106,63 @@ def test_evaluation_repeats_whatever_the_batch(runs):
     assert first == again
     metric = "FD[classifier:digits]@60"
     assert other[metric] == pytest.approx(first[metric], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def wild(tiny_run, tmp_path_factory):
+    """The tiny run, sampled without clipping: its pixels go far beyond [-1, 1]."""
+    workdir = tmp_path_factory.mktemp("unclipped") / "wild"
+    shutil.copytree(tiny_run[0], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["sample"]["clip"] == 1.0
+    config["sample"]["clip"] = None
+    (workdir / "config.json").write_text(json.dumps(config))
+    return workdir
+
+
+@pytest.mark.parametrize("extractor", ["classifier", "pixels"])
+def test_pngs_read_back_have_the_measures_that_were_reported(wild, tmp_path, extractor):
+    """To the last bit: what is measured is what a picture can hold."""
+    meter = meter_of(read_config(wild), count=40, extractor=extractor, subset_size=20)
+    row = evaluate_run(wild, meter, batch=25, png=tmp_path)
+    paths = sorted(tmp_path.iterdir())
+    pictures = np.stack([np.asarray(Image.open(path)) for path in paths])[..., None]
+    assert pictures.shape == (40, 8, 8, 1)
+    assert meter.measure(iter([pictures[:25], pictures[25:]])) == row["measures"]
+    assert row["pictures"] == "8-bit"
+    # The grid shows the same ones, each pixel 6 times as large.
+    grid = np.asarray(Image.open(wild / "evaluation" / "samples.png"))
+    shown = grid[4:, 4:, 0].reshape(5, 52, 5, 52)[:, :48:6, :, :48:6].swapaxes(1, 2)
+    np.testing.assert_array_equal(shown.reshape(25, 8, 8), pictures[:25, ..., 0])
+    # And the samples are wild: every value that a picture can't hold is at an end.
+    assert ((pictures == 0) | (pictures == 255)).mean() > 0.1
+
+
+def test_samples_that_are_not_finite_are_refused(runs, tmp_path, monkeypatch):
+    """In a line that names the run, however few there are; nothing is measured of the others."""
+    workdir, _ = runs["dense"]
+    task, state = load_state(workdir)
+
+    def sample(apply, params, frozen, key, count, start=0):
+        drawn = task.sample(apply, params, frozen, key, count, start)
+        return drawn.at[count - 1, 2, 2].set(np.nan)
+
+    poisoned = task._replace(sample=sample), state
+    monkeypatch.setattr(evaluate.runs, "load_state", lambda _: poisoned)
+    options = {"count": 12, "metrics": ["fd"], "extractor": "pixels"}
+    with pytest.raises(ConfigError, match=r"dense: 1 of samples 0 to 5 .* the first is 5;") as told:
+        evaluate_runs([workdir], tmp_path, batch=6, **options)
+    assert "\n" not in str(told.value)
+
+
+def test_what_cannot_be_evaluated_is_refused_at_once(runs, tmp_path):
+    workdir, _ = runs["dense"]
+    for batch in (0, -1):
+        with pytest.raises(ConfigError, match=f"a batch of {batch}; accepted: 1 or more"):
+            evaluate_runs([workdir], tmp_path / "out", batch=batch)
+    with pytest.raises(ConfigError, match="several are named dense; accepted: different names"):
+        evaluate_runs([workdir, workdir], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_workdir_is_refused():

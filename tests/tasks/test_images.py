@@ -72,5 +72,27 @@ def test_grid_enlarges_and_separates():
     assert (grid[56:104, 108:156] == 255).all()
 
 
+def test_the_grid_shows_the_pictures_that_are_measured(task):
+    """Enlarged pixel by pixel, clipped and rounded as what the extractors see."""
+    images = np.random.default_rng(0).uniform(-1.5, 1.5, (3, 8, 8, 1))
+    grid, pictures = image_grid(images), task.to_images(images)
+    assert pictures.dtype == np.uint8
+    for index, (top, left) in enumerate([(4, 4), (4, 56), (56, 4)]):
+        cell = grid[top : top + 48, left : left + 48].reshape(8, 6, 8, 6, 3)
+        np.testing.assert_array_equal(
+            cell, np.broadcast_to(pictures[index][:, None, :, None], cell.shape)
+        )
+
+
+def test_what_is_not_finite_stays_white_and_is_told(caplog):
+    images = np.full((4, 8, 8, 1), -1.0)
+    images[2, 3, 3] = np.nan
+    images[3, 0, 0] = np.inf
+    grid = image_grid(images)
+    assert (grid[4:52, 4:52] == 0).all()
+    assert (grid[56:104] == 255).all()
+    assert "2 of 4 images hold values that aren't finite" in caplog.text
+
+
 def test_large_colour_images_keep_their_size():
     assert image_grid(np.zeros((4, 64, 64, 3))).shape == (2 * 68 + 4, 2 * 68 + 4, 3)

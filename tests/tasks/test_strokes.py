@@ -255,12 +255,14 @@ def test_a_split_of_one_label_has_no_labelled_images(task, tmp_path, monkeypatch
 def test_images_of_samples_are_as_the_labelled_ones(labelled_source):
     """Of the same size and the same range, so that a classifier can read both."""
     task = build_task(resolve(tiny(labelled_source)))
-    images, labelled = task.to_images(task.reference()), to_unit_range(task.labelled()[0])
+    images, labelled = task.to_images(task.reference()), task.labelled()[0]
     assert images.shape[1:] == labelled.shape[1:] == (32, 32, 1)
-    assert images.dtype == np.float32
     for some in (images, labelled):
-        assert (some.min(), some.max()) == (-1, 1)
-        assert ((some < 0).mean((1, 2, 3)) > 0.01).all()
+        assert some.dtype == np.uint8
+        assert (some.min(), some.max()) == (0, 255)
+        assert ((some < 128).mean((1, 2, 3)) > 0.01).all()
+    # Rasters are 8-bit from the start: nothing is lost.
+    np.testing.assert_array_equal(to_unit_range(images), rasterize(task.reference(), 32))
 
 
 def test_samples_are_compared_with_drawings_by_their_strokes(task):
