@@ -286,6 +286,9 @@ def precision_recall(features, reference, *, neighbours=3):
     neighbour in the set. Precision is the share of features that the reference covers, recall the
     share of the reference that the features cover.
 
+    The numbers depend on whose features these are: evaluation gives it those of its extractor, such
+    as Inception's 2,048; the paper, and torch-fidelity by default, take VGG16's.
+
     Args:
       features: [count, dim] numbers, of what was generated.
       reference: [other count, dim] numbers, of what is real.

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from sparsejax.configuration import ConfigError
+from sparsejax.data.images import PICTURES
 from sparsejax.evaluation import figures, overlap, tables
 from sparsejax.evaluation.closing import quantity
 from sparsejax.evaluation.documents import (
@@ -226,6 +227,14 @@ def _duration(rows):
 def _warnings(rows):
     """Say what makes runs of one file hard to compare."""
     found = []
+    floats = [row for row in rows if _measured_on(row) != PICTURES]
+    if floats:
+        some = "" if len(floats) == len(rows) else f", {len(floats)} of the {len(rows)} runs"
+        found.append(
+            f"**Measured before samples were clipped and rounded to {PICTURES} pictures, as they "
+            f"are now{some}:** distances in features are of floats and don't compare exactly with "
+            "newer ones."
+        )
     if len({str(row.get("reference")) for row in rows}) > 1:
         found.append("**The runs were measured against different reference sets.**")
     if len({row.get("device") for row in rows}) > 1:
@@ -246,6 +255,13 @@ def _warnings(rows):
             "means: the number of values then stands beside the mean."
         )
     return [" ".join(found)] if found else []
+
+
+def _measured_on(row):
+    """Return what the features of a row are of: rows that don't say it are of unrounded floats."""
+    # Inception has always rounded, and other measures are of no pictures.
+    of_pictures = any(re.search(r"\[(classifier|pixels)", name) for name in row["measures"])
+    return row.get("pictures", "floats" if of_pictures else PICTURES)
 
 
 def _meanings(rows, groups, measures):
@@ -631,14 +647,17 @@ def _picture_title(group, measures, row):
 def _runs_section(groups, rows):
     names = tables.measure_names(rows, spreads=True)
     digits = {name: _digits(groups, name) for name in names}
+    is_mixed = len(set(map(_measured_on, rows))) > 1
     body, breaks = [], []
     for group in groups:
         breaks += [len(body)] if body else []
         for row in group.rows:
             cells = [_one(row, name, f",.{digits[name]}f") for name in names]
             cells += [_one(row, "loss", ".4g"), _one(row, "seconds", ".0f")]
+            cells += [_measured_on(row)] if is_mixed else []
             body.append([f"`{_uncoded(row['run'])}`", str(row["seed"]), *cells])
     header = ["run", "seed", *names, "training loss", "seconds in all"]
+    header += ["samples measured as"] if is_mixed else []
     table = Table("Every run of the results file.", header, body, 1, tuple(breaks))
     return Section("Every run", [Folded(f"All {_count(len(rows), 'run')}", [table])])
 

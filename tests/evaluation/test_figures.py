@@ -72,6 +72,7 @@ def make_row(method="rigl", sparsity=0.75, seed=0, p=None, interval=None, layers
             "recall[classifier:digits]@1797": 0.8 - 0.2 * sparsity + 0.01 * rng.normal(),
         },
         "reference": "digits train, 1,797 examples",
+        "pictures": "8-bit",
         "config": {
             "name": "digits_sweep",
             "seed": seed,

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import pathlib
 import re
 
 import numpy as np
@@ -487,6 +488,42 @@ def test_runs_that_hardly_compare_are_named(tmp_path):
     markdown, _ = write(tmp_path, rows)
     for words in ("different reference sets", "different devices", "different commits", "-dirty"):
         assert words in markdown
+
+
+def test_it_says_what_was_measured_before_pictures_were_rounded(tmp_path):
+    rows = [make_row("dense", 0.0, seed, layers=2) for seed in range(3)]
+    words = "Measured before samples were clipped and rounded to 8-bit pictures"
+    assert words not in write(tmp_path, rows)[0]
+    del rows[1]["pictures"]
+    for text in write(tmp_path, rows):
+        assert f"{words}, as they are now, 1 of the 3 runs:" in text
+    tables = markdown_tables((tmp_path / "report.md").read_text())
+    (table,) = (table for table in tables if table[0][0] == "run")
+    assert [line[-1] for line in table] == ["samples measured as", "8-bit", "floats", "8-bit"]
+    for row in rows:
+        row["pictures"] = "floats"
+    for text in write(tmp_path, rows):
+        assert f"{words}, as they are now:" in text
+    # Losses and Inception's features were never of floats.
+    for row in rows:
+        row["measures"] = {HELD_OUT: 0.1, "FID[inception:2048]@50000": 9.0}
+        del row["pictures"]
+    assert words not in write(tmp_path, rows)[0]
+
+
+def test_the_committed_results_say_what_was_measured():
+    """Of floats where samples are pixels; rasters of drawings have always been 8-bit."""
+    results = pathlib.Path(__file__).resolve().parents[2] / "docs" / "results"
+    found = {}
+    for path in results.glob("*/results.jsonl"):
+        rows = report.read_results(path)
+        (found[path.parent.name],) = {row["pictures"] for row in rows}
+        for name in ("report.md", "report.html"):
+            text = (path.parent / name).read_text(encoding="utf-8")
+            is_old = found[path.parent.name] == "floats"
+            assert ("Measured before samples were clipped and rounded" in text) == is_old
+    assert found.pop("digits") == found.pop("structure_digits") == "floats"
+    assert set(found.values()) == {"8-bit"}
 
 
 def test_damaged_masks_and_pictures_are_left_out(tmp_path):
