@@ -11,12 +11,11 @@ Other keys are passed over.
 import functools
 import hashlib
 import zipfile
-import zlib
 
 import numpy as np
 
 from sparsejax.data.decoding import encode
-from sparsejax.data.items import Item, SourceError, check, check_integers
+from sparsejax.data.items import Item, SourceError, check, check_integers, reason
 
 SPLITS = ("train", "validation", "test")
 
@@ -55,8 +54,10 @@ def channels(path):
             with archive.open("images.npy") as file:
                 np.lib.format.read_magic(file)
                 shape, _, _ = np.lib.format.read_array_header_1_0(file)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise SourceError(f"it is no npz, or damaged ({error})") from error
+    except SourceError:
+        raise
+    except Exception as error:  # zipfile and numpy raise many kinds.
+        raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
     return 1 if len(shape) == 3 else _checked_images(shape)[3]
 
 
@@ -76,8 +77,8 @@ def items(path):
         with np.load(path, allow_pickle=False) as file:
             keys = ("images", "jpeg", "offsets", "label", "labels", "split")
             arrays = {key: file[key] for key in keys if key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise SourceError(f"it is no npz, or damaged ({error})") from error
+    except Exception as error:  # zipfile and numpy raise many kinds.
+        raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
     read, count = _ragged(arrays) if {"jpeg", "offsets"} <= arrays.keys() else _pixels(arrays)
     labels = arrays.get("label", arrays.get("labels", np.zeros(count, int)))
     splits = arrays.get("split", np.zeros(count, int))

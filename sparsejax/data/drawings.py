@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsejax.data.items import reason
+
 SPLITS = ("train", "validation", "test")
 _TRAIN, _VALIDATION = 85, 5  # of 100; the rest is for the test
 
@@ -34,6 +36,25 @@ class Broken(NamedTuple):
     reason: str
 
 
+def attempt(name, read, *arguments):
+    """Return `read(*arguments)`, or Broken with the reason, whatever goes wrong.
+
+    Args:
+      name: of the drawing that is read.
+      read: function.
+      *arguments: its arguments.
+
+    Example:
+      >>> attempt("a.svg", float, "1.5"), attempt("a.svg", float, "a")
+      (1.5, Broken(name='a.svg', reason="could not convert string to float: 'a'"))
+    """
+    try:
+        with np.errstate(all="ignore"):
+            return read(*arguments)
+    except Exception as error:  # One drawing is never a reason to lose the others.
+        return Broken(name, reason(error))
+
+
 def with_times(strokes):
     """Add the times of a pen of constant speed, on the paper and between strokes in the air.
 
@@ -56,6 +77,11 @@ def with_times(strokes):
     timed[1:, 2] = np.cumsum(np.hypot(*np.diff(timed[:, :2], axis=0).T))
     ends = np.cumsum([len(stroke) for stroke in strokes]).tolist()
     return [timed[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def as_text(name):
+    r"""Return a file's name as text that UTF-8 can hold; other bytes become \xNN."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def split_of(key):

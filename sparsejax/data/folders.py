@@ -1,13 +1,12 @@
 """A folder of images as a source of data: what lies in it, and a hash that changes with it."""
 
-import collections
 import functools
 import hashlib
 import os
-import pathlib
 
 from PIL import features
 
+from sparsejax.data import listing
 from sparsejax.data.items import Item, SourceError
 
 EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif")
@@ -22,8 +21,6 @@ SPLITS = {
     "valid": "validation",
     "test": "test",
 }
-_CLUTTER = ("Thumbs.db", "ehthumbs.db", "desktop.ini")
-_LISTED = 10  # endings
 
 
 def digest(folder):
@@ -88,58 +85,26 @@ def images(folder):
     Raises:
       SourceError: there is none, or one is a link that leads nowhere.
     """
-    paths = [path for path in _visible(folder) if _is_image(path)]
+    found = listing.visible(folder)
+    paths = [path for path in found if _is_image(path)]
     for path in paths:
         if not path.exists():
             raise SourceError(f"{path.relative_to(folder)} is a link that leads nowhere")
     if not paths:
-        others = left_out(folder)
-        raise SourceError("it holds no image" + (f": {others}" if others else ""))
+        raise SourceError(": ".join(filter(None, ["it holds no image", left_out(folder)])))
     return paths
 
 
 def left_out(folder):
-    """Say what lies in a folder and is no image by its ending: how many, of which endings.
-
-    Args:
-      folder: pathlib.Path.
-
-    Returns:
-      str, empty if there is nothing; hidden files don't count.
-    """
-    others = [path for path in _visible(folder) if not _is_image(path)]
-    if not others:
-        return ""
-    kinds = collections.Counter(map(_kind, others)).most_common()
-    listed = ", ".join(f"{kind} ({count})" for kind, count in kinds[:_LISTED])
-    more = ", ..." if len(kinds) > _LISTED else ""
-    files = "1 file" if len(others) == 1 else f"{len(others):,} files"
-    return f"{files} left out: {listed}{more}; the first is {others[0].relative_to(folder)}"
-
-
-def _visible(folder):
-    """Sorted paths of all files, and of links to folders, that aren't hidden."""
-
-    def refuse(error):
-        raise SourceError(f"{error.filename} can't be read: {error.strerror}") from error
-
-    found = []
-    for place, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        links = [name for name in folders if os.path.islink(os.path.join(place, name))]
-        files = [name for name in files if not name.startswith(".") and name not in _CLUTTER]
-        found += [pathlib.Path(place, name) for name in links + files]
-    return sorted(found)
+    """Say what lies in a folder and is no image by its ending; see `listing.left_out`."""
+    others = [path for path in listing.visible(folder) if not _is_image(path)]
+    return listing.left_out(others, folder)
 
 
 def _is_image(path):
     if path.suffix.lower() not in EXTENSIONS:
         return False
     return path.is_file() or (path.is_symlink() and not path.exists())
-
-
-def _kind(path):
-    return "links to folders" if path.is_dir() else path.suffix.lower() or "no ending"
 
 
 def _is_in_split(parts):

@@ -44,3 +44,5 @@ def check_integers(key, array, count):
     """Raise a SourceError if the array `key` of an npz isn't of integers [count]."""
     fits = np.issubdtype(array.dtype, np.integer) and array.shape == (count,)
     check(fits, f"{key} is {array.dtype} {list(array.shape)}, not integers [{count}]")
+    highest = np.iinfo(np.int64).max
+    check(not count or array.max() <= highest, f"{key} holds numbers above {highest}")

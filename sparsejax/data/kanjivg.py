@@ -8,16 +8,15 @@ stand in the order in which they are drawn. The canvas is 109 wide and high.
 import re
 import xml.etree.ElementTree as ET
 import zipfile
-import zlib
 
-from sparsejax.data.drawings import Broken, Drawing, split_of, with_times
-from sparsejax.data.items import SourceError
+from sparsejax.data import listing
+from sparsejax.data.drawings import Broken, Drawing, as_text, attempt, split_of, with_times
+from sparsejax.data.items import SourceError, reason
 from sparsejax.data.svg_paths import flatten
 
 SPACING = 0.5
-_FILE = re.compile(r"([0-9a-fA-F]{1,8})(-[^/]+)?\.svg")
+_NAME = re.compile(r"([0-9a-fA-F]{1,8})(-[^/]+)?")
 _STROKE = re.compile(r"kvg:.+-s\d+")
-_DAMAGED = (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def files(folder):
@@ -29,8 +28,24 @@ def files(folder):
     Raises:
       SourceError: there is none.
     """
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.svg")]
-    return [folder / name for name in _characters(names)]
+    found = [path for path in listing.visible(folder) if path.is_file()]
+    return [folder / name for name in _characters([_relative(path, folder) for path in found])]
+
+
+def left_out(path):
+    """Say which files of a zip or folder aren't read; see `listing.left_out`."""
+    if path.is_dir():
+        chosen = set(files(path))
+        return listing.left_out([p for p in listing.visible(path) if p not in chosen], path)
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    chosen = set(_characters(names))
+    visible = [name for name in names if all(map(listing.is_visible, name.split("/")))]
+    return listing.left_out([name for name in visible if name not in chosen])
+
+
+def _relative(path, folder):
+    return path.relative_to(folder).as_posix()
 
 
 def read(path):
@@ -54,8 +69,8 @@ def read(path):
         return
     try:
         archive = zipfile.ZipFile(path)
-    except _DAMAGED as error:
-        raise SourceError(f"it is no zip, or damaged ({error})") from error
+    except Exception as error:  # zipfile raises many kinds.
+        raise SourceError(f"it is no zip, or damaged ({reason(error)})") from error
     with archive:
         for member in _characters(archive.namelist()):
             yield _character(member.rpartition("/")[2], lambda m=member: archive.read(m))
@@ -66,32 +81,32 @@ def _characters(names):
     chosen = {}
     for name in sorted(names):
         *folders, last = name.split("/")
-        if last.startswith(".") or not last.endswith(".svg") or folders[-1:] not in ([], ["kanji"]):
+        is_svg = last.lower().endswith(".svg") and not last.startswith(".")
+        if not is_svg or folders[-1:] not in ([], ["kanji"]):
             continue
-        if last in chosen:
-            raise SourceError(f"it holds {last} twice: {chosen[last]} and {name}")
-        chosen[last] = name
+        stem = last[: -len(".svg")]
+        if stem in chosen:
+            raise SourceError(f"it holds {stem}.svg twice: {chosen[stem]} and {name}")
+        chosen[stem] = name
     if not chosen:
-        raise SourceError("it holds no kanji/NAME.svg")
-    return [chosen[last] for last in sorted(chosen)]
+        others = listing.left_out([name for name in names if not name.endswith("/")])
+        raise SourceError(": ".join(filter(None, ["it holds no kanji/NAME.svg", others])))
+    return [chosen[stem] for stem in sorted(chosen)]
 
 
 def _character(file, read_bytes):
     """Read one file; `file` is its name, without folders."""
-    name = file.removesuffix(".svg")
-    parts = _FILE.fullmatch(file)
+    name = as_text(file[: -len(".svg")])
+    parts = _NAME.fullmatch(name)
     if not parts:
         return Broken(name, "its name isn't a code point")
-    try:
-        paths = _paths(read_bytes())
-    except (*_DAMAGED, ValueError) as error:
-        return Broken(name, str(error))
-    strokes = []
-    for stroke, d in paths:
-        try:
-            strokes.append(flatten(d, SPACING))
-        except ValueError as error:
-            return Broken(f"{name} {stroke}", str(error))
+    paths = attempt(name, lambda: _paths(read_bytes()))
+    if isinstance(paths, Broken):
+        return paths
+    strokes = [attempt(f"{name} {stroke}", flatten, d, SPACING) for stroke, d in paths]
+    for stroke in strokes:
+        if isinstance(stroke, Broken):
+            return stroke
     return Drawing(name, split_of(f"{int(parts[1], 16):05x}"), 0, with_times(strokes))
 
 

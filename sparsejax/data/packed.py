@@ -14,25 +14,13 @@ Other keys are passed over. Strokes have no times: these are the pen's way so fa
 """
 
 import zipfile
-import zlib
 
 import numpy as np
 
-from sparsejax.data.drawings import SPLITS, Broken, Drawing, split_of, with_times
-from sparsejax.data.items import SourceError, check, check_integers
+from sparsejax.data.drawings import SPLITS, Broken, Drawing, attempt, split_of, with_times
+from sparsejax.data.items import SourceError, check, check_integers, reason
 
 _KEYS = ("points", "offsets", "scale", "label", "split", "words")
-# What zipfile and numpy raise on damaged files.
-_DAMAGED = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 def keys(path):
@@ -47,8 +35,8 @@ def keys(path):
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except _DAMAGED as error:
-        raise SourceError(f"it is no npz, or damaged ({error})") from error
+    except Exception as error:  # zipfile raises many kinds.
+        raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
 
 
 def read(path, words=()):
@@ -70,8 +58,8 @@ def read(path, words=()):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in _KEYS if key in file.files}
-    except _DAMAGED as error:
-        raise SourceError(f"it is no npz, or damaged ({error})") from error
+    except Exception as error:  # zipfile and numpy raise many kinds.
+        raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
     points, offsets = _points_and_offsets(arrays)
     count = offsets.size - 1
     scale = arrays.get("scale", np.ones(()))
@@ -82,13 +70,10 @@ def read(path, words=()):
     check_integers("label", labels, count)
     labels = _chosen(labels, words, arrays) if words else labels
     for i in np.flatnonzero(labels >= 0) if words else range(count):
-        drawn = points[offsets[i] : offsets[i + 1]]
-        problem = _problem(drawn)
-        if problem:
-            yield Broken(f"item {i}", problem)
-        else:
-            strokes = np.split(drawn[:, :2] / scale.item(), np.flatnonzero(drawn[:, 2]) + 1)[:-1]
-            yield Drawing(f"item {i}", splits[i], int(labels[i]), with_times(strokes))
+        name, drawn = f"item {i}", points[offsets[i] : offsets[i + 1]]
+        strokes = attempt(name, _strokes, drawn, scale.item())
+        is_broken = isinstance(strokes, Broken)
+        yield strokes if is_broken else Drawing(name, splits[i], int(labels[i]), strokes)
 
 
 def _points_and_offsets(arrays):
@@ -126,15 +111,15 @@ def _chosen(labels, words, arrays):
     return np.array([order.get(word, -1) for word in held])[labels]
 
 
-def _problem(drawn):
-    """Say what is wrong with a drawing's points [points, 3], or return None."""
+def _strokes(drawn, scale):
+    """Cut a drawing's points [points, 3] into strokes, with times; ValueError if they don't fit."""
     if not np.isfinite(drawn).all():
-        return "values that aren't finite"
+        raise ValueError("values that aren't finite")
     if not np.isin(drawn[:, 2], (0, 1)).all():
-        return "pen holds more than 0 and 1"
+        raise ValueError("pen holds more than 0 and 1")
     if len(drawn) and not drawn[-1, 2]:
-        return "its last stroke has no end: pen is 0"
-    return None
+        raise ValueError("its last stroke has no end: pen is 0")
+    return with_times(np.split(drawn[:, :2] / scale, np.flatnonzero(drawn[:, 2]) + 1)[:-1])
 
 
 def _is_number(array):

@@ -10,7 +10,8 @@ import re
 
 import numpy as np
 
-from sparsejax.data.drawings import Broken, Drawing, split_of, with_times
+from sparsejax.data import listing
+from sparsejax.data.drawings import Drawing, as_text, attempt, split_of, with_times
 from sparsejax.data.items import SourceError
 
 _WORD = re.compile(rb'\s*{\s*"word"\s*:\s*("(?:[^"\\]|\\.)*")')
@@ -29,11 +30,25 @@ def files(path):
         if path.suffix.lower() != ".ndjson":
             raise SourceError("its name doesn't end in .ndjson")
         return [path]
-    found = sorted(path.glob("*.ndjson"))
-    found = [file for file in found if file.is_file() and not file.name.startswith(".")]
+    found = [file for file in _visible(path) if _is_ndjson(file)]
     if not found:
-        raise SourceError("it holds no .ndjson file")
+        raise SourceError(": ".join(filter(None, ["it holds no .ndjson file", left_out(path)])))
     return found
+
+
+def left_out(path):
+    """Say which files of a folder aren't read, folders in it included; see `listing.left_out`."""
+    if path.is_file():
+        return ""
+    return listing.left_out([file for file in _visible(path) if not _is_ndjson(file)], path)
+
+
+def _visible(folder):
+    return sorted(file for file in folder.iterdir() if listing.is_visible(file.name))
+
+
+def _is_ndjson(file):
+    return file.suffix.lower() == ".ndjson" and file.is_file()
 
 
 def read(path, words=()):
@@ -63,23 +78,24 @@ def read(path, words=()):
         word = _word(line)
         if word in others:
             continue
-        try:
-            key, strokes = _parse(line)
-            drawing = Drawing(name, split_of(key), labels[word], strokes)
-        except (json.JSONDecodeError, UnicodeError, RecursionError):
-            yield Broken(name, "it is no JSON in UTF-8, or cut short")
-        except ValueError as error:
-            yield Broken(name, str(error))
-        else:
-            yield drawing
+        yield attempt(name, _drawing, line, name, labels.get(word))
+
+
+def _drawing(line, name, label):
+    try:
+        key, strokes = _parse(line)
+        return Drawing(name, split_of(key), label, strokes)
+    except (json.JSONDecodeError, UnicodeError, RecursionError) as error:
+        raise ValueError("it is no JSON in UTF-8, or cut short") from error
 
 
 def _lines(path):
     for file in files(path):
+        name = as_text(file.name)
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield f"{file.name} line {number}", line
+                    yield f"{name} line {number}", line
 
 
 def _words(path):

@@ -99,6 +99,10 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Read a source that is no npz."""
         raise SourceError("it is no npz")
 
+    def _files_left_out(self):
+        """Say which files of a source that is no npz aren't read."""
+        return ""
+
     def _refusal(self, problem):
         return ConfigError(
             f"config.task.source is {self.source!r}: {problem}; accepted with the dataset "
@@ -130,12 +134,16 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         except SourceError as error:
             raise self._refusal(error) from error
         count = len(left_out) + sum(map(len, examples.values()))
-        summary = f"{self.name}: {len(left_out)} of {count} drawings left out"
+        summary = f"{len(left_out)} of {count} drawings left out"
         if "train" not in examples:
-            raise self._refusal("it has no drawing for train\n" + _report(summary, left_out))
+            raise self._refusal(f"it has no drawing for train; {_line(summary, left_out)}")
+        summary = f"{self.name}: {summary}"
         # tensorflow-datasets renames the whole folder when all is done.
         lines = [summary, *(f"{name}: {reason}" for name, reason in left_out)]
-        (self.data_path / LEFT_OUT).write_text("\n".join(lines) + "\n")
+        (self.data_path / LEFT_OUT).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        others = "" if self._is_packed() else self._files_left_out()
+        if others:
+            logger.warning("%s: %s", self.name, others)
         if left_out:
             logger.warning("%s", _report(summary, left_out))
         return {split: examples[split] for split in drawings.SPLITS if split in examples}
@@ -159,6 +167,9 @@ class QuickdrawStrokes(Sketches):
     def _publishers(self):
         return quickdraw.read(self.path, self.words)
 
+    def _files_left_out(self):
+        return quickdraw.left_out(self.path)
+
 
 class Kanjivg(Sketches):
     """KanjiVG: the publisher's zip of SVG files, or a folder of them; see `Sketches`."""
@@ -170,6 +181,9 @@ class Kanjivg(Sketches):
 
     def _publishers(self):
         return kanjivg.read(self.path)
+
+    def _files_left_out(self):
+        return kanjivg.left_out(self.path)
 
 
 class Vmnist(Sketches):
@@ -195,11 +209,19 @@ def _prepared(found):
     """Return a Drawing's example and None, or None and why there is none, a Broken."""
     if isinstance(found, drawings.Broken):
         return None, found
-    try:
-        points = strokes.preprocess(found.strokes)
-    except strokes.UnusableDrawingError as error:
-        return None, drawings.Broken(found.name, str(error))
+    points = drawings.attempt(found.name, strokes.preprocess, found.strokes)
+    if isinstance(points, drawings.Broken):
+        return None, points
     return {"points": points, "label": found.label, "name": found.name}, None
+
+
+def _line(summary, left_out):
+    """Say in a line what was left out: how many for each reason, and the first by name."""
+    if not left_out:
+        return summary
+    counts = collections.Counter(reason for _, reason in left_out).most_common(_LISTED)
+    reasons = "; ".join(f"{reason} ({count})" for reason, count in counts)
+    return f"{summary}: {reasons}; the first is {left_out[0].name}"
 
 
 def _report(summary, left_out):

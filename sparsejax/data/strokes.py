@@ -16,6 +16,7 @@ MAX_STROKES = 25
 MAX_POINTS = 300  # as many or more: the drawing is left out
 SPACING = 0.05  # of resampled points, in radii of the drawing
 SCALE = 10.0
+_TOO_MANY = f"{MAX_POINTS} points or more after resampling"
 PEN_UP = 0.8  # a sampled pen value above is the end of a stroke
 
 
@@ -54,17 +55,21 @@ def preprocess(strokes):
         raise UnusableDrawingError("values that aren't finite")
     kept = [stroke - kept[0][0] for stroke in kept]
     radius = _radius(kept)
+    if not np.isfinite(radius):
+        raise UnusableDrawingError("coordinates too large to compute with")
     if not radius > 0:
         raise UnusableDrawingError("no extent: all points are the same")
     resampled = [_resample(stroke / [radius, radius, 1]) for stroke in kept]
     count = sum(map(len, resampled))
     if count >= MAX_POINTS:
-        raise UnusableDrawingError(f"{MAX_POINTS} points or more after resampling")
+        raise UnusableDrawingError(_TOO_MANY)
     points = np.zeros((count, 4))
     points[:, [0, 1, 3]] = np.concatenate(resampled)
     points[np.cumsum([len(stroke) for stroke in resampled]) - 1, 2] = 1
     points[:, :2] *= SCALE / _radius(resampled)
     points[:, 3] /= points[-1, 3] or 1
+    if not np.isfinite(points).all():
+        raise UnusableDrawingError("times too large to compute with")
     return points.astype(np.float32)
 
 
@@ -76,7 +81,10 @@ def _resample(stroke):
     """Space points evenly along a stroke; time goes evenly from its start to its end."""
     steps = np.hypot(*np.diff(stroke[:, :2], axis=0).T)
     along = np.append(0, np.cumsum(steps))
-    where = np.linspace(0, along[-1], max(2, int(along[-1] / SPACING)))
+    count = max(2, int(along[-1] / SPACING))
+    if count >= MAX_POINTS:
+        raise UnusableDrawingError(_TOO_MANY)
+    where = np.linspace(0, along[-1], count)
     time = np.linspace(stroke[0, 2], stroke[-1, 2], len(where))
     return np.stack([*(np.interp(where, along, stroke[:, i]) for i in (0, 1)), time], axis=1)
 

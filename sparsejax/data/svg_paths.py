@@ -96,11 +96,7 @@ def _written(command, numbers):
     numbers = [numbers] if isinstance(numbers, str) else numbers
     values = [repr(float(number)) for number in numbers]
     if command in "Aa":
-        if not float(numbers[0]) or not float(numbers[1]):
-            # An arc without a radius is a line: fontTools leaves it out.
-            command, values = {"A": "L", "a": "l"}[command], values[5:]
-        else:
-            values[3:5] = numbers[3:5]
+        values[3:5] = numbers[3:5]
     if "inf" in "".join(values):
         raise ValueError("values that aren't finite")
     return " ".join([command, *values])
@@ -124,6 +120,51 @@ class _Curves(BasePen):
         third, two_thirds = ((2 * x + u) / 3, (2 * y + v) / 3), ((x + 2 * u) / 3, (y + 2 * v) / 3)
         self._curveToOne(third, two_thirds, point)
 
+    def arcTo(self, rx, ry, rotation, large, sweep, end):  # noqa: N802
+        """Draw an elliptical arc as SVG 1.1, F.6.2 and F.6.6, say of parameters out of range."""
+        start = self._getCurrentPoint()
+        if end == start:
+            return
+        if not rx or not ry or math.dist(start, end) < 1e-300:
+            self.lineTo(end)
+            return
+        for curve in _arc(start, rx, ry, math.radians(rotation), large, sweep, end):
+            self.curveTo(*map(tuple, curve))
+
     def _curveToOne(self, first, second, point):  # noqa: N802
         self.curves.append((self._last, first, second, point))
         self._last = point
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what isn't finite is refused
+def _arc(start, rx, ry, rotation, large, sweep, end):
+    """Cut an elliptical arc into cubic curves, [curves, 3, 2]: two control points and the end.
+
+    SVG 1.1, F.6.5, but for the centre, from which a large circle's points would be lost to
+    rounding. In a plane where the ellipse is the unit circle and the middle of the chord the
+    origin, the chord goes along `e` from sin -h to sin h, the arc bulges along `n`, and its points
+    are e sin a + n (cos a - cos h) for a from -h to h.
+    """
+    start, end = np.array(start), np.array(end)
+    turn = np.array(
+        [[math.cos(rotation), -math.sin(rotation)], [math.sin(rotation), math.cos(rotation)]]
+    )
+    # Radii relative to the larger one: no square of them vanishes or is infinite.
+    scale = max(rx, ry)
+    axes = np.array([rx / scale, ry / scale])
+    half = (turn.T @ ((end - start) / 2)) / axes
+    length = math.hypot(*half)
+    scale = max(scale, length)  # F.6.6: radii too small grow until they are just enough
+    e = half / length
+    n = np.array([e[1], -e[0]]) if sweep else np.array([-e[1], e[0]])
+    h = math.asin(min(1, length / scale))
+    h = math.pi - h if large else h
+    count = max(1, math.ceil(4 * h / math.pi - 1e-3))
+    a = np.linspace(-h, h, count + 1)[:, None]
+    rise = -2 * np.sin((a + h) / 2) * np.sin((a - h) / 2)  # cos a - cos h
+    points = e * np.sin(a) + n * rise
+    reach = 4 / 3 * math.tan(h / count / 2) * (e * np.cos(a) - n * np.sin(a))
+    curves = np.stack([points[:-1] + reach[:-1], points[1:] - reach[1:], points[1:]], axis=1)
+    curves = (start + end) / 2 + (scale * axes * curves) @ turn.T
+    curves[-1, 2] = end  # free of rounding
+    return curves

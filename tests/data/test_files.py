@@ -72,7 +72,7 @@ def test_what_is_no_image_is_counted_by_its_ending_and_named(tmp_path, caplog):
     (record,) = caplog.records
     assert record.getMessage() == (
         f"{tmp_path / 'set'}: 5 files left out: .heic (2), no ending (1), .svg (1), "
-        "links to folders (1); the first is LICENSE"
+        "folders (1); the first is LICENSE"
     )
     write(tmp_path / "none", **others)
     with pytest.raises(

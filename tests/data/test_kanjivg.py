@@ -2,6 +2,8 @@ import math
 import shutil
 import zipfile
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -124,6 +126,92 @@ def test_arcs_of_ellipses_turn_and_grow():
     np.testing.assert_allclose(np.hypot(*(half - [5, 0]).T), 5, rtol=3e-4)
     np.testing.assert_array_equal(flatten("M0,0 A0,4 0 0 1 6,5", 9), [[0, 0], [6, 5]])
     np.testing.assert_array_equal(flatten("M1,1 a4,0 0 0 1 6,5h1", 9), [[1, 1], [7, 6], [8, 6]])
+
+
+def centre_of(rx, ry, turn, large, sweep, x, y):
+    """Centre, radii, first angle and angle swept of an arc from the origin: SVG 1.1, F.6.5."""
+    cos, sin = math.cos(turn), math.sin(turn)
+    u, v = -(cos * x + sin * y) / 2, -(cos * y - sin * x) / 2
+    grown = math.hypot(u / rx, v / ry)
+    if grown > 1:
+        rx, ry = grown * rx, grown * ry
+    square = max(
+        0, ((rx * ry) ** 2 - (rx * v) ** 2 - (ry * u) ** 2) / ((rx * v) ** 2 + (ry * u) ** 2)
+    )
+    root = math.sqrt(square) * (-1 if large == sweep else 1)
+    a, b = root * rx * v / ry, -root * ry * u / rx
+    first = math.atan2((v - b) / ry, (u - a) / rx)
+    swept = math.atan2((-v - b) / ry, (-u - a) / rx) - first
+    swept += 2 * math.pi * ((sweep and swept < 0) - (not sweep and swept > 0))
+    return (cos * a - sin * b + x / 2, sin * a + cos * b + y / 2), (rx, ry), first, swept
+
+
+sizes, places = st.floats(0.5, 30), st.floats(-20, 20)
+
+
+@hypothesis.given(sizes, sizes, st.floats(-400, 400), st.booleans(), st.booleans(), places, places)
+def test_arcs_follow_the_specification(rx, ry, turn, large, sweep, x, y):
+    hypothesis.assume(math.hypot(x, y) > 0.1)
+    points = flatten(f"M0,0A{rx!r},{ry!r} {turn!r} {large:d} {sweep:d} {x!r},{y!r}", 0.5)
+    turn = math.radians(turn)
+    centre, radii, first, swept = centre_of(rx, ry, turn, large, sweep, x, y)
+    across = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    u, v = ((points - centre) @ across / radii).T
+    np.testing.assert_allclose(np.hypot(u, v), 1, atol=1e-3)
+    angles = np.unwrap(np.arctan2(v, u))
+    # Near half a turn the root of what is next to nothing moves the centre.
+    assert math.isclose(angles[-1] - angles[0], swept, abs_tol=1e-3)
+    np.testing.assert_array_equal(points[[0, -1]], [[0, 0], [x, y]])
+    assert math.isclose(math.remainder(angles[0] - first, 2 * math.pi), 0, abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("radius", ["0", "0.0", "-0", "0,5", "5,0", "00"])
+def test_an_arc_without_a_radius_is_a_line(radius):
+    radii = radius if "," in radius else f"{radius},{radius}"
+    np.testing.assert_array_equal(flatten(f"M1,2A{radii} 30 1 0 7,6", 9), [[1, 2], [7, 6]])
+    np.testing.assert_array_equal(flatten(f"M1,2a{radii} 30 1 0 6,4", 9), [[1, 2], [7, 6]])
+
+
+@pytest.mark.parametrize("radii", ["5,4", "0,0", "1e-200,1e-200", "1e200,1e200"])
+def test_an_arc_to_where_it_starts_is_left_out(radii):
+    points = flatten(f"M1,2A{radii} 30 1 0 1,2L3,2", 9)
+    np.testing.assert_array_equal(points, [[1, 2], [3, 2]])
+
+
+@pytest.mark.parametrize("radius", ["1e-3", "1e-100", "1e-170", "1e-200", "5e-324", "-1e-200"])
+def test_an_arc_of_vanishing_radius_grows_to_half_a_circle(radius):
+    x, y = flatten(f"M1,2A{radius},{radius} 30 1 1 7,10", 0.1).T
+    np.testing.assert_allclose(np.hypot(x - 4, y - 6), 5, rtol=3e-4)
+    assert (6 * (y - 2) - 8 * (x - 1) <= 1e-9).all()  # on the one side
+
+
+@pytest.mark.parametrize("radius", ["1e9", "1e20", "1e150", "1e200", "1e300"])
+def test_an_arc_of_vast_radius_is_a_line(radius):
+    points = flatten(f"M1,2A{radius},{radius} 30 0 1 7,10", 0.5)
+    direction = (points - [1, 2]) @ [[8], [-6]]
+    np.testing.assert_allclose(direction, 0, atol=1e-6)
+    assert spacing(points) <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "arc", ["1e200,1e200 0 1 1 3,4", "1e-320,5 0 0 1 3,4", "5,1e-200 9 0 1 3,4"]
+)
+def test_arcs_that_go_beyond_all_bounds_are_refused(arc):
+    with pytest.raises(ValueError, match="too long|finite"):
+        flatten(f"M1,2A{arc}", 0.5)
+
+
+def test_an_arc_of_vanishing_radius_does_not_end_the_others(tmp_path):
+    arcs = {
+        "05b57": "M1,1h9",
+        "05b58": "M1,1A1e-200,1e-200 0 0 1 9,9",
+        "05b59": "M1,1A0,0 0 0 1 9,9",
+    }
+    arcs["05b5a"] = "M1,1A1e-320,5 0 0 1 9,9"
+    found = kanjivg.read(save_svgs(tmp_path, **{name: svg(arc) for name, arc in arcs.items()}))
+    *whole, broken = found
+    assert [drawing.name for drawing in whole] == ["05b57", "05b58", "05b59"]
+    assert isinstance(broken, Broken)
 
 
 @pytest.mark.parametrize(
@@ -300,3 +388,7 @@ def test_sources_without_characters_and_with_twins_are_refused(tmp_path):
     save_svgs(tmp_path / "a/b/kanji", **{"05b57": svg("M1,1h9")})
     with pytest.raises(SourceError, match="05b57.svg twice: b/kanji/05b57.svg and kanji/"):
         list(kanjivg.read(tmp_path / "a"))
+    save_svgs(tmp_path / "c", **{"05b57": svg("M1,1h9")})
+    (tmp_path / "c/05b57.SVG").write_text(svg("M1,1h9"))
+    with pytest.raises(SourceError, match="05b57.svg twice: 05b57.SVG and 05b57.svg"):
+        list(kanjivg.read(tmp_path / "c"))

@@ -1,12 +1,13 @@
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 from absl import logging as absl_logging
 
 from sparsejax.configuration import ConfigError
-from sparsejax.data import images, kanjivg, quickdraw, strokes
+from sparsejax.data import images, kanjivg, packed, quickdraw, strokes
 from sparsejax.data.builders import DATASETS, SKETCHES, full_name, open_builder
 from tests.data.sets import task
 from tests.data.sketches import line, real, save_lines, save_packed, save_svgs, svg
@@ -173,12 +174,91 @@ def test_the_warning_is_given_where_absl_holds_back_others(tmp_path, caplog, mon
     assert "1 of 2 drawings left out" in caplog.text
 
 
+def test_files_that_are_not_read_are_counted_and_named(tmp_path, caplog):
+    folder = save_svgs(tmp_path / "svg", **{"05b57": svg("M1,1h9")})
+    (folder / "05b58.SVG").write_text(svg("M1,1h9", name="05b58"))
+    for name in ("05b59.svgz", "README.md", ".DS_Store", "old/05b60.svg"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(svg("M1,1h9"))
+    shutil.make_archive(tmp_path / "kanji", "zip", folder)
+    for source in (folder, tmp_path / "kanji.zip"):
+        caplog.clear()
+        content = prepared(tmp_path / "sets", dataset="kanjivg", source=source)
+        assert {name for split in content.values() for name in split} == {"05b57", "05b58"}
+        (record,) = caplog.records
+        assert record.getMessage().startswith("kanjivg: 3 files left out: .")
+        kinds = (".svgz (1)", ".md (1)", ".svg (1)")
+        assert all(kind in record.getMessage() for kind in kinds)
+
+    words = tmp_path / "words"
+    (words / "more").mkdir(parents=True)
+    save_lines(words / "cat.ndjson", line(key="0"))
+    save_lines(words / "dog.NDJSON", line("dog", key="0"))
+    save_lines(words / "owl.ndjson.gz", "?")
+    caplog.clear()
+    content = prepared(tmp_path / "sets", dataset="quickdraw_strokes", source=words)
+    assert sorted(content["train"]) == ["cat.ndjson line 1", "dog.NDJSON line 1"]
+    expected = "2 files left out: folders (1), .gz (1); the first is more"
+    assert caplog.messages == [f"quickdraw_strokes: {expected}"]
+
+
+def test_no_drawing_is_a_reason_to_lose_the_others(tmp_path, caplog):
+    """Coordinates and times at the end of what floats can hold, and names that are no text."""
+    far, late = [1e308, -1e308], [0, 1e308]
+    path = save_lines(
+        tmp_path / "a.ndjson",
+        line(key="0"),
+        line(key="1", drawing=[[far, far, [0, 1]]]),
+        line(key="2", drawing=[[[0, 1e200], [0, 1]]]),
+        line(key="3", drawing=[[[0, 1], [0, 1], [-1e308, 1e308]]]),
+        line(key="4", drawing=[[[0, 1], [0, 1], late]]),
+        line(key="5", drawing=[[[0, 5e-324], [0, 0]]]),
+        line(key="6", drawing=[[[0, 1] * 10**5, [0, 1] * 10**5]]),
+    )
+    content = prepared(tmp_path / "sets", dataset="quickdraw_strokes", source=path)
+    kept = {name: points for split in content.values() for name, (points, _) in split.items()}
+    assert {"a.ndjson line 1", "a.ndjson line 5"} <= kept.keys()
+    assert all(np.isfinite(points).all() for points in kept.values())
+    lost = {f"a.ndjson line {number}" for number in (2, 4, 7)}
+    assert lost.isdisjoint(kept)
+    assert all(f"  {name}: " in caplog.text for name in lost)
+    folder = save_svgs(tmp_path / "svg", **{"05b57": svg("M1,1h9")})
+    (folder / os.fsdecode(b"\xff.svg")).write_text(svg("M1,1h9"))
+    assert left_out(tmp_path / "sets", dataset="kanjivg", source=folder)[1:] == [
+        r"\xff: its name isn't a code point"
+    ]
+
+
+def test_whatever_fails_in_one_drawing_leaves_it_out(tmp_path, monkeypatch, caplog):
+    """Even an error that nobody thought of, in any of the readers."""
+
+    def failing(points):
+        raise ZeroDivisionError("no\nradius")
+
+    for module, name in ((kanjivg, "flatten"), (packed, "with_times"), (quickdraw, "_stroke")):
+        monkeypatch.setattr(module, name, lambda *_: failing(None))
+    save_svgs(tmp_path / "svg", **{"05b57": svg("M1,1h9")})
+    sources = {
+        "kanjivg": tmp_path / "svg",
+        "vmnist": save_packed(tmp_path / "a.npz"),
+        "quickdraw_strokes": save_lines(tmp_path / "a.ndjson", line()),
+    }
+    for dataset, source in sources.items():
+        with pytest.raises(ConfigError, match=r"left out: ZeroDivisionError no radius \(\d\); the"):
+            prepared(tmp_path / "sets", dataset=dataset, source=source)
+
+
 def test_a_set_without_training_data_is_refused(tmp_path):
     broken = save_lines(tmp_path / "a.ndjson", line()[:30], line(drawing=[]))
-    with pytest.raises(ConfigError, match=r"no drawing for train\n.*2 of 2(.|\n)*line 1: it is no"):
+    message = (
+        r"no drawing for train; 2 of 2 drawings left out: it is no JSON .* \(1\); no stroke of "
+    )
+    message += r"two points or more \(1\); the first is a.ndjson line 1; accepted with "
+    with pytest.raises(ConfigError, match=message) as error:
         prepared(tmp_path / "sets", dataset="quickdraw_strokes", source=broken)
+    assert "\n" not in str(error.value)
     test_only = save_packed(tmp_path / "a.npz", split=[2, 2, 2])
-    with pytest.raises(ConfigError, match=r"no drawing for train\n.*0 of 3"):
+    with pytest.raises(ConfigError, match=r"no drawing for train; 0 of 3"):
         prepared(tmp_path / "sets", dataset="vmnist", source=test_only)
     assert not list((tmp_path / "sets").rglob("*record*"))
 
