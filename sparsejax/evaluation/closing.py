@@ -11,9 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsejax.atomic import write_text
+from sparsejax.configuration import ConfigError
 from sparsejax.evaluation import plots
 from sparsejax.sparsity import costs
 from sparsejax.sparsity.masks import dense_masks, summarize
+from sparsejax.sparsity.methods import get_method
 from sparsejax.training import runs
 from sparsejax.training.metrics import read_metrics
 from sparsejax.training.optimizers import update_schedule
@@ -44,7 +46,7 @@ def close_run(workdir):
     return summary
 
 
-def run_costs(config, task, params, masks, steps=None):
+def run_costs(config, task, params, masks, steps=None, lines=()):
     """Count parameters and FLOPs of a run, dense and sparse, from its masks and its schedule.
 
     Args:
@@ -53,9 +55,15 @@ def run_costs(config, task, params, masks, steps=None):
       params: parameters.
       masks: their masks.
       steps: how many were taken so far; all of them if None.
+      lines: metrics lines of the run. Of a method that changes density, they say what a step cost
+        before each topology update.
 
     Returns:
       Dictionary of numbers; FLOPs of training are of all these steps, at the run's batch size.
+      Parameters, density and FLOPs of a forward pass are those of `masks`.
+
+    Raises:
+      ConfigError: a method changes density, and an update is missing in `lines`.
     """
     method = config.sparsity.method
     steps = config.steps if steps is None else steps
@@ -63,8 +71,12 @@ def run_costs(config, task, params, masks, steps=None):
     dense, sparse = (costs.forward_flops(layer_flops, m) for m in (dense_masks(params), masks))
     counts = summarize(params, masks)
     examples = steps * config.batch_size
-    updates = update_schedule(config.sparsity).count_due(steps)
-    by_formula = costs.training_flops(method, sparse, dense, config.sparsity.update_interval)
+    periods = _periods(config.sparsity, steps, sparse, lines)
+    mean = sum(count * flops for count, flops, _ in periods) / steps if steps else sparse
+    by_formula = costs.training_flops(method, mean, dense, config.sparsity.update_interval)
+    as_run = sum(
+        costs.run_flops(method, flops, dense, count, updates) for count, flops, updates in periods
+    )
     return {
         "method": method,
         "sparsity": 0.0 if method == "dense" else config.sparsity.level,
@@ -76,12 +88,30 @@ def run_costs(config, task, params, masks, steps=None):
         "forward_flops": sparse,
         "training_flops_dense": 3 * dense * examples,
         "training_flops_formula": by_formula * examples,
-        "training_flops_run": costs.run_flops(method, sparse, dense, steps, updates)
-        * config.batch_size,
+        "training_flops_run": as_run * config.batch_size,
         "passes_per_sample": task.passes_per_sample,
         "sampling_flops_dense": task.passes_per_sample * dense,
         "sampling_flops": task.passes_per_sample * sparse,
     }
+
+
+def _periods(sparsity, steps, flops_now, lines):
+    """Split a run into periods of one density: (steps, FLOPs of a forward pass, updates)."""
+    schedule = update_schedule(sparsity)
+    if not get_method(sparsity.method).changes_density:
+        return [(steps, flops_now, schedule.count_due(steps))]
+    key = "forward_flops_before"
+    made = {line["step"]: line[key] for line in lines if key in line and line["step"] <= steps}
+    due = [step for step in range(1, steps + 1) if schedule.is_due(step)]
+    missing = [step for step in due if step not in made]
+    if missing:
+        raise ConfigError(
+            f"metrics.jsonl doesn't hold the topology update of step {missing[0]}, so what method "
+            f"{sparsity.method!r} cost can't be counted"
+        )
+    ends = zip([0, *due], due, strict=False)
+    periods = [(end - begin, made[end], 1) for begin, end in ends]
+    return [*periods, (steps - max(due, default=0), flops_now, 0)]
 
 
 def measured(lines):
@@ -131,7 +161,7 @@ def _close(workdir):
     sample(params)
     seconds = time.perf_counter() - began
 
-    summary = run_costs(config, task, params, masks)
+    summary = run_costs(config, task, params, masks, lines=lines)
     if jax.process_index() == 0:
         real = task.reference()[:count]
         plots.save_samples(workdir / "samples.png", task.render(samples), task.render(real))

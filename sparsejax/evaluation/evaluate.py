@@ -99,6 +99,8 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     workdir = pathlib.Path(workdir)
     config = runs.read_config(workdir)
     task, state = runs.load_state(workdir)
+    step = int(state.step)
+    lines = runs.read_metrics_until(workdir, step)
     params = jax.tree.map(jax.numpy.asarray, ema_params_of(state))
     small_task, small = without_inactive(config.sparsity, task, params, state.masks)
     drawn, seconds = [], []
@@ -124,7 +126,7 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     return (
         {"run": workdir.name, "seed": config.seed}
         | _topology(config, state, task)
-        | closing.run_costs(config, task, params, state.masks, int(state.step))
+        | closing.run_costs(config, task, params, state.masks, step, lines)
         | closing.measured(read_metrics(workdir / "metrics.jsonl"))
         | {"sampling_seconds": min(seconds[1:] or seconds), "reference": meter.reference}
         | {"measures": measures, "pictures": PICTURES, "config": config.to_dict()}

@@ -49,8 +49,8 @@ def training_flops(method, f_sparse, f_dense, update_interval):
     appendix H). Static and MagRan cost 3 f_S, dense 3 f_D.
 
     Args:
-      method: `dense`, `static`, `rigl` or `magran`.
-      f_sparse: FLOPs of one sparse forward pass.
+      method: name of a method: `dense`, `static`, `rigl`, `magran`, or one that you registered.
+      f_sparse: FLOPs of one sparse forward pass; their mean over the steps where density changes.
       f_dense: FLOPs of one dense forward pass.
       update_interval: optimizer steps between topology updates (dT).
 
@@ -79,8 +79,11 @@ def run_flops(method, f_sparse, f_dense, steps, updates):
     Every step trains, at three sparse passes; each update that looks at gradients (RigL's)
     adds a forward and a backward pass whose weight gradient is dense: 2 f_S + f_D.
 
+    Where a method changes density, sum this over the periods of one density, each with the update
+    that ends it.
+
     Args:
-      method: `dense`, `static`, `rigl` or `magran`.
+      method: name of a method: `dense`, `static`, `rigl`, `magran`, or one that you registered.
       f_sparse: FLOPs of one sparse forward pass.
       f_dense: FLOPs of one dense forward pass.
       steps: optimizer steps taken.

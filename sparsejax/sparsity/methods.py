@@ -6,8 +6,11 @@ with plain magnitude, Mocanu et al. 2018). `dense` is the baseline. What moves, 
 blocks or channels, is a `structure`.
 """
 
+import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
@@ -16,21 +19,32 @@ from sparsejax.sparsity import topology
 from sparsejax.sparsity.structure import WEIGHT
 
 
-class Method(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Method:
     """How masks begin and how they change.
 
     Attributes:
       name: the method's name.
-      update: `update(key, params, masks, gradients, fraction) -> (params, masks)`: the
-        topology update. `params` come in masked and go out masked; `gradients` are dense
-        (not masked), with respect to `probe(key, params, masks)`; `fraction` is the drop
-        fraction.
+      update: `update(key, params, masks, gradients, fraction, *, step=None, density=None) ->
+        (params, masks)`: the topology update. `params` come in masked and go out masked;
+        `gradients` are dense (not masked), with respect to `probe(key, params, masks)`;
+        `fraction` is the drop fraction; `step` is the number of optimizer steps taken, an int32
+        scalar, and `density` the density that the caller asks of every layer, floats in the
+        structure of `init`'s sparsities: the training loop passes 1 minus those, a loop of your
+        own may pass what its schedule says of the step. None: not said. A function that takes
+        neither may leave them out.
       init: `init(key, params, sparsities) -> masks`: the first topology. `sparsities` has the
         structure of params, or of the groups of channels.
       probe: `probe(key, params, masks) -> params` at which gradients are taken: `params`
         themselves, except for channels (see `structure.channel`).
       is_dynamic: whether `update` changes anything, so whether it need be called.
       uses_gradients: whether `update` looks at the dense gradients, which cost FLOPs.
+      changes_density: whether layers may have another number of active weights after `update`.
+        Costs are then summed over what each step had; packed optimizer state, whose shapes are
+        static, is refused.
+
+    Raises:
+      ValueError: a method that changes density and is not dynamic.
     """
 
     name: str
@@ -39,6 +53,28 @@ class Method(NamedTuple):
     probe: Callable[..., Any] = lambda key, params, masks: params
     is_dynamic: bool = True
     uses_gradients: bool = False
+    changes_density: bool = False
+
+    def __post_init__(self):
+        if self.changes_density and not self.is_dynamic:
+            raise ValueError(f"method {self.name!r} changes density; accepted: is_dynamic=True")
+        object.__setattr__(self, "update", _taking_step_and_density(self.update))
+
+
+def _taking_step_and_density(update):
+    """Return `update` so that it may be called with `step` and `density`, which it may not take."""
+    parameters = inspect.signature(update).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return update
+    ignored = {"step", "density"} - parameters.keys()
+    if not ignored:
+        return update
+
+    @functools.wraps(update)
+    def update_ignoring(*args, **kwargs):
+        return update(*args, **{k: v for k, v in kwargs.items() if k not in ignored})
+
+    return update_ignoring
 
 
 def dense(structure):
@@ -55,7 +91,8 @@ def static(structure):
 def rigl(structure):
     """Return RigL-DM: drop the smallest, grow where the mean |dense gradient| is largest."""
 
-    def update(key, params, masks, gradients, fraction):
+    def update(key, params, masks, gradients, fraction, *, step=None, density=None):
+        del step, density
         scores = structure.grow_scores(gradients)
         return _rewire(structure, key, params, masks, scores, fraction)
 
@@ -66,8 +103,8 @@ def rigl(structure):
 def magran(structure):
     """Return MagRan-DM: drop the smallest, grow at random."""
 
-    def update(key, params, masks, gradients, fraction):
-        del gradients
+    def update(key, params, masks, gradients, fraction, *, step=None, density=None):
+        del gradients, step, density
         scores = _random_scores(key, structure.unit_masks(masks))
         return _rewire(structure, key, params, masks, scores, fraction)
 
@@ -93,8 +130,8 @@ def _random_init(structure):
     return init
 
 
-def _keep(key, params, masks, gradients, fraction):
-    del key, gradients, fraction
+def _keep(key, params, masks, gradients, fraction, *, step=None, density=None):
+    del key, gradients, fraction, step, density
     return params, masks
 
 

@@ -79,6 +79,13 @@ def restore_newest(folder, example):
     return None
 
 
+def read_extra(folder, step):
+    """Return the extra dictionary of the checkpoint of one step, without its state."""
+    with ocp.CheckpointManager(pathlib.Path(folder).resolve()) as manager:
+        args = ocp.args.Composite(extra=ocp.args.JsonRestore())
+        return manager.restore(step, args=args)["extra"]
+
+
 def set_aside_after(folder, step):
     """Rename checkpoints of later steps, which could not be restored; nothing is deleted.
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sparsejax.configuration import ConfigError, require
 from sparsejax.sparse_files import is_sparse_file
+from sparsejax.sparsity.costs import forward_flops
 from sparsejax.sparsity.masks import summarize
 from sparsejax.sparsity.methods import get_method
 from sparsejax.tasks import build_task
@@ -103,7 +104,9 @@ def train(config, workdir):
         stack.callback(log.close)
         train_step = log.without_first(train_step, steps=1)
         topology_update = topology_update and log.without_first(topology_update)
-        show = stack.enter_context(progress_bar(config.steps, start, counts.sparsifiable.density))
+        changes = get_method(config.sparsity.method).changes_density
+        density = None if changes else counts.sparsifiable.density
+        show = stack.enter_context(progress_bar(config.steps, start, density))
         stopping = stack.enter_context(sigterm())
 
         for step, batch in enumerate(task.batches(start, config.steps), start + 1):
@@ -220,7 +223,8 @@ def _state_of_other_weights(config, task, optimizer):
 def _same_masks(ours, other):
     keys = ["level", "distribution", "custom", "structure"]
     keys += ["block_size"] if ours.structure == "block" else []
-    return "dense" not in (ours.method, other.method) and all(
+    methods = [get_method(ours.method), get_method(other.method)]
+    return not any(m.name == "dense" or m.changes_density for m in methods) and all(
         ours[key] == other[key] for key in keys
     )
 
@@ -242,8 +246,26 @@ def _compiled_functions(config, task, optimizer):
     if not method.is_dynamic:
         return train_step, None
     fraction = drop_fraction_schedule(config.sparsity)
-    update = make_topology_update(task, optimizer, method, fraction, accumulate=accumulate)
-    return train_step, data_parallel(update, donate_state=True)
+    density = jax.tree.map(lambda s: 1.0 - s, layer_sparsities(config.sparsity, task))
+    update = data_parallel(
+        make_topology_update(
+            task, optimizer, method, fraction, density=density, accumulate=accumulate
+        ),
+        donate_state=True,
+    )
+    return train_step, _recording_flops(update, task) if method.changes_density else update
+
+
+def _recording_flops(topology_update, task):
+    """Put into the metrics of an update what a forward pass cost in the steps before it."""
+    layer_flops = task.layer_flops(jax.eval_shape(task.init, jax.random.key(0)))
+
+    def update(state, batch, keys):
+        before = forward_flops(layer_flops, state.masks)
+        state, metrics = topology_update(state, batch, keys)
+        return state, metrics | {"forward_flops_before": before}
+
+    return update
 
 
 def _sample_writer(config, workdir, task):

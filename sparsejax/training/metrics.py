@@ -192,8 +192,9 @@ class MetricsLog:
         if self._writer:
             for update_step, metrics in lines:
                 if "replaced" in metrics:
-                    names = ("drop_fraction", "replaced", "ever_active")
-                    self._writer.write(update_step, {name: metrics[name] for name in names})
+                    of_steps = ("loss", "grad_norm")
+                    values = {k: v for k, v in metrics.items() if k not in of_steps}
+                    self._writer.write(update_step, values)
             self._writer.write(
                 step,
                 mean

@@ -2,6 +2,8 @@
 
 import optax
 
+from sparsejax.configuration import require
+from sparsejax.sparsity.methods import get_method
 from sparsejax.sparsity.schedules import UpdateSchedule
 from sparsejax.sparsity.transforms import packed, sparse_updates
 from sparsejax.training.state import active_counts
@@ -37,8 +39,14 @@ def build_optimizer(config, task=None):
 
     Returns:
       `optax.GradientTransformationExtraArgs`; its init and its update take `masks=` by keyword.
+
+    Raises:
+      ConfigError: `optimizer.packed` with a method that changes density.
     """
     o, rate = config.optimizer, learning_rate_schedule(config)
+    method = get_method(config.sparsity.method)
+    accepted = f"False with sparsity.method {method.name!r}, which changes density"
+    require(not (o.packed and method.changes_density), "optimizer.packed", o.packed, accepted)
     inner = {
         "adam": lambda: optax.adam(rate, o.b1, o.b2),
         "adamw": lambda: optax.adamw(rate, o.b1, o.b2, weight_decay=o.weight_decay),

@@ -20,10 +20,11 @@ def progress_bar(steps, start, density):
     Args:
       steps: steps of the whole run.
       start: steps already taken.
-      density: active share of the sparsifiable weights.
+      density: active share of the sparsifiable weights; None, if it changes: nothing is said.
     """
+    said = "" if density is None else f"density {density:.3f}"
     if not sys.stdout.isatty():
-        yield _line_printer(steps, density)
+        yield _line_printer(steps, said)
         return
     columns = (
         TextColumn("training"),
@@ -31,7 +32,7 @@ def progress_bar(steps, start, density):
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}"),
         TextColumn("{task.fields[speed]} steps/s"),
-        TextColumn(f"density {density:.3f}"),
+        TextColumn(said),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console()) as progress:
@@ -45,7 +46,7 @@ def progress_bar(steps, start, density):
         yield show
 
 
-def _line_printer(steps, density):
+def _line_printer(steps, said):
     printed = -_LINE_EVERY
 
     def show(step, loss=None, speed=None):
@@ -56,7 +57,7 @@ def _line_printer(steps, density):
         printed = now
         pace = f"{speed:.1f} steps/s" if speed else "- steps/s"
         left = f"{(steps - step) / speed:.0f} s left" if speed else ""
-        line = f"step {step}/{steps}  loss {loss:.4f}  {pace}  density {density:.3f}  {left}"
-        print(line.rstrip(), flush=True)
+        parts = [f"step {step}/{steps}", f"loss {loss:.4f}", pace, said, left]
+        print("  ".join(filter(None, parts)), flush=True)
 
     return show

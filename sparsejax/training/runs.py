@@ -22,6 +22,7 @@ from sparsejax.data.stamps import describe
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.tasks import build_task, stamp_data
 from sparsejax.training import checkpoints
+from sparsejax.training.metrics import read_metrics
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.state import create_state, ema_params_of
 
@@ -164,6 +165,23 @@ def load_state(workdir):
     if restored is None:
         raise ConfigError(f"workdir {str(workdir)!r} holds no whole checkpoint yet")
     return task, restored[0]
+
+
+def read_metrics_until(workdir, step):
+    """Return the metrics lines of a run up to one of its checkpoints.
+
+    Args:
+      workdir: a run's workdir.
+      step: of the checkpoint.
+
+    Returns:
+      List of dictionaries: those written, then the single steps that the checkpoint holds since
+      they weren't written when it was saved.
+    """
+    lines = read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
+    pending = checkpoints.read_extra(pathlib.Path(workdir) / "checkpoints", step)["pending"]
+    unwritten = [{"step": at} | values for at, values in pending]
+    return [line for line in lines if line["step"] <= step] + unwritten
 
 
 def load_run(workdir, *, ema=True):

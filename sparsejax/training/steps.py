@@ -129,7 +129,7 @@ def make_train_step(task, optimizer, *, ema_limit, accumulate=1):
     return train_step
 
 
-def make_topology_update(task, optimizer, method, drop_fraction, *, accumulate=1):
+def make_topology_update(task, optimizer, method, drop_fraction, *, density=None, accumulate=1):
     """Return `topology_update(state, batch, (steps_key, topology_key)) -> (state, metrics)`.
 
     It sees the batch and the keys of the step just taken, at the params that the step made.
@@ -140,6 +140,7 @@ def make_topology_update(task, optimizer, method, drop_fraction, *, accumulate=1
       optimizer: the train step's.
       method: `sparsity.methods.Method`.
       drop_fraction: optax schedule over global steps.
+      density: what `method.update` is told of it: floats in the structure of its sparsities.
       accumulate: microbatches, as in the train step.
 
     Returns:
@@ -155,7 +156,8 @@ def make_topology_update(task, optimizer, method, drop_fraction, *, accumulate=1
         probe = method.probe(key, state.params, state.masks)
         _, gradients = _mean_gradients(task, accumulate, probe, batch, batch_keys)
         fraction = drop_fraction(state.step)
-        params, masks = method.update(key, state.params, state.masks, gradients, fraction)
+        said = {"step": state.step, "density": density}
+        params, masks = method.update(key, state.params, state.masks, gradients, fraction, **said)
         ever_active = jax.tree.map(jnp.bitwise_or, state.ever_active, pack_bits(masks))
         metrics = {
             "drop_fraction": jnp.float32(fraction),

@@ -198,6 +198,47 @@ def test_a_dense_model_has_no_full_shape_masks():
     assert [m.ndim for m in jax.tree.leaves(drawn)] == [0, 0]
 
 
+def test_an_update_gets_step_and_density_if_it_takes_them():
+    """By name, in any way of taking arguments; five arguments are enough."""
+    ones, got = {"kernel": jnp.ones((2, 2))}, {}
+
+    def five(key, params, masks, gradients, fraction):
+        return params, masks
+
+    def only_step(key, params, masks, gradients, fraction, step):
+        got["only_step"] = step
+        return params, masks
+
+    def both(key, params, masks, gradients, fraction, *, step=None, density=None):
+        got["both"] = (step, density)
+        return params, masks
+
+    def anything(key, params, masks, gradients, fraction, **said):
+        got["anything"] = said
+        return params, masks
+
+    args = (jax.random.key(0), ones, ones, ones, 0.5)
+    for update in (five, only_step, both, anything, jax.jit(five), *UPDATES.values()):
+        method = methods.Method("mine", update)
+        out = method.update(*args, step=3, density=0.25)
+        assert jax.tree.structure(out) == jax.tree.structure((ones, ones))
+    assert got == {"only_step": 3, "both": (3, 0.25), "anything": {"step": 3, "density": 0.25}}
+    methods.Method("mine", both).update(*args)
+    assert got["both"] == (None, None)
+
+
+def test_the_signature_is_inspected_when_the_method_is_built(monkeypatch):
+    method = methods.Method("mine", lambda key, params, masks, gradients, fraction: (params, masks))
+    monkeypatch.setattr(methods.inspect, "signature", None)
+    assert method.update(None, 1, 2, 3, 0.5, step=1, density=None) == (1, 2)
+
+
+def test_a_method_that_changes_density_is_dynamic():
+    assert not any(methods.get_method(name).changes_density for name in methods.METHODS)
+    with pytest.raises(ValueError, match="method 'mine' changes density; accepted: is_dynamic=Tr"):
+        methods.Method("mine", lambda *args: None, is_dynamic=False, changes_density=True)
+
+
 def test_unknown_method_is_refused():
     with pytest.raises(ValueError, match="'snip'; accepted: dense, static, rigl, magran"):
         methods.get_method("snip")
