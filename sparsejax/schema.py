@@ -34,15 +34,15 @@ class Key(NamedTuple):
       type: bool, int, float, str, tuple, `tuple[int, ...]`, or one of them `| None`.
       default: its value where nothing else is said.
       meaning: in words.
-      accepted: a tuple of values, or a range in one of the forms that `within` reads; None where
-        other keys or the data decide.
+      accepted: a tuple of values or a registry, whose keys they are; or a range in one of the
+        forms that `within` reads; None where other keys or the data decide.
     """
 
     path: str
     type: Any
     default: Any
     meaning: str
-    accepted: tuple | str | None = None
+    accepted: tuple | dict | str | None = None
 
 
 KEYS = (
@@ -121,7 +121,7 @@ KEYS = (
         "optimizer.packed", bool, False, "keep moments and EMA of active weights alone: less memory"
     ),
     Key("ema.decay", float, 0.9999, "limit of the decay of the averaged weights", "[0, 1)"),
-    Key("sparsity.method", str, "rigl", "sparse training method", tuple(METHODS)),
+    Key("sparsity.method", str, "rigl", "sparse training method", METHODS),
     Key("sparsity.level", float, 0.5, "fraction of zeros among sparsifiable weights", "[0, 1)"),
     Key("sparsity.structure", str, "weight", "what is pruned and regrown as one", STRUCTURES),
     Key("sparsity.block_size", int, 64, "input and output channels of a block", "1 or more"),
@@ -131,7 +131,7 @@ KEYS = (
         str,
         "erdos_renyi_kernel",
         "sparsities of layers",
-        tuple(DISTRIBUTIONS),
+        DISTRIBUTIONS,
     ),
     Key(
         "sparsity.drop_fraction",
@@ -229,7 +229,7 @@ def describe_type(type_: Any) -> str:
 
 def describe_accepted(key: Key) -> str:
     """Return what a key may hold, in words: choices or range, with the type where it matters."""
-    if isinstance(key.accepted, tuple):
+    if isinstance(key.accepted, tuple | dict):
         return ", ".join(map(str, key.accepted))
     text = describe_type(key.type)
     return f"{text}, {key.accepted}" if key.accepted else text
@@ -270,7 +270,7 @@ def is_accepted(key: Key, value: Any) -> bool:
     """Tell whether a value of the right type is among the choices, or in the range, of a key."""
     if key.accepted is None or value is None:
         return True
-    if isinstance(key.accepted, tuple):
+    if isinstance(key.accepted, tuple | dict):
         return value in key.accepted
     return within(value, key.accepted)
 
