@@ -5,6 +5,7 @@ what its experiment needs. `resolve` fills in what follows from other keys and r
 work, naming the key, before anything compiles.
 """
 
+import functools
 import json
 import logging
 
@@ -12,6 +13,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from sparsejax import schema
+from sparsejax.diffusion import schedules
 from sparsejax.schema import KEYS, MAX_SEED, NETWORK_SECTIONS, STRUCTURES
 from sparsejax.sparsity.methods import METHODS
 
@@ -167,11 +169,37 @@ def resolve(config, saved=None):
         value = flat[key.path]
         check_type(key, value)
         require(schema.is_accepted(key, value), key.path, value, _range(key))
+    _resolve_betas(config, saved)
     o = config.optimizer
     decays = o.name in ("adamw", "lion")
     accepted = f"0.0 with {o.name}; adamw and lion decay weights"
     require(decays or not o.weight_decay, "optimizer.weight_decay", o.weight_decay, accepted)
     return ml_collections.FrozenConfigDict(config)
+
+
+def _resolve_betas(config, saved):
+    """Fill in the first and last beta of a noise schedule that has them."""
+    if not _has_beta_limits(config):
+        return
+    diffusion = config.diffusion
+    given = {key: diffusion[key] for key in ("start", "end") if diffusion[key] is not None}
+    if saved and _has_beta_limits(saved):
+        limits = [saved["diffusion"][key] for key in ("start", "end")]
+    else:
+        limits = schedules.beta_limits(diffusion.schedule, diffusion.steps)
+    start, end = (given.get(k, limit) for k, limit in zip(("start", "end"), limits, strict=True))
+    if not saved:  # a resumed run has the betas it began with
+        if list(given) == ["start"]:
+            accepted = f"(0, {end:g}], where diffusion.end is not given"
+            require(start <= end, "diffusion.start", start, accepted)
+        require(start <= end, "diffusion.end", end, f"[{start:g}, 1): diffusion.start or more")
+    diffusion.start, diffusion.end = start, end
+
+
+def _has_beta_limits(config):
+    """Tell whether start and end are keys of a config's schedule; ChiroDiff's linear has none."""
+    is_unet = config["task"]["name"] in ("images", "latents")
+    return is_unet and config["diffusion"]["schedule"] in schedules.LIMITS
 
 
 def _range(key):
@@ -227,13 +255,16 @@ def to_json(config):
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def with_defaults(saved):
+def with_defaults(saved, origin=""):
     """Return a saved config in which keys that are younger than it have their defaults.
 
-    All but `sparsity.includes_end`: runs that are older than this key had updates at `end`.
+    All but `sparsity.includes_end`: runs that are older than this key had updates at `end`. And
+    runs that were saved without `diffusion.start` and `end` had the betas of 1000 steps, whatever
+    their number of steps, and keep them: a warning says so, once for each origin.
 
     Args:
       saved: nested dictionaries, as `json.loads` gives them.
+      origin: path or name of what was saved, for the warning.
 
     Returns:
       The same, with every key of `schema.KEYS`.
@@ -248,7 +279,27 @@ def with_defaults(saved):
         seed = config.seed % (MAX_SEED + 1)
         logger.warning("config.seed %d of a saved run is read as %d", config.seed, seed)
         config.seed = seed
+    diffusion = config.diffusion
+    left_out = [key for key in ("start", "end") if diffusion[key] is None]
+    if left_out and _has_beta_limits(config):
+        limits = dict(zip(("start", "end"), schedules.LIMITS[diffusion.schedule], strict=True))
+        for key in left_out:
+            diffusion[key] = limits[key]
+        if diffusion.steps != 1000:
+            _warn_of_unscaled_betas(origin, diffusion.steps, diffusion.start, diffusion.end)
     return json.loads(to_json(config))
+
+
+@functools.cache
+def _warn_of_unscaled_betas(origin, steps, start, end):
+    logger.warning(
+        "%s was saved when default betas were not scaled by 1000 / diffusion.steps: it keeps "
+        "diffusion.start %g and diffusion.end %g at %d steps",
+        origin or "a config",
+        start,
+        end,
+        steps,
+    )
 
 
 def differing_keys(config, saved, free=FREE_ON_RESUME):

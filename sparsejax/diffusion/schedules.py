@@ -9,31 +9,62 @@ import jax
 import numpy as np
 
 
-def linear_betas(steps, start=1e-4, end=2e-2):
+# First and last beta at T = 1000: DDPM's, and those of Latent Diffusion's CelebA-HQ and Bedrooms.
+LIMITS = {"linear": (1e-4, 2e-2), "scaled_linear": (1.5e-3, 1.95e-2)}
+LARGEST_BETA = 0.999
+
+
+def beta_limits(name: str, steps: int) -> tuple[float, float]:
+    """Return the first and the last beta with which any number of steps ends in noise.
+
+    The published limits are of 1000 steps. Times 1000 / T, alpha_bar falls as far in T steps
+    (Dhariwal and Nichol 2021 scale so too); limited to 0.999, which fewer than 20 steps need.
+
+    Args:
+      name: `linear` or `scaled_linear`.
+      steps: number of diffusion steps T.
+
+    Example:
+      >>> beta_limits("linear", 1000), beta_limits("linear", 100), beta_limits("linear", 10)
+      ((0.0001, 0.02), (0.001, 0.2), (0.01, 0.999))
+    """
+    start, end = (min(limit * (1000 / steps), LARGEST_BETA) for limit in LIMITS[name])
+    return start, end
+
+
+def _limits(name, steps, start, end):
+    defaults = beta_limits(name, steps)
+    return defaults[0] if start is None else start, defaults[1] if end is None else end
+
+
+def linear_betas(steps: int, start: float | None = None, end: float | None = None) -> np.ndarray:
     """Return betas that grow linearly, [steps] float64 (DDPM; Ho et al. 2020, section 4).
 
     Args:
       steps: number of diffusion steps T.
-      start: beta of the first step.
-      end: beta of the last step.
+      start: beta of the first step; see `beta_limits` for the default.
+      end: beta of the last step, likewise.
     """
-    return np.linspace(start, end, steps, dtype=np.float64)
+    return np.linspace(*_limits("linear", steps, start, end), steps, dtype=np.float64)
 
 
-def scaled_linear_betas(steps, start=1.5e-3, end=1.95e-2):
+def scaled_linear_betas(
+    steps: int, start: float | None = None, end: float | None = None
+) -> np.ndarray:
     """Return betas whose square roots grow linearly, [steps] float64.
 
     Latent Diffusion's schedule; the defaults are those of its CelebA-HQ and Bedrooms models.
 
     Args:
       steps: number of diffusion steps T.
-      start: beta of the first step.
-      end: beta of the last step.
+      start: beta of the first step; see `beta_limits` for the default.
+      end: beta of the last step, likewise.
     """
-    return np.linspace(np.sqrt(start), np.sqrt(end), steps, dtype=np.float64) ** 2
+    limits = np.sqrt(_limits("scaled_linear", steps, start, end))
+    return np.linspace(*limits, steps, dtype=np.float64) ** 2
 
 
-def cosine_betas(steps, offset=8e-3, largest=0.999):
+def cosine_betas(steps, offset=8e-3, largest=LARGEST_BETA):
     """Return betas whose alpha_bar follows a squared cosine, [steps] float64.
 
     Nichol and Dhariwal (2021), equation 17.
@@ -156,6 +187,11 @@ def vlb_weights(schedule):
         )
     weights[0] = weights[1]
     return weights
+
+
+def remaining_signal(schedule: NoiseSchedule) -> float:
+    """Return sqrt(alpha_bar_T), the share of the data in what sampling takes for pure noise."""
+    return float(schedule.sqrt_alphas_cumprod[-1])
 
 
 class DDIMSchedule(NamedTuple):

@@ -14,7 +14,7 @@ from sparsejax.models.files import check_params, load_unet
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.unet import UNet
 from sparsejax.models.units import unet_units
-from sparsejax.tasks.arguments import build_module, check_sampling, is_count
+from sparsejax.tasks.arguments import build_module, check_sampling, is_count, warnings_of
 from sparsejax.tasks.grid import image_grid
 from sparsejax.tasks.task import Task
 
@@ -38,8 +38,8 @@ def denoising_task(config, size, *, batches, reference, decode=None, **others):
       ConfigError: names the config key, its value and what is accepted.
     """
     model = _build_model(config, size)
-    check_sampling(config)
     schedule = _noise_schedule(config.diffusion)
+    check_sampling(config)
     shape = (size, size, model.in_channels)
     example_inputs = (
         jax.ShapeDtypeStruct((1, *shape), jnp.float32),
@@ -74,6 +74,7 @@ def denoising_task(config, size, *, batches, reference, decode=None, **others):
         layer_flops=lambda params: layer_flops(model, params, *example_inputs),
         passes_per_sample=schedule.steps if is_ddpm else config.sample.steps,
         load=load,
+        warnings=warnings_of(schedule),
         units=lambda params: unet_units(params, model.norm_groups, model.num_head_channels),
         **others,
     )
@@ -113,15 +114,11 @@ def _noise_schedule(diffusion):
     accepted = ", ".join(schedules.BETAS)
     known = diffusion.schedule in schedules.BETAS
     require(known, "diffusion.schedule", diffusion.schedule, accepted)
-    require(diffusion.steps >= 2, "diffusion.steps", diffusion.steps, "2 or more")
     limits = {k: diffusion[k] for k in ("start", "end") if diffusion[k] is not None}
-    if diffusion.schedule == "cosine":
-        require(not limits, "diffusion.start/end", limits, "none with the cosine schedule")
-    for key, beta in limits.items():
-        require(0 < beta < 1, f"diffusion.{key}", beta, "(0, 1)")
-    if len(limits) == 2:
-        grows = limits["start"] <= limits["end"]
-        require(grows, "diffusion.end", limits["end"], f"{limits['start']} (start) or more")
+    if diffusion.schedule not in schedules.LIMITS:
+        for key, beta in limits.items():
+            accepted = f"None with the {diffusion.schedule} schedule"
+            require(False, f"diffusion.{key}", beta, accepted)
     return schedules.noise_schedule(schedules.BETAS[diffusion.schedule](diffusion.steps, **limits))
 
 

@@ -19,7 +19,7 @@ from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, Transform
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.units import bigru_units
 from sparsejax.rendering import rasterize, stroke_grid, svg_grid, to_gif
-from sparsejax.tasks.arguments import build_module, check_sampling, is_count
+from sparsejax.tasks.arguments import build_module, check_sampling, is_count, warnings_of
 from sparsejax.tasks.task import Task
 
 KINDS = {"birnn": BiGRUDenoiser, "transformer": TransformerDenoiser}
@@ -53,8 +53,8 @@ def strokes_task(config):
       ConfigError: names the config key, its value and what is accepted.
     """
     settings = config.task
-    model = _build_model(config)
     schedule = _noise_schedule(config.diffusion)
+    model = _build_model(config)
     check_sampling(config)
     _check_clip(config)
     data.check_sketches(settings, settings.reference_split)
@@ -113,6 +113,7 @@ def strokes_task(config):
         reference=reference,
         layer_flops=layer_flops_of_mean_drawing,
         passes_per_sample=schedule.steps if is_ddpm else config.sample.steps,
+        warnings=warnings_of(schedule),
         frozen=lambda: {"lengths": np.asarray(given or sketches.lengths, np.int32)},
         units=bigru_units if settings.kind == "birnn" else lambda params: {},
         held_out=held_out,
@@ -262,7 +263,7 @@ def _noise_schedule(diffusion):
     known = diffusion.schedule in _SCHEDULES
     require(known, "diffusion.schedule", diffusion.schedule, ", ".join(_SCHEDULES))
     for key in ("start", "end"):
-        require(diffusion[key] is None, f"diffusion.{key}", diffusion[key], "None, with strokes")
+        require(diffusion[key] is None, f"diffusion.{key}", diffusion[key], "None with strokes")
     fewest = 21 if diffusion.schedule == "linear" else 2
     require(diffusion.steps >= fewest, "diffusion.steps", diffusion.steps, f"{fewest} or more")
     return schedules.chirodiff_schedule(diffusion.schedule, diffusion.steps)

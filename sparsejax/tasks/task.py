@@ -47,6 +47,8 @@ class Task(NamedTuple):
       statistics: `statistics(samples, reference) -> {name: value}` distances made from the
         examples themselves, not from features of images; None where there are none.
       illustrate: `illustrate(samples, folder)` writes pictures of samples beside the grid.
+      warnings: lines that whoever trains or samples should read, such as of a noise schedule that
+        does not end in noise.
       export: `export(params, folder)` writes what else a finished run leaves.
     """
 
@@ -68,4 +70,5 @@ class Task(NamedTuple):
     labelled: Callable[[], Any] | None = None
     statistics: Callable[..., dict[str, float]] | None = None
     illustrate: Callable[..., None] = lambda samples, folder: None
+    warnings: tuple[str, ...] = ()
     export: Callable[..., None] = lambda params, folder: None

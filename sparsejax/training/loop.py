@@ -85,7 +85,7 @@ def train(config, workdir):
         return True
     counts = summarize(state.params, state.masks)
     if is_main:
-        _announce(config, counts)
+        _announce(config, task, counts)
         log_structure(config.sparsity, task)
     task, state, whole = _without_inactive(config.sparsity, task, state)
     state = replicate(state)
@@ -152,7 +152,7 @@ def _without_inactive(sparsity, task, state):
     return packed_task(network, task), packed, lambda state: unpack_state(network, state, first)
 
 
-def _announce(config, counts):
+def _announce(config, task, counts):
     """Say what is trained, since the first steps take long: they compile."""
     sparsity = config.sparsity
     print(
@@ -161,6 +161,8 @@ def _announce(config, counts):
         f"{jax.devices()[0].device_kind}; the first steps compile",
         flush=True,
     )
+    for line in task.warnings:
+        logger.warning(line)
     updates = update_schedule(sparsity).count_due(config.steps)
     if get_method(sparsity.method).is_dynamic and not updates:
         logger.warning(

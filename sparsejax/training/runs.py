@@ -119,7 +119,7 @@ def read_config(workdir):
 
 
 def _read_saved(path):
-    return with_defaults(json.loads(path.read_text()))
+    return with_defaults(json.loads(path.read_text()), str(path))
 
 
 def _tuples(value):
@@ -243,7 +243,7 @@ def read_sparse_run(path):
     """
     params, masks, metadata = load_sparse(path)
     try:
-        config = with_defaults(json.loads(metadata["config"]))
+        config = with_defaults(json.loads(metadata["config"]), str(path))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds weights and masks, but no config of a run") from error
     return ml_collections.FrozenConfigDict(_tuples(config)), params, masks
