@@ -199,6 +199,12 @@ KEYS = (
     Key(
         "sample.clip", float | None, None, "limit of predicted data (default: none)", "more than 0"
     ),
+    Key(
+        "sample.set_alpha_to_one",
+        bool | None,
+        None,
+        "ddim: end at the predicted data, not at alpha_bar_0 (default: False; strokes: True)",
+    ),
     Key("sample.noise_weight", float, 1.0, "ddpm: factor of the noise's deviation", "0 or more"),
     Key(
         "sample.lengths",

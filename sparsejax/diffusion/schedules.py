@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-
 # First and last beta at T = 1000: DDPM's, and those of Latent Diffusion's CelebA-HQ and Bedrooms.
 LIMITS = {"linear": (1e-4, 2e-2), "scaled_linear": (1.5e-3, 1.95e-2)}
 LARGEST_BETA = 0.999
@@ -207,8 +206,13 @@ class DDIMSchedule(NamedTuple):
     sigmas: jax.Array
 
 
-def ddim_schedule(schedule, steps, eta, last_alpha=None):
+def ddim_schedule(
+    schedule: NoiseSchedule, steps: int, eta: float, last_alpha: float | None = None
+) -> DDIMSchedule:
     """Choose `steps` of the T diffusion steps, evenly spaced as in Latent Diffusion.
+
+    Fewer than T steps are t = 1 + floor(i T / S). All T of them include t = 0, and the step from
+    t = 0 ends at alpha_bar = 1 by default: one that ends at alpha_bar_0 would change nothing.
 
     Args:
       schedule: NoiseSchedule with T steps.
@@ -229,7 +233,8 @@ def ddim_schedule(schedule, steps, eta, last_alpha=None):
     timesteps = np.arange(steps) * total // steps + (1 if steps < total else 0)
     alpha_bar = np.asarray(schedule.alphas_cumprod, np.float64)
     alphas = alpha_bar[timesteps]
-    last_alpha = alpha_bar[0] if last_alpha is None else last_alpha
+    if last_alpha is None:
+        last_alpha = alpha_bar[0] if timesteps[0] > 0 else 1.0
     alphas_prev = np.append(last_alpha, alphas[:-1])
     sigmas = eta * np.sqrt((1 - alphas_prev) / (1 - alphas) * (1 - alphas / alphas_prev))
     return DDIMSchedule(timesteps.astype(np.int32), alphas, alphas_prev, sigmas)

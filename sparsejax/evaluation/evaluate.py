@@ -1,6 +1,7 @@
 """Evaluate trained runs: draw samples from the same noise, measure them, count what they cost."""
 
 import json
+import logging
 import pathlib
 import time
 
@@ -30,6 +31,8 @@ from sparsejax.training.compiled import without_inactive
 from sparsejax.training.metrics import read_metrics
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import ema_params_of, named_key
+
+logger = logging.getLogger(__name__)
 
 HELD_OUT = "held-out loss"
 _SHOWN = 36
@@ -99,6 +102,8 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     workdir = pathlib.Path(workdir)
     config = runs.read_config(workdir)
     task, state = runs.load_state(workdir)
+    for warning in task.warnings:
+        logger.warning("%s: %s", workdir, warning)
     step = int(state.step)
     lines = runs.read_metrics_until(workdir, step)
     params = jax.tree.map(jax.numpy.asarray, ema_params_of(state))

@@ -23,6 +23,7 @@ import time
 import traceback
 
 import jax
+import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -119,23 +120,30 @@ def _missing(runs, rows, how):
                 f"output than with {how}"
             )
     for run in runs:
-        config, row = resolve(run.config), done.get(run.name)
+        row = done.get(run.name)
         if row is not None:
+            saved = with_defaults(row["config"], run.name)
+            kept = resolve(run.config, saved).diffusion  # default betas are those that the run had
+            ours = ml_collections.ConfigDict(resolve(run.config).to_dict())
+            ours.diffusion = ml_collections.ConfigDict(kept.to_dict())
             # What a figure was measured on is part of it.
             free = [key for key in FREE_ON_RESUME if not key.startswith("task.")]
             free.append("sparsity.includes_end")  # an older run keeps its update there
-            differing = differing_keys(config, with_defaults(row["config"]), free)
+            differing = differing_keys(ours, saved, free)
             if differing:
                 raise ConfigError(
                     f"the results hold {run.name} of another config:\n  " + "\n  ".join(differing)
                 )
-        elif rows and _task(config.to_dict()) != _task(rows[0]["config"]):
-            raise ConfigError(f"{run.name} has another config.task than {rows[0]['run']}")
+        elif rows:
+            first, ours = with_defaults(rows[0]["config"], rows[0]["run"]), resolve(run.config)
+            ours = with_defaults(ours.to_dict())
+            for key in ("task", "diffusion"):
+                if ours[key] != first[key]:
+                    raise ConfigError(
+                        f"{run.name} has another config.{key} than {rows[0]['run']}: "
+                        f"{ours[key]}, not {first[key]}"
+                    )
     return [run for run in runs if run.name not in done]
-
-
-def _task(config):
-    return with_defaults(config)["task"]
 
 
 def _recorded(how):

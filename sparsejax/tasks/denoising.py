@@ -106,7 +106,14 @@ def _sample(schedule, shape, settings, apply, params, key, count, start):
             denoise, schedule, x_T, noise, noise_weight=settings.noise_weight, clip=settings.clip
         )
     return samplers.ddim_sample(
-        denoise, schedule, x_T, noise, steps=settings.steps, eta=settings.eta, clip=settings.clip
+        denoise,
+        schedule,
+        x_T,
+        noise,
+        steps=settings.steps,
+        eta=settings.eta,
+        clip=settings.clip,
+        last_alpha=1.0 if settings.set_alpha_to_one else None,
     )
 
 

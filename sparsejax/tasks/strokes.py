@@ -255,7 +255,7 @@ def _run_sampler(schedule, settings, denoise, x_T, noise):  # noqa: N803
         steps=settings.steps,
         eta=settings.eta,
         clip=settings.clip,
-        last_alpha=1.0,
+        last_alpha=None if settings.set_alpha_to_one is False else 1.0,
     )
 
 

@@ -212,6 +212,7 @@ def _state_of_other_weights(config, task, optimizer):
         other, params, other_masks = _load_weights(runs.read_sparse_run, path)
     else:
         params = _load_weights(task.load, path)
+    _compare_diffusion(config, other, path)
     state = create_state(config, task, optimizer)
     takes_masks = other is not None and _same_masks(config.sparsity, other.sparsity)
     masks = other_masks if takes_masks else state.masks
@@ -220,6 +221,20 @@ def _state_of_other_weights(config, task, optimizer):
     params = jax.tree.map(lambda param, ours: np.asarray(param, ours.dtype), params, state.params)
     logger.info("weights%s from %s", " and masks" if takes_masks else "", path)
     return state_from(params, masks, optimizer)
+
+
+def _compare_diffusion(config, other, path):
+    """Warn where the weights that a run begins with were trained on other noise."""
+    if other is None or config.task.name == "autoencoder":
+        return
+    ours, theirs = config.diffusion.to_dict(), other.diffusion.to_dict()
+    differing = [
+        f"{key} {theirs[key]} (now {ours[key]})" for key in ours if ours[key] != theirs[key]
+    ]
+    if differing:
+        logger.warning(
+            "the weights of %s were trained with diffusion.%s", path, ", diffusion.".join(differing)
+        )
 
 
 def _same_masks(ours, other):

@@ -137,3 +137,38 @@ def test_noise_of_an_example_does_not_depend_on_the_batch():
     # Nothing is drawn twice: not in another iteration, not for another example.
     drawn = np.concatenate([start, noise(0), noise(1), noise(5)])
     assert np.abs(drawn[:, None] - drawn)[~np.eye(len(drawn), dtype=bool)].max(-1).min() > 0.01
+
+
+@pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
+@pytest.mark.parametrize("steps", [10, 100, 1000])
+def test_ddim_with_the_exact_denoiser_recovers_a_gaussian(name, steps):
+    """Data N(m, s^2): the exact E[eps | x_t] is linear in x_t, and so is every DDIM step.
+
+    With phi = atan2(sqrt(1 - alpha_bar), s sqrt(alpha_bar)), near pi / 2 for noise and 0 for data,
+    a step multiplies the distance from the mean by cos(dphi), times the ratio of the marginals'
+    standard deviations. So the samples' mean is m (1 - sqrt(alpha_bar_T) K), their standard
+    deviation K = s / sigma_T prod cos(dphi). Up to x = 1.2, cos(x) > exp(-x^2 / 2 - x^4 / 6), and
+    the dphi add up to pi / 2 at most: K > s exp(-pi / 4 (a + a^3 / 3)) with a the largest of them.
+    And K < s / sigma_T < 1.0013 s, as alpha_bar_T < 0.05^2.
+    """
+    mean, std = 0.3, 0.2
+    alpha_bar = np.cumprod(1 - schedules.BETAS[name](steps))
+    schedule = schedules.noise_schedule(schedules.BETAS[name](steps))
+
+    def exact(x, t):
+        a = jnp.asarray(alpha_bar, jnp.float32)[t][:, None]
+        return jnp.sqrt(1 - a) * (x - jnp.sqrt(a) * mean) / (a * std**2 + 1 - a)
+
+    x_T = jnp.array([[-1.0], [1.0]])  # noqa: N806  # mean 0, standard deviation 1
+    ends = np.asarray(samplers.ddim_sample(exact, schedule, x_T, None, steps=steps))
+    angles = np.arctan2(np.sqrt(1 - alpha_bar), std * np.sqrt(alpha_bar))
+    turns = np.diff(np.append(0, angles))
+    factor = std / np.sqrt(1 - alpha_bar[-1] * (1 - std**2)) * np.cos(turns).prod()
+    np.testing.assert_allclose(ends.std(), factor, rtol=1e-3)
+    np.testing.assert_allclose(ends.mean(), mean * (1 - np.sqrt(alpha_bar[-1]) * factor), rtol=1e-3)
+
+    assert np.sqrt(alpha_bar[-1]) < 0.05
+    largest = turns.max()
+    assert largest < 1.2
+    assert abs(ends.mean() - mean) < 0.05 * mean
+    assert std * np.exp(-np.pi / 4 * (largest + largest**3 / 3)) < ends.std() < 1.0013 * std

@@ -73,3 +73,40 @@ def test_chirodiff_schedules_equal_the_reference(golden, name, steps):
     }
     for key, values in pairs.items():
         np.testing.assert_allclose(values, expected[f"{name}_T{steps}/{key}"], atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "end"), [("linear", 1e-4, 2e-2), ("scaled_linear", 1.5e-3, 1.95e-2)]
+)
+def test_default_betas_end_in_noise_whatever_the_number_of_steps(name, start, end):
+    """Limits times 1000 / T, at most 0.999; sqrt(alpha_bar_T) in float64 by numpy alone."""
+    for steps in (*range(2, 60), 100, 200, 999, 1000, 1001, 4000):
+        betas = schedules.BETAS[name](steps)
+        assert betas.shape == (steps,)
+        assert betas[0] == pytest.approx(min(start * 1000 / steps, 0.999), rel=1e-12)
+        assert betas[-1] == pytest.approx(min(end * 1000 / steps, 0.999), rel=1e-12)
+        assert np.sqrt(np.prod(1 - betas)) < 0.05, steps
+    root = np.sqrt if name == "scaled_linear" else np.asarray
+    expected = np.linspace(root(start), root(end), 1000) ** (2 if name == "scaled_linear" else 1)
+    np.testing.assert_array_equal(schedules.BETAS[name](1000), expected)
+
+
+def test_a_limit_that_is_given_is_not_scaled():
+    betas = schedules.linear_betas(100, end=0.05)
+    np.testing.assert_allclose(betas[[0, -1]], [1e-3, 0.05], rtol=1e-12)
+    betas = schedules.scaled_linear_betas(100, start=4e-4)
+    np.testing.assert_allclose(betas[[0, -1]], [4e-4, 0.195], rtol=1e-12)
+
+
+def test_every_number_of_ddim_steps_has_distinct_timesteps_below_t():
+    """Also where T / S lies between 1 and 2, or S does not divide T; no step goes nowhere."""
+    for total in range(1, 41):
+        schedule = schedules.noise_schedule(np.linspace(0.01, 0.3, total))
+        for steps in range(1, total + 1):
+            ours = schedules.ddim_schedule(schedule, steps, 1.0)
+            assert ours.timesteps.tolist() == sorted(set(ours.timesteps.tolist()))
+            assert ours.timesteps[0] >= 0
+            assert ours.timesteps[-1] < total
+            assert (ours.alphas_prev > ours.alphas).all(), (total, steps)
+            end = 1 if steps == total else schedule.alphas_cumprod[0]
+            assert ours.alphas_prev[0] == end
