@@ -26,6 +26,16 @@ _PACKABLE = (
 )
 
 
+# What `sparse_updates` refuses, by the type of its state: the arrays aren't of single weights, or
+# updates aren't of params.
+_REFUSED = {
+    "LookaheadState": "lookahead: it updates pairs of fast and slow params",
+    "GaLoreState": "galore: its moments are of projections of the weights",
+}
+# Extra arguments that are functions of params: SAM's, line searches' and Sophia's.
+_FUNCTIONS_OF_PARAMS = ("grad_fn", "value_fn", "obj_fn")
+
+
 def sparse_updates(inner):
     """Wrap an optimizer so that inactive weights get no update and keep fresh state.
 
@@ -34,13 +44,21 @@ def sparse_updates(inner):
     state of inactive weights. Caveat: wrap last, outside of every other transformation, or
     what lies outside can move inactive weights again.
 
+    What `inner` evaluates at other params sees no inactive weight either: `grad_fn` (SAM's
+    `opaque_mode`), `value_fn` (line searches, `lbfgs`) and `obj_fn` (Sophia) are called with masked
+    params, and what `grad_fn` returns is masked.
+
     Args:
-      inner: any optax transformation.
+      inner: optax transformation of params as they are; not `lookahead`, whose params are pairs,
+        nor `flatten` and `galore`, whose state isn't of single weights.
 
     Returns:
       `optax.GradientTransformationExtraArgs` whose `update` takes the masks by keyword:
-      `update(gradients, state, params, masks=masks)`. Its state is that of `inner`. Its
-      `init` takes masks too, and ignores them, as `packed` needs them there.
+      `update(gradients, state, params, masks=masks)`; other keywords reach `inner`. Its state is
+      that of `inner`. Its `init` takes masks too, and ignores them, as `packed` needs them there.
+
+    Raises:
+      ValueError: by `init`, if `inner` is or contains one of those that can't be wrapped.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 0.0]])}
@@ -56,14 +74,73 @@ def sparse_updates(inner):
 
     def init(params, masks=None):
         del masks
-        return inner.init(params)
+        state = inner.init(params)
+        _check_state(inner, state, params)
+        return state
 
     def update(gradients, state, params, *, masks, **extra_args):
         gradients = apply_masks(gradients, masks)
+        extra_args = _of_masked_params(extra_args, masks)
         updates, state = inner.update(gradients, state, params, **extra_args)
         return apply_masks(updates, masks), reset_inactive(inner, state, params, masks)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _of_masked_params(extra_args, masks):
+    """Let functions of params among the arguments see active weights only."""
+
+    def masked(name, function):
+        def call(params, *args, **kwargs):
+            result = function(apply_masks(params, masks), *args, **kwargs)
+            return apply_masks(result, masks) if name == "grad_fn" else result
+
+        return call
+
+    return extra_args | {
+        name: masked(name, extra_args[name])
+        for name in _FUNCTIONS_OF_PARAMS
+        if callable(extra_args.get(name))
+    }
+
+
+def _check_state(inner, state, params):
+    """Refuse a state that can't be reset weight by weight.
+
+    Raises:
+      ValueError: it names the transformation.
+    """
+    accepted = "accepted: transformations of params as they are, with state of their shapes"
+    is_refused = lambda node: type(node).__name__ in _REFUSED  # noqa: E731
+    for node in filter(is_refused, jax.tree.leaves(state, is_leaf=is_refused)):
+        raise ValueError(f"can't wrap {_REFUSED[type(node).__name__]}; {accepted}")
+    if _holds_a_vector_of_all(inner, state, params):
+        raise ValueError(f"can't wrap flatten: its state is one vector of all weights; {accepted}")
+
+
+def _holds_a_vector_of_all(inner, state, params):
+    """Tell whether a state has a vector that names no parameter and grows with all of them."""
+    params_with_paths = jax.tree_util.tree_leaves_with_path(params)
+    total = sum(jnp.size(param) for _, param in params_with_paths)
+    paths = [path for path, _ in params_with_paths if path]
+
+    def belongs(path, leaf):
+        if not paths:  # params are a single array, whose path is empty
+            return leaf.size != total or jnp.ndim(params) < 2
+        return any(path[i : i + len(p)] == p for p in paths for i in range(len(path)))
+
+    def twice(param):
+        shape = jnp.shape(param)
+        longer = (*shape[:-1], 2 * shape[-1]) if shape else shape
+        return jax.ShapeDtypeStruct(longer, jnp.result_type(param))
+
+    grown = jax.eval_shape(inner.init, jax.tree.map(twice, params))
+    return any(
+        leaf.ndim == 1 and other.shape != leaf.shape and not belongs(path, leaf)
+        for (path, leaf), other in zip(
+            jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(grown), strict=True
+        )
+    )
 
 
 class PackedState(NamedTuple):
@@ -189,8 +266,10 @@ def reset_inactive(inner, state, params, masks):
 
     A state array belongs to a parameter if its key path ends with the parameter's path and
     the shapes agree: the moments of adam, momentum, accumulated gradients of `MultiSteps`,
-    whatever wraps them. Statistics of other shapes (adafactor's rows and columns) stay as
-    they are. Call it after a topology update, before the next step.
+    whatever wraps them; so does a stack of such arrays (the memory of `lbfgs`). Statistics of
+    other shapes (adafactor's rows and columns) stay as they are. Call it after a topology update,
+    before the next step. What a line search remembers of the loss is then out of date: don't ask
+    `optax.value_and_grad_from_state` for the gradient of that step.
 
     A PackedState moves to the weights that are active now: those that were active before keep
     their state and EMA, the others get fresh state, and their value in `params` as EMA.
@@ -226,7 +305,7 @@ def _move(inner, state, params, masks):
     )
 
     def move(leaf, fresh, place):
-        return leaf if place.ndim == 0 else jnp.where(place >= 0, leaf[place], fresh)
+        return leaf if place.ndim == 0 else jnp.where(place >= 0, leaf[..., place], fresh)
 
     keeps_ema = bool(jax.tree.leaves(state.ema))
     ema = jax.tree.map(move, state.ema, small, places) if keeps_ema else ()
@@ -260,7 +339,10 @@ def _map_moments(function, state, fresh, params, other):
     def apply(path, leaf, fresh):
         for length in range(min(longest, len(path)), -1, -1):
             found, shape = belonging.get(path[len(path) - length :], (None, None))
-            if found is not None and jnp.shape(leaf) == shape:
+            if (
+                found is not None
+                and jnp.shape(leaf)[max(jnp.ndim(leaf) - len(shape), 0) :] == shape
+            ):
                 return function(leaf, fresh, found)
         return leaf
 

@@ -44,6 +44,15 @@ OPTIMIZERS = {
         {"slow": optax.adamw(0.01), "fast": optax.sgd(0.1, momentum=0.9)}, labels
     ),
     "muon": optax.contrib.muon(0.1),
+    "sam": optax.contrib.sam(optax.adam(0.1), optax.sgd(0.1)),
+    "schedule_free": optax.contrib.schedule_free(optax.adamw(0.1, b1=0.0), 0.1),
+    "mechanize": optax.contrib.mechanize(optax.adamw(1.0)),
+    "prodigy": optax.contrib.prodigy(0.1),
+    "ademamix": optax.contrib.ademamix(0.1, weight_decay=0.3),
+    "adopt": optax.contrib.adopt(0.1),
+    "apply_if_finite": optax.apply_if_finite(optax.adamw(0.1), 3),
+    "lbfgs_without_line_search": optax.lbfgs(0.01, memory_size=3, linesearch=None),
+    "split_real_and_imaginary": optax.contrib.split_real_and_imaginary(optax.adam(0.1)),
 }
 # Their updates of a weight depend on that weight alone.
 ELEMENTWISE = ("adam", "adamw", "sgd", "lion", "rmsprop", "yogi", "adagrad", "rprop", "multi_steps")
@@ -110,7 +119,7 @@ def test_inactive_weights_are_zero_and_their_state_is_fresh(name, seed):
             assert_zero_where_inactive(params, mask)
             assert_fresh_where_inactive(name, state, params, mask)
             assert (mask["kernel"] != before["kernel"]).any()
-    assert seen or name == "adafactor"
+    assert seen or name == "adafactor"  # all of whose statistics are factored
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
@@ -182,6 +191,142 @@ def test_arguments_that_the_inner_optimizer_wants_reach_it():
     for _ in range(4):
         updates, state = optimizer.update(params, state, params, masks=mask, value=1.0)
     assert -1 < updates["kernel"][0, 0] < 0
+
+
+def loss(params):
+    """Not separable, so every weight has a gradient that depends on all the others."""
+    total = sum(jnp.sum(p) for p in jax.tree.leaves(params))
+    return sum(jnp.sum((p - 0.3) ** 2) for p in jax.tree.leaves(params)) + jnp.tanh(total) ** 2
+
+
+def only_active(tree, mask):
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True)
+    return [x[np.broadcast_to(m, x.shape)] for x, m in pairs]
+
+
+def whole(vectors, mask, like):
+    """The tree whose active weights these are, zero elsewhere."""
+    leaves, treedef = jax.tree.flatten(like)
+    masks_ = jax.tree.leaves(mask)
+    put = lambda v, m, p: jnp.zeros(p.shape).at[np.nonzero(np.broadcast_to(m, p.shape))].set(v)  # noqa: E731
+    return treedef.unflatten(map(put, vectors, masks_, leaves))
+
+
+EVALUATE_AGAIN = {
+    "sam_opaque": (
+        optax.contrib.sam(
+            optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1)),
+            optax.chain(optax.contrib.normalize(), optax.sgd(0.5)),
+            sync_period=3,
+            opaque_mode=True,
+        ),
+        lambda loss: {"grad_fn": lambda params, i: jax.grad(loss)(params)},
+    ),
+    "lbfgs": (
+        optax.lbfgs(memory_size=3),
+        lambda loss: {"value_fn": loss},
+    ),
+    "backtracking": (
+        optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(10)),
+        lambda loss: {"value_fn": loss},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["sam_opaque", "backtracking", pytest.param("lbfgs", marks=pytest.mark.slow)]
+)
+def test_what_is_evaluated_at_other_params_sees_no_inactive_weight(name):
+    """As trained on vectors of the active weights alone; every point of evaluation is sparse."""
+    inner, functions = EVALUATE_AGAIN[name]
+    optimizer = transforms.sparse_updates(inner)
+    params, mask = masked_model(7, level=0.75)
+    like = params
+    evaluated = []
+
+    def watched(params):
+        holes = [
+            jnp.sum(jnp.where(m, 0, jnp.abs(p)))
+            for p, m in zip(jax.tree.leaves(params), jax.tree.leaves(mask), strict=True)
+        ]
+        jax.debug.callback(lambda x: evaluated.append(float(x)), sum(holes))
+        return loss(params)
+
+    def small_loss(vectors):
+        return loss(whole(vectors, mask, like))
+
+    @jax.jit
+    def step(params, state):
+        value, gradients = jax.value_and_grad(loss)(params)
+        extra = functions(watched)
+        if "value_fn" in extra:
+            extra |= {"value": value, "grad": gradients}
+        updates, state = optimizer.update(gradients, state, params, masks=mask, **extra)
+        return optax.apply_updates(params, updates), state
+
+    @jax.jit
+    def small_step(params, state):
+        value, gradients = jax.value_and_grad(small_loss)(params)
+        extra = functions(small_loss)
+        if "value_fn" in extra:
+            extra |= {"value": value, "grad": gradients}
+        extra = optax.with_extra_args_support(inner).update(gradients, state, params, **extra)
+        return optax.apply_updates(params, extra[0]), extra[1]
+
+    state, small = optimizer.init(params), only_active(params, mask)
+    small_state = inner.init(small)
+    for _ in range(4):
+        params, state = step(params, state)
+        small, small_state = small_step(small, small_state)
+        assert_zero_where_inactive(params, mask)
+    jax.effects_barrier()
+    assert len(evaluated) >= 4
+    assert set(evaluated) == {0.0}
+    for ours, expected in zip(only_active(params, mask), small, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_memory_of_lbfgs_forgets_what_is_inactive():
+    """A stack of arrays of the parameter's shape."""
+    inner = optax.lbfgs(memory_size=3, linesearch=None)
+    params, mask = masked_model(3)
+    state = inner.init(params)
+    ones = jax.tree.map(jnp.ones_like, state)
+    memory = transforms.reset_inactive(inner, ones, params, mask)[0].diff_params_memory["kernel"]
+    np.testing.assert_array_equal(memory, np.broadcast_to(mask["kernel"], (3, 8, 9)))
+
+
+REFUSED = {
+    "lookahead": optax.lookahead(optax.adam(0.1), 2, 0.5),
+    "lookahead inside": optax.MultiSteps(optax.lookahead(optax.adam(0.1), 2, 0.5), 2),
+    "flatten": optax.flatten(optax.adam(0.1)),
+    "flatten inside": optax.multi_transform(
+        {"slow": optax.chain(optax.flatten(optax.adam(0.1))), "fast": optax.sgd(0.1)}, labels
+    ),
+    "flatten by a factory": optax.inject_hyperparams(lambda rate: optax.flatten(optax.adam(rate)))(
+        0.1
+    ),
+    "galore": optax.contrib.galore(0.1),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_cannot_keep_weights_apart_is_refused_by_name(name):
+    params, _ = masked_model(0)
+    with pytest.raises(ValueError, match=f"^can't wrap {name.split()[0]}: [^\n]*; accepted: ") as e:
+        transforms.sparse_updates(REFUSED[name]).init(params)
+    assert "\n" not in str(e.value)
+    if name == "lookahead":
+        pairs = optax.LookaheadParams.init_synced(params)
+        with pytest.raises(ValueError, match="can't wrap lookahead"):
+            transforms.sparse_updates(REFUSED[name]).init(pairs)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adam", "mechanize"])
+def test_state_of_other_shapes_is_no_reason_to_refuse(name):
+    """Rows, columns, a handful of scales: of params as a dictionary, or a single array."""
+    for params in ({"kernel": jnp.ones((2, 3))}, jnp.ones((2, 3)), [jnp.ones(6), jnp.ones(())]):
+        transforms.sparse_updates(OPTIMIZERS[name]).init(params)
 
 
 def test_a_parameter_is_not_taken_for_another_with_the_same_last_name():
