@@ -16,9 +16,12 @@ from PIL import Image
 
 from sparsejax.atomic import replacing
 from sparsejax.evaluation import figures
+from sparsejax.evaluation.sheets import sheet
 
 _TINY = 200  # pixels: narrower pictures are enlarged with hard edges
-_PNG_BYTES = 150_000
+_PLOT_BYTES, _SHEET_BYTES = 150_000, 320_000
+_RESOLUTIONS = (130, 100, 80)  # of plots: letters of 6 points can still be read at the last
+_WIDTHS = (420, 320, 240, 160, 120)  # of pictures in a sheet
 
 
 class Text(NamedTuple):
@@ -60,7 +63,7 @@ class Plot(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """Pictures to lay side by side: a list of `figures.Picture`."""
+    """Pictures to lay side by side: a list of `sheets.Picture`."""
 
     name: str
     pictures: list
@@ -174,8 +177,8 @@ def _markdown_block(block, numbers, folder):
     caption = f"*{numbers[id(block)]}.* {_markdown(block.caption)}"
     if isinstance(block, Table):
         return f"{caption}\n\n{_markdown_table(block)}"
-    figure = block.figure if isinstance(block, Plot) else figures.samples(block.pictures)
-    (folder / f"{block.name}.png").write_bytes(_png(figure))
+    png = _plot_png(block.figure) if isinstance(block, Plot) else _pictures_png(block.pictures)
+    (folder / f"{block.name}.png").write_bytes(png)
     return f"![{numbers[id(block)]}]({folder.name}/{block.name}.png)\n\n{caption}"
 
 
@@ -194,17 +197,33 @@ def _markdown(text):
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _png(figure):
-    """Return a PNG of less than 150 kB: with 256 colours, then of fewer pixels, if it must be."""
-    for dpi in (130, 100, 80, 65, 50, 35):
+def _plot_png(figure):
+    """Return a plot as a PNG of less than 150 kB, where it can be read at such a resolution."""
+    for resolution in _RESOLUTIONS:
         buffer = io.BytesIO()
         with matplotlib.rc_context(figures.STYLE):
-            figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-        if buffer.tell() > _PNG_BYTES:
-            image = Image.open(buffer).convert("RGB").quantize(256)
-            buffer = io.BytesIO()
-            image.save(buffer, format="png", optimize=True)
-        if buffer.tell() <= _PNG_BYTES:
+            figure.savefig(buffer, format="png", dpi=resolution, metadata={"Software": None})
+        png = _small_png(Image.open(buffer).convert("RGB"), _PLOT_BYTES)
+        if len(png) <= _PLOT_BYTES:
+            break
+    return png
+
+
+def _pictures_png(pictures):
+    """Return pictures as one PNG of less than 320 kB: smaller if need be, their titles are not."""
+    for widest in _WIDTHS:
+        png = _small_png(Image.fromarray(sheet(pictures, widest=widest)), _SHEET_BYTES)
+        if len(png) <= _SHEET_BYTES:
+            break
+    return png
+
+
+def _small_png(image, limit):
+    """Return an image as a PNG, of fewer colours where it would be larger than `limit` bytes."""
+    for colours in (None, 256, 64, 32):
+        buffer = io.BytesIO()
+        (image.quantize(colours) if colours else image).save(buffer, "png", optimize=True)
+        if buffer.tell() <= limit:
             break
     return buffer.getvalue()
 

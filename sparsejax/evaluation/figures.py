@@ -7,7 +7,6 @@ seeds. A function that finds nothing to show returns None.
 import functools
 import itertools
 import math
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -65,13 +64,6 @@ _LINES = ("-", "--", "-.", ":")
 _CLOSE, _APART = 0.035, 0.035  # marks nearer than this share of the axis are put further apart
 _LAYERS_IN_A_COLUMN = 40
 _MOST_LINES = 12
-
-
-class Picture(NamedTuple):
-    """A picture with what to write above it; `pixels` is [height, width, 3] uint8."""
-
-    title: str
-    pixels: np.ndarray
 
 
 def _styled(function):
@@ -657,30 +649,4 @@ def _dumbbells(groups, starts, ends, words, label):
         for word, style in zip(words, (tick, mark), strict=True)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    return figure
-
-
-@_styled
-def samples(pictures):
-    """Lay pictures side by side, each with its title.
-
-    Args:
-      pictures: list of Picture.
-
-    Returns:
-      Figure, or None if the list is empty.
-    """
-    if not pictures:
-        return None
-    columns = min(4, len(pictures))
-    lines = -(-len(pictures) // columns)
-    shape = max(picture.pixels.shape[0] / picture.pixels.shape[1] for picture in pictures)
-    figure = Figure(figsize=(2.5 * columns, (2.4 * shape + 0.55) * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in panels:
-        axes.axis("off")
-    for axes, picture in zip(panels, pictures, strict=False):
-        tiny = picture.pixels.shape[1] < 200
-        axes.imshow(picture.pixels, interpolation="nearest" if tiny else "lanczos")
-        axes.set_title(picture.title, fontsize=8)
     return figure

@@ -3,9 +3,13 @@
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
+from PIL import Image
+
+from sparsejax.evaluation.sheets import Picture, sheet
 
 # Distinct in colour and in grey, also to the colour-blind (Okabe and Ito).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
+_WIDEST = 800  # pixels of a picture
 
 
 def save_samples(path, samples, real):
@@ -16,15 +20,8 @@ def save_samples(path, samples, real):
       samples: [height, width, 3] uint8.
       real: [height, width, 3] uint8.
     """
-    width = 5.0
-    height = width * max(image.shape[0] / image.shape[1] for image in (samples, real))
-    figure = Figure(figsize=(2 * width + 0.4, height + 0.6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for panel, image, title in zip(panels, (samples, real), ("samples", "real"), strict=True):
-        panel.imshow(image, interpolation="lanczos")
-        panel.set_title(title)
-        panel.axis("off")
-    figure.savefig(path, dpi=150)
+    pictures = [Picture("samples", samples), Picture("real", real)]
+    Image.fromarray(sheet(pictures, widest=_WIDEST)).save(path)
 
 
 def save_curves(path, lines):

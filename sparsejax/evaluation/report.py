@@ -33,6 +33,7 @@ from sparsejax.evaluation.documents import (
     write_html,
     write_markdown,
 )
+from sparsejax.evaluation.sheets import Picture
 
 _TITLE = "Sparse and dense training compared"
 _REQUIRED = ("run", "method", "sparsity", "seed", "steps", "measures")
@@ -626,7 +627,7 @@ def _picture(path, title):
             if image.width > _WIDE:
                 height = max(1, round(image.height * _WIDE / image.width))
                 image = image.resize((_WIDE, height), Image.Resampling.LANCZOS)
-            return figures.Picture(title, np.asarray(image))
+            return Picture(title, np.asarray(image))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
 

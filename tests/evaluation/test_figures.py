@@ -315,7 +315,6 @@ def test_nothing_to_show_is_no_figure():
     assert figures.layer_densities(dense) is None
     assert figures.ever_active(dense) is None
     assert figures.overlaps([]) is None
-    assert figures.samples([]) is None
     assert figures.pareto(dense, "no such measure", "forward_flops") is None
     assert figures.pareto([make_row(measures={FD: None})], FD, "forward_flops") is None
 
