@@ -11,6 +11,11 @@ import logging
 import pathlib
 import sys
 
+from sparsejax import signals
+
+if __name__ == "__main__":
+    signals.watch("The same command begins again.")  # before the imports that take seconds
+
 from absl import app, flags
 from absl import logging as absl_logging
 

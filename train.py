@@ -4,12 +4,18 @@
     python train.py --config configs/digits.py:static,0.9
     python train.py --config.sparsity.method=magran --config.seed=1 --workdir runs/other
 
-The same command resumes a run that was interrupted.
+The same command resumes a run that was interrupted. Ctrl-C saves a checkpoint first; a run that a
+signal stopped exits with 128 + the signal's number.
 """
 
 import logging
 import pathlib
 import sys
+
+from sparsejax import signals
+
+if __name__ == "__main__":
+    signals.watch("The same command goes on.")  # before the imports that take seconds
 
 import jax
 from absl import app, flags
@@ -18,7 +24,7 @@ from ml_collections import config_flags
 
 from sparsejax.configuration import ConfigError
 from sparsejax.evaluation import closing
-from sparsejax.training import loop, runs
+from sparsejax.training import checkpoints, loop, runs
 
 _ROOT = pathlib.Path(__file__).resolve().parent
 _CONFIG = config_flags.DEFINE_config_file("config", str(_ROOT / "configs" / "digits.py"))
@@ -44,10 +50,19 @@ def main(argv):
         finished = loop.train(config, workdir)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    if signals.received():
+        _stop(pathlib.Path(workdir), signals.received())
     if finished:
         closing.close_run(workdir)
-    else:
-        print(f"Stopped early. The same command resumes the run in {workdir}.")
+
+
+def _stop(workdir, signum):
+    saved = checkpoints.list_steps(workdir / "checkpoints")[-1]
+    signals.say(
+        f"Stopped by {signum.name}; step {saved} is saved. "
+        f"The same command resumes the run in {workdir}."
+    )
+    sys.exit(signals.exit_status(signum))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,11 @@ interrupted call goes on when it is given again.
 
 import sys
 
+from sparsejax import signals
+
+if __name__ == "__main__":
+    signals.watch("The same command goes on.")  # before the imports that take seconds
+
 from absl import app
 from absl import logging as absl_logging
 from ml_collections import config_flags

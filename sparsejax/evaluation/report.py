@@ -13,6 +13,11 @@ import pathlib
 import re
 import sys
 
+from sparsejax import signals
+
+if __name__ == "__main__":
+    signals.watch("The same command begins again.")  # before the imports that take seconds
+
 import numpy as np
 from PIL import Image
 

@@ -22,6 +22,11 @@ import threading
 import time
 import traceback
 
+from sparsejax import signals
+
+if __name__ == "__main__":
+    signals.watch("The same command goes on.")  # before the imports that take seconds
+
 import jax
 import ml_collections
 from absl import app, flags
@@ -46,6 +51,12 @@ from sparsejax.evaluation.report import read_results, write_report
 from sparsejax.sparsity.methods import METHODS
 from sparsejax.training import loop
 
+_STOPPED = {
+    code: signum.name
+    for signum in signals.SIGNALS
+    for code in (signals.exit_status(signum), -signum)
+}
+
 
 def sweep(runs, output, workdirs, *, seed=0, batch=256, **options):
     """Train and evaluate the runs that results.jsonl doesn't hold yet.
@@ -60,7 +71,8 @@ def sweep(runs, output, workdirs, *, seed=0, batch=256, **options):
       **options: of `measures.build_meter`, JSON-able.
 
     Returns:
-      Dictionary `{name: error in a line}` of the runs that failed.
+      Dictionary `{name: error in a line}` of the runs that failed. A signal ends the sweep early
+      (`signals.received`).
 
     Raises:
       ConfigError: another sweep is at work in `output`, or its results are of other configs or
@@ -81,12 +93,16 @@ def sweep(runs, output, workdirs, *, seed=0, batch=256, **options):
             print(f"run {index} of {len(missing)}: {run.name}", flush=True)
             workdir = workdirs / run.name
             error = _in_own_process(run, workdir, how)
+            if error and signals.received():
+                break
             if error:
                 failed[run.name] = error
-                print(f"{run.name} failed: {error}; all of it in {workdir / 'error.txt'}")
+                print(f"{run.name} failed: {error}")
             else:
                 rows = [*_read(results), json.loads((workdir / "result.json").read_text())]
                 write_text(results, "".join(json.dumps(row) + "\n" for row in rows))
+            if signals.received():
+                break
     return failed
 
 
@@ -156,29 +172,44 @@ def _in_own_process(run, workdir, how):
     process = multiprocessing.get_context("spawn").Process(
         target=_train_and_evaluate, args=(run, workdir, how)
     )
-    process.start()
-    try:
-        process.join()
-    finally:
-        if process.is_alive():  # this process was told to stop; the run saves a checkpoint
+
+    def stop():
+        if process.pid:  # it is started
             process.terminate()
+
+    with signals.saving(stop) as request:
+        request.after = "a checkpoint of this run"
+        # A terminal's Ctrl-C would reach it too; it is told to stop by SIGTERM.
+        with signals.ignored(signal.SIGINT):
+            process.start()
+        if request.signum:
+            stop()
+        try:
             process.join()
+        finally:
+            if process.is_alive():
+                process.terminate()
+                process.join()
     if process.exitcode == 0:
         return None
+    if process.exitcode in _STOPPED:
+        return f"stopped by {_STOPPED[process.exitcode]}"
     path = workdir / "error.txt"
     if process.exitcode == 1 and path.exists():
-        return path.read_text().splitlines()[0]
+        return f"{path.read_text().splitlines()[0]}; all of it in {path}"
     return f"exit code {process.exitcode}"
 
 
 def _train_and_evaluate(run, workdir, how):
     """Leave result.json, or error.txt, in the workdir."""
+    signals.watch(quiet=True)
     _end_with_parent()
     absl_logging.set_verbosity(absl_logging.WARNING)
     workdir.mkdir(parents=True, exist_ok=True)
     try:
-        if not loop.train(run.config, workdir):
-            raise InterruptedError("stopped by a signal; a checkpoint was saved")
+        loop.train(run.config, workdir)
+        if signals.received():
+            sys.exit(signals.exit_status(signals.received()))
         closing.close_run(workdir)
         began = time.time()
         options = dict(how)
@@ -212,7 +243,6 @@ def main(argv):
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("sparsejax").setLevel(logging.INFO)
     jax.config.update("jax_platforms", "cpu")  # the accelerator belongs to the runs
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a signal"))
     values = flags.FLAGS
     output = pathlib.Path(values.output or f"runs/sweeps/{values.config.name}")
     workdirs = pathlib.Path(values.workdirs or output / "runs")
@@ -237,12 +267,19 @@ def main(argv):
             weights=values["inception-weights"].value,
             subset_size=values.kid_subset_size,
         )
+        if signals.received():
+            _stop(signals.received(), output)
         write_report(output, _read(output / "results.jsonl"), runs=workdirs)
     except ConfigError as error:
         sys.exit(f"error: {error}")
     print(f"In {output}: results.jsonl, report.md, report.html")
     if failed:
         sys.exit("failed: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+def _stop(signum, output):
+    signals.say(f"Stopped by {signum.name}. The same command goes on in {output}.")
+    sys.exit(signals.exit_status(signum))
 
 
 def _numbers(words, kind):

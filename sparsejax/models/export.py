@@ -14,6 +14,11 @@ import math
 import pathlib
 import sys
 
+from sparsejax import signals
+
+if __name__ == "__main__":
+    signals.watch("The same command begins again.")  # before the imports that take seconds
+
 import jax
 import numpy as np
 from rich.console import Console

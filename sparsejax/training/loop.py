@@ -32,7 +32,7 @@ from sparsejax.training.optimizers import (
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.progress import progress_bar
 from sparsejax.training.sampling import make_sampler
-from sparsejax.training.signals import sigterm
+from sparsejax.training.signals import stopping
 from sparsejax.training.state import create_state, ema_params_of, named_key, state_from
 from sparsejax.training.steps import make_topology_update, make_train_step
 from sparsejax.training.structures import (
@@ -97,6 +97,9 @@ def train(config, workdir):
     save_samples = _sample_writer(config, workdir, task) if is_main else lambda step, state: None
 
     with contextlib.ExitStack() as stack:
+        # First, so that a signal is waited for until the last checkpoint is written whole.
+        request, is_stop_due = stack.enter_context(stopping())
+        request.after = "compilation and the first step"
         manager = stack.enter_context(
             checkpoints.open_manager(workdir / "checkpoints", config.checkpoint.keep)
         )
@@ -107,29 +110,29 @@ def train(config, workdir):
         changes = get_method(config.sparsity.method).changes_density
         density = None if changes else counts.sparsifiable.density
         show = stack.enter_context(progress_bar(config.steps, start, density))
-        stopping = stack.enter_context(sigterm())
 
         for step, batch in enumerate(task.batches(start, config.steps), start + 1):
             batch = shard_batch(batch)
             state, metrics = train_step(state, batch, steps_key)
+            request.after = "this step"
             if due(step):
                 state, changes = topology_update(state, batch, keys)
                 metrics |= changes
             log.add(step, metrics)
             last = step == config.steps
-            stop = stopping(step)
             if step % config.log.every == 0 or last:
                 show(step, *log.flush())
             else:
                 show(step)
             # Before the checkpoint: a run that is killed in between draws them again.
             if _is_multiple(step, config.sample.every):
+                request.after = "the pictures of this step"
                 with log.uncounted(state):
                     save_samples(step, state)
+            stop = is_stop_due(step)
             if last or stop or _is_multiple(step, config.checkpoint.every):
                 checkpoints.save(manager, whole(state), {"pending": log.pending()})
             if stop and not last:
-                logger.info("stopped by a signal after step %d; checkpoint saved", step)
                 return False
     return True
 

@@ -1,31 +1,36 @@
-"""SIGTERM: a request to save and stop, as preemptible machines send it."""
+"""A request to save and stop, agreed on by all processes of a run."""
 
 import contextlib
+import os
 import signal
 
 import jax
 from jax.experimental import multihost_utils
 
+from sparsejax import signals
+
 
 @contextlib.contextmanager
-def sigterm():
-    """Yield `stopping(step)`, true once any process of the run got a SIGTERM."""
-    received = False
+def stopping():
+    """Yield a `signals.Request` and `is_due(step)`, true once any process was asked to stop.
 
-    def note(signum, frame):
-        del signum, frame
-        nonlocal received
-        received = True
+    In a run of several processes JAX takes SIGTERM and lets all processes agree on a common step;
+    other signals are passed on to it as SIGTERM.
+    """
+    if jax.process_count() == 1:
+        with signals.saving() as request:
+            yield request, lambda step: request.signum is not None
+        return
 
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    try:
-        previous = signal.signal(signal.SIGTERM, note)
-    except ValueError:  # not the main thread: signals are somebody else's
-        yield lambda step: False
-        return
-    try:
-        yield lambda step: received
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    def is_due(step):
+        reached = multihost_utils.reached_preemption_sync_point(step)
+        if reached and request.signum is None:
+            request.signum = signal.SIGTERM
+        return reached
+
+    def pass_on():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with signals.saving(pass_on, (signal.SIGINT, signal.SIGHUP)) as request:
+        yield request, is_due
+        signals.take(signal.SIGTERM)  # from here on there are no more steps to agree on

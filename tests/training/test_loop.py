@@ -117,22 +117,6 @@ def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(tiny_run, tmp_
     assert_equal_runs(workdir, killed)
 
 
-@pytest.mark.slow
-def test_sigterm_saves_and_exits_with_zero(tiny_run, tmp_path):
-    workdir, _ = tiny_run
-    stopped = tmp_path / "stopped"
-    process = start(stopped)
-    while not read_metrics(stopped / "metrics.jsonl"):
-        time.sleep(0.01)
-        assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    assert "The same command resumes the run" in finish(process)
-    saved = checkpoints.list_steps(stopped / "checkpoints")[-1]
-    assert 10 <= saved < 40
-    assert loop.train(tiny_config(), stopped)
-    assert_equal_runs(workdir, stopped)
-
-
 def truncate(checkpoint):
     for file in checkpoint.rglob("*"):
         if file.is_file():

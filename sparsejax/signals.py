@@ -1,0 +1,225 @@
+"""Signals that ask a process to stop: Ctrl-C, a closed terminal, a scheduler's SIGTERM.
+
+Python runs its own handlers only between two of its instructions, so not while XLA compiles. Here
+a thread reads signals as they arrive (`signal.set_wakeup_fd`). A process that watches ends in one
+line, with the exit status 128 + the signal's number; within `saving` it is asked to stop instead,
+and only a second Ctrl-C ends it at once. Signals that were ignored at the start stay ignored:
+nohup and background jobs rely on that.
+"""
+
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+import threading
+
+SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
+_SHOW_CURSOR = "\x1b[?25h"
+
+
+class Request:
+    """A request to stop, of which there may be none yet.
+
+    Attributes:
+      signum: the signal that was received first, None so far.
+      after: what has to end first, in words.
+    """
+
+    def __init__(self, on_stop=None):
+        """Create a request; `on_stop()` is called, in another thread, when it is made."""
+        self.signum, self.after, self.on_stop = None, "this step", on_stop
+
+
+# A process has one set of signal handlers, so one state.
+_hint, _is_quiet, _is_watching = "", False, False
+_request = _last_request = None
+_terminals = ()
+
+
+def watch(hint="", *, quiet=False):
+    """Let signals end this process in one line from now on; for the first lines of a script.
+
+    Does nothing outside of the main thread.
+
+    Args:
+      hint: what to say beside the signal's name, such as how to go on.
+      quiet: say nothing, for a process whose parent does.
+    """
+    global _hint, _is_quiet
+    _hint, _is_quiet = hint, quiet
+    _install(SIGNALS)
+
+
+@contextlib.contextmanager
+def saving(on_stop=None, signums=SIGNALS):
+    """Yield a Request: within the context, the first signal only makes that request.
+
+    A second SIGINT ends the process at once. Further SIGTERM and SIGHUP change nothing:
+    schedulers and closing terminals send several. Outside of the main thread, and not under
+    `watch`, signals are somebody else's and the request is never made.
+
+    Args:
+      on_stop: called without arguments, in another thread, when the request is made.
+      signums: which signals to take, unless `watch` took them already.
+    """
+    global _request, _last_request
+    uninstall = None if _is_watching else _install(signums)
+    outer, _request = _request, Request(on_stop)
+    _last_request = _request
+    try:
+        yield _request
+    finally:
+        _request = outer
+        if uninstall:
+            uninstall()
+
+
+def received():
+    """Return the signal that the last `saving` context was asked to stop by, or None."""
+    return _last_request.signum if _last_request else None
+
+
+def exit_status(signum):
+    """Return the exit status of a process that a signal ended, as shells give it.
+
+    Example:
+      >>> exit_status(signal.SIGINT)
+      130
+    """
+    return 128 + int(signum)
+
+
+def say(line):
+    """Write a line to stderr, whatever became of the terminal."""
+    if _is_quiet:
+        return
+    end_of_typed = "\n" if 2 in _terminals else ""  # the terminal's ^C, or a progress bar
+    with contextlib.suppress(OSError):
+        os.write(2, f"{end_of_typed}{line}\n".encode())
+
+
+@contextlib.contextmanager
+def ignored(signum):
+    """Ignore a signal within the context, so that processes started there ignore it too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signum, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signum, previous)
+
+
+def take(signum):
+    """Take a signal (back) from whatever handles it, if this process watches."""
+    if _is_watching and threading.current_thread() is threading.main_thread():
+        signal.signal(signum, _wake)
+
+
+def _install(signums):
+    """Install handlers and the thread behind them; return a function that undoes it, or None."""
+    global _is_watching, _terminals
+    if _is_watching or threading.current_thread() is not threading.main_thread():
+        return None
+    _is_watching, _terminals = True, tuple(fd for fd in (0, 1, 2) if _is_terminal(fd))
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    previous = {
+        signum: signal.signal(signum, _wake)
+        for signum in signums
+        if signal.getsignal(signum) is not signal.SIG_IGN and not _is_native(signum)
+    }
+    threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True).start()
+
+    def uninstall():
+        global _is_watching
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+        signal.set_wakeup_fd(previous_writer)
+        os.close(writer)  # ends the thread
+        _is_watching = False
+
+    return uninstall
+
+
+def _is_native(signum):
+    """Tell whether a signal is handled by native code, of which Python knows nothing.
+
+    JAX does so with SIGTERM in a run of several processes.
+    """
+    if signal.getsignal(signum) is not signal.SIG_DFL:
+        return signal.getsignal(signum) is None
+    try:
+        status = pathlib.Path("/proc/self/status").read_text()
+    except OSError:
+        return False
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return bool(caught >> (signum - 1) & 1)
+
+
+def _is_terminal(fd):
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _wake(signum, frame):
+    """Do nothing: Python has written the signal's number to the wakeup file already."""
+    del signum, frame
+
+
+def _listen(reader):
+    while signums := os.read(reader, 64):
+        for signum in signums:
+            if signum in SIGNALS:
+                _receive(signal.Signals(signum))
+    os.close(reader)
+
+
+def _receive(signum):
+    request = _request
+    if signum == signal.SIGHUP:
+        _leave_terminals()
+    if request is None:
+        _end(signum, f"Stopped by {signum.name}. {_hint}".rstrip())
+    elif request.signum is None:
+        request.signum = signum
+        at_once = "; Ctrl-C again ends at once" if signum == signal.SIGINT else ""
+        say(f"{signum.name}: stopping after {request.after}{at_once}.")
+        if request.on_stop:
+            request.on_stop()
+    elif signum == signal.SIGINT:
+        _end(signum, f"Ended at once. {_hint}".rstrip())
+
+
+def _leave_terminals():
+    """Write to nowhere instead of to a terminal that is gone, where every print would fail."""
+    for fd in _terminals:
+        if not _is_terminal(fd):
+            null = os.open(os.devnull, os.O_RDWR)
+            os.dup2(null, fd)
+            os.close(null)
+
+
+def _end(signum, line):
+    # What is printed but still buffered goes first; a thread, since a full pipe would block.
+    with contextlib.suppress(RuntimeError):
+        flushing = threading.Thread(target=_flush, daemon=True)
+        flushing.start()
+        flushing.join(0.5)
+    say(line)
+    for fd in sorted({1, 2} & set(_terminals))[:1]:
+        with contextlib.suppress(OSError):
+            os.write(fd, _SHOW_CURSOR.encode())
+    # No exit handlers: native threads may be in the middle of things that these tear down.
+    os._exit(exit_status(signum))
+
+
+def _flush():
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
