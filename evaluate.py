@@ -71,7 +71,7 @@ def main(argv):
             save_statistics=_SAVE_STATISTICS.value,
             subset_size=_SUBSET_SIZE.value,
         )
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

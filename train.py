@@ -24,6 +24,7 @@ from ml_collections import config_flags
 
 from sparsejax.configuration import ConfigError
 from sparsejax.evaluation import closing
+from sparsejax.storage import storage_problem
 from sparsejax.training import checkpoints, loop, runs
 
 _ROOT = pathlib.Path(__file__).resolve().parent
@@ -47,13 +48,24 @@ def main(argv):
     config = _CONFIG.value
     workdir = _WORKDIR.value or runs.default_workdir(config)
     try:
-        finished = loop.train(config, workdir)
+        if loop.train(config, workdir) and not signals.received():
+            closing.close_run(workdir)
     except ConfigError as error:
         sys.exit(f"error: {error}")
+    except Exception as error:
+        _say_what_is_saved(pathlib.Path(workdir), error)
+        raise
     if signals.received():
         _stop(pathlib.Path(workdir), signals.received())
-    if finished:
-        closing.close_run(workdir)
+
+
+def _say_what_is_saved(workdir, error):
+    """End in one line if a disk is full or can't be written to."""
+    problem = storage_problem(error)
+    if problem:
+        saved = checkpoints.list_steps(workdir / "checkpoints")[-1:]
+        kept = f"step {saved[0]} is saved" if saved else "no checkpoint is saved yet"
+        sys.exit(f"error: {problem}; {kept}. The same command goes on in {workdir}.")
 
 
 def _stop(workdir, signum):

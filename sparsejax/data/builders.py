@@ -21,6 +21,7 @@ from sparsejax.data.digits import Digits
 from sparsejax.data.files import Files
 from sparsejax.data.sketch_builders import Kanjivg, QuickdrawStrokes, Vmnist, VmnistLike
 from sparsejax.data.stamps import stamp_splits
+from sparsejax.storage import require_writable
 
 _FORMAT = "array_record"
 PUBLISHED = {
@@ -96,6 +97,8 @@ def _open(dataset, source, data_dir, words, full_name):
             if dataset in PUBLISHED:
                 _check_can_be_prepared(dataset, builder)
             if jax.process_index() == 0:
+                where = "the folder of data sets (config.task.data_dir or TFDS_DATA_DIR)"
+                require_writable(builder.data_dir, where)
                 builder.download_and_prepare(file_format=_FORMAT)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"prepared {full_name}")

@@ -20,6 +20,7 @@ from rich.progress import track
 from sparsejax.atomic import replacing, write_text
 from sparsejax.configuration import ConfigError
 from sparsejax.data.images import to_unit_range
+from sparsejax.storage import require_writable
 
 _SHARD = 1024  # images
 _FORMAT = 1
@@ -48,6 +49,7 @@ def encode_dataset(folder, images, encode, shape, identity, *, flip, batch_size=
     stamp = _check_stamp(folder, identity, content)
     if stamp and "std" in stamp:
         return
+    require_writable(folder, "the folder of latents (config.task.latents_dir)")
     folder.mkdir(parents=True, exist_ok=True)
     shards = math.ceil(len(images) / _SHARD)
     record = (2 if flip else 1, *shape)

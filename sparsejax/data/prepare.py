@@ -32,7 +32,7 @@ def main(argv):
 
     try:
         build_task(resolve(_CONFIG.value)).prepare()
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
     print("The data is ready.")
 

@@ -8,6 +8,8 @@ import zlib
 
 import numpy as np
 
+from sparsejax.storage import require_writable
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,6 +37,7 @@ def load_or_compute(name, compute):
                 return dict(arrays)
         except (TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             logger.warning("%s is damaged and computed anew: %s", path, error)
+    require_writable(cache_folder(), "SPARSEJAX_CACHE")
     arrays = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.npz")  # several processes may compute the same

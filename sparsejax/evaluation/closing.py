@@ -22,11 +22,17 @@ from sparsejax.training.optimizers import update_schedule
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import named_key
 
+_PICTURES = ("samples.png", "curves.png", "layers.png")
+_SHOWN = {"method", "sparsity", "steps", "parameters", "active_parameters", "loss"}
+_SHOWN |= {f"{what}_flops{kind}" for what in ("forward", "sampling") for kind in ("", "_dense")}
+_SHOWN |= {f"training_flops_{kind}" for kind in ("dense", "formula", "run")}
+_SHOWN |= {"step_seconds", "sampling_seconds", "peak_memory_bytes"}
+
 
 def close_run(workdir):
     """Write samples.png, curves.png, layers.png and summary.json, and print the closing table.
 
-    A run that was closed before only prints its table again.
+    A run that was closed before only prints its table again, unless one of its files is missing.
 
     Args:
       workdir: of a finished run.
@@ -35,15 +41,26 @@ def close_run(workdir):
       The summary: a dictionary of what the table shows.
     """
     workdir = pathlib.Path(workdir)
-    path = workdir / "summary.json"
-    summary = json.loads(path.read_text()) if path.exists() else None
-    if summary is None or summary["steps"] != runs.read_config(workdir).steps:
+    summary = _read_summary(workdir)
+    if summary is None:
         summary = _close(workdir)
         if jax.process_index() == 0:
-            write_text(path, json.dumps(summary, indent=2) + "\n")
+            write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     if jax.process_index() == 0:
         print_summary(summary, workdir)
     return summary
+
+
+def _read_summary(workdir):
+    """Return the summary of a run that is closed, or None: all its files are there."""
+    try:
+        summary = json.loads((workdir / "summary.json").read_text())
+        files = summary.get("files", _PICTURES)  # older runs don't list them
+        whole = summary["steps"] == runs.read_config(workdir).steps
+        whole &= all((workdir / name).is_file() for name in files)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return summary if whole and not _SHOWN - summary.keys() else None
 
 
 def run_costs(config, task, params, masks, steps=None, lines=()):
@@ -176,6 +193,7 @@ def _close(workdir):
         | measured(lines)
         | {
             "sampling_seconds": seconds / count,
+            "files": [*_PICTURES, *task.closing_files],
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
     )

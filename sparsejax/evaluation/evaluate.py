@@ -24,6 +24,7 @@ from sparsejax.evaluation.tables import measure_names
 from sparsejax.rendering.raster import RASTER_VERSION
 from sparsejax.sparsity.masks import path_name, summarize, unpack_bits
 from sparsejax.sparsity.methods import get_method
+from sparsejax.storage import require_writable
 from sparsejax.tasks import build_task
 from sparsejax.tasks.strokes import RASTER_SIZE
 from sparsejax.training import runs
@@ -241,6 +242,9 @@ def evaluate_runs(workdirs, output, *, seed=0, batch=256, png=False, **options):
     configs = [runs.read_config(workdir) for workdir in workdirs]
     task = build_task(configs[0])
     check_comparable(workdirs, configs, task)
+    require_writable(output, "--output")
+    for workdir in workdirs:
+        require_writable(workdir / "evaluation", "a folder of --workdirs")
     meter = meter_of(configs[0], task, **options)
     output.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -14,6 +14,7 @@ import re
 import sys
 
 from sparsejax import signals
+from sparsejax.storage import require_writable
 
 if __name__ == "__main__":
     signals.watch("The same command begins again.")  # before the imports that take seconds
@@ -131,6 +132,7 @@ def write_report(output, rows, *, runs=None, title=_TITLE, note=""):
     if not rows:
         raise ConfigError("no runs to report")
     output = pathlib.Path(output)
+    require_writable(output, "--output")
     output.mkdir(parents=True, exist_ok=True)
     sections = _sections(rows, runs and pathlib.Path(runs), note, output)
     markdown, page = output / "report.md", output / "report.html"
@@ -742,7 +744,7 @@ def main(arguments=None):
     try:
         rows = read_results(results)
         write_report(output, rows, runs=given.runs, title=given.title, note=given.note)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"In {output}: report.md, report.html, figures/")
 

@@ -23,6 +23,7 @@ import time
 import traceback
 
 from sparsejax import signals
+from sparsejax.storage import require_writable
 
 if __name__ == "__main__":
     signals.watch("The same command goes on.")  # before the imports that take seconds
@@ -80,6 +81,8 @@ def sweep(runs, output, workdirs, *, seed=0, batch=256, **options):
     """
     check_batch(batch)
     output, workdirs = pathlib.Path(output), pathlib.Path(workdirs)
+    require_writable(output, "--output")
+    require_writable(workdirs, "--workdirs")
     output.mkdir(parents=True, exist_ok=True)
     how = json.loads(json.dumps({"seed": seed, "batch": batch} | options))
     failed = {}
@@ -270,7 +273,7 @@ def main(argv):
         if signals.received():
             _stop(signals.received(), output)
         write_report(output, _read(output / "results.jsonl"), runs=workdirs)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         sys.exit(f"error: {error}")
     print(f"In {output}: results.jsonl, report.md, report.html")
     if failed:

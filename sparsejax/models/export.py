@@ -15,6 +15,7 @@ import pathlib
 import sys
 
 from sparsejax import signals
+from sparsejax.storage import require_writable
 
 if __name__ == "__main__":
     signals.watch("The same command begins again.")  # before the imports that take seconds
@@ -109,8 +110,9 @@ def main():
     arguments = parser.parse_args()
     export = _export_sparse if arguments.sparse else _export_dense
     try:
+        require_writable(arguments.output, "--output")
         table = export(arguments.workdir, pathlib.Path(arguments.output), arguments.ema)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     Console().print(table)
 

@@ -12,7 +12,12 @@ from sparsejax.models.first_stage import FILE, KINDS, load_first_stage, save_fir
 from sparsejax.models.flops import layer_flops
 from sparsejax.tasks.arguments import build_module, is_count
 from sparsejax.tasks.grid import image_grid
-from sparsejax.tasks.images import check_channels, reference_images, training_batches
+from sparsejax.tasks.images import (
+    check_channels,
+    check_reference,
+    reference_images,
+    training_batches,
+)
 from sparsejax.tasks.task import Task
 
 _RECONSTRUCTED_AT_ONCE = 8  # images on a device
@@ -86,10 +91,12 @@ def autoencoder_task(config):
         labelled=lambda: data.load_images(settings, settings.split),
         layer_flops=lambda params: layer_flops(model, params, example),
         passes_per_sample=1,
+        prepare=lambda: check_reference(settings),
         load=lambda path: load_first_stage(path, model),
         export=lambda params, folder: save_first_stage(
             pathlib.Path(folder) / FILE, params, settings.kind, config.model.to_dict()
         ),
+        closing_files=(FILE,),
     )
 
 

@@ -27,6 +27,7 @@ def images_task(config):
         batches=lambda start, stop: training_batches(config, start, stop),
         reference=lambda: reference_images(settings),
         labelled=lambda: data.load_images(settings, settings.split),
+        prepare=lambda: check_reference(settings),
     )
 
 
@@ -39,6 +40,11 @@ def check_channels(config):
     accepted = f"{image.shape[2]}, the channels of {data.label(config.task)}"
     channels = config.model.in_channels
     require(channels == image.shape[2], "model.in_channels", channels, accepted)
+
+
+def check_reference(settings):
+    """Refuse a `reference_split` that can't be opened: it is read only when training is over."""
+    data.open_images(settings, settings.reference_split)
 
 
 def training_batches(config, start, stop):

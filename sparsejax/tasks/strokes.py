@@ -121,6 +121,7 @@ def strokes_task(config):
         labelled=labelled if np.ptp(labels) else None,
         statistics=compare_strokes,
         illustrate=_illustrate,
+        closing_files=("samples.svg", "samples.gif"),
     )
 
 

@@ -34,7 +34,8 @@ class Task(NamedTuple):
       passes_per_sample: forward passes that one sample takes.
       frozen: `frozen() -> pytree` of arrays that sampling needs beside params, such as a first
         stage: an argument of `sample`, since a compiled program should hold no such constants.
-      prepare: `prepare()` makes the data ready on disk where that takes long.
+      prepare: `prepare()` makes the data ready on disk where that takes long, and checks that
+        those can be opened that are needed only when training is over.
       load: `load(path) -> params` of published files; a ValueError names what doesn't fit.
       units: `units(params) -> {group: [(path, axis, units, incoming), ...]}`, the channels that
         can be left out by themselves (see `models.units`); an empty dictionary if there are none.
@@ -50,6 +51,7 @@ class Task(NamedTuple):
       warnings: lines that whoever trains or samples should read, such as of a noise schedule that
         does not end in noise.
       export: `export(params, folder)` writes what else a finished run leaves.
+      closing_files: names of the files that `illustrate` and `export` write.
     """
 
     init: Callable[..., Any]
@@ -72,3 +74,4 @@ class Task(NamedTuple):
     illustrate: Callable[..., None] = lambda samples, folder: None
     warnings: tuple[str, ...] = ()
     export: Callable[..., None] = lambda params, folder: None
+    closing_files: tuple[str, ...] = ()

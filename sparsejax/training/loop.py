@@ -71,6 +71,8 @@ def train(config, workdir):
     layer_sparsities(config.sparsity, task)
     build_structure(config.sparsity, task)
     if checkpoints.list_steps(workdir / "checkpoints")[-1:] != [config.steps]:
+        if jax.process_index() == 0:
+            runs.check_writable(workdir)
         task.prepare()
     optimizer = build_optimizer(config, task)
     state, pending = _first_state(config, workdir, task, optimizer)
@@ -83,6 +85,15 @@ def train(config, workdir):
         checkpoints.set_aside_after(workdir / "checkpoints", start)
     if start == config.steps:
         return True
+    # From here on: a signal is waited for until the last checkpoint is written whole.
+    with stopping() as (request, is_stop_due):
+        request.after = "compilation and the first step"
+        return _take_steps(config, workdir, task, optimizer, state, pending, request, is_stop_due)
+
+
+def _take_steps(config, workdir, task, optimizer, state, pending, request, is_stop_due):
+    """Take the steps that are left; return whether all were taken."""
+    is_main, start = jax.process_index() == 0, int(state.step)
     counts = summarize(state.params, state.masks)
     if is_main:
         _announce(config, task, counts)
@@ -97,9 +108,6 @@ def train(config, workdir):
     save_samples = _sample_writer(config, workdir, task) if is_main else lambda step, state: None
 
     with contextlib.ExitStack() as stack:
-        # First, so that a signal is waited for until the last checkpoint is written whole.
-        request, is_stop_due = stack.enter_context(stopping())
-        request.after = "compilation and the first step"
         manager = stack.enter_context(
             checkpoints.open_manager(workdir / "checkpoints", config.checkpoint.keep)
         )

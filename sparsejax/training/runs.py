@@ -20,12 +20,16 @@ from sparsejax.configuration import (
 )
 from sparsejax.data.stamps import describe
 from sparsejax.sparse_files import load_sparse, save_sparse
+from sparsejax.storage import require_writable
 from sparsejax.tasks import build_task, stamp_data
 from sparsejax.training import checkpoints
 from sparsejax.training.metrics import read_metrics
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.state import create_state, ema_params_of
 
+_FOLDERS = ("checkpoints", "samples", "tensorboard")
+_FILES = ("config.json", "data.json", "metrics.jsonl", "summary.json")
+_FILES += ("samples.png", "curves.png", "layers.png")
 _STAMP = "data.json"  # what the run is trained on, wherever it lies
 
 
@@ -88,6 +92,23 @@ def _check_data(workdir, config):
                 f"({describe(ours)}) than the run in {workdir} was begun with "
                 f"({describe(theirs)}); accepted: the same content, in any place, or another "
                 "--workdir"
+            )
+
+
+def check_writable(workdir):
+    """Refuse a workdir in which a run can't leave what it leaves, or something is in the way.
+
+    Raises:
+      ConfigError: names --workdir and the reason.
+    """
+    workdir = pathlib.Path(workdir)
+    for folder in (workdir, *(workdir / name for name in _FOLDERS)):
+        require_writable(folder, "--workdir" if folder == workdir else "a folder of --workdir")
+    for name in _FILES:
+        if (workdir / name).is_dir():
+            raise ConfigError(
+                f"--workdir is {str(workdir)!r}, where {name} is a folder; accepted: workdirs "
+                f"where a file of that name can be written"
             )
 
 

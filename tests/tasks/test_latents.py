@@ -13,6 +13,7 @@ from sparsejax.configuration import ConfigError, resolve
 from sparsejax.data import latents as cache
 from sparsejax.data.images import load_images, to_unit_range
 from sparsejax.evaluation import evaluate
+from sparsejax.evaluation.closing import close_run
 from sparsejax.models import first_stage
 from sparsejax.models.autoencoder import VQModel
 from sparsejax.models.export import export_unet
@@ -150,6 +151,7 @@ BAD = {
     "model.in_channels": (4, "is 4; accepted: 3, of the first stage's latents"),
     "task.image_size": (15, "is 15; accepted: multiples of 2, the first stage's factor"),
     "task.latent_scale": (-1.0, r"is -1.0; accepted: None, or more than 0"),
+    "task.reference_split": ("test", r"accepted: train \(24\), validation \(8\)"),
     "task.split": ("test", r"accepted: train \(24\), validation \(8\)"),
 }
 
@@ -163,6 +165,15 @@ def test_what_cannot_work_is_refused_by_its_key(key, stages, tmp_path):
     with pytest.raises(ConfigError, match=f"config.{key} .*{message}"):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_lost_first_stage_is_written_again(stages, tmp_path):
+    shutil.copytree(stages[1], tmp_path / "first")
+    file = tmp_path / "first" / first_stage.FILE
+    before = file.read_bytes()
+    file.unlink()
+    close_run(tmp_path / "first")
+    assert file.read_bytes() == before
 
 
 def test_latents_that_the_unet_cannot_halve_are_refused(stages, tmp_path):

@@ -2,14 +2,18 @@
 
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
+from sparsejax.training import checkpoints
+from sparsejax.training.metrics import read_metrics
 from tests.training.test_loop import final_state
 from tests.training.tiny import tiny_flags
 
@@ -23,23 +27,51 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tiny_run, tmp_path):
+def start_two(workdir, **options):
+    """Start train.py in two processes of two devices each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     environment |= {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-    flags = [f"--workdir={tmp_path / 'two'}", *tiny_flags()]
-    processes = [
+    flags = [f"--workdir={workdir}", *tiny_flags()]
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", START, address, str(i), *flags], cwd=ROOT, env=environment
+            [sys.executable, "-c", START, address, str(i), *flags],
+            cwd=ROOT,
+            env=environment,
+            **options,
         )
         for i in range(2)
     ]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tiny_run, tmp_path):
+    processes = start_two(tmp_path / "two")
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     one, two = final_state(tiny_run[0]), final_state(tmp_path / "two")
     for a, b in zip(*map(jax.tree.leaves, (one.masks, two.masks)), strict=True):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(*map(jax.tree.leaves, (one.ema_params, two.ema_params)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_to_one_process_stops_both_at_the_same_step(signum, tmp_path):
+    """The second process gets it; the first writes the checkpoint."""
+    workdir = tmp_path / "stopped"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = start_two(workdir, **pipes)
+    while not read_metrics(workdir / "metrics.jsonl"):
+        time.sleep(0.01)
+        assert all(process.poll() is None for process in processes)
+    processes[1].send_signal(signum)
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    saved = checkpoints.list_steps(workdir / "checkpoints")[-1]
+    for process, text, by in zip(processes, errors, (signal.SIGTERM, signum), strict=True):
+        assert process.returncode == 128 + by
+        assert f"Stopped by {by.name}; step {saved} is saved." in text
+        assert "Traceback" not in text
+    assert 10 <= saved < 40

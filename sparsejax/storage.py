@@ -1,0 +1,50 @@
+"""Folders that can't be written to, found by trying before hours are spent."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import tempfile
+
+from sparsejax.configuration import ConfigError
+
+
+def require_writable(folder, name):
+    """Refuse a folder that can't be made or written to, by trying; leaves nothing behind.
+
+    Args:
+      folder: path, which need not exist.
+      name: of the flag, config key or variable that it comes from, for the message.
+
+    Raises:
+      ConfigError: names `name`, the folder and the reason.
+    """
+    folder = pathlib.Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="partial-") as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"{name} is {str(folder)!r}, where nothing can be written: {reason}; "
+            "accepted: a folder that can be made and written to"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            for path in missing:
+                path.rmdir()
+
+
+def storage_problem(error):
+    """Return in a line what a disk refused, if that is what an exception is about, or None.
+
+    Args:
+      error: exception; those of native libraries carry the system's words as text.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+    words = [os.strerror(code) for code in codes if os.strerror(code) in str(error)]
+    return words[0] if words else None

@@ -1,0 +1,74 @@
+"""What closing needs is found before training; what it left and lost is made again."""
+
+import json
+import subprocess
+
+import pytest
+
+from sparsejax.configuration import ConfigError
+from sparsejax.evaluation import closing
+from sparsejax.training import loop
+from tests.tasks.first_stage import first_stage_config, write_blobs
+from tests.tasks.test_strokes import tiny, write_scribbles
+from tests.training.tiny import tiny_config
+
+
+def images(tmp_path):
+    return tiny_config()
+
+
+def files(tmp_path):
+    write_blobs(tmp_path / "blobs.npz")
+    changes = {"task.dataset": "files", "task.source": str(tmp_path / "blobs.npz")}
+    sizes = {"task.image_size": 16, "model.in_channels": 3, "model.out_channels": 3}
+    return tiny_config(**changes, **sizes)
+
+
+def autoencoder(tmp_path):
+    write_blobs(tmp_path / "blobs.npz")
+    return first_stage_config(tmp_path / "blobs.npz")
+
+
+def strokes(tmp_path):
+    write_scribbles(tmp_path / "scribbles.npz")
+    return tiny(tmp_path / "scribbles.npz")
+
+
+def assert_refused(config, split, workdir):
+    config.task.reference_split = split
+    with pytest.raises(ConfigError) as caught:
+        loop.train(config, workdir)
+    message = str(caught.value)
+    assert message.startswith(f"config.task.reference_split is {split!r}")
+    assert "accepted: train (" in message
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("split", ["tset", "tarin", "train[:0]", "validaton[:5]", ""])
+@pytest.mark.parametrize("make", [images, files, autoencoder, strokes])
+def test_a_reference_split_that_is_not_there_is_refused_before_training(make, split, tmp_path):
+    assert_refused(make(tmp_path), split, tmp_path / "run")
+
+
+def test_what_closing_left_and_lost_is_made_again(tiny_run, tmp_path, capsys, monkeypatch):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", tiny_run[0], workdir], check=True)
+    made = []
+    close = closing._close
+    monkeypatch.setattr(closing, "_close", lambda workdir: made.append(1) or close(workdir))
+    closing.close_run(workdir)
+    names = json.loads((workdir / "summary.json").read_text())["files"]
+    assert all((workdir / name).is_file() for name in names)
+    closing.close_run(workdir)
+    assert len(made) == 1
+    assert capsys.readouterr().out.count("rigl, S = 0.75, 40 steps") == 2
+
+    (workdir / names[1]).unlink()
+    closing.close_run(workdir)
+    assert (workdir / names[1]).is_file()
+    for damaged in ("", "[]", '{"steps": 40}', '{"steps": 4'):
+        (workdir / "summary.json").write_text(damaged)
+        assert closing._read_summary(workdir) is None
+    closing.close_run(workdir)
+    assert len(made) == 3
+    assert capsys.readouterr().out.count("rigl, S = 0.75, 40 steps") == 2
