@@ -1,14 +1,12 @@
 """Signals end processes in one line: real processes, that wait in native code as XLA does."""
 
 import contextlib
-import fcntl
 import os
 import pathlib
 import pty
 import signal
 import subprocess
 import sys
-import termios
 import threading
 
 import pytest
@@ -50,6 +48,10 @@ with signals.saving() as request:
 sys.exit(signals.exit_status(signals.received()))
 """
 )
+
+
+# Makes its standard input, a terminal, the one that its session belongs to.
+IN_TERMINAL = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
 
 
 @pytest.fixture
@@ -147,8 +149,8 @@ def test_ignored_signals_stay_ignored(start, ignored, prefix, code):
 def test_a_terminal_gets_its_cursor_back(start):
     """Ctrl-C as a terminal sends it: the byte 3, to the process in front."""
     master, slave = pty.openpty()
-    code = 'import sys; sys.stdout.write("\\x1b[?25l")\n' + WATCHING
-    process = start(code, stdin=slave, stdout=slave, stderr=slave, preexec_fn=_own_terminal)
+    code = 'import sys; sys.stdout.write("\\x1b[?25l")\n' + IN_TERMINAL + WATCHING
+    process = start(code, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     seen = b""
     while b"ready\r\n" not in seen:
@@ -161,15 +163,13 @@ def test_a_terminal_gets_its_cursor_back(start):
     assert seen == b"^C\r\n" + line + b"\r\n\x1b[?25h"
 
 
-def _own_terminal():
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
-
 def test_a_closed_terminal_does_not_keep_a_process_from_saving(start, tmp_path):
     """Every write to it fails then; `saved` is printed all the same, to nowhere."""
     master, slave = pty.openpty()
-    code = SAVING.replace("sys.exit", f"open({str(tmp_path / 'saved')!r}, 'w').close(); sys.exit")
-    process = start(code, stdin=slave, stdout=slave, stderr=slave, preexec_fn=_own_terminal)
+    code = IN_TERMINAL + SAVING.replace(
+        "sys.exit", f"open({str(tmp_path / 'saved')!r}, 'w').close(); sys.exit"
+    )
+    process = start(code, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     seen = b""
     while b"ready\r\n" not in seen:
