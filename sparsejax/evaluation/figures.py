@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from sparsejax.evaluation.closing import quantity
+from sparsejax.evaluation.plots import layer_name
 from sparsejax.evaluation.tables import (
     describe,
     group_rows,
@@ -548,9 +549,7 @@ def _heat_map(axes, table, names, levels):
             text = "1" if value == 1 else f"{value:.2f}".removeprefix("0") if value < 1 else ""
             style = {"ha": "center", "va": "center_baseline", "fontsize": 6, "color": colour}
             axes.text(x + 0.5, y + 0.5, text, **style)
-    axes.set_yticks(
-        np.arange(len(names)) + 0.5, [_layer_name(name) for name in names], fontsize=6.5
-    )
+    axes.set_yticks(np.arange(len(names)) + 0.5, [layer_name(name) for name in names], fontsize=6.5)
     axes.set_xticks(np.arange(len(levels)) + 0.5, levels)
     if any("\n" in level for level in levels):
         axes.tick_params("x", labelsize=6.5)
@@ -560,11 +559,6 @@ def _heat_map(axes, table, names, levels):
     axes.xaxis.tick_top()
     axes.spines[:].set_visible(False)
     return mesh
-
-
-def _layer_name(name):
-    name = name.removesuffix("/kernel")
-    return name if len(name) <= 40 else f"{name[:18]}...{name[-19:]}"
 
 
 @_styled

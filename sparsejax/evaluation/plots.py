@@ -2,7 +2,7 @@
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from sparsejax.evaluation.sheets import Picture, sheet
@@ -25,11 +25,18 @@ def save_samples(path, samples, real):
 
 
 def save_curves(path, lines):
+    """Write the picture of `curves(lines)` to the PNG file `path`."""
+    curves(lines).savefig(path, dpi=120)
+
+
+def curves(lines):
     """Plot the loss and the weights replaced so far.
 
     Args:
-      path: PNG file to write.
       lines: metrics lines, as `training.metrics.read_metrics` returns them.
+
+    Returns:
+      Figure.
     """
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     updates = [(line["step"], line["replaced"]) for line in lines if "replaced" in line]
@@ -37,10 +44,15 @@ def save_curves(path, lines):
     axes = figure.subplots(2 if updates else 1, 1, sharex=True, squeeze=False)[:, 0]
     steps, values = zip(*losses, strict=True) if losses else ((), ())
     axes[0].plot(steps, values, color=BLUE, linewidth=1.5)
-    axes[0].set(ylabel="training loss", yscale="log")
-    axes[0].yaxis.set_major_formatter(ScalarFormatter())
-    axes[0].yaxis.set_minor_formatter(ScalarFormatter())
-    axes[0].grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("training loss")
+    if values and 0 < 3 * min(values) < max(values):
+        axes[0].set_yscale("log")
+        subs = (1, 2, 5) if max(values) < 1000 * min(values) else (1,)
+        axes[0].yaxis.set_major_locator(LogLocator(subs=subs))
+        axes[0].yaxis.set_minor_formatter(NullFormatter())
+    # As numbers are written elsewhere, never as what is to be added to another number.
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    axes[0].grid(alpha=0.3)
     if updates:
         steps, replaced = np.array(updates).T
         axes[1].step(
@@ -51,22 +63,29 @@ def save_curves(path, lines):
         axes[1].set_ylim(bottom=0)
     axes[-1].set_xlabel("optimizer step")
     axes[-1].set_xlim(left=0)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def save_layer_densities(path, layers, level):
+    """Write the picture of `layer_densities(layers, level)` to the PNG file `path`."""
+    layer_densities(layers, level).savefig(path, dpi=120)
+
+
+def layer_densities(layers, level):
     """Plot the density of each layer, with its number of weights.
 
     Args:
-      path: PNG file to write.
       layers: `{path: sparsity.masks.LayerSummary}` in the order to show them.
       level: the overall sparsity asked for; its density is drawn as a line.
+
+    Returns:
+      Figure.
     """
-    names = [name.removesuffix("/kernel") for name in layers]
     densities = [layer.density for layer in layers.values()]
-    figure = Figure(figsize=(8, 1.2 + 0.2 * len(names)), layout="constrained")
+    figure = Figure(figsize=(8, 1.2 + 0.2 * len(layers)), layout="constrained")
     axes = figure.subplots()
-    axes.barh(names, densities, color=BLUE, height=0.7)
+    axes.barh(range(len(layers)), densities, color=BLUE, height=0.7)
+    axes.set_yticks(range(len(layers)), [layer_name(name) for name in layers])
     for y, layer in enumerate(layers.values()):
         axes.text(1.01, y, f"{layer.active:,} of {layer.weights:,}", va="center", fontsize=7)
     axes.axvline(1 - level, color=ORANGE, linestyle="--", label=f"whole network: {1 - level:.2f}")
@@ -76,4 +95,15 @@ def save_layer_densities(path, layers, level):
     axes.tick_params(axis="y", labelsize=7)
     axes.margins(y=0.01)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def layer_name(path):
+    """Return the path of a layer's kernel as figures show it: of 40 characters at most.
+
+    Example:
+      >>> layer_name("middle_block_1/qkv/kernel")
+      'middle_block_1/qkv'
+    """
+    name = path.removesuffix("/kernel")
+    return name if len(name) <= 40 else f"{name[:18]}...{name[-19:]}"

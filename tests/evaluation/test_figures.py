@@ -9,7 +9,8 @@ import pytest
 import scipy.stats
 from matplotlib.collections import QuadMesh
 
-from sparsejax.evaluation import figures, tables
+from sparsejax.evaluation import figures, plots, tables
+from sparsejax.sparsity.masks import LayerSummary
 
 FD, HELD_OUT = "FD[classifier:digits]@1797", "held-out loss"
 _BASE = {"static": 10.8, "rigl": 10.1, "magran": 10.2, "dense": 8.3}
@@ -399,3 +400,73 @@ def test_directions_and_order_of_measures(rows):
     assert up == ["precision", "recall", "IS"]
     empty = [make_row(measures={"a": math.nan, "b": None, "c": json.loads("Infinity")})]
     assert tables.measure_names(empty) == []
+
+
+def assert_texts_are_whole(figure):
+    """All texts lie on the figure, and no tick label on its neighbour."""
+    figure.draw_without_rendering()
+    canvas = figure.bbox
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [*axis.get_ticklabels(), *axis.get_ticklabels(minor=True)]
+            low, high = sorted(axis.get_view_interval())
+            seen = [
+                t
+                for t in labels
+                if t.get_text() and low <= t.get_position()[axis is axes.yaxis] <= high
+            ]
+            boxes = sorted((t.get_window_extent() for t in seen), key=lambda b: (b.x0, b.y0))
+            assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+            assert not axis.get_offset_text().get_text(), "numbers are written whole"
+        texts = [*axes.texts, axes.title, axes.xaxis.label, axes.yaxis.label]
+        for text in filter(lambda text: text.get_text(), texts):
+            box = text.get_window_extent()
+            assert canvas.x0 - 1 <= box.x0 <= box.x1 <= canvas.x1 + 1, text
+            assert canvas.y0 - 1 <= box.y0 <= box.y1 <= canvas.y1 + 1, text
+
+
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        (1.0, 0.5),
+        (1.0, 0.11),
+        (1.0, 5e-4),
+        (0.7, 1e-7),
+        (0.11001, 0.11002),
+        (3e5, 2.0),
+        (1.0, -2.0),
+    ],
+)
+@pytest.mark.parametrize("updates", [0, 12])
+def test_the_curves_of_any_loss_can_be_read(first, last, updates):
+    """Tick labels are numbers of the loss itself, at their places, apart from each other."""
+    lines = [{"step": 10 * s, "loss": first + (last - first) * s / 50} for s in range(51)]
+    lines += [{"step": 30 * s, "replaced": 0.3} for s in range(1, updates + 1)]
+    figure = plots.curves(lines)
+    assert_texts_are_whole(figure)
+    axis = figure.axes[0].yaxis
+    inside = [
+        t
+        for t in axis.get_ticklabels()
+        if min(first, last) <= t.get_position()[1] <= max(first, last)
+    ]
+    assert len(inside) >= 2
+    assert len({t.get_text() for t in inside}) == len(inside)
+    for label in inside:
+        place = label.get_position()[1]
+        shown = float(label.get_text().replace("\N{MINUS SIGN}", "-"))
+        assert shown == pytest.approx(place, rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("count", [1, 5, 60, 164])
+@pytest.mark.parametrize(
+    "name", ["input_blocks_{}/in_layers_2/kernel", "a_long_name_of_a_module/" * 5 + "{}"]
+)
+def test_every_layer_of_a_run_is_named(count, name):
+    layers = {name.format(i): LayerSummary(17_694_720, 8_847_360 - i, 0.5) for i in range(count)}
+    figure = plots.layer_densities(layers, 0.5)
+    assert_texts_are_whole(figure)
+    axes = figure.axes[0]
+    assert len(axes.patches) == len(axes.get_yticklabels()) == len(axes.texts) == count
+    assert axes.texts[-1].get_text() == f"{8_847_360 - count + 1:,} of 17,694,720"
+    assert axes.get_position().width > 0.4
