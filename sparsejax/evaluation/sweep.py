@@ -221,7 +221,10 @@ def _train_and_evaluate(run, workdir, how):
     except Exception as error:
         first = str(error).split("\n")[0]
         text = f"{type(error).__name__}: {first}\n\n{traceback.format_exc()}"
-        write_text(workdir / "error.txt", text)
+        try:
+            write_text(workdir / "error.txt", text)
+        except OSError:  # a full disk, say
+            sys.exit(f"error: {first}")
         sys.exit(1)
     row |= {"method": run.method, "sparsity": run.level, "evaluation": _recorded(how)}
     row["seconds"] = row["training_seconds"] + time.time() - began

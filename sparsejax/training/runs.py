@@ -82,7 +82,7 @@ def resolve_for(workdir, config):
 
 def _check_data(workdir, config):
     """Refuse other data than those that the run was begun with; other places are welcome."""
-    then, now = json.loads((workdir / _STAMP).read_text()), stamp_data(config)
+    then, now = _read_object(workdir / _STAMP), stamp_data(config)
     for key in sorted(then.keys() | now.keys()):
         ours, theirs = now.get(key, {}), then.get(key, {})
         if ours != theirs:
@@ -140,7 +140,18 @@ def read_config(workdir):
 
 
 def _read_saved(path):
-    return with_defaults(json.loads(path.read_text()), str(path))
+    return with_defaults(_read_object(path), str(path))
+
+
+def _read_object(path):
+    """Read a file of one JSON object; raise a ConfigError that names it if it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is damaged: it holds no JSON object")
+    return value
 
 
 def _tuples(value):

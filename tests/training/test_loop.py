@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from sparsejax.configuration import ConfigError
 from sparsejax.sparsity import masks
 from sparsejax.training import checkpoints, load_run, loop, runs
 from sparsejax.training.metrics import WALL_CLOCK, read_metrics
@@ -274,6 +275,19 @@ def test_four_devices_train_as_one_does(device_runs):
         for n in ("1", "4")
     ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"seed": 0', b"[]", b"null", b"\0" * 64, b"\xff"])
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+def test_a_damaged_file_of_a_run_is_named_in_one_line(tiny_run, tmp_path, name, damage):
+    for other in ("config.json", "data.json"):
+        shutil.copy(tiny_run[0] / other, tmp_path)
+    (tmp_path / name).write_bytes(damage)
+    with pytest.raises(ConfigError) as caught:
+        loop.train(tiny_config(), tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / name).read_bytes() == damage
 
 
 def test_a_run_that_is_older_than_a_config_key_has_its_default(tiny_run, tmp_path):
