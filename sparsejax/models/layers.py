@@ -1,6 +1,7 @@
 """Layers that the UNet and the autoencoder share: the reference's initialisation, channels last."""
 
 import math
+import zlib
 
 import flax.linen as nn
 import jax
@@ -92,6 +93,31 @@ def conv(x, features, window, name, *, stride=1, padding=None, dtype=None, zero=
 def dense(x, features, name, *, dtype=None, zero=False):
     """Map the last axis of x to `features`, inside a compact module; see `conv`."""
     return nn.Dense(features, dtype=dtype, name=name, **reference_init(x.shape[-1], zero))(x)
+
+
+class Dropout(nn.Module):
+    """Dropout whose zeros follow from a key per example, and from the layer's place in the network.
+
+    So what is dropped of an example depends neither on the batch nor on how it is split. Call:
+    x [batch, ...], PRNG keys [batch], or None to drop nothing -> the shape of x.
+
+    Attributes:
+      rate: share of zeros, in [0, 1).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """Drop features and divide the others by `1 - rate`."""
+        if keys is None or not self.rate:
+            return x
+        keep, place = 1 - self.rate, zlib.crc32("/".join(self.path).encode())
+
+        def draw(key):
+            return jax.random.bernoulli(jax.random.fold_in(key, place), keep, x.shape[1:])
+
+        return jnp.where(jax.vmap(draw)(keys), x / keep, jnp.zeros_like(x))
 
 
 class GroupNorm(nn.GroupNorm):

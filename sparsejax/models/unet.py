@@ -9,10 +9,12 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.models.layers import (
+    Dropout,
     GroupNorm,
     QKVAttention,
     at_least_float32,
@@ -57,14 +59,14 @@ class ResBlock(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x, embedding, train=False):
-        """Apply the block; `train` turns dropout on."""
+    def __call__(self, x, embedding, dropout_keys=None):
+        """Apply the block; PRNG keys [batch] turn dropout on."""
         h = nn.silu(_norm(x, self.norm_groups, "in_layers_0", dtype=self.dtype))
         h = conv(h, self.features, 3, "in_layers_2", dtype=self.dtype)
         shift = dense(nn.silu(embedding), self.features, "emb_layers_1", dtype=self.dtype)
         h = h + shift[:, None, None, :]
         h = nn.silu(_norm(h, self.norm_groups, "out_layers_0", dtype=self.dtype))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout)(h, dropout_keys)
         h = conv(h, self.features, 3, "out_layers_3", dtype=self.dtype, zero=True)
         if x.shape[-1] != self.features:
             x = conv(x, self.features, 1, "skip_connection", dtype=self.dtype)
@@ -158,21 +160,34 @@ class UNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x, t, *, train=False):
-        """Predict the noise; `train` turns dropout on (and needs a `dropout` rng)."""
+    def __call__(self, x, t, *, train=False, dropout_keys=None):
+        """Predict the noise.
+
+        Args:
+          x: noisy examples, [batch, height, width, in_channels].
+          t: diffusion steps, [batch].
+          train: turns dropout on.
+          dropout_keys: PRNG keys [batch]; if None, dropout needs a `dropout` rng and splits it.
+
+        Returns:
+          [batch, height, width, out_channels] float32.
+        """
+        if not (train and self.dropout):
+            dropout_keys = None
+        elif dropout_keys is None:
+            dropout_keys = jax.random.split(self.make_rng("dropout"), len(x))
         embedding = timestep_embedding(t, self.model_channels)
         embedding = dense(embedding, 4 * self.model_channels, "time_embed_0", dtype=self.dtype)
         embedding = dense(
             nn.silu(embedding), 4 * self.model_channels, "time_embed_2", dtype=self.dtype
         )
 
-        # `train`, the third argument after self, is a Python bool.
-        res_cls = nn.remat(ResBlock, static_argnums=3) if self.remat else ResBlock
+        res_cls = nn.remat(ResBlock) if self.remat else ResBlock
         attention_cls = nn.remat(AttentionBlock) if self.remat else AttentionBlock
 
         def res_block(h, features, name):
             block = res_cls(features, self.norm_groups, self.dropout, self.dtype, name=name)
-            return block(h, embedding, train)
+            return block(h, embedding, dropout_keys)
 
         def attend(h, name):
             block = attention_cls(self.num_head_channels, self.norm_groups, self.dtype, name=name)

@@ -51,7 +51,8 @@ def denoising_task(config, size, *, batches, reference, decode=None, **others):
         return model.init(key, *inputs)["params"]
 
     def apply(params, x, t, *, train=False, rngs=None):
-        return model.apply({"params": params}, x, t, train=train, rngs=rngs)
+        keys = rngs and rngs["dropout"]
+        return model.apply({"params": params}, x, t, train=train, dropout_keys=keys)
 
     def sample(apply, params, frozen, key, count, start=0):
         drawn = _sample(schedule, shape, config.sample, apply, params, key, count, start)
@@ -81,18 +82,17 @@ def denoising_task(config, size, *, batches, reference, decode=None, **others):
 
 
 def _loss(schedule, apply, params, batch, keys, train):
-    """Mean eps loss; t and noise are drawn per example, from the example's own key."""
+    """Mean eps loss; t, noise and dropout are drawn per example, from the example's own key."""
     (x_0,) = batch.values()
 
     def draw(key):
-        t_key, noise_key, _ = jax.random.split(key, 3)
+        t_key, noise_key, dropout_key = jax.random.split(key, 3)
         t = jax.random.randint(t_key, (), 0, schedule.steps)
-        return t, jax.random.normal(noise_key, x_0.shape[1:])
+        return t, jax.random.normal(noise_key, x_0.shape[1:]), dropout_key
 
-    t, noise = jax.vmap(draw)(keys)
+    t, noise, dropout_keys = jax.vmap(draw)(keys)
     x_t = process.q_sample(schedule, x_0, t, noise)
-    rngs = {"dropout": jax.random.split(keys[0], 3)[2]}
-    eps = apply(params, x_t, t, train=train, rngs=rngs)
+    eps = apply(params, x_t, t, train=train, rngs={"dropout": dropout_keys})
     return jnp.mean(process.eps_loss(eps, noise))
 
 

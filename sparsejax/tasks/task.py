@@ -21,7 +21,8 @@ class Task(NamedTuple):
 
     Attributes:
       init: `init(key) -> params`.
-      apply: `apply(params, *inputs, train=False, rngs=None) -> output`.
+      apply: `apply(params, *inputs, train=False, rngs=None) -> output`; rngs hold one PRNG key
+        per example, [batch].
       loss: `loss(apply, params, batch, keys, train) -> scalar`, the mean over the batch;
         `keys` is one PRNG key per example, [batch].
       sample: `sample(apply, params, frozen, key, count, start=0) -> samples [count, ...]`,

@@ -55,7 +55,7 @@ def move_ema(ema_params, params, before, after):
 def example_keys(key, step, local_batch):
     """Return one key per example of this device, a function of the example's global index.
 
-    So the number of devices changes nothing about the noise that an example gets.
+    So the number of devices changes nothing about the noise and the dropout that an example gets.
 
     Args:
       key: PRNG key of all steps.

@@ -18,6 +18,8 @@ TINY = UNet(
     num_head_channels=16,
 )
 
+KEY = jax.random.key(0)
+
 
 def count(params):
     return sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -161,6 +163,40 @@ def test_dropout_acts_in_training_only(tiny):
     np.testing.assert_allclose(call({"params": params}, x, t), nhwc(tiny["out"]), atol=1e-5)
     dropped = call({"params": params}, x, t, train=True, rngs={"dropout": jax.random.key(0)})
     assert float(jnp.abs(dropped - nhwc(tiny["out"])).max()) > 0.1
+
+
+def test_dropout_follows_from_each_examples_key_and_the_block():
+    """Not from the batch, and not from remat; no two blocks or examples drop the same."""
+    model = UNet(1, 1, 8, 1, (), (1,), 8, dropout=0.5, norm_groups=4)
+    x, t = jnp.ones((2, 4, 4, 1)), jnp.zeros(2, jnp.int32)
+    params = jax.eval_shape(model.init, KEY, x, t)["params"]
+    params = jax.tree.map(lambda p: jnp.linspace(-0.3, 0.4, p.size).reshape(p.shape), params)
+    masks = []
+
+    def note(next_method, args, kwargs, context):
+        out = next_method(*args, **kwargs)
+        if type(context.module).__name__ == "Dropout":
+            masks.append(out == 0)
+        return out
+
+    @jax.jit
+    def run(keys):
+        def call(part, model=model):
+            return model.apply(
+                {"params": params}, x[part], t[part], train=True, dropout_keys=keys[part]
+            )
+
+        with nn.intercept_methods(note):
+            whole = call(slice(0, 2))
+        others = call(slice(0, 1)), call(slice(1, 2)), call(slice(0, 2), model.clone(remat=True))
+        return whole, *others, jnp.concatenate(masks)
+
+    whole, first, second, remat, drawn = map(np.asarray, run(jax.random.split(KEY, 2)))
+    np.testing.assert_allclose(np.concatenate([first, second]), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(remat, whole, rtol=1e-4, atol=1e-5)
+    assert len(drawn) == 2 * 5
+    for i, mask in enumerate(drawn):
+        assert all((mask == other).mean() < 0.8 for other in drawn[:i])
 
 
 def test_dropout_acts_between_the_second_norm_and_the_last_convolution():

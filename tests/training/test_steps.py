@@ -1,16 +1,20 @@
 """The train step and the topology update on a small linear task, where everything is known."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from sparsejax.diffusion import schedules
+from sparsejax.models.layers import Dropout
 from sparsejax.sparsity import distributions, masks, packing, topology
 from sparsejax.sparsity.methods import Method, get_method
 from sparsejax.sparsity.transforms import packed, sparse_updates
-from sparsejax.tasks import Task
-from sparsejax.training import steps
+from sparsejax.tasks import Task, denoising
+from sparsejax.training import parallel, steps
 from sparsejax.training.parallel import data_parallel, shard_batch
 from sparsejax.training.state import ema_params_of, named_key, state_from
 
@@ -100,6 +104,38 @@ def test_microbatches_change_nothing_but_memory():
         results.append((state, metrics, changes))
     for whole, parts in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+def test_devices_and_microbatches_change_nothing_about_dropout():
+    """The loss with half the features dropped, its batch whole, over two devices, in two parts."""
+    schedule = schedules.noise_schedule(schedules.cosine_betas(100))
+
+    def apply(params, x, t, *, train, rngs):
+        assert train
+        return params * Dropout(0.5).apply({}, x, rngs["dropout"])
+
+    task = TASK._replace(apply=apply, loss=functools.partial(denoising._loss, schedule))
+    x = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype(np.float32)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def run(parts, key, accumulate):
+        def of_device(x):
+            keys = steps.example_keys(key, 3, len(x))
+            params = jnp.float32(0.7)
+            return steps._mean_gradients(task, accumulate, params, {"image": x}, keys)
+
+        return jax.vmap(of_device, axis_name=parallel.AXIS)(parts)
+
+    def loss_over(devices, accumulate=1, seed=0):
+        """Over an axis of devices, which need not be there."""
+
+        parts = x.reshape(devices, -1, *x.shape[1:])
+        return np.stack(run(parts, named_key(seed, "steps"), accumulate))
+
+    whole = loss_over(1)
+    np.testing.assert_allclose(loss_over(2), np.repeat(whole, 2, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(loss_over(2, accumulate=2)[:, :1], whole, rtol=1e-5)
+    assert abs(loss_over(1, seed=1) / whole - 1).min() > 1e-3
 
 
 def test_topology_update_uses_the_dense_gradient_of_the_same_batch_at_the_new_params():
