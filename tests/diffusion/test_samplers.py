@@ -172,3 +172,46 @@ def test_ddim_with_the_exact_denoiser_recovers_a_gaussian(name, steps):
     assert largest < 1.2
     assert abs(ends.mean() - mean) < 0.05 * mean
     assert std * np.exp(-np.pi / 4 * (largest + largest**3 / 3)) < ends.std() < 1.0013 * std
+
+
+LDM = schedules.noise_schedule(schedules.scaled_linear_betas(1000))
+HUNDRED = schedules.noise_schedule(schedules.linear_betas(100, 1e-3, 0.2))
+# What diffusers 0.42.1 (torch 2.13.0, float64) samples from np.linspace(-1.5, 1.5, 6) with eps =
+# x / 2 + (t - 500) / 1000 and the noise cos(0..5 + i): a DDIMScheduler of the same betas with
+# timestep_spacing="leading", steps_offset=1 and set_alpha_to_one=False, but for all 100 of 100
+# steps 0 and True; `step` with use_clipped_model_output=True, clip_sample_range=1 where clipped.
+DIFFUSERS = {
+    "plain": (
+        (LDM, {"steps": 50}),
+        [-12.79835257, -8.95218490, -5.10601723, -1.25984957, 2.58631810, 6.43248577],
+    ),
+    "clipped": (
+        (LDM, {"steps": 50, "clip": 1.0}),
+        [-1.05680007, -0.93409486, -0.37380855, 0.56752021, 1.03299264, 1.05680007],
+    ),
+    "set_alpha_to_one": (
+        (LDM, {"steps": 50, "clip": 1.0, "last_alpha": 1.0}),
+        [-1.00000000, -0.89706263, -0.34729369, 0.57636500, 1.00000000, 1.00000000],
+    ),
+    "all_steps": (
+        (HUNDRED, {"steps": 100, "clip": 1.0}),
+        [-1.00000000, -0.45193073, 0.83142101, 1.00000000, 1.00000000, 1.00000000],
+    ),
+    "eta": (
+        (LDM, {"steps": 50, "clip": 1.0, "eta": 1.0}),
+        [0.34925916, 0.32417238, 0.38742305, 0.50592149, 0.61729688, 0.63653387],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", sorted(DIFFUSERS))
+def test_ddim_equals_diffusers_with_the_settings_in_the_docs(case):
+    (schedule, settings), expected = DIFFUSERS[case]
+    ours = samplers.ddim_sample(
+        lambda x, t: x / 2 + (t[:, None] - 500) / 1000,
+        schedule,
+        jnp.linspace(-1.5, 1.5, 6)[:, None],
+        lambda i: jnp.cos(jnp.arange(6) + i)[:, None],
+        **settings,
+    )
+    np.testing.assert_allclose(ours[:, 0], expected, rtol=1e-5, atol=2e-6)
