@@ -68,6 +68,15 @@ def test_a_value_that_cannot_work_is_refused_by_its_key(key, tmp_path, compiled)
     assert compiled == []
 
 
+def test_a_batch_larger_than_the_training_split_is_refused(tmp_path, compiled):
+    changes = {"task.split": "train[:7]", "batch_size": 8}
+    message = r"config.batch_size is 8; accepted: 7 or less, .* of task.split \('train\[:7\]'\)$"
+    with pytest.raises(ValueError, match=message):
+        loop.train(tiny_config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert {"jit(create)", "jit(_fun)"}.isdisjoint(compiled)
+
+
 def test_images_that_the_unet_cannot_halve_are_refused(tmp_path):
     changes = {"model.channel_mult": (1, 1, 1, 1, 1)}
     message = "config.task.image_size is 8; accepted: multiples of 16: .* 4 times"

@@ -98,6 +98,20 @@ def is_count(value):
     return schema.has_type(int, value) and value >= 1
 
 
+def check_batch_size(config, count):
+    """Refuse a batch that holds some of the training examples more than once.
+
+    Args:
+      config: resolved ConfigDict.
+      count: number of training examples.
+
+    Raises:
+      ConfigError: `batch_size` is larger.
+    """
+    accepted = f"{count:,} or less, the number of examples of task.split ({config.task.split!r})"
+    require(config.batch_size <= count, "batch_size", config.batch_size, accepted)
+
+
 def check_sampling(config):
     """Refuse a number of sampling steps that the diffusion process doesn't have.
 

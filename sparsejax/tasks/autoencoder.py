@@ -14,7 +14,7 @@ from sparsejax.tasks.arguments import build_module, is_count
 from sparsejax.tasks.grid import image_grid
 from sparsejax.tasks.images import (
     check_channels,
-    check_reference,
+    prepare_images,
     reference_images,
     training_batches,
 )
@@ -91,7 +91,7 @@ def autoencoder_task(config):
         labelled=lambda: data.load_images(settings, settings.split),
         layer_flops=lambda params: layer_flops(model, params, example),
         passes_per_sample=1,
-        prepare=lambda: check_reference(settings),
+        prepare=lambda: prepare_images(config),
         load=lambda path: load_first_stage(path, model),
         export=lambda params, folder: save_first_stage(
             pathlib.Path(folder) / FILE, params, settings.kind, config.model.to_dict()

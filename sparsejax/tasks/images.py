@@ -2,6 +2,7 @@
 
 from sparsejax.configuration import require
 from sparsejax.data import images as data
+from sparsejax.tasks.arguments import check_batch_size
 from sparsejax.tasks.denoising import denoising_task
 
 _IN_MEMORY = 2**30  # bytes of pixels; larger sets are decoded while training
@@ -27,7 +28,7 @@ def images_task(config):
         batches=lambda start, stop: training_batches(config, start, stop),
         reference=lambda: reference_images(settings),
         labelled=lambda: data.load_images(settings, settings.split),
-        prepare=lambda: check_reference(settings),
+        prepare=lambda: prepare_images(config),
     )
 
 
@@ -42,9 +43,22 @@ def check_channels(config):
     require(channels == image.shape[2], "model.in_channels", channels, accepted)
 
 
-def check_reference(settings):
-    """Refuse a `reference_split` that can't be opened: it is read only when training is over."""
+def prepare_images(config):
+    """Open the training images, preparing them on disk the first time.
+
+    Opens `reference_split` too, which is read only when training is over.
+
+    Returns:
+      As `data.images.open_images`.
+
+    Raises:
+      ConfigError: a split can't be opened, or `batch_size` is larger than that of training.
+    """
+    settings = config.task
     data.open_images(settings, settings.reference_split)
+    images = data.open_images(settings, settings.split)
+    check_batch_size(config, len(images))
+    return images
 
 
 def training_batches(config, start, stop):

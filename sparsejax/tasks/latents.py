@@ -17,7 +17,7 @@ from sparsejax.models import first_stage
 from sparsejax.models.files import FREE_ARGUMENTS, comparable
 from sparsejax.tasks.autoencoder import build_autoencoder
 from sparsejax.tasks.denoising import denoising_task
-from sparsejax.tasks.images import check_reference, reference_images
+from sparsejax.tasks.images import prepare_images, reference_images
 
 _ENCODED_AT_ONCE = 16  # images on a device
 _DECODED_AT_ONCE = 8
@@ -61,8 +61,7 @@ def latents_task(config):
         }
 
     def prepare():
-        check_reference(settings)
-        images = data.open_images(settings, settings.split)
+        images = prepare_images(config)
         if jax.process_index() == 0:
             encode = _make_encode(model, load())
             cache.encode_dataset(

@@ -19,7 +19,13 @@ from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, Transform
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.units import bigru_units
 from sparsejax.rendering import rasterize, stroke_grid, svg_grid, to_gif
-from sparsejax.tasks.arguments import build_module, check_sampling, is_count, warnings_of
+from sparsejax.tasks.arguments import (
+    build_module,
+    check_batch_size,
+    check_sampling,
+    is_count,
+    warnings_of,
+)
 from sparsejax.tasks.task import Task
 
 KINDS = {"birnn": BiGRUDenoiser, "transformer": TransformerDenoiser}
@@ -116,6 +122,7 @@ def strokes_task(config):
         warnings=warnings_of(schedule),
         frozen=lambda: {"lengths": np.asarray(given or sketches.lengths, np.int32)},
         units=bigru_units if settings.kind == "birnn" else lambda params: {},
+        prepare=lambda: check_batch_size(config, len(sketches.lengths)),
         held_out=held_out,
         to_images=to_images,
         labelled=labelled if np.ptp(labels) else None,

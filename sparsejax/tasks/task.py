@@ -36,7 +36,7 @@ class Task(NamedTuple):
       frozen: `frozen() -> pytree` of arrays that sampling needs beside params, such as a first
         stage: an argument of `sample`, since a compiled program should hold no such constants.
       prepare: `prepare()` makes the data ready on disk where that takes long, and checks that
-        those can be opened that are needed only when training is over.
+        there is enough to train on, and what is needed only when training is over.
       load: `load(path) -> params` of published files; a ValueError names what doesn't fit.
       units: `units(params) -> {group: [(path, axis, units, incoming), ...]}`, the channels that
         can be left out by themselves (see `models.units`); an empty dictionary if there are none.

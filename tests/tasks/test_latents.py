@@ -152,6 +152,7 @@ BAD = {
     "task.image_size": (15, "is 15; accepted: multiples of 2, the first stage's factor"),
     "task.latent_scale": (-1.0, r"is -1.0; accepted: None, or more than 0"),
     "task.reference_split": ("test", r"accepted: train \(24\), validation \(8\)"),
+    "batch_size": (25, r"is 25; accepted: 24 or less, the number of examples of task.split"),
     "task.split": ("test", r"accepted: train \(24\), validation \(8\)"),
 }
 
@@ -174,6 +175,14 @@ def test_a_lost_first_stage_is_written_again(stages, tmp_path):
     file.unlink()
     close_run(tmp_path / "first")
     assert file.read_bytes() == before
+
+
+def test_a_first_stage_needs_as_many_images_as_a_batch(stages, tmp_path):
+    config = first_stage_config(stages[0])
+    config.batch_size = 25
+    with pytest.raises(ConfigError, match="config.batch_size is 25; accepted: 24 or less"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_latents_that_the_unet_cannot_halve_are_refused(stages, tmp_path):

@@ -384,6 +384,15 @@ def test_a_config_that_cannot_work_is_refused(source, key, value, accepted):
         build_task(resolve(config))
 
 
+def test_a_batch_larger_than_the_training_split_is_refused(source, tmp_path):
+    """45 drawings in two buckets: a bucket of fewer than a batch is no matter."""
+    build_task(resolve(tiny(source, batch_size=45))).prepare()
+    message = r"config\.batch_size is 46; accepted: 45 or less, .* of task\.split \('train'\)"
+    with pytest.raises(ConfigError, match=message):
+        loop.train(tiny(source, batch_size=46), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_ddim_on_the_cosine_schedule_needs_a_limit(source):
     """Its last alpha_bar is 4e-33: predicted x_0 would be anything."""
     ddim = {"diffusion.schedule": "cosine", "sample.sampler": "ddim"}
