@@ -77,7 +77,8 @@ def random_masks(key, params, sparsities):
         of `distributions` return; 0.0 leaves the layer dense.
 
     Returns:
-      Masks: boolean arrays of the parameters' shapes; 0-d True where the sparsity is 0.0.
+      Masks: boolean arrays of the parameters' shapes; 0-d True where the sparsity is 0.0. Masks of
+      arrays that were put somewhere, as on the devices of a mesh, lie as these do.
 
     Raises:
       ValueError: a sparsity lies outside [0, 1).
@@ -89,7 +90,7 @@ def random_masks(key, params, sparsities):
       (4, 0)
     """
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    shapes, counts = [], []
+    shapes, counts, shardings = [], [], []
     for (path, leaf), sparsity in zip(
         paths_and_leaves, treedef.flatten_up_to(sparsities), strict=True
     ):
@@ -98,17 +99,51 @@ def random_masks(key, params, sparsities):
         shape = np.shape(leaf)
         shapes.append(shape if sparsity else None)
         counts.append(target_active(math.prod(shape), sparsity))
-    return treedef.unflatten(_draw_masks(key, tuple(shapes), counts))
+        shardings.append(_sharding_of(leaf) if sparsity else None)
+
+    drawn = [None] * len(shapes)
+    for indices in _by_devices(shardings):
+        out = [shardings[i] for i in indices]
+        draw = jax.jit(_draw_masks, static_argnums=(1, 2), out_shardings=out if any(out) else None)
+        these = draw(key, indices, tuple(shapes[i] for i in indices), [counts[i] for i in indices])
+        for index, mask in zip(indices, these, strict=True):
+            drawn[index] = mask
+    return treedef.unflatten(drawn)
 
 
-@jax.jit(static_argnums=1)
-def _draw_masks(key, shapes, counts):
-    """Draw all masks in one compiled function; a shape of None gives a 0-d mask."""
+def place_like(masks, params):
+    """Put full-shape masks where `params` were put; those of other arrays stay where they are."""
+
+    def place(mask, param):
+        sharding = _sharding_of(param)
+        return jax.device_put(mask, sharding) if mask.ndim and sharding is not None else mask
+
+    return jax.tree.map(place, masks, params)
+
+
+def _sharding_of(leaf):
+    """Return the sharding of an array that was put somewhere; None for any other leaf."""
+    is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return leaf.sharding if is_array and leaf.committed else None
+
+
+def _by_devices(shardings):
+    """Group indices by the devices that their arrays lie on: a program has but one set of them."""
+    devices = [sharding and frozenset(sharding.device_set) for sharding in shardings]
+    anywhere = next(filter(None, devices), None)
+    groups = {}
+    for index, these in enumerate(devices):
+        groups.setdefault(these or anywhere, []).append(index)
+    return [tuple(indices) for indices in groups.values()]
+
+
+def _draw_masks(key, indices, shapes, counts):
+    """Draw masks in one compiled function; a shape of None gives a 0-d mask."""
     return [
         jnp.asarray(True)
         if shape is None
         else select_top(jax.random.uniform(jax.random.fold_in(key, index), shape), count)
-        for index, (shape, count) in enumerate(zip(shapes, counts, strict=True))
+        for index, shape, count in zip(indices, shapes, counts, strict=True)
     ]
 
 

@@ -123,9 +123,11 @@ def _rewire(structure, key, params, masks, grow_scores, fraction):
 
 def _random_init(structure):
     def init(key, params, sparsities):
+        if structure is WEIGHT:
+            return masks_lib.random_masks(key, params, sparsities)
         units = jax.eval_shape(structure.pool, params)
         masks = masks_lib.random_masks(key, units, sparsities)
-        return structure.spread(masks, params)
+        return masks_lib.place_like(structure.spread(masks, params), params)
 
     return init
 

@@ -2,7 +2,8 @@
 
 Each works leaf by leaf and looks at nothing but scores, so what a score stands for, one
 weight here, can be decided by whoever calls: pooled scores of blocks or channels go through
-the same functions and the masks that come back are spread over their weights.
+the same functions and the masks that come back are spread over their weights. Params may be
+sharded over a mesh of automatic axes (`jax.sharding.AxisType.Auto`), and masks stay sharded alike.
 """
 
 import chex

@@ -164,7 +164,9 @@ def packed(inner, masks, *, ema_decay=None):
 
     The inner optimizer sees one flat array [active] for each sparsified layer; layers that
     stay dense it sees as they are. What is active is read from the state, so after a topology
-    update `reset_inactive` has to be called. Caveat: wrap last, as with `sparse_updates`.
+    update `reset_inactive` has to be called. Caveat: wrap last, as with `sparse_updates`. On a mesh
+    the flat arrays come out replicated, however params are sharded; `sparse_updates` keeps state
+    sharded as they are. A method that changes density has no use for this: shapes are static.
 
     Args:
       inner: optax optimizer that treats all weights alike: adam, adamw, sgd, lion or rmsprop,
