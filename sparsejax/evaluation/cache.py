@@ -10,6 +10,10 @@ import numpy as np
 
 from sparsejax.storage import require_writable
 
+# What numpy raises of an npz that isn't one, or is damaged; RuntimeError where a flipped bit of
+# the zip says that it is encrypted or of an unknown method.
+DAMAGED = (TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,7 +39,7 @@ def load_or_compute(name, compute):
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
-        except (TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (*DAMAGED, OSError) as error:
             logger.warning("%s is damaged and computed anew: %s", path, error)
     require_writable(cache_folder(), "SPARSEJAX_CACHE")
     arrays = compute()

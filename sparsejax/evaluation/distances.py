@@ -8,8 +8,6 @@ a few [dim, dim] matrices and a few numbers a row.
 import functools
 import json
 import math
-import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +15,7 @@ import scipy.linalg
 import scipy.special
 
 from sparsejax.atomic import replacing
+from sparsejax.evaluation.cache import DAMAGED
 
 _BLOCK = 2048  # rows
 
@@ -124,7 +123,7 @@ def load_statistics(path):
             mean, covariance = _as_float(arrays["mu"], "mu"), _as_float(arrays["sigma"], "sigma")
             count = _as_count(arrays["count"]) if "count" in arrays else None
             about = _as_about(arrays["about"]) if "about" in arrays else {}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise ValueError(f"{path}: {error}; {accepted}") from error
     stats = Statistics(count, mean, covariance)
     _check_statistics(stats, path)

@@ -1,11 +1,11 @@
 """How much of their masks two runs share, against what chance gives."""
 
 import itertools
-import zipfile
-import zlib
 from typing import NamedTuple
 
 import numpy as np
+
+from sparsejax.evaluation.cache import DAMAGED
 
 
 class Overlap(NamedTuple):
@@ -46,7 +46,7 @@ def read_masks(path, layers):
     try:
         with np.load(path, allow_pickle=False) as file:
             packed = {name: file[name] for name in layers if name in file}
-    except (TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGED as error:
         raise ValueError("the masks are no npz, or damaged") from error
     masks = {}
     for name, (active, weights) in layers.items():

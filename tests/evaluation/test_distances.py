@@ -408,9 +408,16 @@ def test_wrong_files_are_refused(tmp_path, arrays, problem):
 def test_files_that_are_no_npz_are_refused(tmp_path):
     path = tmp_path / "wrong.npz"
     save_statistics(path, statistics(_normal(9, 4)))
-    cut = path.read_bytes()[:300]
+    whole = path.read_bytes()
     np.save(tmp_path / "array.npy", np.zeros(3))
-    for content in (b"", b"some text", cut, (tmp_path / "array.npy").read_bytes()):
+    contents = [b"", b"some text", whole[:300], (tmp_path / "array.npy").read_bytes()]
+    # Flags of the first entry of the zip's directory: encrypted; then method and version unknown.
+    entry = whole.index(b"PK\x01\x02")
+    for place, value in ((8, 1), (10, 77), (6, 99)):
+        flipped = bytearray(whole)
+        flipped[entry + place] = value
+        contents.append(bytes(flipped))
+    for content in contents:
         path.write_bytes(content)
         with pytest.raises(ValueError, match="wrong.npz: .*accepted: an npz with mu"):
             load_statistics(path)
