@@ -6,6 +6,7 @@ import logging
 import pathlib
 
 import jax
+import ml_collections
 import numpy as np
 from PIL import Image
 
@@ -27,6 +28,7 @@ from sparsejax.training.metrics import MetricsLog
 from sparsejax.training.optimizers import (
     build_optimizer,
     drop_fraction_schedule,
+    learning_rate_schedule,
     update_schedule,
 )
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
@@ -80,11 +82,14 @@ def train(config, workdir):
     start = int(state.step)
     accepted = f"{start} or more: {workdir} is trained that far"
     require(config.steps >= start, "steps", config.steps, accepted)
+    steps_before = runs.saved_steps(workdir)
     if is_main:
         runs.save_config(workdir, config)
         checkpoints.set_aside_after(workdir / "checkpoints", start)
     if start == config.steps:
         return True
+    if is_main and steps_before not in (None, config.steps):
+        _announce_other_steps(config, steps_before, start)
     # From here on: a signal is waited for until the last checkpoint is written whole.
     with stopping() as (request, is_stop_due):
         request.after = "compilation and the first step"
@@ -183,6 +188,27 @@ def _announce(config, task, counts):
             sparsity.end,
             sparsity.update_interval,
         )
+
+
+def _announce_other_steps(config, steps_before, start):
+    """Say what a run that goes on with another number of steps makes of its schedules.
+
+    The learning rate follows `steps`; `sparsity.end`, and with it the drop fraction, stay as the
+    run began. So they part ways, which nobody should have to find in the curves.
+    """
+    before = ml_collections.ConfigDict(config.to_dict())
+    before.steps = steps_before
+    old, new = (float(learning_rate_schedule(c)(start)) for c in (before, config))
+    parts = []
+    if old != new:
+        parts.append(
+            f"the {config.optimizer.schedule} learning-rate schedule now ends at step "
+            f"{config.steps}, so step {start + 1} is taken at {new:.3g} in place of {old:.3g}"
+        )
+    if get_method(config.sparsity.method).is_dynamic:
+        parts.append(f"topology updates still end at step {config.sparsity.end}, as the run began")
+    if parts:
+        print(f"config.steps was {steps_before}, is {config.steps}: {'; '.join(parts)}", flush=True)
 
 
 def _is_multiple(step, every):

@@ -112,6 +112,12 @@ def check_writable(workdir):
             )
 
 
+def saved_steps(workdir):
+    """Return how many steps the run in a workdir was last asked for; None if there is no run."""
+    path = pathlib.Path(workdir) / "config.json"
+    return _read_saved(path)["steps"] if path.exists() else None
+
+
 def save_config(workdir, config):
     """Write the resolved config to workdir/config.json; once, a stamp of the data to data.json."""
     workdir = pathlib.Path(workdir)

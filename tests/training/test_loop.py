@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from sparsejax.configuration import ConfigError
+from sparsejax.configuration import ConfigError, resolve
 from sparsejax.sparsity import masks
 from sparsejax.training import checkpoints, load_run, loop, runs
 from sparsejax.training.metrics import WALL_CLOCK, read_metrics
@@ -180,8 +180,8 @@ def test_another_config_is_refused_with_the_differing_keys(tiny_run):
     assert (workdir / "config.json").read_text() == before
 
 
-def test_more_steps_and_other_logging_resume_the_run(tiny_run, tmp_path):
-    """The topology keeps the schedule that the run began with."""
+def test_more_steps_and_other_logging_resume_the_run(tiny_run, tmp_path, capsys):
+    """The topology keeps the schedule that the run began with, the rate doesn't: both are said."""
     workdir, _ = tiny_run
     longer = tmp_path / "longer"
     subprocess.run(["cp", "-r", workdir, longer], check=True)
@@ -190,6 +190,29 @@ def test_more_steps_and_other_logging_resume_the_run(tiny_run, tmp_path):
     assert [line["step"] for line in lines if "loss" in line][-3:] == [40, 42, 44]
     assert [line["step"] for line in lines if "replaced" in line][-1] == 25
     assert json.loads((longer / "config.json").read_text())["sparsity"]["end"] == 30
+    [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("config.steps was")]
+    rate = 2e-3 * (1 + np.cos(np.pi * 35 / 39)) / 2  # after 5 steps of warm-up, 35 of now 39
+    assert line == (
+        "config.steps was 40, is 44: the cosine learning-rate schedule now ends at step 44, so "
+        f"step 41 is taken at {rate:.3g} in place of 0; topology updates still end at step 30, as "
+        "the run began"
+    )
+    written = {line["step"]: line for line in lines if "loss" in line}
+    assert written[42]["learning_rate"] == pytest.approx(
+        2e-3 * (1 + np.cos(np.pi * 36 / 39)) / 2, rel=1e-4
+    )
+
+
+def test_of_schedules_that_stay_nothing_is_said(capsys):
+    changes = {"optimizer.schedule": "constant", "steps": 80}
+    rigl = resolve(tiny_config(**changes))
+    loop._announce_other_steps(rigl, 40, 40)
+    assert capsys.readouterr().out == (
+        "config.steps was 40, is 80: topology updates still end at step 60, as the run began\n"
+    )
+    static = resolve(tiny_config(**changes, **{"sparsity.method": "static"}))
+    loop._announce_other_steps(static, 40, 40)
+    assert capsys.readouterr().out == ""
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
