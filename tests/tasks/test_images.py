@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.configuration import resolve
+from sparsejax.configuration import ConfigError, resolve
 from sparsejax.diffusion import schedules
 from sparsejax.tasks import build_task
 from sparsejax.tasks.grid import image_grid
@@ -53,6 +53,28 @@ def test_other_samplers_by_config(settings):
     samples = task.sample(scaled_identity, 0.1, (), jax.random.key(0), 3)
     assert np.isfinite(samples).all()
     assert not np.array_equal(samples[0], samples[1])
+
+
+def test_ddim_ends_where_the_config_says():
+    """At alpha_bar_0, as published, or at 1: the last step with eps = c x, in closed form."""
+    c, ends = 0.1, []
+    changes = {"diffusion.schedule": "linear", "diffusion.steps": 10, "sample.clip": None}
+    for to_one in (None, False, True):
+        task = build_task(resolve(tiny_config(**changes, **{"sample.set_alpha_to_one": to_one})))
+        ends.append(task.sample(scaled_identity, c, (), jax.random.key(0), 2))
+    np.testing.assert_array_equal(ends[0], ends[1])
+    last, a = np.cumprod(1 - schedules.linear_betas(10))[:2]  # of 5 steps, the last is t = 1
+    predicted = (1 - np.sqrt(1 - a) * c) / np.sqrt(a)
+    ratio = predicted / (np.sqrt(last) * predicted + np.sqrt(1 - last) * c)
+    assert abs(ratio - 1) > 1e-3
+    np.testing.assert_allclose(ends[2], ratio * ends[0], rtol=1e-5)
+
+
+def test_ddpm_ignores_the_number_of_ddim_steps():
+    few = {"diffusion.steps": 4, "sample.steps": 50}
+    assert build_task(resolve(tiny_config(**few, **{"sample.sampler": "ddpm"})))
+    with pytest.raises(ConfigError, match=r"sample.steps is 50; accepted: 1 to 4 \(diffusion"):
+        build_task(resolve(tiny_config(**few)))
 
 
 def test_flops_are_of_one_example(task):

@@ -137,6 +137,38 @@ def test_lengths_can_be_given(source):
     assert np.isfinite(drawn).all()
 
 
+@pytest.mark.parametrize(
+    ("changes", "key", "accepted"),
+    [
+        ({"diffusion.steps": 0}, "diffusion.steps", "2 or more"),
+        ({"diffusion.steps": -1}, "diffusion.steps", "2 or more"),
+        ({"diffusion.steps": 20}, "diffusion.steps", "21 or more"),
+        ({"diffusion.steps": 20, "model.steps": 9}, "diffusion.steps", "21 or more"),
+        ({"diffusion.start": 0.5}, "diffusion.start", "None with strokes"),
+        ({"diffusion.end": 0.5}, "diffusion.end", "None with strokes"),
+        ({"sample.sampler": "ddim", "sample.steps": 22}, "sample.steps", "1 to 21"),
+        ({"sample.sampler": "ddim", "sample.steps": 0}, "sample.steps", "1 to 21"),
+    ],
+)
+def test_noise_schedules_that_cannot_work_are_refused_by_their_own_key(
+    source, changes, key, accepted
+):
+    with pytest.raises(ConfigError, match=f"config.{key} is .*; accepted: {accepted}"):
+        build_task(resolve(tiny(source, **changes)))
+
+
+def test_ddim_of_drawings_ends_where_the_config_says(source):
+    """At the predicted drawing, or at alpha_bar_0; a denoiser that sees nothing but noise."""
+    ends = []
+    for to_one in (None, True, False):
+        changes = {"sample.sampler": "ddim", "sample.steps": 3, "sample.lengths": (4,)}
+        task = build_task(resolve(tiny(source, **changes, **{"sample.set_alpha_to_one": to_one})))
+        drawn = task.sample(scaled_identity, 0.5, task.frozen(), jax.random.key(0), 1)
+        ends.append(np.asarray(drawn)[0, :, :2])
+    np.testing.assert_array_equal(ends[0], ends[1])
+    assert not np.allclose(ends[0], ends[2], rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["birnn_del", "birnn_abs"])
 def test_drawings_equal_the_references(golden, name):
     numbers = golden(f"d_chirodiff_{name}.npz")
