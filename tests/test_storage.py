@@ -131,16 +131,13 @@ runpy.run_path("train.py", run_name="__main__")
 def test_a_disk_that_refuses_a_checkpoint_costs_nothing_that_was_saved(tiny_run, tmp_path):
     """No file may grow beyond 200 kB: the next checkpoint can't be written, the old one stays."""
     shutil.copytree(tiny_run[0], tmp_path / "run")
-    for step in (30, 40):
-        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
-    shutil.copytree(tiny_run[0] / "checkpoints" / "30", tmp_path / "run" / "checkpoints" / "30")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "40")
     flags = [f"--workdir={tmp_path / 'run'}", *tiny_flags()]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, *flags], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    line = done.stderr.splitlines()[-1]
+    (line,) = filter(None, done.stderr.splitlines())
     assert line.startswith("error: File too large")
     assert "step 30 is saved. The same command goes on in" in line
     assert loop.train(tiny_config(), tmp_path / "run")

@@ -1,9 +1,11 @@
 """Checkpoints: a thin layer over orbax that survives kills and damage."""
 
 import copy
+import functools
 import itertools
 import logging
 import pathlib
+import sys
 import zlib
 
 import jax
@@ -14,6 +16,18 @@ from jax.experimental import multihost_utils
 from sparsejax.configuration import ConfigError
 
 logger = logging.getLogger(__name__)
+# Orbax logs what it raises too, as tracebacks of its threads, and notes on its own work.
+logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+def _hook(default, unraisable):
+    """Show an exception that nobody can catch, but not what follows from a write that failed.
+
+    The failure itself is raised; these come from tensorstore, which calls an event loop that the
+    failure has closed.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        default(unraisable)
 
 
 def open_manager(folder, keep=2):
@@ -26,6 +40,8 @@ def open_manager(folder, keep=2):
     Returns:
       `ocp.CheckpointManager`; close it when done.
     """
+    if getattr(sys.unraisablehook, "func", None) is not _hook:
+        sys.unraisablehook = functools.partial(_hook, sys.unraisablehook)
     options = ocp.CheckpointManagerOptions(max_to_keep=keep)
     return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options)
 
