@@ -78,7 +78,7 @@ def random_masks(key, params, sparsities):
 
     Returns:
       Masks: boolean arrays of the parameters' shapes; 0-d True where the sparsity is 0.0. Masks of
-      arrays that were put somewhere, as on the devices of a mesh, lie as these do.
+      arrays committed to devices, such as those of a mesh, have the sharding of these arrays.
 
     Raises:
       ValueError: a sparsity lies outside [0, 1).
@@ -112,7 +112,7 @@ def random_masks(key, params, sparsities):
 
 
 def place_like(masks, params):
-    """Put full-shape masks where `params` were put; those of other arrays stay where they are."""
+    """Give full-shape masks the sharding of `params`, where these are committed to devices."""
 
     def place(mask, param):
         sharding = _sharding_of(param)
@@ -122,13 +122,13 @@ def place_like(masks, params):
 
 
 def _sharding_of(leaf):
-    """Return the sharding of an array that was put somewhere; None for any other leaf."""
+    """Return the sharding of an array committed to devices; None for any other leaf."""
     is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     return leaf.sharding if is_array and leaf.committed else None
 
 
 def _by_devices(shardings):
-    """Group indices by the devices that their arrays lie on: a program has but one set of them."""
+    """Group indices by the devices of their arrays, since a program runs on one set of devices."""
     devices = [sharding and frozenset(sharding.device_set) for sharding in shardings]
     anywhere = next(filter(None, devices), None)
     groups = {}

@@ -62,7 +62,7 @@ class Method:
 
 
 def _taking_step_and_density(update):
-    """Return `update` so that it may be called with `step` and `density`, which it may not take."""
+    """Return `update` that accepts `step` and `density` and drops those it has no parameter for."""
     parameters = inspect.signature(update).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return update
