@@ -4,8 +4,9 @@
 
 Writes the weights of a UNet in the layouts of CompVis Latent Diffusion and of Hugging Face
 diffusers, and beside each its masks: arrays of zeros and ones, under the same names and of the
-same shapes. With --sparse, writes model.safetensors instead, of a run of any task: what is not
-zero, and masks as packed bits (`sparse_files`).
+same shapes. `diffusers` is a whole pipeline, with the run's scheduler and first stage. With
+--sparse, writes model.safetensors instead, of a run of any task: what is not zero, and masks as
+packed bits (`sparse_files`).
 """
 
 import argparse
@@ -28,7 +29,15 @@ from safetensors.numpy import save_file
 
 from sparsejax import atomic
 from sparsejax.models.convert import unet_to_torch
-from sparsejax.models.diffusers_layout import unet_diffusers_config, unet_to_diffusers
+from sparsejax.models.diffusers_config import unet_diffusers_config
+from sparsejax.models.diffusers_layout import unet_to_diffusers
+from sparsejax.models.files import MODEL_KEY, network_arguments
+from sparsejax.models.pipelines import (
+    FirstStage,
+    export_pipeline,
+    has_same_steps,
+    scheduler_config,
+)
 from sparsejax.models.unet import UNet
 
 SPARSE_FILE = "model.safetensors"
@@ -45,7 +54,8 @@ def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None
       folder: where to write `unet.safetensors` and `masks.safetensors` (names and shapes of
         CompVis's `UNetModel`), and `diffusers/unet` (`UNet2DModel.from_pretrained` reads it,
         with `masks.safetensors` beside the weights). Masks are uint8, ones for active weights;
-        layers without a mask have ones everywhere.
+        layers without a mask have ones everywhere. diffusers has no network whose
+        `channel_mult` doesn't begin with 1: `diffusers` is left out then.
       model: the `models.unet.UNet`.
       sample_size: height and width of its input, for config.json.
       metadata: `{name: text}` kept in every safetensors file.
@@ -57,8 +67,7 @@ def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None
       `export_unet(params, masks, "exported", UNet(), metadata={"sparsity_level": "0.75"})`
     """
     folder = pathlib.Path(folder)
-    diffusers_folder = folder / "diffusers" / "unet"
-    diffusers_folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     full_masks = jax.tree.map(_full_mask, params, masks)
     # PyTorch's readers want to know that the tensors are theirs.
     metadata = {"format": "pt"} | (metadata or {})
@@ -66,6 +75,10 @@ def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None
     written = [
         _write_tensors(folder / name, unet_to_torch(tree), metadata) for name, tree in trees.items()
     ]
+    if model.channel_mult[0] != 1:
+        return written
+    diffusers_folder = folder / "diffusers" / "unet"
+    diffusers_folder.mkdir(parents=True, exist_ok=True)
     trees = {"diffusion_pytorch_model.safetensors": params, "masks.safetensors": full_masks}
     for name, tree in trees.items():
         tensors = unet_to_diffusers(tree, model.num_head_channels)
@@ -111,14 +124,16 @@ def main():
     export = _export_sparse if arguments.sparse else _export_dense
     try:
         require_writable(arguments.output, "--output")
-        table = export(arguments.workdir, pathlib.Path(arguments.output), arguments.ema)
+        table, says = export(arguments.workdir, pathlib.Path(arguments.output), arguments.ema)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     Console().print(table)
+    if says:
+        print(says)  # in one line, to be copied
 
 
 def _export_sparse(workdir, output, ema):
-    """Write the sparse file; return the closing table."""
+    """Write the sparse file; return the closing table, and nothing to say besides."""
     from sparsejax.training import runs
 
     runs.read_config(workdir)  # before a folder is made
@@ -127,11 +142,11 @@ def _export_sparse(workdir, output, ema):
     table = Table(f"in {output}", "bytes", "ratio")
     table.add_row(SPARSE_FILE, f"{sizes.file:,}", f"{sizes.file / sizes.dense:.3f}")
     table.add_row("the same params, dense", f"{sizes.dense:,}", "1")
-    return table
+    return table, ""
 
 
 def _export_dense(workdir, output, ema):
-    """Write a UNet in both layouts; return the closing table."""
+    """Write a UNet in both layouts; return the closing table, and how to open the pipeline."""
     from sparsejax.training import runs
 
     config = runs.read_config(workdir)
@@ -142,18 +157,77 @@ def _export_dense(workdir, output, ema):
         )
     task, params, masks = runs.load_run(workdir, ema=ema)
     model = UNet(**(config.model.to_dict() | {"dtype": None}))
+    first_stage, problem = None, ""
+    if config.task.name == "latents":
+        try:
+            first_stage = _first_stage(config, task)
+        except ValueError as error:
+            problem = str(error)
+    metadata = _metadata(config, model, first_stage) | {"weights": "ema" if ema else "last step"}
+    size = _input_size(task, params)
+    written = export_unet(params, masks, output, model, sample_size=size, metadata=metadata)
+    says = f"no pipeline of diffusers was written: {problem}"
+    if not problem:
+        more, says = _export_pipeline(config, model, output / "diffusers", first_stage)
+        written += more
+    table = Table(f"in {output}", "MB")
+    for path in written:
+        table.add_row(str(path.relative_to(output)), f"{path.stat().st_size / 1e6:.2f}")
+    return table, says
+
+
+def _metadata(config, model, first_stage):
     method = config.sparsity.method
     metadata = {
         "sparsity_method": method,
         "sparsity_level": "0" if method == "dense" else str(config.sparsity.level),
-        "weights": "ema" if ema else "last step",
+        MODEL_KEY: json.dumps(network_arguments(model)),
+        "diffusion": json.dumps(config.diffusion.to_dict()),
     }
-    size = _input_size(task, params)
-    written = export_unet(params, masks, output, model, sample_size=size, metadata=metadata)
-    table = Table(f"in {output}", "MB")
-    for path in written:
-        table.add_row(str(path.relative_to(output)), f"{path.stat().st_size / 1e6:.2f}")
-    return table
+    return metadata | ({"latent_scale": repr(first_stage.scale)} if first_stage else {})
+
+
+def _export_pipeline(config, model, folder, first_stage):
+    """Write the rest of a pipeline; return the paths written, and how to open and call it."""
+    from sparsejax.tasks import denoising
+
+    schedule, ddim = denoising.sampling_schedules(config)
+    settings, is_ddim = config.sample, config.sample.sampler == "ddim"
+    scheduler = scheduler_config(
+        schedule.betas,
+        ddim.timesteps,
+        sampler=settings.sampler,
+        clip=settings.clip,
+        set_alpha_to_one=bool(ddim.alphas_prev[0] == 1),
+    )
+    try:
+        unet_diffusers_config(model)
+        written = export_pipeline(folder, scheduler, first_stage)
+    except ValueError as error:
+        return [], f"no pipeline of diffusers was written: {error}"
+    call = f"num_inference_steps={settings.steps if is_ddim else schedule.steps}"
+    call += ", use_clipped_model_output=True" if is_ddim and settings.clip else ""
+    call += f", eta={settings.eta}" if is_ddim and settings.eta else ""
+    says = f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})({call})"
+    notes = [
+        (is_ddim and settings.clip and first_stage, "LDMPipeline clips without correcting eps"),
+        (
+            is_ddim and not has_same_steps(ddim.timesteps, schedule.steps),
+            f"diffusers spaces {settings.steps} of {schedule.steps} steps otherwise",
+        ),
+        (not is_ddim and settings.noise_weight != 1, "DDPMPipeline has no sample.noise_weight"),
+    ]
+    differs = "; ".join(note for holds, note in notes if holds)
+    return written, f"{says}; samples will differ: {differs}" if differs else says
+
+
+def _first_stage(config, task):
+    """Return the FirstStage of a run on latents."""
+    from sparsejax.tasks import latents
+
+    _, model = latents.find_first_stage(config.first_stage)
+    frozen = task.frozen()
+    return FirstStage(model, frozen["params"], float(frozen["scale"]), config.task.image_size)
 
 
 if __name__ == "__main__":

@@ -230,6 +230,20 @@ def check_arguments(arguments, model, path):
         raise ValueError(f"{path} describes another network: {'; '.join(differing)}")
 
 
+def network_arguments(model) -> dict:
+    """Return the arguments of a model that determine what it computes, `{name: value}`.
+
+    Args:
+      model: Flax module of `models`.
+
+    Example:
+      >>> network_arguments(UNet(norm_groups=8, remat=True))["norm_groups"]
+      8
+    """
+    names = [name for name in type(model).__dataclass_fields__ if name not in ("parent", "name")]
+    return {name: getattr(model, name) for name in names if name not in FREE_ARGUMENTS}
+
+
 def comparable(name, value):
     """Return an argument's value such that equal ones compute the same."""
     value = tuple(value) if isinstance(value, list | tuple) else value

@@ -169,3 +169,22 @@ def _check_attention(model):
         divides = channels % head == 0 or not (factor in attends or factor == factors[-1])
         accepted = f"divisors of {channels}, the channels at factor {factor}"
         require(divides, "model.num_head_channels", head, accepted)
+
+
+def sampling_schedules(config):
+    """Return the schedules that a run on images or latents is sampled with.
+
+    Args:
+      config: resolved ConfigDict.
+
+    Returns:
+      Tuple of its NoiseSchedule and the DDIMSchedule of `sample.steps` of its steps, of all of
+      them where `sample.sampler` is `ddpm`.
+
+    Raises:
+      ConfigError: see `denoising_task`.
+    """
+    schedule, settings = _noise_schedule(config.diffusion), config.sample
+    steps = schedule.steps if settings.sampler == "ddpm" else settings.steps
+    last_alpha = 1.0 if settings.set_alpha_to_one else None
+    return schedule, schedules.ddim_schedule(schedule, steps, settings.eta, last_alpha)

@@ -40,7 +40,7 @@ def latents_task(config):
       ConfigError: names the config key, its value and what is accepted.
     """
     settings = config.task
-    path, model = _find_first_stage(config.first_stage)
+    path, model = find_first_stage(config.first_stage)
     size, factor = settings.image_size, model.factor
     fits = size >= factor and size % factor == 0
     require(fits, "task.image_size", size, f"multiples of {factor}, the first stage's factor")
@@ -119,7 +119,7 @@ def stamp_first_stage(settings):
     return stamp_file(path)
 
 
-def _find_first_stage(settings):
+def find_first_stage(settings):
     """Return the file of a first stage and the model that runs it, from `config.first_stage`."""
     path = _first_stage_file(settings)
     try:

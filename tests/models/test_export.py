@@ -59,6 +59,26 @@ def test_masks_are_ones_where_weights_are_active_in_the_weights_shapes(exported,
     assert sum((1 - mask).sum() for mask in ones.values()) > 0
 
 
+def test_a_network_that_diffusers_does_not_have_is_written_in_compvis_layout(tmp_path):
+    model = MIXED.clone(channel_mult=(2, 4), attention_resolutions=())
+    params = numbered(unet_shapes(model))
+    masks = jax.tree.map(lambda param: np.array(True), params)
+    written = export.export_unet(params, masks, tmp_path, model)
+    assert {path.name for path in written} == {"unet.safetensors", "masks.safetensors"}
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(written)
+    assert_same_trees(files.load_unet(tmp_path / "unet.safetensors"), params)
+
+
+def test_an_exported_file_that_says_it_is_of_another_network_is_refused(exported, tmp_path):
+    params, masks, _, _ = exported
+    metadata = {"model": json.dumps(files.network_arguments(MIXED))}
+    export.export_unet(params, masks, tmp_path, MIXED, metadata=metadata)
+    path = tmp_path / "unet.safetensors"
+    assert_same_trees(files.load_unet(path, model=MIXED), params)
+    with pytest.raises(ValueError, match=r"norm_groups is 8; accepted: 16, as in the model$"):
+        files.load_unet(path, model=MIXED.clone(norm_groups=16))
+
+
 def test_every_file_says_what_it_is(exported):
     _, _, folder, _ = exported
     for name in (*WEIGHTS, *WEIGHTS.values()):
@@ -102,12 +122,24 @@ def test_the_command_exports_a_run(tiny_run, tmp_path, monkeypatch, capsys):
         assert active == sum(int(mask.sum()) for mask in jax.tree.leaves(shaped))
         assert active < 0.5 * sum(mask.size for mask in exported.values())
         printed = capsys.readouterr().out
-        for name in (*WEIGHTS, *WEIGHTS.values(), "config.json"):
+        for name in (*WEIGHTS, *WEIGHTS.values(), "config.json", "model_index.json"):
             assert name in printed
+        call = "num_inference_steps=5, use_clipped_model_output=True"
+        assert f"from_pretrained('{folder}/diffusers')({call})\n" in printed
     config = json.loads((folder / "diffusers/unet/config.json").read_text())
     assert config["sample_size"] == tiny_config().task.image_size
+    index = json.loads((folder / "diffusers/model_index.json").read_text())
+    assert index["_class_name"] == "DDIMPipeline"
+    scheduler = json.loads((folder / "diffusers/scheduler/scheduler_config.json").read_text())
+    t = np.arange(1001) / 1000  # the digits have the cosine schedule
+    alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+    betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    np.testing.assert_allclose(scheduler["trained_betas"], betas, rtol=1e-6)
+    assert (scheduler["clip_sample"], scheduler["clip_sample_range"]) == (True, 1.0)
     with safe_open(folder / "unet.safetensors", framework="numpy") as file:
         metadata = file.metadata()
+    assert json.loads(metadata["model"])["norm_groups"] == tiny_config().model.norm_groups
+    assert json.loads(metadata["diffusion"])["steps"] == 1000
     assert metadata["sparsity_method"] == "rigl"
     assert float(metadata["sparsity_level"]) == tiny_config().sparsity.level
     assert metadata["weights"] == "last step"

@@ -14,10 +14,12 @@ from sparsejax.data import latents as cache
 from sparsejax.data.images import load_images, to_unit_range
 from sparsejax.evaluation import evaluate
 from sparsejax.evaluation.closing import close_run
-from sparsejax.models import first_stage
+from sparsejax.models import export, first_stage
 from sparsejax.models.autoencoder import VQModel
 from sparsejax.models.export import export_unet
+from sparsejax.models.files import unet_from_diffusers
 from sparsejax.models.unet import UNet
+from sparsejax.sparse_files import read_metadata
 from sparsejax.tasks import build_task
 from sparsejax.training import load_run, load_sparse_run, loop, runs, save_sparse_run
 from sparsejax.training.metrics import read_metrics
@@ -294,3 +296,62 @@ def test_the_first_stages_loss_is_the_error_and_the_models_own(stages):
     keys = jax.random.split(jax.random.key(0), 2)
     ours = task.loss(lambda p, x, noise, train: (0.5 * x, 3.0), None, {"image": x}, keys, True)
     np.testing.assert_allclose(ours, np.abs(0.5 * x).mean() + 1.5, rtol=1e-6)
+
+
+def test_an_exported_run_is_a_pipeline_with_its_first_stage_and_scale(
+    stages, first_params, tmp_path, monkeypatch, capsys
+):
+    arguments = ["export", "--workdir", str(stages[2]), "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    export.main()
+    folder = tmp_path / "diffusers"
+    assert f"from_pretrained('{folder}')(num_inference_steps=3)\n" in capsys.readouterr().out
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == "LDMPipeline"
+    model, params = first_stage.first_stage_from_diffusers(folder)
+    assert model == MODEL
+    jax.tree.map(np.testing.assert_array_equal, params, first_params)
+    stamp = json.loads((stages[1] / "latents" / "blobs-16" / "stamp.json").read_text())
+    config = json.loads((folder / "vqvae" / "config.json").read_text())
+    assert config["scaling_factor"] == pytest.approx(1 / stamp["std"], rel=1e-6)
+    metadata = read_metadata(tmp_path / "unet.safetensors")
+    assert float(metadata["latent_scale"]) == config["scaling_factor"]
+    _, unet, _ = load_run(stages[2])
+    jax.tree.map(np.testing.assert_array_equal, unet_from_diffusers(folder)[1], unet)
+
+
+def test_a_pipeline_is_the_first_stage_and_the_weights_of_another_run(stages, tmp_path):
+    """An exported folder, as `first_stage.path`, says itself how its first stage is built."""
+    source, first, second = stages
+    export._export_dense(second, tmp_path, ema=True)
+    folder = tmp_path / "diffusers"
+    config = second_stage_config(source, folder, **{"task.latents_dir": str(first / "latents")})
+    task = build_task(resolve(config))
+    _, params, _ = load_run(second)
+    jax.tree.map(np.testing.assert_array_equal, task.load(folder), params)
+    for key, value, message in (
+        ("model.norm_groups", 16, "unet/config.json describes another network: norm_groups is 8"),
+        ("first_stage.model", {"norm_groups": 8}, "first_stage.model.norm_groups is 8; acc"),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({key: value})
+        with pytest.raises(ValueError, match=message):
+            build_task(resolve(changed)).load(folder)
+    (folder / "vqvae" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config.first_stage.path is .* damaged or no JSON"):
+        build_task(resolve(config))
+
+
+def test_an_export_without_the_latents_cache_lacks_a_pipeline_alone(stages, tmp_path):
+    source, first, second = stages
+    shutil.copytree(first, tmp_path / "first")
+    shutil.rmtree(tmp_path / "first" / "latents")
+    shutil.copytree(second, tmp_path / "second")
+    path = tmp_path / "second" / "config.json"
+    saved = json.loads(path.read_text())
+    saved["first_stage"]["path"] = str(tmp_path / "first")
+    path.write_text(json.dumps(saved))
+    _, says = export._export_dense(tmp_path / "second", tmp_path / "out", ema=True)
+    assert "no pipeline of diffusers was written: latent cache" in says
+    assert (tmp_path / "out/diffusers/unet/config.json").is_file()
+    assert not (tmp_path / "out/diffusers/model_index.json").exists()

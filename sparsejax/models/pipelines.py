@@ -1,0 +1,144 @@
+"""A pipeline of Hugging Face diffusers around an exported UNet: how to sample from it and decode.
+
+`DiffusionPipeline.from_pretrained` opens such a folder: model_index.json names the parts, the
+scheduler has the betas and the steps of the run, `vqvae` is the first stage, if there is one.
+"""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from sparsejax import atomic
+from sparsejax.models.autoencoder import KLModel, VQModel
+from sparsejax.models.diffusers_config import KINDS, autoencoder_diffusers_config
+from sparsejax.models.diffusers_layout import autoencoder_to_diffusers
+
+_PIPELINES = {"ddim": "DDIMPipeline", "ddpm": "DDPMPipeline"}
+_SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
+
+
+class FirstStage(NamedTuple):
+    """The frozen first stage of a run on latents.
+
+    Attributes:
+      model: of `models.autoencoder`.
+      params: its parameters.
+      scale: the UNet's latents are the first stage's, times this.
+      sample_size: height and width of its images.
+    """
+
+    model: VQModel | KLModel
+    params: Any
+    scale: float
+    sample_size: int
+
+
+def scheduler_config(
+    betas: np.ndarray,
+    timesteps: np.ndarray,
+    *,
+    sampler: str = "ddim",
+    clip: float | None = None,
+    set_alpha_to_one: bool = False,
+) -> dict:
+    """Return the scheduler_config.json with which diffusers takes the steps of our samplers.
+
+    Args:
+      betas: [T], those of training.
+      timesteps: [S] int, increasing: the steps that DDIM takes; DDPM takes all T.
+      sampler: `ddim` or `ddpm`.
+      clip: limit of predicted data, if any. diffusers' DDIM does as ours with
+        `use_clipped_model_output=True` alone.
+      set_alpha_to_one: whether DDIM ends at alpha_bar = 1, or at that of t = 0.
+
+    Returns:
+      JSON-able dictionary. Asked for S steps, diffusers takes ours if `has_same_steps`.
+
+    Example:
+      >>> config = scheduler_config(np.full(100, 0.01), 1 + 10 * np.arange(10))
+      >>> config["_class_name"], config["steps_offset"]
+      ('DDIMScheduler', 1)
+    """
+    config = {
+        "_class_name": _SCHEDULERS[sampler],
+        "clip_sample": clip is not None,
+        "clip_sample_range": 1.0 if clip is None else float(clip),
+        "num_train_timesteps": len(betas),
+        "prediction_type": "epsilon",
+        "rescale_betas_zero_snr": False,
+        "steps_offset": 0,
+        "thresholding": False,
+        "timestep_spacing": "leading",
+        # The shortest decimals that are these numbers again in float32, as diffusers reads them.
+        "trained_betas": [float(str(beta)) for beta in np.asarray(betas, np.float32)],
+    }
+    if sampler == "ddpm":
+        return config | {"variance_type": "fixed_small"}
+    return config | {"set_alpha_to_one": set_alpha_to_one, "steps_offset": int(timesteps[0])}
+
+
+def has_same_steps(timesteps: np.ndarray, total: int) -> bool:
+    """Tell whether diffusers spaces its steps as these are: it rounds T / S down.
+
+    Args:
+      timesteps: [S] int, increasing.
+      total: number of diffusion steps T.
+    """
+    stride = total // len(timesteps)
+    return np.array_equal(timesteps, timesteps[0] + stride * np.arange(len(timesteps)))
+
+
+def export_pipeline(
+    folder: str | pathlib.Path, scheduler: dict, first_stage: FirstStage | None = None
+) -> list[pathlib.Path]:
+    """Write what makes a pipeline of a folder in whose `unet` a UNet lies.
+
+    Each file is written whole or not at all.
+
+    Args:
+      folder: of the pipeline, as `models.export.export_unet` leaves `diffusers`.
+      scheduler: what `scheduler_config` returned.
+      first_stage: of a UNet on latents: written to `vqvae`.
+
+    Returns:
+      Paths of the files written.
+
+    Raises:
+      ValueError: diffusers has no such first stage; nothing is written.
+
+    Example:
+      `export_pipeline("exported/diffusers", scheduler_config(schedule.betas, timesteps))`
+    """
+    folder = pathlib.Path(folder)
+    name = scheduler["_class_name"]
+    sampler = next(key for key, value in _SCHEDULERS.items() if value == name)
+    index = {
+        "_class_name": _PIPELINES[sampler] if first_stage is None else "LDMPipeline",
+        "scheduler": ["diffusers", name],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    written = []
+    if first_stage is not None:
+        model, params, scale, size = first_stage
+        kind = "vq" if isinstance(model, VQModel) else "kl"
+        config = autoencoder_diffusers_config(model, kind, scale, size)
+        tensors = autoencoder_to_diffusers(params)
+        index["vqvae"] = ["diffusers", KINDS[kind]]
+        (folder / "vqvae").mkdir(parents=True, exist_ok=True)
+        path = folder / "vqvae" / "diffusion_pytorch_model.safetensors"
+        with atomic.replacing(path) as partial:
+            arrays = {key: np.ascontiguousarray(array) for key, array in tensors.items()}
+            save_file(arrays, partial, metadata={"format": "pt"})
+        written += [path, _write_json(folder / "vqvae" / "config.json", config)]
+    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
+    written.append(_write_json(folder / "scheduler" / "scheduler_config.json", scheduler))
+    # Last: a folder with this file is a whole pipeline.
+    return [*written, _write_json(folder / "model_index.json", index)]
+
+
+def _write_json(path, content):
+    atomic.write_text(path, json.dumps(content, indent=2) + "\n")
+    return path
