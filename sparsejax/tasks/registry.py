@@ -3,6 +3,7 @@
 from sparsejax.configuration import require
 from sparsejax.data.builders import stamp as data_stamp
 from sparsejax.models import first_stage
+from sparsejax.models.files import FREE_ARGUMENTS, comparable
 from sparsejax.models.unet import UNet
 from sparsejax.schema import Key
 from sparsejax.tasks import strokes
@@ -25,6 +26,26 @@ NETWORKS = {
     "autoencoder": first_stage.KINDS,
     "strokes": strokes.KINDS,
 }
+
+
+def network_arguments(config) -> dict:
+    """Return what determines what the network of a config computes, apart from its weights.
+
+    Args:
+      config: resolved ConfigDict.
+
+    Returns:
+      `{name: value}` of the network's arguments, defaults included; see `models.files`.
+    """
+    kinds = NETWORKS[config.task.name]
+    fields = kinds[None if None in kinds else config.task.kind].__dataclass_fields__
+    passed_over = ("parent", "name", *FREE_ARGUMENTS)
+    given = config.model.to_dict()
+    return {
+        name: comparable(name, given.get(name, field.default))
+        for name, field in fields.items()
+        if name not in passed_over
+    }
 
 
 def stamp_data(config):

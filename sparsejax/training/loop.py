@@ -15,7 +15,7 @@ from sparsejax.sparse_files import is_sparse_file
 from sparsejax.sparsity.costs import forward_flops
 from sparsejax.sparsity.masks import summarize
 from sparsejax.sparsity.methods import get_method
-from sparsejax.tasks import build_task
+from sparsejax.tasks import build_task, network_arguments
 from sparsejax.training import checkpoints, runs
 from sparsejax.training.compiled import (
     compile_network,
@@ -249,6 +249,7 @@ def _state_of_other_weights(config, task, optimizer):
         other, params, other_masks = _load_weights(runs.read_sparse_run, path)
     else:
         params = _load_weights(task.load, path)
+    _compare_network(config, other, path)
     _compare_diffusion(config, other, path)
     state = create_state(config, task, optimizer)
     takes_masks = other is not None and _same_masks(config.sparsity, other.sparsity)
@@ -258,6 +259,16 @@ def _state_of_other_weights(config, task, optimizer):
     params = jax.tree.map(lambda param, ours: np.asarray(param, ours.dtype), params, state.params)
     logger.info("weights%s from %s", " and masks" if takes_masks else "", path)
     return state_from(params, masks, optimizer)
+
+
+def _compare_network(config, other, path):
+    """Refuse weights of another network, even one whose weights have the same shapes."""
+    if other is None or other.task.name != config.task.name:
+        return
+    theirs = network_arguments(other)
+    for name, ours in network_arguments(config).items():
+        same = theirs.get(name, ours) == ours
+        require(same, f"model.{name}", ours, f"{theirs.get(name)!r}, as in {path}")
 
 
 def _compare_diffusion(config, other, path):

@@ -108,3 +108,12 @@ def test_files_that_cannot_be_begun_with_are_refused_by_key(path, tmp_path):
         begin(tmp_path / "other")
     with pytest.raises(ValueError, match="other holds weights of another network"):
         load_sparse_run(tmp_path / "other")
+
+
+@pytest.mark.parametrize(("key", "value"), [("norm_groups", 16), ("num_head_channels", 16)])
+def test_weights_of_a_network_that_computes_something_else_are_refused_by_key(path, key, value):
+    """Though their shapes fit; of what changes nothing without training, anything goes."""
+    ours = getattr(tiny_config().model, key)
+    with pytest.raises(ConfigError, match=rf"^config.model.{key} is {value}; acc.* {ours}, as in"):
+        begin(path, **{f"model.{key}": value})
+    begin(path, **{"model.remat": True, "model.dropout": 0.3})
