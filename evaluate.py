@@ -7,73 +7,64 @@ Writes results.jsonl, report.md and report.html into --output: the workdir by de
 several runs, the folder `comparison` beside the first.
 """
 
-import logging
 import pathlib
-import sys
 
 from sparsejax import signals
 
 if __name__ == "__main__":
     signals.watch("The same command begins again.")  # before the imports that take seconds
 
-from absl import app, flags
-from absl import logging as absl_logging
-
-from sparsejax.configuration import ConfigError
-from sparsejax.evaluation import measures
-from sparsejax.evaluation.evaluate import evaluate_runs
-from sparsejax.evaluation.extractors import EXTRACTORS
-
-_WORKDIRS = flags.DEFINE_list("workdirs", None, "Workdirs of finished runs.", required=True)
-_SAMPLES = flags.DEFINE_integer("samples", None, "Samples a run; as many as real ones by default.")
-_SEED = flags.DEFINE_integer("seed", 0, "Of the noise that all runs sample from.")
-_BATCH = flags.DEFINE_integer("batch", 256, "Samples drawn at once, over all devices.")
-_METRICS = flags.DEFINE_list("metrics", list(measures.METRICS), "What to measure.")
-_EXTRACTOR = flags.DEFINE_enum(
-    "extractor", None, EXTRACTORS, "A classifier by default, or pixels where there are no labels."
-)
-_WEIGHTS = flags.DEFINE_string("inception-weights", None, "Weight file of the FID Inception.")
-_STATISTICS = flags.DEFINE_string(
-    "reference-statistics", None, "An npz with mu and sigma, in place of the real examples."
-)
-_SAVE_STATISTICS = flags.DEFINE_string(
-    "save-statistics", None, "Write such an npz of the real examples."
-)
-_SUBSET_SIZE = flags.DEFINE_integer(
-    "kid_subset_size", measures.SUBSET_SIZE, "Of the subsets that KID draws."
-)
-_PNG = flags.DEFINE_bool("png", False, "Also write every sample as samples/<run>/<index>.png.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
+from sparsejax import command_line
+from sparsejax.evaluation.evaluate import add_measuring, evaluate_runs, measuring
 
 
-def main(argv):
+def main():
     """Evaluate the runs."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("sparsejax").setLevel(logging.INFO)
-    if not _WORKDIRS.value:
-        raise app.UsageError("--workdirs names no run")
-    workdirs = [pathlib.Path(workdir) for workdir in _WORKDIRS.value]
+    parser = command_line.Parser(__doc__, prog="python evaluate.py")
+    parser.add_argument(
+        "--workdirs",
+        type=command_line.words,
+        required=True,
+        metavar="FOLDER[,FOLDER...]",
+        help="Workdirs of finished runs.",
+    )
+    add_measuring(parser)
+    parser.add_argument(
+        "--seed",
+        metavar="N",
+        type=command_line.seed,
+        default=0,
+        help="Seed of the sampling noise, shared by all runs.",
+    )
+    parser.add_argument(
+        "--reference-statistics",
+        metavar="FILE",
+        help="An npz with mu and sigma, in place of the real examples.",
+    )
+    parser.add_argument(
+        "--save-statistics", metavar="FILE", help="Write such an npz of the real examples."
+    )
+    parser.add_argument(
+        "--png", action="store_true", help="Also write every sample as samples/<run>/<index>.png."
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="Folder to write to (default: see above)."
+    )
+    flags = parser.parse_args()
+    if not flags.workdirs:
+        parser.error("--workdirs names no run")
+    workdirs = [pathlib.Path(workdir) for workdir in flags.workdirs]
     beside = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "comparison"
-    try:
-        evaluate_runs(
-            workdirs,
-            _OUTPUT.value or beside,
-            seed=_SEED.value,
-            batch=_BATCH.value,
-            png=_PNG.value,
-            count=_SAMPLES.value,
-            metrics=_METRICS.value,
-            extractor=_EXTRACTOR.value,
-            weights=_WEIGHTS.value,
-            statistics=_STATISTICS.value,
-            save_statistics=_SAVE_STATISTICS.value,
-            subset_size=_SUBSET_SIZE.value,
-        )
-    except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+    evaluate_runs(
+        workdirs,
+        flags.output or beside,
+        seed=flags.seed,
+        png=flags.png,
+        statistics=flags.reference_statistics,
+        save_statistics=flags.save_statistics,
+        **measuring(flags),
+    )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -8,7 +8,6 @@ The same command resumes a run that was interrupted. Ctrl-C saves a checkpoint f
 signal stopped exits with 128 + the signal's number.
 """
 
-import logging
 import pathlib
 import sys
 
@@ -18,45 +17,44 @@ if __name__ == "__main__":
     signals.watch("The same command goes on.")  # before the imports that take seconds
 
 import jax
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
 
+from sparsejax import command_line
+from sparsejax.config_files import parse_with_config
 from sparsejax.configuration import ConfigError
 from sparsejax.evaluation import closing
 from sparsejax.storage import storage_problem
 from sparsejax.training import checkpoints, loop, runs
 
 _ROOT = pathlib.Path(__file__).resolve().parent
-_CONFIG = config_flags.DEFINE_config_file("config", str(_ROOT / "configs" / "digits.py"))
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run lives; runs/<config>-<method>-<level>-<seed> by default."
-)
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes: TPU pods, clusters (jax.distributed)."
-)
 
 
-def main(argv):
+def main():
     """Train, then show what came of it."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("sparsejax").setLevel(logging.INFO)
-    if _DISTRIBUTED.value:
+    parser = command_line.Parser(__doc__, prog="python train.py")
+    parser.add_argument(
+        "--workdir",
+        metavar="FOLDER",
+        help="Folder of the run (default: runs/<config>-<method>-<structure>-<level>-<seed>).",
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="One of several processes, as on TPU pods and clusters (jax.distributed).",
+    )
+    flags = parse_with_config(parser, str(_ROOT / "configs" / "digits.py"))
+    if flags.distributed:
         jax.distributed.initialize()
-    config = _CONFIG.value
-    workdir = _WORKDIR.value or runs.default_workdir(config)
+    workdir = pathlib.Path(flags.workdir or runs.default_workdir(flags.config))
     try:
-        if loop.train(config, workdir) and not signals.received():
+        if loop.train(flags.config, workdir) and not signals.received():
             closing.close_run(workdir)
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    except ConfigError:
+        raise
     except Exception as error:
-        _say_what_is_saved(pathlib.Path(workdir), error)
+        _say_what_is_saved(workdir, error)
         raise
     if signals.received():
-        _stop(pathlib.Path(workdir), signals.received())
+        _stop(workdir, signals.received())
 
 
 def _say_what_is_saved(workdir, error):
@@ -78,4 +76,4 @@ def _stop(workdir, signum):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

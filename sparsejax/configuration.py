@@ -14,7 +14,8 @@ from ml_collections import config_dict
 
 from sparsejax import schema
 from sparsejax.diffusion import schedules
-from sparsejax.schema import KEYS, MAX_SEED, NETWORK_SECTIONS, STRUCTURES
+from sparsejax.schema import KEYS, NETWORK_SECTIONS, STRUCTURES
+from sparsejax.seeds import MAX_SEED
 from sparsejax.sparsity.methods import METHODS
 
 logger = logging.getLogger(__name__)
@@ -34,24 +35,26 @@ def default_config():
     """
     config = ml_collections.ConfigDict()
     for section in ("model", "first_stage", "first_stage.model"):
-        _set(config, section, ml_collections.ConfigDict())
+        set_key(config, section, ml_collections.ConfigDict())
     config.model.dtype = "float32"
     for key in KEYS:
         is_open = schema.is_optional(key.type) and key.default is None
         value = key.default
         if is_open:
             value = config_dict.placeholder(schema.without_none(key.type))
-        _set(config, key.path, value)
+        set_key(config, key.path, value)
     return config
 
 
-def _set(config, path, value):
+def set_key(config, path, value):
+    """Set a key of a ConfigDict by its path, making the sections that it lacks."""
     *sections, name = path.split(".")
     for section in sections:
         if section not in config:
             config[section] = ml_collections.ConfigDict()
         config = config[section]
-    config[name] = value
+    with config.ignore_type(), config.unlocked():
+        config[name] = value
 
 
 def set_sparsity(config, arg, variants=()):
@@ -146,7 +149,7 @@ def resolve(config, saved=None):
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
-    config = _complete(config.copy_and_resolve_references().to_dict())
+    config = complete(config.copy_and_resolve_references().to_dict())
     sparsity = config.sparsity
     if saved:
         for key in ("begin", "end", "includes_end"):
@@ -207,8 +210,11 @@ def _range(key):
     return f"None, or {text}" if schema.is_optional(key.type) else text
 
 
-def _complete(tree):
+def complete(tree):
     """Return a ConfigDict of the keys in nested dictionaries, with defaults for those left out.
+
+    Args:
+      tree: nested dictionaries; lists stand for tuples.
 
     Raises:
       ConfigError: a key that is none, or a value of another type than its key's.
@@ -218,13 +224,12 @@ def _complete(tree):
         if value == {}:  # a section without keys
             continue
         if path.startswith(tuple(f"{section}." for section in NETWORK_SECTIONS)):
-            _set(config, path, value)
+            set_key(config, path, value)
             continue
         require_key(path, value, known)
         value = schema.as_type(known[path].type, value)
         check_type(known[path], value)
-        with config.ignore_type():
-            _set(config, path, value)
+        set_key(config, path, value)
     return config
 
 
@@ -272,7 +277,7 @@ def with_defaults(saved, origin=""):
     Raises:
       ConfigError: a key that is none, or a value of another type than its key's.
     """
-    config = _complete(saved)
+    config = complete(saved)
     if "includes_end" not in saved.get("sparsity", {}):
         config.sparsity.includes_end = True
     if config.seed > MAX_SEED:

@@ -13,10 +13,10 @@ import typing
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from sparsejax.seeds import MAX_SEED
 from sparsejax.sparsity.distributions import DISTRIBUTIONS
 from sparsejax.sparsity.methods import METHODS
 
-MAX_SEED = 2**32 - 1  # a JAX key takes a seed modulo 2^32
 OPTIMIZERS = ("adam", "adamw", "sgd", "lion")
 LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 DROP_SCHEDULES = ("cosine", "constant", "linear")
@@ -350,7 +350,7 @@ def _parse_tuple(text):
 
 
 def nearest(path: str, known: Iterable[str]) -> str:
-    """Return the known key whose path, or last name, is most like a mistyped one.
+    """Return the known key whose path and last name are most like a mistyped one.
 
     Example:
       >>> nearest("sparsty.level", ["sparsity.level", "log.every"]), nearest("lvel", ["a.level"])
@@ -362,4 +362,6 @@ def nearest(path: str, known: Iterable[str]) -> str:
         pairs = (path, candidate), last
         return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    return max(known, key=likeness)
+    known = list(known)
+    inside = [candidate for candidate in known if candidate.startswith(f"{path}.")]
+    return max(inside or known, key=likeness)

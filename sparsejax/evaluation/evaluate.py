@@ -11,13 +11,15 @@ from PIL import Image
 from rich.markup import escape
 from rich.table import Table
 
+from sparsejax import command_line
 from sparsejax.atomic import write_text
 from sparsejax.configuration import ConfigError, require
 from sparsejax.data.builders import SKETCHES
 from sparsejax.data.images import PICTURES, are_finite, label
 from sparsejax.evaluation import closing
+from sparsejax.evaluation.extractors import EXTRACTORS
 from sparsejax.evaluation.held_out import held_out_loss
-from sparsejax.evaluation.measures import build_meter
+from sparsejax.evaluation.measures import METRICS, SUBSET_SIZE, build_meter
 from sparsejax.evaluation.provenance import provenance
 from sparsejax.evaluation.report import write_report
 from sparsejax.evaluation.tables import measure_names
@@ -256,6 +258,62 @@ def evaluate_runs(workdirs, output, *, seed=0, batch=256, png=False, **options):
     _print_table(rows)
     print(f"In {output}: report.md, report.html, results.jsonl" + (", samples/" if png else ""))
     return rows
+
+
+def add_measuring(parser):
+    """Add the flags that say how samples are drawn and measured.
+
+    Args:
+      parser: `command_line.Parser`; `measuring` returns what was given.
+    """
+    parser.add_argument(
+        "--samples",
+        metavar="N",
+        type=command_line.count,
+        help="Samples per run (default: size of the reference set).",
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="N",
+        type=command_line.count,
+        default=256,
+        help="Samples drawn at once, over all devices.",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        type=command_line.words,
+        default=",".join(METRICS),
+        help="What to measure.",
+    )
+    parser.add_argument(
+        "--extractor",
+        type=command_line.one_of(EXTRACTORS),
+        metavar="NAME",
+        help=f"Of {', '.join(EXTRACTORS)} (default: a classifier, or pixels without labels).",
+    )
+    parser.add_argument(
+        "--inception-weights", metavar="FILE", help="Weights of the FID Inception network."
+    )
+    parser.add_argument(
+        "--kid-subset-size",
+        metavar="N",
+        type=command_line.count,
+        default=SUBSET_SIZE,
+        help="Size of the subsets that KID draws.",
+    )
+
+
+def measuring(flags):
+    """Return the options of `evaluate_runs` and `sweep` that `add_measuring`'s flags give."""
+    return {
+        "batch": flags.batch,
+        "count": flags.samples,
+        "metrics": flags.metrics,
+        "extractor": flags.extractor,
+        "weights": flags.inception_weights,
+        "subset_size": flags.kid_subset_size,
+    }
 
 
 def _print_table(rows):

@@ -6,12 +6,10 @@
 `--runs` is the folder of the runs' workdirs: masks and pictures of samples are taken from there.
 """
 
-import argparse
 import itertools
 import json
 import pathlib
 import re
-import sys
 
 from sparsejax import signals
 from sparsejax.storage import require_writable
@@ -22,6 +20,7 @@ if __name__ == "__main__":
 import numpy as np
 from PIL import Image
 
+from sparsejax import command_line
 from sparsejax.configuration import ConfigError
 from sparsejax.data.images import PICTURES
 from sparsejax.evaluation import figures, overlap, tables
@@ -730,24 +729,28 @@ def _portable(value):
     return value
 
 
-def main(arguments=None):
+def main():
     """Write the report of a results file."""
-    parser = argparse.ArgumentParser(description="Write report.md and report.html of many runs.")
-    parser.add_argument("--results", required=True, help="results.jsonl, or the folder it is in")
-    parser.add_argument("--runs", help="folder of the runs' workdirs")
-    parser.add_argument("--output", help="folder to write to; beside the results by default")
-    parser.add_argument("--title", default=_TITLE)
-    parser.add_argument("--note", default="", help="text for the report's first section")
-    given = parser.parse_args(arguments)
+    parser = command_line.Parser(
+        "Write report.md and report.html of many runs.",
+        prog="python -m sparsejax.evaluation.report",
+    )
+    parser.add_argument(
+        "--results", required=True, metavar="PATH", help="results.jsonl, or the folder it is in."
+    )
+    parser.add_argument("--runs", metavar="FOLDER", help="Folder of the runs' workdirs.")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="Folder to write to (default: beside the results)."
+    )
+    parser.add_argument("--title", default=_TITLE, help="Title of the report.")
+    parser.add_argument("--note", default="", help="Text for the report's first section.")
+    given = parser.parse_args()
     results = pathlib.Path(given.results)
     output = given.output or (results if results.is_dir() else results.parent)
-    try:
-        rows = read_results(results)
-        write_report(output, rows, runs=given.runs, title=given.title, note=given.note)
-    except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+    rows = read_results(results)
+    write_report(output, rows, runs=given.runs, title=given.title, note=given.note)
     print(f"In {output}: report.md, report.html, figures/")
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -1,4 +1,4 @@
-"""Run a grid of methods, sparsities and seeds, one run after another, and report.
+r"""Run a grid of methods, sparsities and seeds, one run after another, and report.
 
     python -m sparsejax.evaluation.sweep --config configs/digits.py:sweep \
         --methods dense,small_dense,static,rigl,magran --levels 0.5,0.75,0.9 --seeds 0,1,2
@@ -12,7 +12,6 @@ again.
 import contextlib
 import fcntl
 import json
-import logging
 import multiprocessing
 import os
 import pathlib
@@ -30,11 +29,10 @@ if __name__ == "__main__":
 
 import jax
 import ml_collections
-from absl import app, flags
-from absl import logging as absl_logging
-from ml_collections import config_flags
 
+from sparsejax import command_line
 from sparsejax.atomic import write_text
+from sparsejax.config_files import parse_with_config
 from sparsejax.configuration import (
     FREE_ON_RESUME,
     STRUCTURES,
@@ -44,9 +42,14 @@ from sparsejax.configuration import (
     with_defaults,
 )
 from sparsejax.data.images import PICTURES
-from sparsejax.evaluation import closing, measures
-from sparsejax.evaluation.evaluate import check_batch, evaluate_run, meter_of
-from sparsejax.evaluation.extractors import EXTRACTORS
+from sparsejax.evaluation import closing
+from sparsejax.evaluation.evaluate import (
+    add_measuring,
+    check_batch,
+    evaluate_run,
+    measuring,
+    meter_of,
+)
 from sparsejax.evaluation.grids import BASELINES, grid
 from sparsejax.evaluation.report import read_results, write_report
 from sparsejax.sparsity.methods import METHODS
@@ -151,7 +154,7 @@ def _missing(runs, rows, how):
             differing = differing_keys(ours, saved, free)
             if differing:
                 raise ConfigError(
-                    f"the results hold {run.name} of another config:\n  " + "\n  ".join(differing)
+                    f"the results hold {run.name} of another config: {'; '.join(differing)}"
                 )
         elif rows:
             first, ours = with_defaults(rows[0]["config"], rows[0]["run"]), resolve(run.config)
@@ -207,7 +210,7 @@ def _train_and_evaluate(run, workdir, how):
     """Leave result.json, or error.txt, in the workdir."""
     signals.watch(quiet=True)
     _end_with_parent()
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    command_line.show_messages()
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         loop.train(run.config, workdir)
@@ -219,7 +222,7 @@ def _train_and_evaluate(run, workdir, how):
         drawing = {key: options.pop(key) for key in ("seed", "batch")}
         row = evaluate_run(workdir, meter_of(resolve(run.config), **options), **drawing)
     except Exception as error:
-        first = str(error).split("\n")[0]
+        first = command_line.one_line(error)
         text = f"{type(error).__name__}: {first}\n\n{traceback.format_exc()}"
         try:
             write_text(workdir / "error.txt", text)
@@ -242,42 +245,25 @@ def _end_with_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main(argv):
-    """Run the grid that the flags describe; raises `app.UsageError` on arguments that are none."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("sparsejax").setLevel(logging.INFO)
+def main():
+    """Run the grid that the flags describe."""
+    flags = parse_with_config(_parser())
     jax.config.update("jax_platforms", "cpu")  # the accelerator belongs to the runs
-    values = flags.FLAGS
-    output = pathlib.Path(values.output or f"runs/sweeps/{values.config.name}")
-    workdirs = pathlib.Path(values.workdirs or output / "runs")
-    try:
-        runs = grid(
-            values.config,
-            methods=values.methods,
-            levels=_numbers(values.levels, float),
-            structures=values.structures,
-            drop_fractions=_numbers(values.drop_fractions, float),
-            update_intervals=_numbers(values.update_intervals, int),
-            seeds=_numbers(values.seeds, int),
-        )
-        failed = sweep(
-            runs,
-            output,
-            workdirs,
-            batch=values.batch,
-            count=values.samples,
-            metrics=values.metrics,
-            extractor=values.extractor,
-            weights=values["inception-weights"].value,
-            subset_size=values.kid_subset_size,
-        )
-        if signals.received():
-            _stop(signals.received(), output)
-        write_report(output, _read(output / "results.jsonl"), runs=workdirs)
-    except (ConfigError, OSError) as error:
-        sys.exit(f"error: {error}")
+    output = pathlib.Path(flags.output or f"runs/sweeps/{flags.config.name}")
+    workdirs = pathlib.Path(flags.workdirs or output / "runs")
+    runs = grid(
+        flags.config,
+        methods=flags.methods,
+        levels=flags.levels,
+        structures=flags.structures,
+        drop_fractions=flags.drop_fractions,
+        update_intervals=flags.update_intervals,
+        seeds=flags.seeds,
+    )
+    failed = sweep(runs, output, workdirs, **measuring(flags))
+    if signals.received():
+        _stop(signals.received(), output)
+    write_report(output, _read(output / "results.jsonl"), runs=workdirs)
     print(f"In {output}: results.jsonl, report.md, report.html")
     if failed:
         sys.exit("failed: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
@@ -288,33 +274,60 @@ def _stop(signum, output):
     sys.exit(signals.exit_status(signum))
 
 
-def _numbers(words, kind):
-    try:
-        return tuple(kind(word) for word in words)
-    except ValueError as error:
-        raise ConfigError(f"{words}: {error}; accepted: numbers with commas between") from error
-
-
-def _define_flags():
-    config_flags.DEFINE_config_file("config", None, "What all runs have in common.")
-    known = ", ".join([*METHODS, *BASELINES])
-    flags.DEFINE_list("methods", ["dense", "static", "rigl", "magran"], f"Of {known}.")
-    flags.DEFINE_list("levels", ["0.5"], "Sparsities.")
-    flags.DEFINE_list("structures", [], f"Of {', '.join(STRUCTURES)}; the config's by default.")
-    flags.DEFINE_list("drop_fractions", [], "The config's by default.")
-    flags.DEFINE_list("update_intervals", [], "The config's by default.")
-    flags.DEFINE_list("seeds", ["0"], "Of the runs.")
-    flags.DEFINE_string("output", None, "Folder of the results; runs/sweeps/<config's name>.")
-    flags.DEFINE_string("workdirs", None, "Folder of the runs' workdirs; <output>/runs.")
-    flags.DEFINE_integer("samples", None, "Samples a run; as many as real ones by default.")
-    flags.DEFINE_integer("batch", 256, "Samples drawn at once, over all devices.")
-    flags.DEFINE_list("metrics", list(measures.METRICS), "What to measure.")
-    flags.DEFINE_enum("extractor", None, EXTRACTORS, "Classifier, or pixels without labels.")
-    flags.DEFINE_string("inception-weights", None, "Weight file of the FID Inception.")
-    flags.DEFINE_integer("kid_subset_size", measures.SUBSET_SIZE, "Of the subsets that KID draws.")
-    flags.mark_flag_as_required("config")
+def _parser():
+    parser = command_line.Parser(__doc__, prog="python -m sparsejax.evaluation.sweep")
+    words, numbers = command_line.words, command_line.numbers
+    parser.add_argument(
+        "--methods",
+        metavar="NAMES",
+        type=words,
+        default="dense,static,rigl,magran",
+        help=f"Of {', '.join([*METHODS, *BASELINES])}.",
+    )
+    parser.add_argument(
+        "--levels", type=numbers(float), default="0.5", metavar="NUMBERS", help="Sparsities."
+    )
+    parser.add_argument(
+        "--structures",
+        metavar="NAMES",
+        type=words,
+        default="",
+        help=f"Of {', '.join(STRUCTURES)} (default: the config's).",
+    )
+    parser.add_argument(
+        "--drop-fractions",
+        type=numbers(float),
+        default="",
+        metavar="NUMBERS",
+        help="(default: the config's)",
+    )
+    parser.add_argument(
+        "--update-intervals",
+        type=numbers(int),
+        default="",
+        metavar="NUMBERS",
+        help="(default: the config's)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=command_line.seeds,
+        default="0",
+        metavar="NUMBERS",
+        help="Seeds of the runs.",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="Folder of the results (default: runs/sweeps/<name of the config>).",
+    )
+    parser.add_argument(
+        "--workdirs",
+        metavar="FOLDER",
+        help="Folder of the runs' workdirs (default: <output>/runs).",
+    )
+    add_measuring(parser)
+    return parser
 
 
 if __name__ == "__main__":
-    _define_flags()
-    app.run(main)
+    command_line.run(main)

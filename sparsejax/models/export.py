@@ -13,7 +13,6 @@ import argparse
 import json
 import math
 import pathlib
-import sys
 
 from sparsejax import signals
 from sparsejax.storage import require_writable
@@ -27,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
-from sparsejax import atomic
+from sparsejax import atomic, command_line
+from sparsejax.configuration import ConfigError
 from sparsejax.models.convert import unet_to_torch
 from sparsejax.models.diffusers_config import unet_diffusers_config
 from sparsejax.models.diffusers_layout import unet_to_diffusers
@@ -109,24 +109,28 @@ def _input_size(task, params):
 
 def main():
     """Export a run; ends with an error message if it is none, or of a task without a layout."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sparsejax.models.export", description=__doc__.splitlines()[0]
-    )
+    parser = command_line.Parser(__doc__, prog="python -m sparsejax.models.export")
     parser.add_argument(
-        "--workdir", required=True, help="of a run: on images or latents, of any task if --sparse"
+        "--workdir",
+        required=True,
+        metavar="FOLDER",
+        help="Folder of a run: on images or latents, of any task if --sparse.",
     )
-    parser.add_argument("--output", required=True, help="folder to write to")
-    parser.add_argument("--sparse", action="store_true", help="write a sparse file")
+    parser.add_argument("--output", required=True, metavar="FOLDER", help="Folder to write to.")
+    parser.add_argument("--sparse", action="store_true", help="Write a sparse file.")
     parser.add_argument(
-        "--ema", action=argparse.BooleanOptionalAction, default=True, help="the EMA weights"
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="The EMA weights, or those of the last step (default: EMA).",
     )
-    arguments = parser.parse_args()
-    export = _export_sparse if arguments.sparse else _export_dense
+    flags = parser.parse_args()
+    export = _export_sparse if flags.sparse else _export_dense
     try:
-        require_writable(arguments.output, "--output")
-        table, says = export(arguments.workdir, pathlib.Path(arguments.output), arguments.ema)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        require_writable(flags.output, "--output")
+        table, says = export(flags.workdir, pathlib.Path(flags.output), flags.ema)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     Console().print(table)
     if says:
         print(says)  # in one line, to be copied
@@ -231,4 +235,4 @@ def _first_stage(config, task):
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

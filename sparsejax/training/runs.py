@@ -1,5 +1,6 @@
 """Workdirs: what a run leaves on disk, and how to read it back."""
 
+import difflib
 import json
 import pathlib
 
@@ -70,9 +71,8 @@ def resolve_for(workdir, config):
         differing = differing_keys(config, saved, free)
         if differing:
             raise ConfigError(
-                f"workdir {workdir} holds a run of another config:\n  "
-                + "\n  ".join(differing)
-                + "\nGive another --workdir, or the same config to resume that run."
+                f"workdir {workdir} holds a run of another config ({'; '.join(differing)}); "
+                "accepted: another --workdir, or the same config to resume that run"
             )
         is_trained = checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
         if stamped and (differing_keys(config, saved) or not is_trained):
@@ -141,12 +141,28 @@ def read_config(workdir):
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
-        raise ConfigError(f"workdir {str(workdir)!r} holds no run: there is no {path}")
+        raise ConfigError(
+            f"workdir {str(workdir)!r} holds no run: there is no {path}; {_runs_near(workdir)}"
+        )
     return ml_collections.FrozenConfigDict(_tuples(_read_saved(path)))
 
 
+def _runs_near(workdir):
+    """Say which runs lie beside a workdir that is none, the most similar names first."""
+    parent = pathlib.Path(workdir).parent
+    names = [path.parent.name for path in parent.glob("*/config.json")]
+    if not names:
+        return f"there are no runs in {parent}"
+    near = difflib.get_close_matches(pathlib.Path(workdir).name, names, n=3, cutoff=0)
+    return f"runs in {parent}: {', '.join(near)}" + (", ..." if len(names) > 3 else "")
+
+
 def _read_saved(path):
-    return with_defaults(_read_object(path), str(path))
+    saved = _read_object(path)
+    try:
+        return with_defaults(saved, str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _read_object(path):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparsejax.seeds import check_seed
 from sparsejax.sparsity.masks import apply_masks, pack_bits
 from sparsejax.sparsity.packing import static_counts
 from sparsejax.sparsity.transforms import PackedState
@@ -47,7 +48,7 @@ def named_key(seed, purpose):
       seed: Python int.
       purpose: any string; keys of different purposes are independent.
     """
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+    return jax.random.fold_in(jax.random.key(check_seed(seed)), zlib.crc32(purpose.encode()))
 
 
 def create_state(config, task, optimizer):

@@ -1,0 +1,169 @@
+"""Command lines: flags, a help text worth reading, messages and errors in plain lines."""
+
+import argparse
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from sparsejax.configuration import ConfigError
+from sparsejax.schema import nearest
+from sparsejax.seeds import ACCEPTED, check_seed
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line; `--a_b` is `--a-b`; nothing is abbreviated."""
+
+    def __init__(self, doc: str, **options):
+        super().__init__(
+            description=doc,
+            usage="%(prog)s [flags]",
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+            add_help=False,
+            **options,
+        )
+        self.add_argument("--help", "-h", action="help", help="show this text and end")
+
+    def error(self, message):
+        """End with status 2 and one line."""
+        message = re.sub(r"^argument (\S+): ", r"\1 ", " ".join(message.split()))
+        self.exit(2, f"error: {message}; see --help\n")
+
+    def parse_args(self, argv: Sequence[str] | None = None, namespace=None):
+        """Parse a command line; an unknown flag is refused with the nearest known one."""
+        argv = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
+        values, others = self.parse_known_args(argv, namespace)
+        if others:
+            word = others[0].split("=")[0]
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            if word.startswith("-"):
+                self.error(f"there is no flag {word}; nearest: {nearest(word, known)}")
+            self.error(f"unexpected argument {word!r}")
+        return values
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps lines as they are; names defaults that are not nothing."""
+
+    def _get_help_string(self, action):
+        default = action.default
+        if default is None or default is False or default in ("", argparse.SUPPRESS):
+            return action.help
+        says = "default:" in action.help
+        return action.help if says else action.help.rstrip(".") + " (default: %(default)s)."
+
+
+def _dashed(word):
+    """Return a flag as it is spelled today: older ones had underscores."""
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a flag, with commas between."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(kind: type) -> Callable[[str], tuple]:
+    """Return a parser of whole numbers (int) or numbers (float) with commas between."""
+    accepted = {int: "whole numbers", float: "numbers"}[kind]
+
+    def parse(text):
+        try:
+            return tuple(kind(word) for word in words(text))
+        except ValueError:
+            raise _refused(text, f"{accepted} with commas between") from None
+
+    return parse
+
+
+def count(text: str) -> int:
+    """Return a whole number, 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise _refused(text, "a whole number, 1 or more")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Return a seed."""
+    try:
+        return check_seed(int(text))
+    except ValueError:
+        raise _refused(text, ACCEPTED) from None
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """Return the seeds that stand in a text with commas between."""
+    return tuple(seed(word) for word in words(text))
+
+
+def one_of(names: Sequence[str]) -> Callable[[str], str]:
+    """Return a parser of one of some names."""
+
+    def parse(text):
+        if text not in names:
+            raise _refused(text, f"{', '.join(names)}; nearest: {nearest(text, names)}")
+        return text
+
+    return parse
+
+
+def _refused(text, accepted):
+    return argparse.ArgumentTypeError(f"is {text!r}; accepted: {accepted}")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command: a ConfigError is one line on stderr and status 2, messages are plain lines.
+
+    What the system refuses (OSError: a full disk, say) is one line and status 1; any other
+    exception keeps its traceback.
+    """
+    show_messages()
+    try:
+        main()
+    except (ConfigError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def one_line(error: Exception) -> str:
+    r"""Return an error's message with its lines, if several, joined.
+
+    Example:
+      >>> one_line(ValueError("of another config:\n  steps: 5\n  seed: 1"))
+      'of another config: steps: 5; seed: 1'
+    """
+    text = re.sub(r":\s*\n\s*", ": ", str(error).strip())
+    return re.sub(r"\s*\n\s*", "; ", text)
+
+
+def show_messages() -> None:
+    """Write log messages to stderr as plain lines, warnings (of Python too) marked as such.
+
+    Of other libraries, warnings alone.
+    """
+    for handler in list(logging.root.handlers):  # of libraries, made when they were imported
+        logging.root.removeHandler(handler)
+    logging.root.addHandler(_Lines())
+    logging.getLogger("sparsejax").setLevel(logging.INFO)
+    warnings.showwarning = _show_warning
+
+
+class _Lines(logging.Handler):
+    """Prints to the stderr of the moment: a progress bar puts its own there, and isn't torn."""
+
+    def filter(self, record):
+        return record.levelno >= logging.WARNING or record.name.split(".")[0] == "sparsejax"
+
+    def emit(self, record):
+        mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        print(mark + record.getMessage(), file=sys.stderr, flush=True)
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None):
+    del category, filename, lineno, file, line
+    logging.getLogger("py.warnings").warning("%s", message)

@@ -1,0 +1,202 @@
+"""Config files: `path.py:argument`, run, and changed by what the command line says.
+
+Whatever is wrong with them is one line that names the file or the key.
+"""
+
+import argparse
+import difflib
+import pathlib
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from sparsejax import command_line, schema
+from sparsejax.configuration import (
+    ConfigError,
+    check_type,
+    complete,
+    require,
+    require_key,
+    set_key,
+)
+from sparsejax.tasks.registry import NETWORKS, model_keys
+
+_CONFIG_HELP = """config keys:
+  --config.KEY=VALUE    Set a key of the config, such as --config.steps=500; docs/configs.md lists
+                        all keys. What may follow the colon in --config FILE:ARGUMENT stands at the
+                        head of the file."""
+_OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
+
+
+def parse_with_config(
+    parser: command_line.Parser, default: str | None = None
+) -> argparse.Namespace:
+    """Parse the command line of a program that has a config.
+
+    Args:
+      parser: with all flags but `--config`.
+      default: path of the config file; the flag is required if None.
+
+    Returns:
+      Namespace; `config` is the ConfigDict, keys set on the command line included.
+
+    Raises:
+      ConfigError: see `load_config`.
+    """
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:ARGUMENT]",
+        default=default,
+        required=default is None,
+        help="Config file" + (" (default: configs/digits.py)." if default else "."),
+    )
+    parser.epilog = _CONFIG_HELP
+    rest, overrides = split_overrides(sys.argv[1:])
+    values = parser.parse_args(rest)
+    values.config = load_config(values.config, overrides)
+    return values
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """Take the config keys out of a command line.
+
+    Args:
+      argv: its words, without the program's name.
+
+    Returns:
+      Tuple of the other words and of pairs `(key, text)`, in order; the text is None where a key
+      stands alone.
+
+    Example:
+      >>> split_overrides(["--output=x", "--config.steps=5", "--noconfig.task.flip"])
+      (['--output=x'], [('steps', '5'), ('task.flip', 'False')])
+    """
+    rest, overrides, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        match = _OVERRIDE.fullmatch(word)
+        if not match:
+            rest.append(word)
+            continue
+        negated, path, text = match.groups()
+        if negated:
+            text = "False" if text is None else text
+        elif text is None and words and not re.match(r"-+[a-zA-Z]", words[0]):
+            text = words.pop(0)
+        overrides.append((path, text))
+    return rest, overrides
+
+
+def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> ConfigDict:
+    """Return the config of a file, some of its keys changed.
+
+    Args:
+      file: path of a Python file with a function `get_config`; what follows a colon is its
+        argument.
+      overrides: pairs `(key, text)`; texts are read by the type of the key (`schema.parse`).
+
+    Returns:
+      ConfigDict with every key of `schema.KEYS`.
+
+    Raises:
+      ConfigError: there is no such file, it doesn't work, or a key or value is none.
+    """
+    path, colon, argument = file.partition(":")
+    get_config = _run_file(path)
+    config = _call(path, lambda: get_config(argument) if colon else get_config(), file)
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        raise ConfigError(f"config file {path}: get_config returns {kind}; accepted: a ConfigDict")
+    try:
+        config = complete(config.copy_and_resolve_references().to_dict())
+    except ConfigError as error:
+        raise ConfigError(f"config file {path}: {error}") from error
+    return _override(config, overrides)
+
+
+def _run_file(path):
+    """Return the `get_config` of a Python file."""
+    file = pathlib.Path(path)
+    if not file.is_file():
+        known = [str(p) for p in sorted(file.parent.glob("*.py"))]
+        near = difflib.get_close_matches(path, known, n=1, cutoff=0)
+        there = f"; nearest: {near[0]}" if near else f"; there is no .py file in {file.parent}"
+        raise ConfigError(f"--config is {path!r}: no such file; accepted: a config file{there}")
+    names = {"__name__": file.stem, "__file__": path}
+    _call(path, lambda: exec(compile(file.read_bytes(), path, "exec"), names), path)
+    if not callable(names.get("get_config")):
+        raise ConfigError(f"config file {path} has no function get_config")
+    return names["get_config"]
+
+
+def _call(path, function, named):
+    """Call what a config file defines; whatever it raises becomes a ConfigError in a line."""
+    try:
+        return function()
+    except ConfigError as error:
+        raise ConfigError(f"--config {named}: {error}") from error
+    except Exception as error:
+        text, lines = (
+            error,
+            [
+                frame.lineno
+                for frame in traceback.extract_tb(error.__traceback__)
+                if frame.filename == path
+            ],
+        )
+        if isinstance(error, SyntaxError) and error.filename == path:
+            text, lines = error.msg, [error.lineno]
+        where = f" in line {lines[-1]}" if lines else ""
+        kind = type(error).__name__
+        raise ConfigError(f"--config {named} raises {kind}{where}: {text}") from error
+
+
+def _override(config, overrides):
+    """Set keys; those of networks last, since others say which network it is."""
+    fixed = {key.path: key for key in schema.KEYS}
+    sections = tuple(f"{section}." for section in schema.NETWORK_SECTIONS)
+    ours = [pair for pair in overrides if not pair[0].startswith(sections)]
+    known = {**{key.path: key for key in model_keys(config)}, **fixed}
+    for path, text in ours:
+        if path not in fixed:
+            require_key(path, text, known)
+        _set_text(config, known[path], text)
+    networks = {key.path: key for key in model_keys(config)}
+    for path, text in overrides:
+        section = next((s for s in sections if path.startswith(s)), None)
+        if section is None:
+            continue
+        arguments = [p for p in networks if p.startswith(section)]
+        if not arguments:
+            _name_network(config, section)
+        names = ", ".join(p.removeprefix(section) for p in arguments)
+        require_key(path, text, arguments, f"config.{section}* with {names}")
+        _set_text(config, networks[path], text)
+    return config
+
+
+def _name_network(config, section):
+    """Refuse arguments of a network whose name is none."""
+    if section == "model.":
+        name = config.task.name
+        require(name in NETWORKS, "task.name", name, ", ".join(NETWORKS))
+        require(False, "task.kind", config.task.kind, ", ".join(NETWORKS[name]))
+    require(False, "first_stage.kind", config.first_stage.kind, "vq, kl")
+
+
+def _set_text(config, key, text):
+    accepted = schema.describe_accepted(key)
+    if text is None:
+        flag = schema.without_none(key.type) is bool
+        require(flag, key.path, "", f"a value: --config.{key.path}=VALUE, {accepted}")
+        text = "True"
+    try:
+        value = schema.parse(key.type, text)
+    except ValueError:
+        require(False, key.path, text, accepted)
+    check_type(key, value)
+    require(schema.is_accepted(key, value), key.path, value, accepted)
+    set_key(config, key.path, value)
