@@ -1,0 +1,320 @@
+"""Whatever is wrong with a config file or a key on the command line is one line that names it."""
+
+import glob
+import logging
+import pathlib
+import runpy
+import sys
+
+import jax
+import pytest
+
+from sparsejax import command_line
+from sparsejax.config_files import load_config, parse_with_config, split_overrides
+from sparsejax.configuration import ConfigError, default_config, resolve, with_defaults
+from sparsejax.tasks.registry import model_keys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DIGITS = str(ROOT / "configs" / "digits.py")
+SWEEP = "sparsejax/evaluation/sweep.py"
+PUBLISHED = [f for f in sorted(glob.glob(f"{ROOT}/configs/*.py")) if "chirodiff.py" not in f[-13:]]
+PUBLISHED = [f for f in PUBLISHED if not f.endswith("latent_diffusion.py")]
+
+BAD_KEYS = {
+    "sparsty.level=.9": "config.sparsty.level .*'.9'.* nearest: config.sparsity.level",
+    "lerning_rate=1": "config.lerning_rate .* nearest: config.optimizer.learning_rate",
+    "remat=True": "config.remat .* nearest: config.model.remat",
+    "sparsity=3": "config.sparsity .* nearest: config.sparsity.",
+    "model.reamt=True": "config.model.reamt .*model_channels, .*nearest: config.model.remat",
+    "model.codes=5": "config.model.codes .* is no key",
+    "first_stage.model.code=5": "nearest: config.first_stage.model.codes",
+    "steps=abc": "config.steps is 'abc'; accepted: a whole number, 1 or more",
+    "steps=1.5": "config.steps is '1.5'; accepted: a whole number, 1 or more",
+    "steps=1e3": "config.steps is '1e3'; accepted: a whole number",
+    "steps=True": "config.steps is 'True'; accepted: a whole number",
+    "steps=(1,2)": r"config.steps is '\(1,2\)'; accepted: a whole number",
+    "steps=0": "config.steps is 0; accepted: a whole number, 1 or more",
+    "steps=": "config.steps is ''; accepted: a whole number",
+    "steps": "config.steps is ''; accepted: a value: --config.steps=VALUE, a whole number",
+    "sparsity.level=none": r"config.sparsity.level is 'none'; accepted: a finite number, \[0, 1\)",
+    "sparsity.level=nan": "config.sparsity.level is 'nan'; accepted: a finite number",
+    "sample.clip=x": "config.sample.clip is 'x'; accepted: None, or a finite number",
+    "sparsity.begin=1.0": "config.sparsity.begin is '1.0'; accepted: None, or a whole number",
+    "task.flip=2": "config.task.flip is '2'; accepted: True or False",
+    "sparsity.method=snip": "config.sparsity.method is 'snip'; accepted: dense, static, rigl",
+    "model.remat=5": "config.model.remat is '5'; accepted: True or False",
+    "model.dropout=(1,)": "config.model.dropout is .* accepted: a finite number",
+    "model.channel_mult=(1,2.5)": "config.model.channel_mult is .* tuple of whole numbers",
+    "model.channel_mult=(1,True)": "config.model.channel_mult is .* tuple of whole numbers",
+    "model.channel_mult=(1,": "config.model.channel_mult is .* tuple of whole numbers",
+    "model.dtype=float8": "config.model.dtype is 'float8'; accepted: float32, bfloat16",
+    "seed=-1": "config.seed is -1; accepted: a whole number, 0 to 4294967295",
+    "seed=4294967296": "config.seed is 4294967296; accepted: a whole number, 0 to 4294967295",
+    "seed=0.5": "config.seed is '0.5'; accepted: a whole number, 0 to 4294967295",
+}
+FILES = {
+    "def get_config(:": "raises SyntaxError in line 1",
+    "x = 1": "has no function get_config",
+    "get_config = 3": "has no function get_config",
+    "def get_config():\n    return {}['a']": "raises KeyError in line 2: 'a'",
+    "import nosuchmodule": "raises ModuleNotFoundError in line 1: No module named 'nosuchmodule'",
+    "def get_config():\n    return 3": "get_config returns int",
+    "def get_config(a, b):\n    return 3": "raises TypeError",
+    "{0}\n    c.sparsity.levle = 0.5\n    return c": "levle .* nearest: config.sparsity.level",
+    "{0}\n    c.steps = 'many'\n    return c": "raises TypeError in line 4: .*steps",
+    "{0}\n    c.task = 3\n    return c": "raises TypeError|config.task .* is no key",
+    "{0}\n    c.steps = True\n    return c": "raises TypeError|config.steps is True",
+    "{0}\n    raise SystemError('a\\nb')": "raises SystemError in line 4: a\nb",
+    "\0": "raises (SyntaxError|ValueError)",
+}
+HEAD = """from sparsejax.configuration import default_config
+def get_config():
+    c = default_config()"""
+
+
+@pytest.mark.parametrize("override", BAD_KEYS)
+def test_a_key_or_value_that_is_none_is_named(override):
+    rest, overrides = split_overrides([f"--config.{override}"])
+    assert rest == []
+    with pytest.raises(ConfigError, match=BAD_KEYS[override]) as error:
+        load_config(DIGITS, overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", FILES)
+def test_a_config_file_that_does_not_work_is_named(text, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(text.replace("{0}", HEAD))
+    with pytest.raises(ConfigError, match=FILES[text]) as error:
+        load_config(str(path))
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_config_file_is_named_with_its_like():
+    with pytest.raises(ConfigError, match=r"digts.py': no such file; .*configs/digits.py"):
+        load_config(DIGITS.replace("digits", "digts"))
+    with pytest.raises(ConfigError, match="there is no .py file in nowhere"):
+        load_config("nowhere/a.py")
+
+
+def test_an_argument_that_the_file_does_not_know_is_named_with_its_like():
+    with pytest.raises(ConfigError, match="'rigll'; accepted: dense, .*; nearest: rigl"):
+        load_config(f"{DIGITS}:rigll")
+
+
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_every_argument_of_the_network_can_be_set_whatever_the_file_lists(file):
+    """Each to its own default, as text: it comes back as the type that the network declares."""
+    keys = [key for key in model_keys(load_config(file)) if key.path.startswith("model.")]
+    assert "model.dtype" in {key.path for key in keys}
+    config = load_config(file, [(key.path, str(key.default)) for key in keys])
+    for key in keys:
+        value = config.model[key.path.removeprefix("model.")]
+        assert value == key.default
+        assert type(value) is type(key.default)
+
+
+def test_values_are_read_by_the_type_of_their_key():
+    words = ["--config.sparsity.level=0", "--config.steps", "7", "--noconfig.log.tensorboard"]
+    words += ["--config.sparsity.custom=(('a', .5),)", "--config.model.channel_mult=1,2,"]
+    words += ["--config.sample.clip=None", "--config.task.words=cat", "--config.model.remat"]
+    words += ["--config.optimizer.learning_rate=1e-3", "--config.model.attention_resolutions=()"]
+    words += ["-config.task.flip=true", "--config.name=", "--config.seed=4294967295"]
+    rest, overrides = split_overrides(["--workdir=x", *words])
+    config = load_config(DIGITS, overrides)
+    assert rest == ["--workdir=x"]
+    assert config.sparsity.level == 0
+    assert isinstance(config.sparsity.level, float)
+    assert config.steps == 7
+    assert config.log.tensorboard is False
+    assert config.sparsity.custom == (("a", 0.5),)
+    assert config.model.channel_mult == (1, 2)
+    assert config.model.attention_resolutions == ()
+    assert config.sample.clip is None
+    assert config.task.words == ("cat",)
+    assert config.model.remat is True
+    assert config.task.flip is True
+    assert config.optimizer.learning_rate == 0.001
+    assert config.name == ""
+    assert config.seed == 2**32 - 1
+
+
+def test_the_network_of_another_kind_is_asked_for_its_arguments():
+    file = str(ROOT / "configs" / "kanjivg_chirodiff.py")
+    overrides = [("model.heads", "2"), ("task.kind", "transformer")]
+    assert load_config(file, overrides).model.heads == 2
+    with pytest.raises(ConfigError, match="config.model.heads .* is no key"):
+        load_config(file, overrides[:1])
+    with pytest.raises(ConfigError, match="config.task.kind is 'gru'; accepted: birnn"):
+        load_config(file, [("model.heads", "2"), ("task.kind", "gru")])
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"sparsity": {"levl": 0.5}}, "config.sparsity.levl .* nearest: config.sparsity.level"),
+        ({"colour": "red"}, "config.colour .*'red'"),
+        ({"steps": "many"}, "config.steps is 'many'; accepted: a whole number"),
+        ({"steps": True}, "config.steps is True"),
+        ({"sparsity": 3}, "config.sparsity .* is no key"),
+        ({"task": {"words": "cat"}}, "config.task.words is 'cat'; accepted: a tuple"),
+    ],
+)
+def test_a_saved_config_with_unknown_keys_or_types_is_refused(saved, message):
+    with pytest.raises(ConfigError, match=message):
+        with_defaults(saved)
+
+
+def test_a_config_of_python_is_checked_like_a_saved_one():
+    config = default_config()
+    config.sparsity.levl = 0.5
+    with pytest.raises(ConfigError, match="nearest: config.sparsity.level"):
+        resolve(config)
+
+
+def test_a_larger_seed_of_a_saved_run_is_read_as_what_it_always_was(caplog):
+    with caplog.at_level(logging.WARNING):
+        saved = with_defaults({"seed": 2**32 + 5})
+    assert saved["seed"] == 5
+    assert [record.getMessage() for record in caplog.records] == [
+        "config.seed 4294967301 of a saved run is read as 5"
+    ]
+    with jax.numpy_dtype_promotion("standard"):
+        keys = [jax.random.key_data(jax.random.key(seed)) for seed in (5, 2**32 + 5)]
+    assert (keys[0] == keys[1]).all()
+
+
+def _main_of(script, monkeypatch, *arguments):
+    """Run a script in this process, as `python SCRIPT` does, up to its end."""
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.syspath_prepend(str(ROOT))
+    main = runpy.run_path(str(ROOT / script), run_name="script")["main"]
+    command_line.run(main)
+
+
+@pytest.fixture
+def _own_logging(monkeypatch):
+    root, ours = logging.root, logging.getLogger("sparsejax")
+    handlers, level = list(root.handlers), ours.level
+    yield
+    root.handlers[:] = handlers
+    ours.setLevel(level)
+
+
+@pytest.mark.usefixtures("_own_logging")
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train.py", ["--config.sparsty.level=.9"], "nearest: config.sparsity.level"),
+        ("train.py", ["--wrokdir=x"], "there is no flag --wrokdir; nearest: --workdir"),
+        ("train.py", ["x"], "unexpected argument 'x'"),
+        ("train.py", ["--config=configs/none.py"], "no such file"),
+        ("evaluate.py", [], "--workdirs"),
+        ("evaluate.py", ["--workdirs=,"], "--workdirs names no run"),
+        ("evaluate.py", ["--workdirs=x", "--seed=4294967296"], "--seed is '4294967296'; accepted"),
+        ("evaluate.py", ["--workdirs=x", "--seed=True"], "--seed is 'True'; accepted: whole"),
+        ("evaluate.py", ["--workdirs=x", "--batch=0"], "--batch is '0'; accepted"),
+        ("evaluate.py", ["--workdirs=x", "--kid_subset_size=a"], "--kid-subset-size is 'a'"),
+        ("evaluate.py", ["--workdirs=x", "--extractor=pixel"], "nearest: pixels"),
+        ("evaluate.py", ["--workdirs=runs/x"], "workdir 'runs/x' holds no run"),
+        (
+            SWEEP,
+            ["--config=configs/digits.py", "--seeds=0,-1"],
+            "--seeds",
+        ),
+        (SWEEP, ["--config=configs/digits.py", "--levels=a"], "--levels"),
+        (SWEEP, [], "--config"),
+        ("sparsejax/data/prepare.py", ["--config=configs/digits.py:x"], "config argument 'x'"),
+        ("sparsejax/models/export.py", ["--workdir=x", "--output=y"], "workdir 'x' holds no run"),
+        ("sparsejax/evaluation/report.py", ["--results=x"], "x"),
+    ],
+)
+def test_what_is_wrong_with_a_command_is_one_line_and_status_2(
+    script, arguments, message, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    with pytest.raises(SystemExit) as exit_of:
+        _main_of(script, monkeypatch, *arguments)
+    printed = capsys.readouterr()
+    assert exit_of.value.code == 2
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+@pytest.mark.usefixtures("_own_logging")
+@pytest.mark.parametrize(
+    "script",
+    [
+        "train.py",
+        "evaluate.py",
+        *(f"sparsejax/{name}.py" for name in ("evaluation/sweep", "evaluation/report")),
+        *(f"sparsejax/{name}.py" for name in ("models/export", "data/prepare")),
+    ],
+)
+def test_help_has_the_head_of_the_script_and_its_flags_with_dashes(script, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exit_of:
+        _main_of(script, monkeypatch, "--help")
+    text = capsys.readouterr().out
+    assert exit_of.value.code == 0
+    assert "absl" not in text
+    words = [word.strip(",[]") for word in text.split() if word.startswith("--")]
+    assert len(words) > 1
+    assert not [word for word in words if "_" in word]
+    assert "usage: python " in text
+
+
+@pytest.mark.usefixtures("_own_logging")
+def test_an_unexpected_exception_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        command_line.run(lambda: 1 / 0)
+
+
+@pytest.mark.usefixtures("_own_logging")
+def test_messages_are_plain_lines_and_those_of_libraries_warnings_alone(capsys):
+    command_line.show_messages()
+    logging.getLogger("sparsejax.training.loop").info("resumed %s", "runs/a")
+    logging.getLogger("sparsejax.data").warning("a short text")
+    logging.getLogger("orbax").info("noise")
+    logging.getLogger("orbax").warning("a disk is slow")
+    assert capsys.readouterr().err.splitlines() == [
+        "resumed runs/a",
+        "warning: a short text",
+        "warning: a disk is slow",
+    ]
+
+
+@pytest.mark.usefixtures("_own_logging")
+def test_a_progress_bar_is_not_torn_by_messages(capsys, monkeypatch):
+    """On a terminal, rich takes stderr while a bar is shown: messages go above the bar."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    command_line.show_messages()
+    console = Console(force_terminal=True, width=60)
+    with Progress(console=console) as progress:
+        progress.add_task("training", total=2)
+        logging.getLogger("sparsejax.x").info("a message")
+    printed = capsys.readouterr()
+    assert "a message" in printed.out
+    assert "a message" not in printed.err
+
+
+@pytest.mark.parametrize("flag", ["--save_statistics", "--save-statistics"])
+def test_flags_may_be_spelled_as_they_were(flag):
+    parser = command_line.Parser("head")
+    parser.add_argument("--save-statistics")
+    assert parser.parse_args([f"{flag}=a_b"]).save_statistics == "a_b"
+    assert parser.parse_args([flag, "a_b"]).save_statistics == "a_b"
+
+
+def test_the_config_may_stand_anywhere(monkeypatch):
+    words = ["train.py", "--config.steps=5", "--config", f"{DIGITS}:static", "--workdir=x"]
+    monkeypatch.setattr(sys, "argv", words)
+    parser = command_line.Parser("head")
+    parser.add_argument("--workdir")
+    flags = parse_with_config(parser)
+    assert (flags.workdir, flags.config.steps) == ("x", 5)
+    assert flags.config.sparsity.method == "static"
