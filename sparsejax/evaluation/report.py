@@ -729,7 +729,7 @@ def _portable(value):
     return value
 
 
-def main():
+def main(arguments=None):
     """Write the report of a results file."""
     parser = command_line.Parser(
         "Write report.md and report.html of many runs.",
@@ -744,7 +744,7 @@ def main():
     )
     parser.add_argument("--title", default=_TITLE, help="Title of the report.")
     parser.add_argument("--note", default="", help="Text for the report's first section.")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     results = pathlib.Path(given.results)
     output = given.output or (results if results.is_dir() else results.parent)
     rows = read_results(results)

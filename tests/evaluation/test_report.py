@@ -594,5 +594,5 @@ def test_the_command_writes_beside_the_results(tmp_path, capsys):
 
 
 def test_the_command_says_what_is_wrong(tmp_path):
-    with pytest.raises(SystemExit, match="^error: results "):
+    with pytest.raises(ConfigError, match="^results "):
         report.main([f"--results={tmp_path}"])

@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
+from sparsejax.configuration import ConfigError
 from sparsejax.models import export, files
 from sparsejax.sparse_files import load_sparse
 from sparsejax.training import load_run
@@ -168,12 +169,12 @@ def test_the_command_writes_a_sparse_file(tiny_run, tmp_path, monkeypatch, capsy
 
 @pytest.mark.parametrize("flags", [(), ("--sparse",)])
 def test_the_command_says_where_there_is_no_run(flags, tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="error: workdir .* holds no run"):
+    with pytest.raises(ConfigError, match="^workdir .* holds no run"):
         run_command(monkeypatch, "--workdir", tmp_path, "--output", tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command_refuses_a_run_of_another_task(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"task": {"name": "strokes"}}))
-    with pytest.raises(SystemExit, match="task 'strokes'; accepted: images, latents, or --s"):
+    with pytest.raises(ConfigError, match="task 'strokes'; accepted: images, latents, or --s"):
         run_command(monkeypatch, "--workdir", tmp_path, "--output", tmp_path / "out")
