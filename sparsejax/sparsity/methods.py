@@ -18,6 +18,8 @@ from sparsejax.sparsity import masks as masks_lib
 from sparsejax.sparsity import topology
 from sparsejax.sparsity.structure import WEIGHT
 
+_POSITIONAL = ("key", "params", "masks", "gradients", "fraction")
+
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -44,7 +46,8 @@ class Method:
         static, is refused.
 
     Raises:
-      ValueError: a method that changes density and is not dynamic.
+      ValueError: a method that changes density and is not dynamic; an `update` that takes other
+        arguments than these, or can't be called.
     """
 
     name: str
@@ -58,21 +61,33 @@ class Method:
     def __post_init__(self):
         if self.changes_density and not self.is_dynamic:
             raise ValueError(f"method {self.name!r} changes density; accepted: is_dynamic=True")
-        object.__setattr__(self, "update", _taking_step_and_density(self.update))
+        object.__setattr__(self, "update", _taking_step_and_density(self.name, self.update))
 
 
-def _taking_step_and_density(update):
-    """Return `update` that accepts `step` and `density` and drops those it has no parameter for."""
-    parameters = inspect.signature(update).parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        return update
-    ignored = {"step", "density"} - parameters.keys()
-    if not ignored:
+def _taking_step_and_density(name, update):
+    """Return `update` that accepts `step` and `density` and drops those it has no parameter for.
+
+    Raises:
+      ValueError: it can't be called as the training loop does.
+    """
+    try:
+        signature = inspect.signature(update)
+        parameters = signature.parameters.values()
+        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        taken = [key for key in ("step", "density") if takes_all or key in signature.parameters]
+        signature.bind(*_POSITIONAL, **dict.fromkeys(taken))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"update of method {name!r} can't be called: {error}; accepted: update("
+            f"{', '.join(_POSITIONAL)}, *, step=None, density=None), the last two of which may be "
+            "left out"
+        ) from error
+    if len(taken) == 2:
         return update
 
     @functools.wraps(update)
     def update_ignoring(*args, **kwargs):
-        return update(*args, **{k: v for k, v in kwargs.items() if k not in ignored})
+        return update(*args, **{k: v for k, v in kwargs.items() if k in taken})
 
     return update_ignoring
 

@@ -321,7 +321,8 @@ def _map_moments(function, state, fresh, params, other):
     Args:
       function: of an array of the state, the same array of `fresh`, and a leaf of `other`.
       state: optimizer state.
-      fresh: state of the same structure.
+      fresh: state as `init` gives it; what it lacks, such as what `optax.monitor` has measured
+        since, is left as it is.
       params: the parameters that the state is of.
       other: pytree of the structure of `params`.
 
@@ -337,15 +338,18 @@ def _map_moments(function, state, fresh, params, other):
         )
     }
     longest = max(map(len, belonging), default=0)
+    fresh = dict(jax.tree_util.tree_leaves_with_path(fresh))
 
-    def apply(path, leaf, fresh):
+    def apply(path, leaf):
+        if path not in fresh:
+            return leaf
         for length in range(min(longest, len(path)), -1, -1):
             found, shape = belonging.get(path[len(path) - length :], (None, None))
             if (
                 found is not None
                 and jnp.shape(leaf)[max(jnp.ndim(leaf) - len(shape), 0) :] == shape
             ):
-                return function(leaf, fresh, found)
+                return function(leaf, fresh[path], found)
         return leaf
 
-    return jax.tree_util.tree_map_with_path(apply, state, fresh)
+    return jax.tree_util.tree_map_with_path(apply, state)

@@ -227,6 +227,23 @@ def test_an_update_gets_step_and_density_if_it_takes_them():
     assert got["both"] == (None, None)
 
 
+@pytest.mark.parametrize(
+    "update",
+    [
+        lambda *, key, params, masks, gradients, fraction: (params, masks),
+        lambda key, params, masks, gradients: (params, masks),
+        lambda key, params, masks, gradients, fraction, history: (params, masks),
+        lambda key, params, masks, gradients, fraction, step, density, /: (params, masks),
+        lambda key, params, masks, gradients, step: (params, masks),
+        "rigl",
+    ],
+)
+def test_an_update_that_cannot_be_called_is_refused_when_the_method_is_built(update):
+    """Not by a traceback at the first topology update, long after training began."""
+    with pytest.raises(ValueError, match=r"^update of method 'mine' can't be called: .*density=Non"):
+        methods.Method("mine", update)
+
+
 def test_the_signature_is_inspected_when_the_method_is_built(monkeypatch):
     method = methods.Method("mine", lambda key, params, masks, gradients, fraction: (params, masks))
     monkeypatch.setattr(methods.inspect, "signature", None)

@@ -329,6 +329,19 @@ def test_state_of_other_shapes_is_no_reason_to_refuse(name):
         transforms.sparse_updates(OPTIMIZERS[name]).init(params)
 
 
+def test_state_that_grows_with_the_first_update_is_kept():
+    """What `optax.monitor` measures is no state that `init` could make anew."""
+    params, mask = masked_model(0)
+    measured = optax.monitor({"update": lambda updates: updates})
+    optimizer = transforms.sparse_updates(optax.chain(optax.adam(0.1), measured))
+    state = optimizer.init(params)
+    for _ in range(2):
+        updates, state = optimizer.update(params, state, params, masks=mask)
+        assert_zero_where_inactive(updates, mask)
+        assert_zero_where_inactive(state[0][0].mu, mask)
+    assert jax.tree.structure(state[1].measurements["update"]) == jax.tree.structure(params)
+
+
 def test_a_parameter_is_not_taken_for_another_with_the_same_last_name():
     """`mu/kernel` and `block/mu/kernel`: the longest path wins, and attributes aren't names."""
     params = {"mu": {"kernel": jnp.ones((2, 2))}, "kernel": jnp.ones((2, 2))}
