@@ -1,8 +1,11 @@
 """Shared fixtures: reference numbers, precision, no access to the user's folders."""
 
+import fcntl
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 
 import jax
 import numpy as np
@@ -13,24 +16,64 @@ from sparsejax.training.metrics import read_metrics
 from tests.training.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Two workers on two cores: more threads would only wait for each other, spinning.
+ONE_THREAD = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def pytest_configure(config):
+    """Give all workers, and the processes that they start, one folder of compilations.
+
+    JAX_COMPILATION_CACHE_DIR, where it is set, keeps compilations from one session to the next.
+    """
+    if hasattr(config, "workerinput"):
+        return
+    if config.getoption("numprocesses", None):
+        for name in ONE_THREAD:
+            os.environ.setdefault(name, "1")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="sparsejax-compilations-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    # Two thirds of the time would go into compiling; .ci/full runs what is optimised.
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory):
-    """Nothing is read from or written to the user's folders; runs share compilations.
-
-    JAX_COMPILATION_CACHE_DIR, where it is set, keeps compilations from one session to the next.
-    """
+    """Nothing is read from or written to the user's folders; runs share compilations."""
     folder = tmp_path_factory.mktemp("home")
-    compilations = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(folder / "jax"))
+    seconds = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(folder / "datasets"))
         patch.setenv("SPARSEJAX_CACHE", str(folder / "cache"))
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", compilations)
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
-        jax.config.update("jax_compilation_cache_dir", compilations)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
         yield
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """`made_once(name, make)` fills a folder by `make(folder)` in one worker, for all workers.
+
+    Returns a copy of the folder, each worker its own.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def copy(name, make):
+        folder, done = shared / "shared" / name, shared / "shared" / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        with open(f"{folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return shutil.copytree(folder, tmp_path_factory.mktemp(name) / name)
+
+    return copy
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,19 +106,23 @@ def golden():
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
+def tiny_run(made_once):
     """An uninterrupted tiny run and its compilations: names, metrics lines written so far."""
-    workdir = tmp_path_factory.mktemp("runs") / "tiny"
-    compiled = []
 
-    def note(event, seconds, *, fun_name="", **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append((fun_name, len(read_metrics(workdir / "metrics.jsonl"))))
+    def make(folder):
+        workdir, compiled = folder / "tiny", []
 
-    jax.monitoring.register_event_duration_secs_listener(note)
-    assert loop.train(tiny_config(), workdir)
-    jax.monitoring.unregister_event_duration_listener(note)
-    return workdir, compiled
+        def note(event, seconds, *, fun_name="", **_):
+            if event == "/jax/core/compile/backend_compile_duration":
+                compiled.append((fun_name, len(read_metrics(workdir / "metrics.jsonl"))))
+
+        jax.monitoring.register_event_duration_secs_listener(note)
+        assert loop.train(tiny_config(), workdir)
+        jax.monitoring.unregister_event_duration_listener(note)
+        (folder / "compiled.json").write_text(json.dumps(compiled))
+
+    folder = made_once("tiny_run", make)
+    return folder / "tiny", json.loads((folder / "compiled.json").read_text())
 
 
 def pytest_terminal_summary(terminalreporter):

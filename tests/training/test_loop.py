@@ -20,7 +20,7 @@ from sparsejax.sparsity import masks
 from sparsejax.training import checkpoints, load_run, loop, runs
 from sparsejax.training.metrics import WALL_CLOCK, read_metrics
 from sparsejax.training.optimizers import update_schedule
-from tests.training.tiny import tiny_config, tiny_flags
+from tests.training.tiny import tiny_config, tiny_flags, with_devices
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEAD = tiny_config().model.num_head_channels
@@ -272,7 +272,7 @@ def device_runs(tmp_path_factory):
     flags = {"steps": 200, "checkpoint.every": 0, "log.every": 50, "sparsity.update_interval": 10}
     for devices in (1, 4):
         environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": with_devices(devices),
             "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         }
         command = [sys.executable, "train.py", f"--workdir={folder / str(devices)}"]

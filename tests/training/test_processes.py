@@ -15,7 +15,7 @@ import pytest
 from sparsejax.training import checkpoints
 from sparsejax.training.metrics import read_metrics
 from tests.training.test_loop import final_state
-from tests.training.tiny import tiny_flags
+from tests.training.tiny import tiny_flags, with_devices
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 START = """
@@ -32,7 +32,7 @@ def start_two(workdir, **options):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"XLA_FLAGS": with_devices(2)}
     environment |= {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     flags = [f"--workdir={workdir}", *tiny_flags()]
     return [

@@ -1,5 +1,7 @@
 """A config small enough to train in seconds: the digits, a UNet of one resolution."""
 
+import os
+
 from configs.digits import get_config
 
 OVERRIDES = {
@@ -28,3 +30,8 @@ def tiny_config(**changes):
 def tiny_flags(**changes):
     """The same, as command-line flags of train.py."""
     return [f"--config.{key}={value}" for key, value in (OVERRIDES | changes).items()]
+
+
+def with_devices(count):
+    """Return XLA_FLAGS for a process with so many devices."""
+    return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
