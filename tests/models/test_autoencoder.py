@@ -17,8 +17,8 @@ def tiny(golden):
     return arrays, convert.autoencoder_from_torch(state_dict)
 
 
-def call(method):
-    return jax.jit(lambda params, x: TINY.apply({"params": params}, x, method=method))
+def call(method, **options):
+    return jax.jit(lambda params, x: TINY.apply({"params": params}, x, method=method, **options))
 
 
 def shapes_of(model, size):
@@ -35,9 +35,9 @@ def test_every_reference_parameter_has_its_place(tiny):
     assert jax.tree.map(lambda x: x.shape, shapes_of(TINY, 32)) == expected
 
 
-def test_encoding_equals_the_reference(tiny):
+def test_encoding_equals_the_reference(tiny, float64):
     arrays, params = tiny
-    z = call("encode")(params, nhwc(arrays["img"]))
+    z = call("encode")(*float64((params, nhwc(arrays["img"]))))
     np.testing.assert_allclose(z, nhwc(arrays["prequant"]), atol=1e-5)
 
 
@@ -52,13 +52,13 @@ def test_quantisation_equals_the_reference(tiny):
         np.testing.assert_allclose(ours, nhwc(arrays[codes]), atol=1e-6)
 
 
-def test_decoding_equals_the_reference(tiny):
+def test_decoding_equals_the_reference(tiny, float64):
     arrays, params = tiny
-    z = nhwc(arrays["z"])
+    params, z = float64((params, nhwc(arrays["z"])))
     np.testing.assert_allclose(
         call("decode")(params, z), nhwc(arrays["decode_quantized"]), atol=1e-5
     )
-    as_it_is = TINY.apply({"params": params}, z, quantize=False, method="decode")
+    as_it_is = call("decode", quantize=False)(params, z)
     np.testing.assert_allclose(as_it_is, nhwc(arrays["decode_no_quant"]), atol=1e-5)
 
 
@@ -72,7 +72,7 @@ def test_gradients_pass_straight_through_the_quantisation(tiny):
     """What reaches the latents is what reaches the codes, as if rounding weren't there."""
     arrays, params = tiny
     z = nhwc(arrays["z"])
-    codes, _ = TINY.apply({"params": params}, z, method="quantize")
+    codes, _ = call("quantize")(params, z)
 
     def through(encoded):
         straight = encoded + jax.lax.stop_gradient(codes - encoded)
@@ -84,8 +84,9 @@ def test_gradients_pass_straight_through_the_quantisation(tiny):
     def at_codes(codes):
         return jnp.sum(TINY.apply({"params": params}, codes, quantize=False, method="decode"))
 
-    np.testing.assert_allclose(jax.grad(through)(z), jax.grad(at_codes)(codes), atol=1e-4)
-    gradients = jax.grad(reconstruction)(params)
+    ours, theirs = jax.jit(jax.grad(through))(z), jax.jit(jax.grad(at_codes))(codes)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    gradients = jax.jit(jax.grad(reconstruction))(params)
     assert np.abs(gradients["encoder"]["conv_in"]["kernel"]).max() > 0
     assert not np.any(gradients["quantize"]["embedding"])
 

@@ -34,7 +34,7 @@ def case(request, golden):
 
 def test_forward_pass_equals_the_reference(case):
     model, numbers, variables = case
-    eps = model.apply(variables, numbers["noisy"], numbers["t_index"], numbers["lens"])
+    eps = jax.jit(model.apply)(variables, numbers["noisy"], numbers["t_index"], numbers["lens"])
     np.testing.assert_allclose(eps, numbers["out"], atol=1e-5)
 
 

@@ -33,7 +33,7 @@ def masks_of(groups, params, active):
 def test_a_gru_without_hidden_units_computes_what_the_masked_one_does():
     points = jax.random.normal(jax.random.key(0), (3, 7, 3))
     t, lengths = jnp.array([0, 4, 9]), jnp.array([7, 3, 5])
-    variables = GRU.init(jax.random.key(1), points, t, lengths)
+    variables = jax.jit(GRU.init)(jax.random.key(1), points, t, lengths)
     constants = {"constants": variables["constants"]}
     params = jax.tree.map(np.asarray, variables["params"])
     groups = bigru_units(params)

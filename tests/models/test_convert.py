@@ -111,13 +111,6 @@ def test_codes_are_not_transposed():
     np.testing.assert_array_equal(params["quantize"]["embedding"], codes)
 
 
-@pytest.fixture
-def float64():
-    """In float32 two programs of one network differ by 1e-5; in float64 by next to nothing."""
-    with jax.enable_x64(True):
-        yield lambda tree: jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree)
-
-
 def test_unet_computes_what_diffusers_computes(float64):
     params = diffusers_layout.unet_from_diffusers(recorded_weights("unet"), 8)
     files.check_params(params, unet_shapes(MIXED), "recorded")

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.training.tiny import with_devices
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = """
 import json, jax, jax.numpy as jnp, numpy as np, optax
@@ -65,7 +67,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = os.environ | {"XLA_FLAGS": with_devices(4)}
     command = [sys.executable, "-c", PROGRAM]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -26,6 +26,7 @@ from sparsejax.training.metrics import read_metrics
 from tests.tasks.first_stage import first_stage_config, second_stage_config
 
 MODEL = VQModel(channels=8, channel_mult=(1, 2), num_res_blocks=1, codes=16, norm_groups=4)
+apply = jax.jit(MODEL.apply, static_argnames="method")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_cached_latents_are_the_images_encodings(stages, first_params, latents_c
     images, _ = load_images(second_stage_config(*stages[:2]).task, "train")
     for i in (0, 23):
         pair = np.stack([images[i], images[i][:, ::-1]])
-        expected = MODEL.apply({"params": first_params}, to_unit_range(pair), method="encode")
+        expected = apply({"params": first_params}, to_unit_range(pair), method="encode")
         np.testing.assert_allclose(latents[i], expected, atol=1e-5)
     assert std == pytest.approx(np.std([latents[i] for i in range(24)]), rel=1e-5)
 
@@ -84,7 +85,7 @@ def test_samples_are_decoded_latents(stages, first_params, latents_cache):
     # Of 3 steps: t = 667, 334, 1, ending at alpha_bar_0.
     z = start * np.sqrt(alpha_bar[0] / alpha_bar[667])
     z = z * latents_cache[1]
-    expected = MODEL.apply({"params": first_params}, z, method="decode")
+    expected = apply({"params": first_params}, z, method="decode")
     np.testing.assert_allclose(samples, expected, atol=1e-4)
 
 
