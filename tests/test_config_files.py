@@ -7,12 +7,24 @@ import runpy
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from sparsejax import command_line
 from sparsejax.config_files import load_config, parse_with_config, split_overrides
 from sparsejax.configuration import ConfigError, default_config, resolve, with_defaults
-from sparsejax.tasks.registry import model_keys
+from sparsejax.data.images import image_batches
+from sparsejax.data.latents import latent_batches
+from sparsejax.evaluation.distances import inception_score, kernel_distance
+from sparsejax.evaluation.evaluate import evaluate_runs
+from sparsejax.evaluation.grids import grid
+from sparsejax.evaluation.sweep import sweep
+from sparsejax.keys_page import keys_page
+from sparsejax.schema import KEYS
+from sparsejax.tasks.arguments import network_keys
+from sparsejax.tasks.registry import NETWORKS, model_keys
+from sparsejax.training.runs import read_config
+from sparsejax.training.state import named_key
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -318,3 +330,57 @@ def test_the_config_may_stand_anywhere(monkeypatch):
     flags = parse_with_config(parser)
     assert (flags.workdir, flags.config.steps) == ("x", 5)
     assert flags.config.sparsity.method == "static"
+
+
+def test_the_page_of_config_keys_is_the_schema():
+    page = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
+    assert page == keys_page(), "run  python -m sparsejax.keys_page > docs/configs.md"
+    for key in KEYS:
+        assert f"| `{key.path}` |" in page
+        assert key.meaning
+    for kinds in NETWORKS.values():
+        for network in kinds.values():
+            for key in network_keys(network):
+                assert f"| `{key.path}` |" in page
+                assert key.meaning
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**40, True, 1.0, "1", None])
+def test_functions_that_take_a_seed_refuse_what_is_none(seed):
+    calls = [
+        lambda: named_key(seed, "init"),
+        lambda: image_batches([], 1, seed, 0, 1),
+        lambda: latent_batches(None, 1.0, 1, seed, 0, 1),
+        lambda: sweep([], "nowhere", "nowhere", seed=seed),
+        lambda: evaluate_runs([], "nowhere", seed=seed),
+        lambda: grid(load_config(DIGITS), methods=["dense"], levels=[0.0], seeds=(seed,)),
+        lambda: kernel_distance(np.zeros((9, 1)), np.zeros((9, 1)), subset_size=4, seed=seed),
+        lambda: inception_score(np.zeros((9, 2)), seed=seed),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="seed .*accepted: whole numbers from 0 to 4294967295"):
+            call()
+
+
+def test_the_largest_seed_is_one():
+    large, none = (jax.random.key_data(named_key(seed, "init")) for seed in (2**32 - 1, 0))
+    assert (large != none).any()
+
+
+def test_a_missing_run_is_named_with_its_neighbours(tmp_path):
+    for name in ("digits-rigl-0.75-0", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(ConfigError) as error:
+        read_config(tmp_path / "digits-rigl-0.5-0")
+    message = str(error.value)
+    assert f"workdir {str(tmp_path / 'digits-rigl-0.5-0')!r} holds no run" in message
+    assert message.endswith(f"runs in {tmp_path}: digits-rigl-0.75-0, other")
+    with pytest.raises(ConfigError, match="there are no runs in .*nowhere"):
+        read_config(tmp_path / "nowhere" / "x")
+
+
+def test_a_saved_config_with_an_unknown_key_is_named_by_its_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"sparsity": {"levl": 0.5}}')
+    with pytest.raises(ConfigError, match="config.json: config.sparsity.levl .*sparsity.level"):
+        read_config(tmp_path)

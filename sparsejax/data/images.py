@@ -18,6 +18,7 @@ from sparsejax.data import decoding
 from sparsejax.data.builders import DATASETS, IMAGES, SKETCHES, full_name, open_builder
 from sparsejax.data.files import short_name
 from sparsejax.data.splits import check_split
+from sparsejax.seeds import check_seed
 
 __all__ = [
     "DATASETS",
@@ -183,7 +184,9 @@ def image_batches(dataset, batch_size, seed, start, stop, flip=False):
     def image(index):
         return dataset[index] if in_memory else dataset[index]["image"]
 
-    images = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat().map(image)
+    images = (
+        grain.MapDataset.range(len(dataset)).seed(check_seed(seed)).shuffle().repeat().map(image)
+    )
     if flip:
         images = images.random_map(_flip)
     batches = images.map(lambda image: {"image": to_unit_range(image)}).batch(

@@ -20,6 +20,7 @@ from rich.progress import track
 from sparsejax.atomic import replacing, write_text
 from sparsejax.configuration import ConfigError
 from sparsejax.data.images import to_unit_range
+from sparsejax.seeds import check_seed
 from sparsejax.storage import require_writable
 
 _SHARD = 1024  # images
@@ -130,7 +131,7 @@ def latent_batches(latents, scale, batch_size, seed, start, stop):
     def choose(versions, rng):
         return {"latent": scale * versions[rng.integers(len(versions))]}
 
-    dataset = latents.seed(seed).shuffle().repeat().random_map(choose)
+    dataset = latents.seed(check_seed(seed)).shuffle().repeat().random_map(choose)
     dataset = dataset.batch(batch_size // processes)
     steps = slice(start * processes + process, stop * processes, processes)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)

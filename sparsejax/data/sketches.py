@@ -16,6 +16,7 @@ from sparsejax.configuration import require
 from sparsejax.data.builders import SKETCHES, full_name, open_builder
 from sparsejax.data.splits import check_split
 from sparsejax.data.strokes import MAX_POINTS, REPRESENTATIONS, VERSION, represent
+from sparsejax.seeds import check_seed
 
 _MULTIPLE = 8  # of which padded lengths are
 
@@ -164,7 +165,9 @@ def sketch_batches(sketches, bounds, batch_size, seed, start, stop):
         for b, m in enumerate(members)
     ]
     shares = np.cumsum([len(m) for m in members]) / len(buckets)
-    chosen = np.searchsorted(shares, np.random.default_rng(seed).random(stop), side="right")
+    chosen = np.searchsorted(
+        shares, np.random.default_rng(check_seed(seed)).random(stop), side="right"
+    )
     # How often a step's bucket came up before: where its batch begins in the bucket's stream.
     earlier = np.zeros(stop, np.int64)
     for b in range(len(bounds)):

@@ -15,6 +15,7 @@ import optax
 
 from sparsejax.data.images import to_unit_range
 from sparsejax.evaluation.cache import load_or_compute
+from sparsejax.seeds import check_seed
 
 FEATURES = 64
 _STEPS, _BATCH = 600, 128
@@ -73,7 +74,7 @@ def train_classifier(model, images, labels, seed=0):
       params.
     """
     optimizer = optax.adam(1e-3)
-    params = model.init(jax.random.key(seed), to_unit_range(images[:1]))["params"]
+    params = model.init(jax.random.key(check_seed(seed)), to_unit_range(images[:1]))["params"]
 
     @jax.jit
     def step(params, state, images, labels):

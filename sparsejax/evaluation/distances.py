@@ -16,6 +16,7 @@ import scipy.special
 
 from sparsejax.atomic import replacing
 from sparsejax.evaluation.cache import DAMAGED
+from sparsejax.seeds import check_seed
 
 _BLOCK = 2048  # rows
 
@@ -232,7 +233,7 @@ def kernel_distance(
     else:
         gamma = 1 / features.shape[1] if gamma is None else gamma
         evaluate = functools.partial(_polynomial, degree=degree, gamma=gamma, coef0=coef0)
-    rng = np.random.RandomState(seed)
+    rng = np.random.RandomState(check_seed(seed))
     distances = []
     for _ in range(subsets):
         x, y = (
@@ -263,7 +264,9 @@ def inception_score(logits, *, splits=10, shuffle=True, seed=2020):
     _check_whole("splits", splits, 1)
     (logits,) = _checked({"logits": logits}, splits, f"for {splits} splits")
     count = len(logits)
-    order = np.random.RandomState(seed).permutation(count) if shuffle else np.arange(count)
+    order = (
+        np.random.RandomState(check_seed(seed)).permutation(count) if shuffle else np.arange(count)
+    )
     scores = []
     for index in range(splits):
         rows = order[index * count // splits : (index + 1) * count // splits]

@@ -24,6 +24,7 @@ from sparsejax.evaluation.provenance import provenance
 from sparsejax.evaluation.report import write_report
 from sparsejax.evaluation.tables import measure_names
 from sparsejax.rendering.raster import RASTER_VERSION
+from sparsejax.seeds import check_seed
 from sparsejax.sparsity.masks import path_name, summarize, unpack_bits
 from sparsejax.sparsity.methods import get_method
 from sparsejax.storage import require_writable
@@ -236,6 +237,7 @@ def evaluate_runs(workdirs, output, *, seed=0, batch=256, png=False, **options):
         work.
     """
     check_batch(batch)
+    check_seed(seed)
     workdirs, output = [pathlib.Path(workdir) for workdir in workdirs], pathlib.Path(output)
     names = [workdir.name for workdir in workdirs]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -8,6 +8,7 @@ import ml_collections
 
 from sparsejax.configuration import STRUCTURES, default_config, require, resolve, structure_words
 from sparsejax.evaluation.baselines import small_dense
+from sparsejax.seeds import ACCEPTED, MAX_SEED
 from sparsejax.sparsity.methods import METHODS, get_method
 
 BASELINES = {"small_dense": "parameters", "small_dense_flops": "flops"}
@@ -70,6 +71,9 @@ def grid(
     drop_fractions = drop_fractions or (config.sparsity.drop_fraction,)
     update_intervals = update_intervals or (config.sparsity.update_interval,)
     narrowed = functools.cache(lambda method, level: _narrowed(config, method, level))
+    for seed in seeds:
+        is_seed = isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed <= MAX_SEED
+        require(is_seed, "seed", seed, ACCEPTED)
     runs = {}
     for seed, method, structure, level, fraction, interval in itertools.product(
         seeds, methods, structures, levels, drop_fractions, update_intervals

@@ -52,6 +52,7 @@ from sparsejax.evaluation.evaluate import (
 )
 from sparsejax.evaluation.grids import BASELINES, grid
 from sparsejax.evaluation.report import read_results, write_report
+from sparsejax.seeds import check_seed
 from sparsejax.sparsity.methods import METHODS
 from sparsejax.training import loop
 
@@ -83,6 +84,7 @@ def sweep(runs, output, workdirs, *, seed=0, batch=256, **options):
         measured otherwise.
     """
     check_batch(batch)
+    check_seed(seed)
     output, workdirs = pathlib.Path(output), pathlib.Path(workdirs)
     require_writable(output, "--output")
     require_writable(workdirs, "--workdirs")

@@ -45,8 +45,11 @@ def named_key(seed, purpose):
     """Return the PRNG key of a named purpose: `init`, `masks`, `steps`, `topology`, `samples`.
 
     Args:
-      seed: Python int.
+      seed: Python int in [0, 2^32).
       purpose: any string; keys of different purposes are independent.
+
+    Raises:
+      ValueError: `seed` is not such a number; JAX would take it modulo 2^32.
     """
     return jax.random.fold_in(jax.random.key(check_seed(seed)), zlib.crc32(purpose.encode()))
 
