@@ -6,6 +6,7 @@ import pathlib
 import runpy
 import sys
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -350,7 +351,7 @@ def test_functions_that_take_a_seed_refuse_what_is_none(seed):
     calls = [
         lambda: named_key(seed, "init"),
         lambda: image_batches([], 1, seed, 0, 1),
-        lambda: latent_batches(None, 1.0, 1, seed, 0, 1),
+        lambda: latent_batches(grain.MapDataset.range(3), 1.0, 1, seed, 0, 1),
         lambda: sweep([], "nowhere", "nowhere", seed=seed),
         lambda: evaluate_runs([], "nowhere", seed=seed),
         lambda: grid(load_config(DIGITS), methods=["dense"], levels=[0.0], seeds=(seed,)),

@@ -178,15 +178,14 @@ def image_batches(dataset, batch_size, seed, start, stop, flip=False):
       Iterator of `{"image": [batch_size / P, height, width, channels] float32 in [-1, 1]}`,
       prefetched in threads.
     """
+    seed = check_seed(seed)
     processes, process = jax.process_count(), jax.process_index()
     in_memory = isinstance(dataset, np.ndarray)
 
     def image(index):
         return dataset[index] if in_memory else dataset[index]["image"]
 
-    images = (
-        grain.MapDataset.range(len(dataset)).seed(check_seed(seed)).shuffle().repeat().map(image)
-    )
+    images = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat().map(image)
     if flip:
         images = images.random_map(_flip)
     batches = images.map(lambda image: {"image": to_unit_range(image)}).batch(

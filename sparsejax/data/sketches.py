@@ -158,6 +158,7 @@ def sketch_batches(sketches, bounds, batch_size, seed, start, stop):
     Returns:
       Iterator of batches as `pad` makes them, prefetched in threads.
     """
+    seed = check_seed(seed)
     buckets = np.searchsorted(bounds, sketches.lengths)
     members = [np.flatnonzero(buckets == b) for b in range(len(bounds))]
     streams = [
@@ -165,9 +166,7 @@ def sketch_batches(sketches, bounds, batch_size, seed, start, stop):
         for b, m in enumerate(members)
     ]
     shares = np.cumsum([len(m) for m in members]) / len(buckets)
-    chosen = np.searchsorted(
-        shares, np.random.default_rng(check_seed(seed)).random(stop), side="right"
-    )
+    chosen = np.searchsorted(shares, np.random.default_rng(seed).random(stop), side="right")
     # How often a step's bucket came up before: where its batch begins in the bucket's stream.
     earlier = np.zeros(stop, np.int64)
     for b in range(len(bounds)):

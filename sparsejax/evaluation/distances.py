@@ -261,12 +261,11 @@ def inception_score(logits, *, splits=10, shuffle=True, seed=2020):
     Raises:
       ValueError: fewer rows than splits, or numbers that aren't finite.
     """
+    seed = check_seed(seed)
     _check_whole("splits", splits, 1)
     (logits,) = _checked({"logits": logits}, splits, f"for {splits} splits")
     count = len(logits)
-    order = (
-        np.random.RandomState(check_seed(seed)).permutation(count) if shuffle else np.arange(count)
-    )
+    order = np.random.RandomState(seed).permutation(count) if shuffle else np.arange(count)
     scores = []
     for index in range(splits):
         rows = order[index * count // splits : (index + 1) * count // splits]
