@@ -22,7 +22,7 @@ OPTIONS = {"count": 40, "metrics": ["fd"], "extractor": "pixels", "batch": 40}
 
 
 def tiny_grid(**axes):
-    return grid(tiny_config(**{"steps": 20, "log.every": 5}), **axes)
+    return grid(tiny_config(**{"log.every": 5}), **axes)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_results_are_not_mixed(swept):
     """Another config under the same name, another sample count, another reference set."""
     folder, _, good, _ = swept
     out, runs = folder / "out", folder / "runs"
-    other = good._replace(config=tiny_config(steps=20))
+    other = good._replace(config=tiny_config())
     other.config.optimizer.learning_rate = 0.5
     with pytest.raises(ConfigError, match=r"(?s)another config:.*optimizer.learning_rate"):
         sweeping.sweep([other], out, runs, **OPTIONS)

@@ -58,20 +58,23 @@ OPTIMIZERS = {
 ELEMENTWISE = ("adam", "adamw", "sgd", "lion", "rmsprop", "yogi", "adagrad", "rprop", "multi_steps")
 
 
+RIGL_UPDATE = jax.jit(methods.get_method("rigl").update)
+
+
 @functools.cache
 def compiled(name):
     optimizer = transforms.sparse_updates(OPTIMIZERS[name])
-    rigl = methods.get_method("rigl")
 
     @jax.jit
     def step(params, state, mask, gradients):
         updates, state = optimizer.update(gradients, state, params, masks=mask)
         return optax.apply_updates(params, updates), state
 
-    @jax.jit
+    reset = jax.jit(functools.partial(transforms.reset_inactive, optimizer))
+
     def rewire(params, state, mask, gradients):
-        params, mask = rigl.update(jax.random.key(0), params, mask, gradients, 0.4)
-        return params, transforms.reset_inactive(optimizer, state, params, mask), mask
+        params, mask = RIGL_UPDATE(jax.random.key(0), params, mask, gradients, 0.4)
+        return params, reset(state, params, mask), mask
 
     return jax.jit(optimizer.init), step, rewire
 

@@ -101,11 +101,12 @@ def test_a_finished_run_is_not_trained_again(tiny_run):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(tiny_run, tmp_path):
-    """SIGKILL twice at random moments; the third start finishes."""
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(tiny_run, tmp_path, times):
+    """SIGKILL at random moments; the next start finishes."""
     workdir, _ = tiny_run
     killed = tmp_path / "killed"
-    for _ in range(2):
+    for _ in range(times):
         process = start(killed)
         target = random.choice([0, 1, 4, 6, 7])
         while len(read_metrics(killed / "metrics.jsonl")) < target and process.poll() is None:
@@ -265,39 +266,56 @@ def test_loading_from_a_folder_without_a_run_is_refused(tmp_path):
         load_run(tmp_path)
 
 
-@pytest.fixture(scope="session")
-def device_runs(tmp_path_factory):
-    """The same 200 steps on one device and on four."""
-    folder = tmp_path_factory.mktemp("devices")
-    flags = {"steps": 200, "checkpoint.every": 0, "log.every": 50, "sparsity.update_interval": 10}
-    for devices in (1, 4):
-        environment = os.environ | {
-            "XLA_FLAGS": with_devices(devices),
-            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        }
-        command = [sys.executable, "train.py", f"--workdir={folder / str(devices)}"]
-        subprocess.run(
-            [*command, *tiny_flags(**flags)], cwd=ROOT, env=environment, check=True, timeout=300
-        )
-    return folder
+def train_on(devices, workdir, **changes):
+    environment = os.environ | {
+        "XLA_FLAGS": with_devices(devices),
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    }
+    command = [sys.executable, "train.py", f"--workdir={workdir}", *tiny_flags(**changes)]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
 
 
-def test_four_devices_train_as_one_does(device_runs):
-    """Fourteen topology updates in 200 steps; the batch is split, the noise is not."""
-    one, four = final_state(device_runs / "1"), final_state(device_runs / "4")
-    for a, b in zip(*map(jax.tree.leaves, (one.masks, four.masks)), strict=True):
-        np.testing.assert_array_equal(a, b)
-    for state in (one, four):
+def assert_equal_masks(one, other, updates):
+    """Masks of two programs that sum gradients in another order.
+
+    Where two scores of a layer are equal but for rounding, one program may drop or grow the one
+    and the other program the other: in each update one such swap of two weights, at most.
+    """
+    for a, b in zip(*map(jax.tree.leaves, (one.masks, other.masks)), strict=True):
+        assert a.sum() == b.sum()
+        assert (a != b).sum() <= 2 * 2 * updates
+
+
+def assert_same_training(one, other, updates):
+    """Of two runs on different devices; the batch is split, the noise is not."""
+    states = final_state(one), final_state(other)
+    assert_equal_masks(*states, updates)
+    for state in states:
         # No softmax depends on its key bias: the gradient is rounding noise, which Adam scales up.
         bias = state.params["middle_block_1"]["qkv"]["bias"].reshape(-1, 3, HEAD)
         state.params["middle_block_1"]["qkv"]["bias"] = bias[:, (0, 2)]
-    for a, b in zip(*map(jax.tree.leaves, (one.params, four.params)), strict=True):
+    both = [jax.tree.map(np.logical_and, *(state.masks for state in states))] * 2
+    both = [masks.apply_masks(state.params, mask) for state, mask in zip(states, both, strict=True)]
+    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
     losses = [
-        [line["loss"] for line in read_metrics(device_runs / n / "metrics.jsonl") if "loss" in line]
-        for n in ("1", "4")
+        [line["loss"] for line in read_metrics(workdir / "metrics.jsonl") if "loss" in line]
+        for workdir in (one, other)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_four_devices_train_as_one_does(tiny_run, tmp_path):
+    train_on(4, tmp_path / "four")
+    assert_same_training(tiny_run[0], tmp_path / "four", updates=5)
+
+
+@pytest.mark.slow
+def test_four_devices_train_as_one_does_for_200_steps(tmp_path):
+    flags = {"steps": 200, "checkpoint.every": 0, "log.every": 50, "sparsity.update_interval": 10}
+    for devices in (1, 4):
+        train_on(devices, tmp_path / str(devices), **flags)
+    assert_same_training(tmp_path / "1", tmp_path / "4", updates=14)
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"seed": 0', b"[]", b"null", b"\0" * 64, b"\xff"])
