@@ -286,10 +286,11 @@ def test_an_unexpected_exception_keeps_its_traceback():
 
 
 @pytest.mark.usefixtures("_own_logging")
-def test_messages_are_plain_lines_and_those_of_libraries_warnings_alone(capsys):
+def test_messages_are_plain_lines_and_those_of_libraries_warnings_alone(capsys, monkeypatch):
     command_line.show_messages()
     logging.getLogger("sparsejax.training.loop").info("resumed %s", "runs/a")
     logging.getLogger("sparsejax.data").warning("a short text")
+    monkeypatch.setattr(logging.getLogger("orbax"), "level", logging.INFO)  # as some set it
     logging.getLogger("orbax").info("noise")
     logging.getLogger("orbax").warning("a disk is slow")
     assert capsys.readouterr().err.splitlines() == [
