@@ -379,6 +379,8 @@ def _unreadable(path, error):
 def _find_file(path, folders):
     """Return the file of weights at `path`, which may be a folder of diffusers."""
     path = pathlib.Path(path)
+    if not path.exists():
+        raise ValueError(f"there is no file {path}")
     if not path.is_dir():
         return path
     for folder in (path, *(path / name for name in folders)):

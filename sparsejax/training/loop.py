@@ -14,7 +14,7 @@ from sparsejax.configuration import ConfigError, require
 from sparsejax.sparse_files import is_sparse_file
 from sparsejax.sparsity.costs import forward_flops
 from sparsejax.sparsity.masks import summarize
-from sparsejax.sparsity.methods import get_method
+from sparsejax.sparsity.methods import METHODS, get_method
 from sparsejax.tasks import build_task, network_arguments
 from sparsejax.training import checkpoints, runs
 from sparsejax.training.compiled import (
@@ -288,6 +288,8 @@ def _compare_diffusion(config, other, path):
 def _same_masks(ours, other):
     keys = ["level", "distribution", "custom", "structure"]
     keys += ["block_size"] if ours.structure == "block" else []
+    if other.method not in METHODS:  # a sparse file of a method that is not registered here
+        return False
     methods = [get_method(ours.method), get_method(other.method)]
     return not any(m.name == "dense" or m.changes_density for m in methods) and all(
         ours[key] == other[key] for key in keys

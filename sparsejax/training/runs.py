@@ -21,6 +21,8 @@ from sparsejax.configuration import (
 )
 from sparsejax.data.stamps import describe
 from sparsejax.sparse_files import load_sparse, save_sparse
+from sparsejax.sparsity.distributions import DISTRIBUTIONS
+from sparsejax.sparsity.methods import METHODS
 from sparsejax.storage import require_writable
 from sparsejax.tasks import build_task, stamp_data
 from sparsejax.training import checkpoints
@@ -137,14 +139,21 @@ def read_config(workdir):
       FrozenConfigDict.
 
     Raises:
-      ConfigError: there is no run in `workdir`.
+      ConfigError: there is no run in `workdir`, or its method or distribution is not registered.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise ConfigError(
             f"workdir {str(workdir)!r} holds no run: there is no {path}; {_runs_near(workdir)}"
         )
-    return ml_collections.FrozenConfigDict(_tuples(_read_saved(path)))
+    config = ml_collections.FrozenConfigDict(_tuples(_read_saved(path)))
+    for key, known in (("method", METHODS), ("distribution", DISTRIBUTIONS)):
+        if config.sparsity[key] not in known:
+            raise ConfigError(
+                f"{path}: config.sparsity.{key} is {config.sparsity[key]!r}, which is not "
+                f"registered here; accepted: {', '.join(known)}, or one that you register first"
+            )
+    return config
 
 
 def _runs_near(workdir):

@@ -268,6 +268,13 @@ def test_a_first_stage_built_from_its_config_computes_what_diffusers_computes(
             assert_recorded(run(variables, nchw(inputs[method])), name, method)
 
 
+def test_a_folder_that_is_not_there_is_named_itself(tmp_path):
+    """And not a config.json that would lie beside it."""
+    for load in (files.unet_from_diffusers, first_stage.first_stage_from_diffusers):
+        with pytest.raises(ValueError, match="^there is no file .*nowhere$"):
+            load(tmp_path / "nowhere")
+
+
 def test_weights_that_do_not_fit_their_config_are_refused_with_the_tensor(tmp_path):
     path = write_network(tmp_path, "heads of four") / "config.json"
     path.write_text(json.dumps(NETWORKS["heads of four"]["config"] | {"layers_per_block": 1}))

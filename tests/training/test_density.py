@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from sparsejax.configuration import ConfigError, resolve
-from sparsejax.evaluation import closing
+from sparsejax.evaluation import closing, evaluate
 from sparsejax.sparsity import methods, packing, transforms
 from sparsejax.sparsity.masks import apply_masks, path_name
 from sparsejax.sparsity.selection import select_top
@@ -158,6 +158,20 @@ def test_masks_of_such_a_run_are_not_taken_over(pruned):
     assert not loop._same_masks(ours, other)
     assert not loop._same_masks(rigl, other)
     assert loop._same_masks(rigl, rigl)
+
+
+def test_a_run_of_a_method_that_is_not_registered_is_refused_in_a_line(pruned, tmp_path):
+    """As by evaluate.py, which knows no methods but this project's; the weights can be used."""
+    runs.save_sparse_run(pruned, tmp_path / "file")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(methods.METHODS, "gradual")
+        for read in (runs.load_run, runs.read_config, lambda p: evaluate.evaluate_runs([p], tmp_path)):
+            with pytest.raises(ConfigError, match="is 'gradual', which is not registered") as error:
+                read(pruned)
+            assert str(pruned / "config.json") in str(error.value)
+            assert "\n" not in str(error.value)
+        other, _, _ = runs.read_sparse_run(tmp_path / "file")
+        assert not loop._same_masks(resolve(tiny_config()).sparsity, other.sparsity)
 
 
 def test_the_run_says_no_density_that_it_does_not_keep(pruned, capsys, tmp_path):
