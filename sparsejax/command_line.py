@@ -119,13 +119,13 @@ def _refused(text, accepted):
 def run(main: Callable[[], None]) -> None:
     """Run a command: a ConfigError is one line on stderr and status 2, messages are plain lines.
 
-    What the system refuses (OSError: a full disk, say) is one line and status 1; any other
-    exception keeps its traceback.
+    What the system refuses (OSError: a full disk, say) and a loss that is not finite
+    (FloatingPointError) are one line and status 1; any other exception keeps its traceback.
     """
     show_messages()
     try:
         main()
-    except (ConfigError, OSError) as error:
+    except (ConfigError, OSError, FloatingPointError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
 

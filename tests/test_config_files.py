@@ -24,8 +24,10 @@ from sparsejax.keys_page import keys_page
 from sparsejax.schema import KEYS
 from sparsejax.tasks.arguments import network_keys
 from sparsejax.tasks.registry import NETWORKS, model_keys
+from sparsejax.training.metrics import MetricsLog
 from sparsejax.training.runs import read_config
 from sparsejax.training.state import named_key
+from tests.training.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -283,6 +285,22 @@ def test_help_has_the_head_of_the_script_and_its_flags_with_dashes(script, monke
 def test_an_unexpected_exception_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         command_line.run(lambda: 1 / 0)
+
+
+@pytest.mark.usefixtures("_own_logging")
+def test_a_loss_that_is_not_finite_ends_in_one_line(capsys, tmp_path):
+    log = MetricsLog(tiny_config(), tmp_path, 0, [], jax.random.key(0))
+
+    def diverge():
+        log.add(1, {"loss": np.float32(np.nan), "grad_norm": np.float32(1)})
+        log.flush()
+
+    with pytest.raises(SystemExit) as exit_of:
+        command_line.run(diverge)
+    log.close()
+    assert exit_of.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: loss is nan, gradient norm 1.0 at step 1; last good state in ")
 
 
 @pytest.mark.usefixtures("_own_logging")
