@@ -165,7 +165,11 @@ def test_a_run_of_a_method_that_is_not_registered_is_refused_in_a_line(pruned, t
     runs.save_sparse_run(pruned, tmp_path / "file")
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(methods.METHODS, "gradual")
-        for read in (runs.load_run, runs.read_config, lambda p: evaluate.evaluate_runs([p], tmp_path)):
+        for read in (
+            runs.load_run,
+            runs.read_config,
+            lambda p: evaluate.evaluate_runs([p], tmp_path),
+        ):
             with pytest.raises(ConfigError, match="is 'gradual', which is not registered") as error:
                 read(pruned)
             assert str(pruned / "config.json") in str(error.value)
