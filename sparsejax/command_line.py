@@ -34,13 +34,22 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, argv: Sequence[str] | None = None, namespace=None):
         """Parse a command line; an unknown flag is refused with the nearest known one."""
         argv = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
+        # What is required is missed last: it may be there, misspelled.
+        required = [action for action in self._actions if action.required]
+        for action in required:
+            action.required = False
         values, others = self.parse_known_args(argv, namespace)
+        for action in required:
+            action.required = True
         if others:
             word = others[0].split("=")[0]
             known = [name for name in self._option_string_actions if name.startswith("--")]
             if word.startswith("-"):
                 self.error(f"there is no flag {word}; nearest: {nearest(word, known)}")
             self.error(f"unexpected argument {word!r}")
+        missing = [a.option_strings[0] for a in required if getattr(values, a.dest) is None]
+        if missing:
+            self.error(f"{', '.join(missing)} must be given")
         return values
 
 

@@ -5,6 +5,7 @@ Whatever is wrong with them is one line that names the file or the key.
 
 import argparse
 import difflib
+import os
 import pathlib
 import re
 import sys
@@ -120,11 +121,13 @@ def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> 
 def _run_file(path):
     """Return the `get_config` of a Python file."""
     file = pathlib.Path(path)
-    if not file.is_file():
-        known = [str(p) for p in sorted(file.parent.glob("*.py"))]
+    if not os.path.isfile(path):
+        problem = "no file" if path and os.path.exists(path) else "no such file"
+        folder = file if path and os.path.isdir(path) else file.parent
+        known = [str(p) for p in sorted(folder.glob("*.py"))] if os.path.isdir(folder) else []
         near = difflib.get_close_matches(path, known, n=1, cutoff=0)
-        there = f"; nearest: {near[0]}" if near else f"; there is no .py file in {file.parent}"
-        raise ConfigError(f"--config is {path!r}: no such file; accepted: a config file{there}")
+        there = f"; nearest: {near[0]}" if near else f"; there is no .py file in {folder}"
+        raise ConfigError(f"--config is {path!r}: {problem}; accepted: a config file{there}")
     names = {"__name__": file.stem, "__file__": path}
     _call(path, lambda: exec(compile(file.read_bytes(), path, "exec"), names), path)
     if not callable(names.get("get_config")):
@@ -138,7 +141,7 @@ def _call(path, function, named):
         return function()
     except ConfigError as error:
         raise ConfigError(f"--config {named}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text, lines = (
             error,
             [

@@ -8,6 +8,7 @@ work, naming the key, before anything compiles.
 import functools
 import json
 import logging
+import os
 
 import ml_collections
 from ml_collections import config_dict
@@ -82,16 +83,16 @@ def set_sparsity(config, arg, variants=()):
     """
     fractions, chosen = ["level", "drop_fraction"], []
     for word in filter(None, arg.split(",")):
-        is_number = word.replace(".", "", 1).isdigit()
+        is_number = word.replace(".", "", 1).isdecimal()
         if word in variants:
             chosen.append(word)
         elif word in METHODS:
             config.sparsity.method = word
         elif word in STRUCTURES:
             config.sparsity.structure = word
-        elif word.startswith("block") and word[5:].isdigit():
+        elif word.startswith("block") and word[5:].isdecimal():
             config.sparsity.structure, config.sparsity.block_size = "block", int(word[5:])
-        elif word.isdigit() and int(word) > 1:
+        elif word.isdecimal() and int(word) > 1:
             config.sparsity.update_interval = int(word)
         elif is_number and fractions:
             config.sparsity[fractions.pop(0)] = float(word)
@@ -172,12 +173,25 @@ def resolve(config, saved=None):
         value = flat[key.path]
         check_type(key, value)
         require(schema.is_accepted(key, value), key.path, value, _range(key))
+    for path in (*PLACES, "checkpoint.init_from"):
+        _check_path(path, flat[path])
     _resolve_betas(config, saved)
     o = config.optimizer
     decays = o.name in ("adamw", "lion")
     accepted = f"0.0 with {o.name}; adamw and lion decay weights"
     require(decays or not o.weight_decay, "optimizer.weight_decay", o.weight_decay, accepted)
     return ml_collections.FrozenConfigDict(config)
+
+
+def _check_path(key, path):
+    """Refuse a path that the system refuses, other than for want of a file."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise ConfigError(f"config.{key} is {path!r}: {problem}; accepted: a path") from error
 
 
 def _resolve_betas(config, saved):

@@ -91,7 +91,7 @@ KEYS = (
     Key("task.buckets", int, 5, "strokes: number of padded lengths of batches", "1 or more"),
     Key("first_stage.path", str, "", "latents: file, or workdir of a run, of the first stage"),
     Key("first_stage.kind", str, "vq", "vq or kl, if the file does not say", ("vq", "kl")),
-    Key("diffusion.steps", int, 1000, "diffusion steps T", "2 or more"),
+    Key("diffusion.steps", int, 1000, "diffusion steps T", "2 to 1000000"),
     Key("diffusion.schedule", str, "linear", "noise schedule: linear, scaled_linear, cosine"),
     Key(
         "diffusion.start",
@@ -266,6 +266,11 @@ def has_type(type_: Any, value: Any) -> bool:
     if typing.get_origin(plain) is tuple:
         element = typing.get_args(plain)[0]
         return isinstance(value, tuple) and all(has_type(element, child) for child in value)
+    if plain is tuple:
+        kinds = (bool, int, float, str)
+        return isinstance(value, tuple) and all(
+            isinstance(child, kinds) or has_type(tuple, child) for child in value
+        )
     if plain is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return is_number and math.isfinite(value)

@@ -13,7 +13,14 @@ import pytest
 
 from sparsejax import command_line
 from sparsejax.config_files import load_config, parse_with_config, split_overrides
-from sparsejax.configuration import ConfigError, default_config, resolve, with_defaults
+from sparsejax.configuration import (
+    PLACES,
+    ConfigError,
+    default_config,
+    resolve,
+    set_key,
+    with_defaults,
+)
 from sparsejax.data.images import image_batches
 from sparsejax.data.latents import latent_batches
 from sparsejax.evaluation.distances import inception_score, kernel_distance
@@ -65,6 +72,9 @@ BAD_KEYS = {
     "model.dtype=float8": "config.model.dtype is 'float8'; accepted: float32, bfloat16",
     "seed=-1": "config.seed is -1; accepted: a whole number, 0 to 4294967295",
     "seed=4294967296": "config.seed is 4294967296; accepted: a whole number, 0 to 4294967295",
+    "sparsity.custom={'a': 0.5}": "config.sparsity.custom is .* accepted: a tuple",
+    "diffusion.steps=0": "config.diffusion.steps is 0; accepted: a whole number, 2 to 1000000",
+    "diffusion.steps=1000001": "config.diffusion.steps is 1000001; accepted: a whole number, 2",
     "seed=0.5": "config.seed is '0.5'; accepted: a whole number, 0 to 4294967295",
 }
 FILES = {
@@ -81,6 +91,8 @@ FILES = {
     "{0}\n    c.steps = True\n    return c": "raises TypeError|config.steps is True",
     "{0}\n    raise SystemError('a\\nb')": "raises SystemError in line 4: a\nb",
     "\0": "raises (SyntaxError|ValueError)",
+    "import sys\nsys.exit(0)": "raises SystemExit in line 2: 0",
+    "def get_config():\n    raise SystemExit": "raises SystemExit in line 2",
 }
 HEAD = """from sparsejax.configuration import default_config
 def get_config():
@@ -110,11 +122,26 @@ def test_a_missing_config_file_is_named_with_its_like():
         load_config(DIGITS.replace("digits", "digts"))
     with pytest.raises(ConfigError, match="there is no .py file in nowhere"):
         load_config("nowhere/a.py")
+    with pytest.raises(ConfigError, match=r"configs': no file; .* nearest: .*configs/digits.py"):
+        load_config(str(ROOT / "configs"))
+    with pytest.raises(ConfigError, match=r"x\.py': no such file"):
+        load_config("x" * 300 + "/x.py")
+
+
+@pytest.mark.parametrize("key", [*PLACES, "checkpoint.init_from"])
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b"])
+def test_a_path_that_the_system_refuses_is_named_by_its_key(key, path):
+    config = default_config()
+    set_key(config, key, path)
+    with pytest.raises(ConfigError, match=f"config.{key} is .* (too long|null byte)"):
+        resolve(config)
 
 
 def test_an_argument_that_the_file_does_not_know_is_named_with_its_like():
     with pytest.raises(ConfigError, match="'rigll'; accepted: dense, .*; nearest: rigl"):
         load_config(f"{DIGITS}:rigll")
+    with pytest.raises(ConfigError, match="config argument 'block²'; accepted: dense"):
+        load_config(f"{DIGITS}:block²")
 
 
 @pytest.mark.parametrize("file", PUBLISHED)
@@ -224,7 +251,16 @@ def _own_logging(monkeypatch):
         ("train.py", ["--wrokdir=x"], "there is no flag --wrokdir; nearest: --workdir"),
         ("train.py", ["x"], "unexpected argument 'x'"),
         ("train.py", ["--config=configs/none.py"], "no such file"),
-        ("evaluate.py", [], "--workdirs"),
+        ("train.py", [f"--workdir={'x' * 300}"], "error: --workdir is 'xxx"),
+        (
+            "train.py",
+            ["--config.sparsity.custom=1.5"],
+            "config.sparsity.custom is (1.5,); accepted",
+        ),
+        ("train.py", ["--config.task.reference_split=train[99%:1%]"], "it selects nothing"),
+        ("evaluate.py", [], "--workdirs must be given"),
+        ("evaluate.py", ["--workdir=x"], "there is no flag --workdir; nearest: --workdirs"),
+        ("evaluate.py", [f"--workdirs={'x' * 300}"], "holds no run"),
         ("evaluate.py", ["--workdirs=,"], "--workdirs names no run"),
         ("evaluate.py", ["--workdirs=x", "--seed=4294967296"], "--seed is '4294967296'; accepted"),
         ("evaluate.py", ["--workdirs=x", "--seed=True"], "--seed is 'True'; accepted: whole"),
@@ -238,10 +274,13 @@ def _own_logging(monkeypatch):
             "--seeds",
         ),
         (SWEEP, ["--config=configs/digits.py", "--levels=a"], "--levels"),
-        (SWEEP, [], "--config"),
+        (SWEEP, [], "--config must be given"),
+        (SWEEP, ["--confg=configs/digits.py"], "there is no flag --confg; nearest: --config"),
         ("sparsejax/data/prepare.py", ["--config=configs/digits.py:x"], "config argument 'x'"),
         ("sparsejax/models/export.py", ["--workdir=x", "--output=y"], "workdir 'x' holds no run"),
+        ("sparsejax/models/export.py", ["--workdirs=x"], "no flag --workdirs; nearest: --workdir"),
         ("sparsejax/evaluation/report.py", ["--results=x"], "x"),
+        ("sparsejax/evaluation/report.py", [f"--results={'x' * 300}"], "can't be read"),
     ],
 )
 def test_what_is_wrong_with_a_command_is_one_line_and_status_2(

@@ -18,7 +18,7 @@ BAD = {
     "sparsity.update_interval": (0, "accepted: 1 or more"),
     "task.name": ("audio", "accepted: images, autoencoder, latents"),
     "task.dataset": ("mnist", "accepted: digits"),
-    "task.image_size": (0, "accepted: 1 or more"),
+    "task.image_size": (0, "accepted: 1 to 65536"),
     "task.split": ("test", r"accepted: train \(1797\)"),
     "model.model_channels": (20, r"accepted: multiples of 8 \(norm_groups\)"),
     "model.num_head_channels": (24, "accepted: divisors of 32"),

@@ -59,7 +59,7 @@ def open_images(settings, split):
     is_image_set = settings.dataset not in SKETCHES
     require(is_image_set, "task.dataset", settings.dataset, ", ".join(IMAGES))
     size = settings.image_size
-    require(size >= 1, "task.image_size", size, "1 or more")
+    require(1 <= size <= 65536, "task.image_size", size, "1 to 65536")
     builder = open_builder(settings)
     check_split(settings, split, builder)
     decoders = {"image": tfds.decode.SkipDecoding()}

@@ -26,7 +26,7 @@ def files(path):
     Raises:
       SourceError: a folder without any, or a file that isn't named so.
     """
-    if path.is_file():
+    if not path.is_dir():
         if path.suffix.lower() != ".ndjson":
             raise SourceError("its name doesn't end in .ndjson")
         return [path]
@@ -38,7 +38,7 @@ def files(path):
 
 def left_out(path):
     """Say which files of a folder aren't read, folders in it included; see `listing.left_out`."""
-    if path.is_file():
+    if not path.is_dir():
         return ""
     return listing.left_out([file for file in _visible(path) if not _is_ndjson(file)], path)
 

@@ -19,7 +19,7 @@ def check_split(settings, split, builder):
     except (KeyError, ValueError) as error:
         problem = str(error).split("\n")[0].strip("'\".")
     else:
-        if count:
+        if count > 0:
             return
         problem = "it selects nothing"
     key = "reference_split" if split == settings.reference_split != settings.split else "split"

@@ -77,7 +77,7 @@ def find_weights(path=None, sha256=SHA256, urls=URLS):
     given = path or os.environ.get(VARIABLE)
     if given:
         given = pathlib.Path(given).expanduser()
-        if not given.is_file():
+        if not os.path.isfile(given):
             origin = "--inception-weights" if path else VARIABLE
             raise ConfigError(f"{origin} is {given}: no such file. {_advice(sha256, urls)}")
         return _checked(given, sha256)

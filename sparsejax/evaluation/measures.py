@@ -1,6 +1,7 @@
 """What is measured of samples: distances to a reference set, in the features of an extractor."""
 
 import logging
+import os
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from sparsejax.configuration import ConfigError
 from sparsejax.data.images import PICTURES
 from sparsejax.evaluation import distances
 from sparsejax.evaluation.extractors import build_extractor, reference_features
+from sparsejax.storage import require_writable
 
 METRICS = ("fd", "kid", "is", "precision_recall")
 SUBSETS, SUBSET_SIZE, SPLITS, NEIGHBOURS = 100, 1000, 10, 3  # torch-fidelity's
@@ -83,8 +85,8 @@ def build_meter(
     images = np.asarray(task.to_images(task.reference()))
     count = len(images) if count is None else count
     _check_counts(metrics, count, len(images), subset_size)
-    if save_statistics and not pathlib.Path(save_statistics).parent.is_dir():
-        raise ConfigError(f"save_statistics {str(save_statistics)!r}; accepted: in a folder there")
+    if save_statistics:
+        _check_new_file(save_statistics)
     extractor = build_extractor(extractor, label, task.labelled, images.shape[1:], weights)
     if statistics:
         known, real = _load_statistics(statistics, extractor), None
@@ -100,7 +102,7 @@ def build_meter(
         try:
             distances.save_statistics(save_statistics, known, **about)
         except OSError as error:
-            raise ConfigError(f"save_statistics {str(save_statistics)!r}: {error}") from error
+            raise ConfigError(f"--save-statistics is {str(save_statistics)!r}: {error}") from error
     if "fd" in metrics and count <= len(known.mean):
         logger.warning(
             "%d samples for %d features: the Frechet distance of so few is biased upwards",
@@ -134,6 +136,19 @@ def build_meter(
         return {f"{name}[{extractor.name}]@{count}": value for name, value in values.items()}
 
     return Meter(count, reference, measure)
+
+
+def _check_new_file(path):
+    """Refuse a path of statistics where no file can be written."""
+    path = pathlib.Path(path)
+    accepted = "accepted: a file in a folder that exists"
+    if not os.path.isdir(path.parent):
+        raise ConfigError(
+            f"--save-statistics is {str(path)!r}: there is no folder {path.parent}; {accepted}"
+        )
+    if os.path.isdir(path):
+        raise ConfigError(f"--save-statistics is {str(path)!r}: it is a folder; {accepted}")
+    require_writable(path.parent, "the folder of --save-statistics")
 
 
 def _load_statistics(path, extractor):

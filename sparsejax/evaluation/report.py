@@ -8,6 +8,7 @@
 
 import itertools
 import json
+import os
 import pathlib
 import re
 
@@ -90,7 +91,7 @@ def read_results(path):
       ConfigError: no such file, a damaged line, a line without a key that is needed, or no line.
     """
     path = pathlib.Path(path)
-    file = path / "results.jsonl" if path.is_dir() else path
+    file = path / "results.jsonl" if os.path.isdir(path) else path
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -746,7 +747,7 @@ def main(arguments=None):
     parser.add_argument("--note", default="", help="Text for the report's first section.")
     given = parser.parse_args(arguments)
     results = pathlib.Path(given.results)
-    output = given.output or (results if results.is_dir() else results.parent)
+    output = given.output or (results if os.path.isdir(results) else results.parent)
     rows = read_results(results)
     write_report(output, rows, runs=given.runs, title=given.title, note=given.note)
     print(f"In {output}: report.md, report.html, figures/")

@@ -139,7 +139,8 @@ def _distribute(params, sparsity, custom, is_sparsifiable, solve):
 def _match_custom(names, custom):
     taken = {}
     for pair in custom:
-        if isinstance(custom, dict) or len(pair) != 2 or not isinstance(pair[0], str):
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+        if isinstance(custom, dict) or not is_pair:
             raise ValueError(f"custom is {custom!r}; accepted: pairs (pattern, sparsity)")
         pattern, sparsity = pair
         what = f"custom pattern {pattern!r}"

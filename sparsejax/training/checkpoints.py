@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 import logging
+import os
 import pathlib
 import sys
 import zlib
@@ -120,7 +121,8 @@ def set_aside_after(folder, step):
 def list_steps(folder):
     """Return the steps of the checkpoints in a folder, in increasing order."""
     folder = pathlib.Path(folder)
-    return sorted(int(p.name) for p in folder.glob("*") if p.is_dir() and p.name.isdigit())
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    return sorted(int(n) for n in names if n.isdecimal() and (folder / n).is_dir())
 
 
 def _restore(folder, step, abstract):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 import pathlib
 
 import jax
@@ -242,7 +243,7 @@ def _state_of_other_weights(config, task, optimizer):
     """
     path = pathlib.Path(config.checkpoint.init_from)
     other = None
-    if (path / "checkpoints").exists():
+    if os.path.exists(path / "checkpoints"):
         _, params, other_masks = runs.load_run(path)
         other = runs.read_config(path)
     elif is_sparse_file(path):

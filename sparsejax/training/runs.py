@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import pathlib
 
 import jax
@@ -64,7 +65,7 @@ def resolve_for(workdir, config):
     """
     workdir = pathlib.Path(workdir)
     path = workdir / "config.json"
-    saved = _read_saved(path) if path.exists() else None
+    saved = _read_saved(path) if os.path.exists(path) else None
     config = resolve(config, saved)
     if saved:
         # Runs of versions that saved no stamp have to find their data in the same place.
@@ -117,7 +118,7 @@ def check_writable(workdir):
 def saved_steps(workdir):
     """Return how many steps the run in a workdir was last asked for; None if there is no run."""
     path = pathlib.Path(workdir) / "config.json"
-    return _read_saved(path)["steps"] if path.exists() else None
+    return _read_saved(path)["steps"] if os.path.exists(path) else None
 
 
 def save_config(workdir, config):
@@ -142,7 +143,7 @@ def read_config(workdir):
       ConfigError: there is no run in `workdir`, or its method or distribution is not registered.
     """
     path = pathlib.Path(workdir) / "config.json"
-    if not path.exists():
+    if not os.path.exists(path):
         raise ConfigError(
             f"workdir {str(workdir)!r} holds no run: there is no {path}; {_runs_near(workdir)}"
         )

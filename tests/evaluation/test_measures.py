@@ -131,6 +131,20 @@ def test_statistics_from_a_file_take_the_place_of_real_examples(digits, tmp_path
         build_meter(task, "digits", statistics=path, **options)
 
 
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [("gone/x.npz", "there is no folder"), ("", "it is a folder"), ("file/x.npz", "no folder")]
+    + [("x" * 300 + "/x.npz", "no folder")],
+)
+def test_statistics_that_could_not_be_saved_are_refused_first(digits, tmp_path, path, problem):
+    (tmp_path / "file").write_text("in the way")
+    task = task_of(digits[0])
+    with pytest.raises(ConfigError, match=f"^--save-statistics is .*: .*{problem}"):
+        build_meter(task, "digits", metrics=["fd"], save_statistics=tmp_path / path)
+    with pytest.raises(ConfigError, match="^the folder of --save-statistics is '/proc'"):
+        build_meter(task, "digits", metrics=["fd"], save_statistics="/proc/x.npz")
+
+
 def test_statistics_say_which_pictures_they_are_of(digits, tmp_path):
     """What a version wrote that measured unrounded floats isn't compared with 8-bit pictures."""
     images, _ = digits
@@ -195,7 +209,7 @@ def test_a_damaged_cache_is_computed_anew(digits, monkeypatch, tmp_path, caplog)
         ({"extractor": "classifier"}, "noise has no labels .* accepted: pixels, inception"),
         ({"statistics": "x.npz", "metrics": ["kid"]}, "accepted: fd, since such a file"),
         ({"statistics": "x.npz", "metrics": ["fd"]}, "statistics 'x.npz'"),
-        ({"save_statistics": "/no/where.npz", "metrics": ["fd"]}, "save_statistics '/no/where"),
+        ({"save_statistics": "/no/where.npz", "metrics": ["fd"]}, "is '/no/where.npz'"),
         ({"count": 0, "metrics": ["fd"]}, "'fd' of 0 samples .* accepted: 2 or more"),
         ({"count": -3, "metrics": ["is"]}, "'is' of -3 samples .* accepted: 10 or more"),
         ({"subset_size": 1, "metrics": ["kid"]}, "KID subset size 1; accepted: 2 or more"),
