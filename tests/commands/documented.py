@@ -40,7 +40,7 @@ TINY = [
     (r"^evaluate\.py|(\.| )sweep ", MEASURES),
     (r"^-m sparsejax(\.data\.prepare| prepare) ", ""),
     (r"^-m sparsejax(\.models\.export| export) ", ""),
-    (r"^-m sparsejax\.evaluation\.report ", ""),
+    (r"^-m sparsejax\.(evaluation\.report|keys_page)\b", ""),
     (r"^benchmarks/masking\.py", "--rounds=1 --batch=2"),
     (r"^benchmarks/memory\.py", "--model-channels=32 --rounds=1"),
     (r"^benchmarks/sparse_sampling\.py", f"{STRUCTURED} --ddim-steps=1"),
