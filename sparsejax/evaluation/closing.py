@@ -43,6 +43,8 @@ def close_run(workdir):
     workdir = pathlib.Path(workdir)
     summary = _read_summary(workdir)
     if summary is None:
+        if jax.process_index() == 0:
+            runs.check_writable(workdir)
         summary = _close(workdir)
         if jax.process_index() == 0:
             write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")

@@ -73,7 +73,10 @@ def train(config, workdir):
     task = build_task(config)
     layer_sparsities(config.sparsity, task)
     build_structure(config.sparsity, task)
-    if checkpoints.list_steps(workdir / "checkpoints")[-1:] != [config.steps]:
+    before = runs.saved_config(workdir)
+    is_trained = before and checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
+    # A finished run needs its data for another reference split alone.
+    if not is_trained or before["task"]["reference_split"] != config.task.reference_split:
         if jax.process_index() == 0:
             runs.check_writable(workdir)
         task.prepare()
@@ -83,14 +86,13 @@ def train(config, workdir):
     start = int(state.step)
     accepted = f"{start} or more: {workdir} is trained that far"
     require(config.steps >= start, "steps", config.steps, accepted)
-    steps_before = runs.saved_steps(workdir)
     if is_main:
         runs.save_config(workdir, config)
         checkpoints.set_aside_after(workdir / "checkpoints", start)
     if start == config.steps:
         return True
-    if is_main and steps_before not in (None, config.steps):
-        _announce_other_steps(config, steps_before, start)
+    if is_main and before and before["steps"] != config.steps:
+        _announce_other_steps(config, before["steps"], start)
     # From here on: a signal is waited for until the last checkpoint is written whole.
     with stopping() as (request, is_stop_due):
         request.after = "compilation and the first step"

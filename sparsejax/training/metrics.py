@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import pathlib
+import re
 import time
 
 import jax
@@ -34,8 +35,12 @@ def read_metrics(path):
     return _parse(path)[0]
 
 
-def _parse(path):
-    """Return the metrics of a file, and the whole lines (bytes) that are no metrics."""
+def _parse(path, first=0):
+    """Return the metrics of a file, and the lines (bytes) that are damaged.
+
+    A kill tears the last line. That is damage only if the line is of a step before `first`, which
+    is not written again.
+    """
     path, metrics, damaged = pathlib.Path(path), [], []
     # By bytes: damage may be anything, and text has more line ends than "\n".
     *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
@@ -45,8 +50,10 @@ def _parse(path):
             metrics.append(parsed)
         elif line.strip(b"\0 \t\r"):
             damaged.append(line)
-    # A kill tears the last line, and the run writes it again.
     parsed = _parse_line(torn)
+    begun = re.match(rb'\{"step": (\d+),', torn)
+    if parsed is None and begun and int(begun[1]) < first:
+        damaged.append(torn)
     return metrics + ([] if parsed is None else [parsed]), damaged
 
 
@@ -81,7 +88,7 @@ class MetricsWriter:
           tensorboard: whether to write to TensorBoard too.
         """
         path = pathlib.Path(workdir) / FILE
-        kept, damaged = _parse(path)
+        kept, damaged = _parse(path, first)
         if damaged:
             with (path.parent / DAMAGED_FILE).open("ab") as file:
                 file.write(b"".join(line + b"\n" for line in damaged))

@@ -64,8 +64,7 @@ def resolve_for(workdir, config):
         data; the message names the keys.
     """
     workdir = pathlib.Path(workdir)
-    path = workdir / "config.json"
-    saved = _read_saved(path) if os.path.exists(path) else None
+    saved = saved_config(workdir)
     config = resolve(config, saved)
     if saved:
         # Runs of versions that saved no stamp have to find their data in the same place.
@@ -115,17 +114,23 @@ def check_writable(workdir):
             )
 
 
-def saved_steps(workdir):
-    """Return how many steps the run in a workdir was last asked for; None if there is no run."""
+def saved_config(workdir):
+    """Return what the run in a workdir was last asked for, a dictionary; None if there is no run.
+
+    Raises:
+      ConfigError: config.json is damaged.
+    """
     path = pathlib.Path(workdir) / "config.json"
-    return _read_saved(path)["steps"] if os.path.exists(path) else None
+    return _read_saved(path) if os.path.exists(path) else None
 
 
 def save_config(workdir, config):
     """Write the resolved config to workdir/config.json; once, a stamp of the data to data.json."""
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    write_text(workdir / "config.json", to_json(config))
+    path, text = workdir / "config.json", to_json(config)
+    if not path.exists() or path.read_bytes() != text.encode():  # it may lie on a read-only disk
+        write_text(path, text)
     if not (workdir / _STAMP).exists():
         write_text(workdir / _STAMP, json.dumps(stamp_data(config), indent=2) + "\n")
 

@@ -8,6 +8,7 @@ import pytest
 from sparsejax.configuration import ConfigError
 from sparsejax.evaluation import closing
 from sparsejax.training import loop
+from sparsejax.training.runs import read_config
 from tests.tasks.first_stage import first_stage_config, write_blobs
 from tests.tasks.test_strokes import tiny, write_scribbles
 from tests.training.tiny import tiny_config
@@ -48,6 +49,26 @@ def assert_refused(config, split, workdir):
 @pytest.mark.parametrize("make", [images, files, autoencoder, strokes])
 def test_a_reference_split_that_is_not_there_is_refused_before_training(make, split, tmp_path):
     assert_refused(make(tmp_path), split, tmp_path / "run")
+
+
+def test_a_finished_run_takes_no_reference_split_that_is_not_there(tiny_run, tmp_path):
+    """It is closed again by the mended command, and evaluated later: config.json stays as it is."""
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", tiny_run[0], workdir], check=True)
+    before = (workdir / "config.json").read_text()
+    with pytest.raises(ConfigError, match=r"^config.task.reference_split is 'trian'"):
+        loop.train(tiny_config(**{"task.reference_split": "trian"}), workdir)
+    assert (workdir / "config.json").read_text() == before
+    assert loop.train(tiny_config(**{"task.reference_split": "train[:50]"}), workdir)
+    assert read_config(workdir).task.reference_split == "train[:50]"
+
+
+def test_a_file_in_the_way_of_closing_is_named_before_anything_is_drawn(tiny_run, tmp_path):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", tiny_run[0], workdir], check=True)
+    (workdir / "summary.json").mkdir()
+    with pytest.raises(ConfigError, match=r"^--workdir is .* where summary.json is a folder"):
+        closing.close_run(workdir)
 
 
 def test_what_closing_left_and_lost_is_made_again(tiny_run, tmp_path, capsys, monkeypatch):

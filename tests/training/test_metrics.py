@@ -51,7 +51,7 @@ def test_a_damaged_line_costs_no_other(damage, tmp_path):
     [
         lines_of(GOOD).replace(b"\n", b"\r\n"),
         lines_of(GOOD)[:-1],
-        lines_of(GOOD) + DAMAGE["torn"],
+        lines_of(GOOD) + b'{"step": 50, "lo',
         lines_of(GOOD) + b"\0" * 512,
         lines_of(GOOD[:2]) + b"\0" * 512 + lines_of(GOOD[2:]),
         b"\n\n".join(lines_of([line]) for line in GOOD),
@@ -67,6 +67,18 @@ def test_what_a_crash_or_an_editor_leaves_is_no_damage(content, tmp_path):
     writer.close()
     assert read_metrics(path) == [*GOOD[:3], {"step": 40, "loss": 0.5}]
     assert not (tmp_path / "metrics.damaged.jsonl").exists()
+
+
+def test_a_torn_line_that_is_not_written_again_is_kept_beside(tmp_path):
+    """Of a step before the checkpoint that a run resumes from."""
+    path = tmp_path / "metrics.jsonl"
+    for first, kept in ((31, []), (41, [lines_of(GOOD)[-30:]])):
+        path.write_bytes(lines_of(GOOD)[:-5])
+        MetricsWriter(tmp_path, first, tensorboard=False).close()
+        assert read_metrics(path) == GOOD[:-1]
+        assert (tmp_path / "metrics.damaged.jsonl").exists() == bool(kept)
+    torn = lines_of(GOOD[-1:])[:-5]
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == torn + b"\n"
 
 
 def take_steps(log, first, last, save_at=None):
