@@ -244,6 +244,8 @@ def evaluate_runs(workdirs, output, *, seed=0, batch=256, png=False, **options):
     if twice:
         raise ConfigError(f"workdirs: several are named {twice[0]}; accepted: different names")
     configs = [runs.read_config(workdir) for workdir in workdirs]
+    for workdir in workdirs:
+        runs.require_checkpoint(workdir)
     task = build_task(configs[0])
     check_comparable(workdirs, configs, task)
     require_writable(output, "--output")

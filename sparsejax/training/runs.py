@@ -216,6 +216,20 @@ def restore_state(workdir, config, task):
     return checkpoints.restore_newest(folder, example)
 
 
+def require_checkpoint(workdir):
+    """Refuse a run that has no checkpoint yet.
+
+    Raises:
+      ConfigError: names the workdir.
+    """
+    if not checkpoints.list_steps(pathlib.Path(workdir) / "checkpoints"):
+        raise _no_checkpoint(workdir)
+
+
+def _no_checkpoint(workdir):
+    return ConfigError(f"workdir {str(workdir)!r} holds no whole checkpoint yet")
+
+
 def load_state(workdir):
     """Load the newest state of a run.
 
@@ -232,7 +246,7 @@ def load_state(workdir):
     task = build_task(config)
     restored = restore_state(workdir, config, task)
     if restored is None:
-        raise ConfigError(f"workdir {str(workdir)!r} holds no whole checkpoint yet")
+        raise _no_checkpoint(workdir)
     return task, restored[0]
 
 

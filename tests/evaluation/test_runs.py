@@ -165,6 +165,17 @@ def test_what_cannot_be_evaluated_is_refused_at_once(runs, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_without_a_checkpoint_is_refused_before_the_others_are_measured(
+    tiny_run, tmp_path, monkeypatch
+):
+    (tmp_path / "begun").mkdir()
+    shutil.copy(tiny_run[0] / "config.json", tmp_path / "begun")
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda *_, **__: pytest.fail("measured"))
+    with pytest.raises(ConfigError, match="begun' holds no whole checkpoint yet"):
+        evaluate_runs([tiny_run[0], tmp_path / "begun"], tmp_path / "out", count=8, metrics=["fd"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_workdir_is_refused():
     command = [sys.executable, "evaluate.py", "--workdirs=/nowhere/at/all"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
