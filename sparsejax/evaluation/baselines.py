@@ -81,7 +81,7 @@ def _widths(config):
     model = config.model
     if config.task.name in ("images", "latents"):
         full, head = model.model_channels, model.get("num_head_channels", 32)
-        widths = range(2, full + 1, 2)
+        widths = range(4 if model.get("freq_shift", 0) else 2, full + 1, 2)
         return [w for w in widths if _norm_groups(model, w) and not head * w % full]
     if config.task.name == "strokes":
         heads = model.get("heads", 1) if config.task.kind == "transformer" else 1

@@ -101,7 +101,7 @@ def compile_blocks(masks, size):
         for (rows, outputs), kernel in zip(groups[name], kernels, strict=True):
             product = _product(module, _take_blocks(x, rows, size), kernel)
             columns |= dict(zip(outputs, _runs(product, outputs, size), strict=True))
-        return _lay_out(columns, grids[name].shape[1], size, _output_shape(module, x)) + bias
+        return _lay_out(columns, grids[name].shape[1]) + bias
 
     packed_masks = _map_named(
         lambda name, mask: jnp.asarray(True) if name in grids else mask, masks
@@ -207,7 +207,8 @@ def _product(module, x, kernel):
     """Run a convolution or dense layer with a kernel of another width than its own."""
     if isinstance(module, nn.Dense):
         return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
-    strides, padding = (module.strides,) * 2, [(module.padding,) * 2] * 2
+    strides, padding = (module.strides,) * 2, module.padding
+    padding = [(padding,) * 2] * 2 if isinstance(padding, int) else list(padding)
     dimensions = ("NHWC", "HWIO", "NHWC")
     return convolve(x, kernel, strides, padding, dimension_numbers=dimensions)
 
@@ -304,16 +305,9 @@ def _runs(product, outputs, size):
     return [product[..., i * size : (i + 1) * size] for i in range(len(outputs))]
 
 
-def _output_shape(module, x):
-    if isinstance(module, nn.Dense):
-        return x.shape[:-1]
-    return (x.shape[0], *(-(-n // module.strides) for n in x.shape[1:-1]))
-
-
-def _lay_out(columns, count, size, shape):
+def _lay_out(columns, count):
     """Put output blocks side by side; those that nothing leads to are zero."""
-    dtype = next(iter(columns.values())).dtype
-    zeros = jnp.zeros((*shape, size), dtype)
+    zeros = jnp.zeros_like(next(iter(columns.values())))
     return jnp.concatenate([columns.get(j, zeros) for j in range(count)], axis=-1)
 
 

@@ -15,13 +15,9 @@ _UNET_FIXED = {
     "add_attention": (True,),
     "center_input_sample": (False,),
     "class_embed_type": (None,),
-    "downsample_padding": (1,),
     "downsample_type": ("conv", None),
-    "flip_sin_to_cos": (True,),
-    "freq_shift": (0,),
     "mid_block_scale_factor": (1,),
     "mid_block_type": ("UNetMidBlock2D",),
-    "norm_eps": (1e-5,),
     "num_class_embeds": (None,),
     "resnet_time_scale_shift": ("default",),
     "time_embedding_type": ("positional",),
@@ -32,14 +28,20 @@ _UNET_ARGUMENTS = {
     "attn_norm_num_groups": None,
     "block_out_channels": [224, 448, 672, 896],
     "down_block_types": ["DownBlock2D", *3 * ["AttnDownBlock2D"]],
+    "downsample_padding": 1,
     "dropout": 0.0,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
     "in_channels": 3,
     "layers_per_block": 2,
+    "norm_eps": 1e-5,
     "norm_num_groups": 32,
     "out_channels": 3,
     "time_embedding_dim": None,
     "up_block_types": [*3 * ["AttnUpBlock2D"], "UpBlock2D"],
 }
+# Whole numbers among them that may be less than 1, or None.
+_CHECKED_APART = ("attention_head_dim", "downsample_padding", "flip_sin_to_cos", "freq_shift")
 # The first is for pipelines, the second for time embeddings that are learned.
 _UNET_NEUTRAL = ("sample_size", "num_train_timesteps")
 
@@ -114,6 +116,7 @@ def unet_arguments(config: dict) -> dict:
     given = config["dropout"]
     is_rate = isinstance(given, int | float) and 0 <= given < 1
     _require(is_rate, "dropout", given, "numbers in [0, 1)")
+    _check_published_variants(config, widths[0])
     # The middle, of the last width, always attends.
     attended = [width for width, a in zip(widths, attends, strict=True) if a] + [widths[-1]]
     return {
@@ -126,6 +129,10 @@ def unet_arguments(config: dict) -> dict:
         "num_head_channels": _head_channels(config, attended),
         "dropout": config["dropout"],
         "norm_groups": groups,
+        "norm_eps": float(config["norm_eps"]),
+        "freq_shift": int(config["freq_shift"]),
+        "flip_sin_to_cos": config["flip_sin_to_cos"],
+        "downsample_padding": int(config["downsample_padding"]),
     }
 
 
@@ -217,9 +224,13 @@ def unet_diffusers_config(model, sample_size=None) -> dict:
         "attention_head_dim": model.num_head_channels,
         "block_out_channels": [mult * model.model_channels for mult in model.channel_mult],
         "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
+        "downsample_padding": model.downsample_padding,
         "dropout": model.dropout,
+        "flip_sin_to_cos": model.flip_sin_to_cos,
+        "freq_shift": model.freq_shift,
         "in_channels": model.in_channels,
         "layers_per_block": model.num_res_blocks,
+        "norm_eps": model.norm_eps,
         "norm_num_groups": model.norm_groups,
         "out_channels": model.out_channels,
         "sample_size": sample_size,
@@ -297,9 +308,26 @@ def _complete(config, name, fixed, arguments, neutral):
             _require(given in fixed[key], key, value, " or ".join(map(repr, fixed[key])))
     config = arguments | config
     for key, default in arguments.items():
-        if isinstance(default, int) and key != "attention_head_dim":
+        if key in _CHECKED_APART:
+            continue
+        if isinstance(default, int):
             _require(_is_count(config[key]), key, config[key], "a whole number, 1 or more")
     return config
+
+
+def _check_published_variants(config, width):
+    """Check the keys in which Ho et al.'s UNets, google/ddpm-*, differ from Latent Diffusion's."""
+    given = config["norm_eps"]
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    _require(is_number and 0 < given <= 1, "norm_eps", given, "numbers in (0, 1]")
+    given = config["flip_sin_to_cos"]
+    _require(isinstance(given, bool), "flip_sin_to_cos", given, "True or False")
+    for key in ("freq_shift", "downsample_padding"):
+        given = config[key]
+        _require(not isinstance(given, bool) and given in (0, 1), key, given, "0 or 1")
+    given = config["freq_shift"]
+    accepted = f"0, where the first of block_out_channels is {width}, or 1 where it is 4 or more"
+    _require(given == 0 or width >= 4, "freq_shift", given, accepted)
 
 
 def _widths(config):

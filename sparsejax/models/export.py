@@ -41,6 +41,14 @@ from sparsejax.models.pipelines import (
 from sparsejax.models.unet import UNet
 
 SPARSE_FILE = "model.safetensors"
+# Arguments that CompVis's `UNetModel` doesn't have, with the values that it computes.
+_COMPVIS = {
+    "norm_groups": 32,
+    "norm_eps": 1e-5,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "downsample_padding": 1,
+}
 
 
 def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None):
@@ -52,7 +60,8 @@ def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None
       params: of `models.unet.UNet`.
       masks: tree of `params`'s structure, boolean, full-shape or 0-d.
       folder: where to write `unet.safetensors` and `masks.safetensors` (names and shapes of
-        CompVis's `UNetModel`), and `diffusers/unet` (`UNet2DModel.from_pretrained` reads it,
+        CompVis's `UNetModel`, which computes the network if `compvis_differences` has
+        nothing to say), and `diffusers/unet` (`UNet2DModel.from_pretrained` reads it,
         with `masks.safetensors` beside the weights). Masks are uint8, ones for active weights;
         layers without a mask have ones everywhere. diffusers has no network whose
         `channel_mult` doesn't begin with 1: `diffusers` is left out then.
@@ -86,6 +95,26 @@ def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None
     config = unet_diffusers_config(model, sample_size)
     atomic.write_text(diffusers_folder / "config.json", json.dumps(config, indent=2) + "\n")
     return [*written, diffusers_folder / "config.json"]
+
+
+def compvis_differences(model) -> str:
+    """Return in which arguments a UNet is none that CompVis's code computes; most often, "".
+
+    The names and shapes of its weights are CompVis's all the same.
+
+    Args:
+      model: `models.unet.UNet`.
+
+    Example:
+      >>> compvis_differences(UNet(norm_eps=1e-6))
+      'norm_eps is 1e-06, in CompVis 1e-05'
+    """
+    differing = [
+        f"{name} is {getattr(model, name)!r}, in CompVis {theirs!r}"
+        for name, theirs in _COMPVIS.items()
+        if getattr(model, name) != theirs
+    ]
+    return "; ".join(differing)
 
 
 def _full_mask(param, mask):
@@ -177,6 +206,9 @@ def _export_dense(workdir, output, ema):
     table = Table(f"in {output}", "MB")
     for path in written:
         table.add_row(str(path.relative_to(output)), f"{path.stat().st_size / 1e6:.2f}")
+    differences = compvis_differences(model)
+    if differences:
+        says += f"\nunet.safetensors is not for CompVis's own code: {differences}"
     return table, says
 
 

@@ -1,10 +1,12 @@
 """The UNet of CompVis Latent Diffusion, channels last.
 
-Rombach et al. (2022); the architecture is that of Dhariwal and Nichol (2021). Modules carry
-the reference's names with dots between numbers written as underscores:
+Rombach et al. (2022); the architecture is that of Dhariwal and Nichol (2021). Other time
+embedding, epsilon and padding make it that of Ho et al. (2020), published as google/ddpm-*. Modules
+carry the reference's names with dots between numbers written as underscores:
 `input_blocks.1.0.in_layers.2.weight` is `input_blocks_1_0/in_layers_2/kernel` here.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -24,26 +26,30 @@ from sparsejax.models.layers import (
 )
 
 
-def timestep_embedding(t, dim, max_period=10_000.0):
+def timestep_embedding(t, dim, max_period=10_000.0, *, freq_shift=0, flip_sin_to_cos=True):
     """Embed diffusion steps in cosines, then sines, of geometric frequencies.
 
     Args:
       t: diffusion steps, [batch].
       dim: width of the embedding; if odd, the last column is zero.
-      max_period: the longest period, divided by 2 pi.
+      max_period: the longest period, divided by 2 pi: that of the last frequency where `freq_shift`
+        is 1, as Ho et al. (2020) have it, of the one that would follow it where it is 0.
+      freq_shift: 0 or 1, less than `dim // 2`; see `max_period`.
+      flip_sin_to_cos: False puts the sines first.
 
     Returns:
       [batch, dim], float64 if `t` is, else float32.
     """
     half, t = dim // 2, at_least_float32(t)
-    frequencies = np.exp(-math.log(max_period) * np.arange(half) / half).astype(t.dtype)
-    angles = t[:, None] * frequencies
-    embedding = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    frequencies = np.exp(-math.log(max_period) * np.arange(half) / (half - freq_shift))
+    angles = t[:, None] * frequencies.astype(t.dtype)
+    waves = [jnp.cos(angles), jnp.sin(angles)]
+    embedding = jnp.concatenate(waves if flip_sin_to_cos else waves[::-1], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
 
-def _norm(x, groups, name, *, dtype=None):
-    return GroupNorm(groups, epsilon=1e-5, dtype=dtype, name=name)(x)
+def _norm(x, groups, name, *, epsilon, dtype=None):
+    return GroupNorm(groups, epsilon=epsilon, dtype=dtype, name=name)(x)
 
 
 class ResBlock(nn.Module):
@@ -57,15 +63,17 @@ class ResBlock(nn.Module):
     norm_groups: int
     dropout: float = 0.0
     dtype: Any = None
+    norm_eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x, embedding, dropout_keys=None):
         """Apply the block; PRNG keys [batch] turn dropout on."""
-        h = nn.silu(_norm(x, self.norm_groups, "in_layers_0", dtype=self.dtype))
+        norm = functools.partial(_norm, epsilon=self.norm_eps, dtype=self.dtype)
+        h = nn.silu(norm(x, self.norm_groups, "in_layers_0"))
         h = conv(h, self.features, 3, "in_layers_2", dtype=self.dtype)
         shift = dense(nn.silu(embedding), self.features, "emb_layers_1", dtype=self.dtype)
         h = h + shift[:, None, None, :]
-        h = nn.silu(_norm(h, self.norm_groups, "out_layers_0", dtype=self.dtype))
+        h = nn.silu(norm(h, self.norm_groups, "out_layers_0"))
         h = Dropout(self.dropout)(h, dropout_keys)
         h = conv(h, self.features, 3, "out_layers_3", dtype=self.dtype, zero=True)
         if x.shape[-1] != self.features:
@@ -83,12 +91,13 @@ class AttentionBlock(nn.Module):
     num_head_channels: int
     norm_groups: int
     dtype: Any = None
+    norm_eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x):
         """Apply the block."""
         batch, height, width, channels = x.shape
-        h = _norm(x, self.norm_groups, "norm", dtype=self.dtype)
+        h = _norm(x, self.norm_groups, "norm", epsilon=self.norm_eps, dtype=self.dtype)
         h = h.reshape(batch, height * width, channels)
         qkv = dense(h, 3 * channels, "qkv", dtype=self.dtype)
         # As many heads as the projection gives: fewer where some were left out of it.
@@ -100,14 +109,21 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve height and width by a strided 3x3 convolution."""
+    """Halve height and width by a strided 3x3 convolution.
+
+    Attributes:
+      dtype: computation dtype.
+      padding: zeros on every side; 0 is one at the bottom and right alone.
+    """
 
     dtype: Any = None
+    padding: int = 1
 
     @nn.compact
     def __call__(self, x):
         """Map [batch, height, width, channels] to [batch, height / 2, width / 2, channels]."""
-        return conv(x, x.shape[-1], 3, "op", stride=2, dtype=self.dtype)
+        padding = ((0, 1), (0, 1)) if self.padding == 0 else self.padding
+        return conv(x, x.shape[-1], 3, "op", stride=2, padding=padding, dtype=self.dtype)
 
 
 class Upsample(nn.Module):
@@ -145,6 +161,13 @@ class UNet(nn.Module):
       dtype: computation dtype; parameters are float32.
       remat: whether the backward pass computes the inside of each block again rather than
         keeping it: less memory, about a third more time.
+      norm_eps: epsilon of every GroupNorm; 1e-6 in google/ddpm-*.
+      freq_shift: 0 or 1; 1, as in google/ddpm-*, lets the time embedding's last frequency be
+        1e-4, 0 the one that would follow it (`timestep_embedding`).
+      flip_sin_to_cos: whether the time embedding has its cosines first; False, as in
+        google/ddpm-*, puts the sines first.
+      downsample_padding: zeros on every side before a halving, 0 or 1; 0, as in google/ddpm-*, is
+        one row below and one column to the right alone.
     """
 
     in_channels: int = 3
@@ -158,6 +181,10 @@ class UNet(nn.Module):
     norm_groups: int = 32
     dtype: Any = None
     remat: bool = False
+    norm_eps: float = 1e-5
+    freq_shift: int = 0
+    flip_sin_to_cos: bool = True
+    downsample_padding: int = 1
 
     @nn.compact
     def __call__(self, x, t, *, train=False, dropout_keys=None):
@@ -176,7 +203,12 @@ class UNet(nn.Module):
             dropout_keys = None
         elif dropout_keys is None:
             dropout_keys = jax.random.split(self.make_rng("dropout"), len(x))
-        embedding = timestep_embedding(t, self.model_channels)
+        embedding = timestep_embedding(
+            t,
+            self.model_channels,
+            freq_shift=self.freq_shift,
+            flip_sin_to_cos=self.flip_sin_to_cos,
+        )
         embedding = dense(embedding, 4 * self.model_channels, "time_embed_0", dtype=self.dtype)
         embedding = dense(
             nn.silu(embedding), 4 * self.model_channels, "time_embed_2", dtype=self.dtype
@@ -186,12 +218,12 @@ class UNet(nn.Module):
         attention_cls = nn.remat(AttentionBlock) if self.remat else AttentionBlock
 
         def res_block(h, features, name):
-            block = res_cls(features, self.norm_groups, self.dropout, self.dtype, name=name)
-            return block(h, embedding, dropout_keys)
+            arguments = (features, self.norm_groups, self.dropout, self.dtype, self.norm_eps)
+            return res_cls(*arguments, name=name)(h, embedding, dropout_keys)
 
         def attend(h, name):
-            block = attention_cls(self.num_head_channels, self.norm_groups, self.dtype, name=name)
-            return block(h)
+            arguments = (self.num_head_channels, self.norm_groups, self.dtype, self.norm_eps)
+            return attention_cls(*arguments, name=name)(h)
 
         def block(h, features, factor, name):
             h = res_block(h, features, f"{name}_0")
@@ -206,7 +238,8 @@ class UNet(nn.Module):
                 h = block(h, features, 2**level, f"input_blocks_{len(skips)}")
                 skips.append(h)
             if level + 1 < levels:
-                h = Downsample(self.dtype, name=f"input_blocks_{len(skips)}_0")(h)
+                name = f"input_blocks_{len(skips)}_0"
+                h = Downsample(self.dtype, self.downsample_padding, name=name)(h)
                 skips.append(h)
 
         h = res_block(h, h.shape[-1], "middle_block_0")
@@ -223,6 +256,7 @@ class UNet(nn.Module):
                     h = Upsample(self.dtype, name=f"output_blocks_{index}_{place}")(h)
                 index += 1
 
-        h = nn.silu(_norm(h, self.norm_groups, "out_0", dtype=self.dtype))
+        h = _norm(h, self.norm_groups, "out_0", epsilon=self.norm_eps, dtype=self.dtype)
+        h = nn.silu(h)
         h = conv(h, self.out_channels, 3, "out_2", dtype=self.dtype, zero=True)
         return at_least_float32(h)

@@ -156,6 +156,12 @@ def _check_sizes(model):
     accepted = f"{model.in_channels}, as model.in_channels"
     require(same, "model.out_channels", model.out_channels, accepted)
     require(0 <= model.dropout < 1, "model.dropout", model.dropout, "[0, 1)")
+    require(0 < model.norm_eps <= 1, "model.norm_eps", model.norm_eps, "(0, 1]")
+    for key in ("freq_shift", "downsample_padding"):
+        require(getattr(model, key) in (0, 1), f"model.{key}", getattr(model, key), "0 or 1")
+    accepted = "0, or 1 where model.model_channels is 4 or more"
+    has_frequencies = model.freq_shift == 0 or width >= 4
+    require(has_frequencies, "model.freq_shift", model.freq_shift, accepted)
 
 
 def _check_attention(model):

@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsejax.models import compiled
 from sparsejax.models.chirodiff import BiGRUDenoiser
+from sparsejax.models.unet import Downsample
 from sparsejax.models.units import bigru_units
 
 HIDDEN = 6
@@ -88,6 +90,34 @@ def test_blocks_pack_in_c_order_and_unpack_to_the_same_kernel():
     assert network.layers == ("conv/kernel",)
     np.testing.assert_array_equal(packed["conv"]["kernel"][1], kernel[:, :, :4, 8:])
     jax.tree.map(np.testing.assert_array_equal, network.unpack(packed, params), params)
+
+
+@pytest.mark.parametrize("structure", ["block", "channel"])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_halving_is_padded_as_the_layer_says(structure, padding):
+    """Beside a masked network, at an odd size too: 0 pads below and to the right alone."""
+    layer = Downsample(padding=padding)
+    x = jax.random.normal(jax.random.key(0), (1, 6, 5, 8))
+    params = layer.init(jax.random.key(1), x)["params"]
+    grid = np.array([[True, False], [False, False]])
+    mask = np.broadcast_to(np.kron(grid, np.ones((4, 4), bool)), (3, 3, 8, 8))
+    masks = {"op": {"kernel": mask, "bias": np.True_}}
+    params["op"]["kernel"] = jnp.where(mask, params["op"]["kernel"], 0)
+    x = x.at[..., 4:].set(0)
+    expected = layer.apply({"params": params}, x)
+    if structure == "block":
+        network = compiled.compile_blocks(masks, 4)
+    else:
+        units = np.repeat([0, 1], 4)
+        members = [("op/kernel", 3, units, True), ("op/bias", 0, units, True)]
+        inputs = [("op/kernel", 2, units, False)]
+        network = compiled.compile_channels(masks, {"out": members, "in": inputs})
+        x, expected = x[..., :4], expected[..., :4]
+    assert network.layers == ("op/kernel",)
+    run = network.bind(lambda params, x: layer.apply({"params": params}, x))
+    got = run(network.prepare(network.pack(params)), x)
+    assert got.shape == expected.shape == (1, 3, 2 + padding, expected.shape[-1])
+    np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_layers_that_stay_masked_are_named_in_the_log(caplog):

@@ -195,7 +195,7 @@ def test_config_of_the_published_unet_attends_below_full_resolution():
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("freq_shift", 1), ("flip_sin_to_cos", False), ("downsample_padding", 0)]
+    ("key", "value"), [("freq_shift", 2), ("mid_block_scale_factor", 2), ("downsample_padding", 2)]
 )
 def test_config_of_another_network_is_refused(key, value):
     with pytest.raises(ValueError, match=f"{key} is {value}; accepted: "):

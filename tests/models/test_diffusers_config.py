@@ -25,9 +25,13 @@ HONOURED = {
         "attn_norm_num_groups",
         "block_out_channels",
         "down_block_types",
+        "downsample_padding",
         "dropout",
+        "flip_sin_to_cos",
+        "freq_shift",
         "in_channels",
         "layers_per_block",
+        "norm_eps",
         "norm_num_groups",
         "out_channels",
         "time_embedding_dim",
@@ -64,13 +68,9 @@ REFUSED = {
         "add_attention",
         "center_input_sample",
         "class_embed_type",
-        "downsample_padding",
         "downsample_type",
-        "flip_sin_to_cos",
-        "freq_shift",
         "mid_block_scale_factor",
         "mid_block_type",
-        "norm_eps",
         "num_class_embeds",
         "resnet_time_scale_shift",
         "time_embedding_type",
@@ -250,6 +250,86 @@ def test_a_unet_built_from_its_config_computes_what_diffusers_computes(tmp_path)
         assert_recorded(jax.jit(model.apply)({"params": params}, x, t), name, "out")
 
 
+# Of google/ddpm-*, with diffusers' defaults; the others are no arguments of ours.
+HO_ET_AL = {
+    "norm_eps": (1e-6, 1e-5),
+    "freq_shift": (1, 0),
+    "flip_sin_to_cos": (False, True),
+    "downsample_padding": (0, 1),
+}
+
+
+def test_a_unet_of_ho_et_al_computes_what_diffusers_computes(tmp_path):
+    """And with each key at its default what diffusers then computes: no key is passed over."""
+    name = "of Ho et al."
+    model, params = files.unet_from_diffusers(write_network(tmp_path, name))
+    assert model.num_head_channels == 16  # attention_head_dim is null
+    recorded = [({}, NETWORKS[name]["out"])]
+    for key, (theirs, default) in HO_ET_AL.items():
+        assert NETWORKS[name]["config"][key] == getattr(model, key) == theirs
+        assert getattr(UNet(), key) == default
+        recorded.append(({key: default}, NETWORKS[name]["without"][key]))
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
+        x, t = nchw((1, model.in_channels, 8, 8)), jnp.array([801], jnp.float64)
+
+        @jax.jit
+        def run(params, x, t):
+            return [
+                model.clone(**changes).apply({"params": params}, x, t) for changes, _ in recorded
+            ]
+
+        for output, (_, expected) in zip(run(params, x, t), recorded, strict=True):
+            flat = np.asarray(output).transpose(0, 3, 1, 2).ravel()[::7]
+            np.testing.assert_allclose(flat, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("widths", "attends", "total"),
+    [
+        ([128, 256, 256, 256], 1, 35_746_307),  # google/ddpm-cifar10-32
+        ([128, 128, 256, 256, 512, 512], 4, 113_673_219),  # google/ddpm-celebahq-256
+    ],
+)
+def test_published_unets_of_ho_et_al_have_diffusers_number_of_parameters(widths, attends, total):
+    down = ["AttnDownBlock2D" if i == attends else "DownBlock2D" for i in range(len(widths))]
+    config = NETWORKS["of Ho et al."]["config"] | {
+        "block_out_channels": widths,
+        "down_block_types": down,
+        "layers_per_block": 2,
+        "norm_num_groups": 32,
+        "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
+    }
+    model = UNet(**diffusers_config.unet_arguments(config))
+    assert model.num_head_channels == widths[-1]
+    assert sum(leaf.size for leaf in jax.tree.leaves(unet_shapes(model))) == total
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("norm_eps", [0, -1e-6, 10**400, float("nan"), float("inf"), True, None, "1e-6", [1e-6]]),
+        ("freq_shift", [2, -1, 0.5, True, None, "1", [1]]),
+        ("downsample_padding", [2, -1, 0.5, False, None, "0", [0]]),
+        ("flip_sin_to_cos", [0, 1, None, "False", []]),
+    ],
+)
+def test_other_values_of_ho_et_als_keys_are_refused_by_name(key, wrong):
+    config = CLASSES["UNet2DModel"]["config"]
+    for value in wrong:
+        with pytest.raises(ValueError, match=rf"^{key} is [^\n]*; accepted: [^\n]*$"):
+            diffusers_config.unet_arguments(config | {key: value})
+
+
+def test_a_time_embedding_of_one_frequency_has_no_shift():
+    """(dim // 2 - freq_shift) divides: diffusers computes nan."""
+    config = CLASSES["UNet2DModel"]["config"] | {"block_out_channels": [2, 4], "norm_num_groups": 2}
+    config |= {"attention_head_dim": 2}
+    diffusers_config.unet_arguments(config)
+    with pytest.raises(ValueError, match=r"^freq_shift is 1; accepted: 0, where .* is 2"):
+        diffusers_config.unet_arguments(config | {"freq_shift": 1})
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "methods"),
     [("vq", VQModel, ["encode"]), ("kl", KLModel, ["encode", "decode"])],
@@ -313,6 +393,10 @@ def test_a_config_of_another_network_than_the_runs_is_refused_by_key(tmp_path):
     files.load_unet(tmp_path, model=model.clone(dropout=0.1, dtype=jnp.bfloat16, remat=True))
     for changes, message in (
         ({"norm_groups": 4}, r"norm_groups is 8; accepted: 4, as in the model$"),
+        *(
+            ({key: theirs}, f"{key} is {default}; accepted: {theirs}, as in the model$")
+            for key, (theirs, default) in HO_ET_AL.items()
+        ),
         ({"num_head_channels": 8}, "num_head_channels is 4; accepted: 8, as in the model$"),
         ({"attention_resolutions": (1, 2)}, r"attention_resolutions is \(1,\); accepted: \(1, 2\)"),
     ):
@@ -325,7 +409,7 @@ def test_a_config_of_another_network_than_the_runs_is_refused_by_key(tmp_path):
 
 
 def test_the_config_written_is_the_config_read():
-    for name in ("heads of four", "one head of all channels"):
+    for name in ("heads of four", "one head of all channels", "of Ho et al."):
         arguments = diffusers_config.unet_arguments(NETWORKS[name]["config"])
         written = diffusers_config.unet_diffusers_config(UNet(**arguments))
         assert diffusers_config.unet_arguments(json.loads(json.dumps(written))) == arguments

@@ -80,6 +80,16 @@ def test_an_exported_file_that_says_it_is_of_another_network_is_refused(exported
         files.load_unet(path, model=MIXED.clone(norm_groups=16))
 
 
+def test_a_file_without_newer_arguments_states_their_defaults(exported, tmp_path):
+    params, masks, _, _ = exported
+    older = {k: v for k, v in files.network_arguments(MIXED).items() if k != "norm_eps"}
+    export.export_unet(params, masks, tmp_path, MIXED, metadata={"model": json.dumps(older)})
+    path = tmp_path / "unet.safetensors"
+    files.load_unet(path, model=MIXED)
+    with pytest.raises(ValueError, match="norm_eps is 1e-05; accepted: 1e-06, as in the model$"):
+        files.load_unet(path, model=MIXED.clone(norm_eps=1e-6))
+
+
 def test_every_file_says_what_it_is(exported):
     _, _, folder, _ = exported
     for name in (*WEIGHTS, *WEIGHTS.values()):
@@ -127,6 +137,7 @@ def test_the_command_exports_a_run(tiny_run, tmp_path, monkeypatch, capsys):
             assert name in printed
         call = "num_inference_steps=5, use_clipped_model_output=True"
         assert f"from_pretrained('{folder}/diffusers')({call})\n" in printed
+        assert printed.endswith("not for CompVis's own code: norm_groups is 8, in CompVis 32\n")
     config = json.loads((folder / "diffusers/unet/config.json").read_text())
     assert config["sample_size"] == tiny_config().task.image_size
     index = json.loads((folder / "diffusers/model_index.json").read_text())

@@ -145,7 +145,7 @@ def test_diffusers_config_is_read_and_heeded(pipeline, tmp_path):
     params = files.load_unet(path, num_head_channels=8)
     assert_same_trees(params, files.load_unet(pipeline))
     for config, message in (
-        ({"attention_head_dim": 8, "norm_eps": 1e-6}, "norm_eps is 1e-06"),
+        ({"attention_head_dim": 8, "norm_eps": 0}, "norm_eps is 0; accepted: "),
         ({}, "give num_head_channels"),
         ("not json", "config.json"),
     ):

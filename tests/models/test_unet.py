@@ -213,6 +213,20 @@ def test_dropout_acts_between_the_second_norm_and_the_last_convolution():
     assert layers == ["GroupNorm", "Conv", "GroupNorm", "Dropout", "Conv"]
 
 
+def test_every_norm_has_the_epsilon_asked_for():
+    model = TINY.clone(norm_eps=1e-6)
+    epsilons = []
+
+    def note(next_method, args, kwargs, context):
+        epsilons.append(getattr(context.module, "epsilon", None))
+        return next_method(*args, **kwargs)
+
+    x, t = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    with nn.intercept_methods(note):
+        jax.eval_shape(model.init, jax.random.key(0), x, t)
+    assert set(epsilons) == {None, 1e-6}
+
+
 def test_every_norm_has_the_groups_asked_for():
     """24 channels: no multiple of 32, so one norm left at 32 groups would fail."""
     model = UNet(3, 3, 24, 1, (1, 2), (1, 2), 24, norm_groups=8)
