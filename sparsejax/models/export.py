@@ -31,7 +31,7 @@ from sparsejax.configuration import ConfigError
 from sparsejax.models.convert import unet_to_torch
 from sparsejax.models.diffusers_config import unet_diffusers_config
 from sparsejax.models.diffusers_layout import unet_to_diffusers
-from sparsejax.models.files import MODEL_KEY, network_arguments
+from sparsejax.models.files import COMPVIS_ARGUMENTS, MODEL_KEY, network_arguments
 from sparsejax.models.pipelines import (
     FirstStage,
     export_pipeline,
@@ -41,14 +41,6 @@ from sparsejax.models.pipelines import (
 from sparsejax.models.unet import UNet
 
 SPARSE_FILE = "model.safetensors"
-# Arguments that CompVis's `UNetModel` doesn't have, with the values that it computes.
-_COMPVIS = {
-    "norm_groups": 32,
-    "norm_eps": 1e-5,
-    "freq_shift": 0,
-    "flip_sin_to_cos": True,
-    "downsample_padding": 1,
-}
 
 
 def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None):
@@ -67,7 +59,8 @@ def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None
         `channel_mult` doesn't begin with 1: `diffusers` is left out then.
       model: the `models.unet.UNet`.
       sample_size: height and width of its input, for config.json.
-      metadata: `{name: text}` kept in every safetensors file.
+      metadata: `{name: text}` kept in every safetensors file; those of a network that neither
+        names and shapes nor CompVis's code tell have its arguments besides.
 
     Returns:
       Paths of the files written.
@@ -80,6 +73,9 @@ def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None
     full_masks = jax.tree.map(_full_mask, params, masks)
     # PyTorch's readers want to know that the tensors are theirs.
     metadata = {"format": "pt"} | (metadata or {})
+    if any(getattr(model, name) != theirs for name, theirs in COMPVIS_ARGUMENTS.items()):
+        # Neither names nor shapes tell.
+        metadata = {MODEL_KEY: json.dumps(network_arguments(model))} | metadata
     trees = {"unet.safetensors": params, "masks.safetensors": full_masks}
     written = [
         _write_tensors(folder / name, unet_to_torch(tree), metadata) for name, tree in trees.items()
@@ -111,7 +107,7 @@ def compvis_differences(model) -> str:
     """
     differing = [
         f"{name} is {getattr(model, name)!r}, in CompVis {theirs!r}"
-        for name, theirs in _COMPVIS.items()
+        for name, theirs in ({"norm_groups": 32} | COMPVIS_ARGUMENTS).items()
         if getattr(model, name) != theirs
     ]
     return "; ".join(differing)

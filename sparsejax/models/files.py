@@ -7,8 +7,7 @@ a variant such as fp16). Formats: safetensors, or PyTorch's pickles by
 
 What weights don't tell, a config.json says, or the metadata of a file that was exported here.
 Of CompVis's own files it has to be known: the channels of an attention head, which the model must
-have as it was trained; 32 groups and an epsilon of 1e-5 in every GroupNorm, and the time embedding
-and padding that `models.unet.UNet` has by default; and `use_new_attention_order`, which orders
+have as it was trained; 32 groups in every GroupNorm; and `use_new_attention_order`, which orders
 queries, keys and values in another way than the False that is read here. No published Latent
 Diffusion model sets it.
 """
@@ -30,6 +29,13 @@ DIFFUSERS_STEM = "diffusion_pytorch_model"
 DIFFUSERS_FILES = tuple(f"{DIFFUSERS_STEM}.{suffix}" for suffix in ("safetensors", "bin"))
 # What a network computes without training doesn't depend on these arguments.
 FREE_ARGUMENTS = ("dtype", "remat", "dropout", "code_limit")
+# What CompVis's code computes; of files that state no other.
+COMPVIS_ARGUMENTS = {
+    "norm_eps": 1e-5,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "downsample_padding": 1,
+}
 MODEL_KEY = "model"  # of metadata: arguments of the network, as JSON
 
 # A class that CompVis's checkpoints name as the key of its callback's state.
@@ -104,10 +110,8 @@ def load_unet(path, *, ema=True, num_head_channels=None, model=None):
         head_channels = _head_channels(path, num_head_channels, model)
         return _naming(path, diffusers_layout.unet_from_diffusers, named, head_channels)
     if _strip(named, "input_blocks."):
-        stated = read_arguments(path)
-        if model is not None and stated:
-            # Files of earlier versions don't state arguments that were added since.
-            check_arguments(network_arguments(UNet()) | stated, model, path)
+        if model is not None:
+            check_arguments(COMPVIS_ARGUMENTS | read_arguments(path), model, path)
         return _naming(path, convert.unet_from_torch, named)
     raise _unknown_layout(path, state_dict, "UNet", "input_blocks.*, down_blocks.*")
 

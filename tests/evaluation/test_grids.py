@@ -150,6 +150,17 @@ def test_small_dense_is_the_nearest_width():
         assert ours <= abs(planned_costs(resolve(other))[match] - target)
 
 
+@pytest.mark.parametrize(("shift", "narrowest"), [(0, 2), (1, 4)])
+def test_small_dense_keeps_two_frequencies_where_they_are_shifted(shift, narrowest):
+    """Of one, the time embedding would be nan."""
+    narrow = {"model_channels": 8, "num_head_channels": 8, "norm_groups": 2, "norm_eps": 1e-6}
+    changes = {f"model.{key}": value for key, value in narrow.items()}
+    changes |= {"model.freq_shift": shift, "sparsity.level": 0.98}
+    small = resolve(small_dense(resolve(tiny_config(**changes)), "parameters"))
+    assert small.model.model_channels == narrowest
+    assert (small.model.freq_shift, small.model.norm_eps) == (shift, 1e-6)
+
+
 def test_small_dense_of_strokes_comes_within_half_a_step(tmp_path):
     config = vmnist_chirodiff.get_config("short,static,0.75")
     path = tmp_path / "set.npz"

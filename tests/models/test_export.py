@@ -80,14 +80,20 @@ def test_an_exported_file_that_says_it_is_of_another_network_is_refused(exported
         files.load_unet(path, model=MIXED.clone(norm_groups=16))
 
 
-def test_a_file_without_newer_arguments_states_their_defaults(exported, tmp_path):
+def test_epsilon_and_its_like_are_compvis_own_where_a_file_states_no_other(exported, tmp_path):
     params, masks, _, _ = exported
     older = {k: v for k, v in files.network_arguments(MIXED).items() if k != "norm_eps"}
-    export.export_unet(params, masks, tmp_path, MIXED, metadata={"model": json.dumps(older)})
-    path = tmp_path / "unet.safetensors"
-    files.load_unet(path, model=MIXED)
-    with pytest.raises(ValueError, match="norm_eps is 1e-05; accepted: 1e-06, as in the model$"):
-        files.load_unet(path, model=MIXED.clone(norm_eps=1e-6))
+    other = MIXED.clone(norm_eps=1e-6)
+    for metadata in ({"model": json.dumps(older)}, None):  # CompVis's own files say nothing
+        export.export_unet(params, masks, tmp_path, MIXED, metadata=metadata)
+        files.load_unet(tmp_path / "unet.safetensors", model=MIXED)
+        with pytest.raises(ValueError, match="norm_eps is 1e-05; accepted: 1e-06, as in the mod"):
+            files.load_unet(tmp_path / "unet.safetensors", model=other)
+    export.export_unet(params, masks, tmp_path, other)
+    for name in ("unet.safetensors", "diffusers"):
+        assert_same_trees(files.load_unet(tmp_path / name, model=other), params)
+        with pytest.raises(ValueError, match="norm_eps is 1e-06; accepted: 1e-05, as in the mod"):
+            files.load_unet(tmp_path / name, model=MIXED)
 
 
 def test_every_file_says_what_it_is(exported):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparsejax.configuration import ConfigError, resolve
+from sparsejax.models.unet import UNet
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.tasks import build_task
 from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
@@ -111,10 +112,12 @@ def test_files_that_cannot_be_begun_with_are_refused_by_key(path, tmp_path):
         load_sparse_run(tmp_path / "other")
 
 
-@pytest.mark.parametrize(("key", "value"), [("norm_groups", 16), ("num_head_channels", 16)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("norm_groups", 16), ("num_head_channels", 16), ("norm_eps", 1e-6)]
+)
 def test_weights_of_a_network_that_computes_something_else_are_refused_by_key(path, key, value):
     """Though their shapes fit; of what changes nothing without training, anything goes."""
-    ours = getattr(tiny_config().model, key)
+    ours = tiny_config().model.get(key, getattr(UNet(), key))
     with pytest.raises(ConfigError, match=rf"^config.model.{key} is {value}; acc.* {ours}, as in"):
         begin(path, **{f"model.{key}": value})
     begin(path, **{"model.remat": True, "model.dropout": 0.3})
