@@ -65,9 +65,9 @@ def test_a_cosine_has_no_first_and_last_beta():
 @pytest.mark.parametrize(
     ("key", "value", "others", "accepted"),
     [
-        ("steps", 0, {}, "2 or more"),
-        ("steps", 1, {}, "2 or more"),
-        ("steps", -5, {}, "2 or more"),
+        ("steps", 0, {}, "2 to 1000000"),
+        ("steps", 1, {}, "2 to 1000000"),
+        ("steps", -5, {}, "2 to 1000000"),
         ("start", 0.0, {}, r"None, or (a finite number, )?\(0, 1\)"),
         ("start", -1e-4, {}, r"None, or (a finite number, )?\(0, 1\)"),
         ("start", float("nan"), {}, r"None, or (a finite number, )?\(0, 1\)"),

@@ -275,28 +275,20 @@ def train_on(devices, workdir, **changes):
     subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=300)
 
 
-def assert_equal_masks(one, other, updates):
-    """Masks of two programs that sum gradients in another order.
-
-    Where two scores of a layer are equal but for rounding, one program may drop or grow the one
-    and the other program the other: in each update one such swap of two weights, at most.
-    """
+def assert_equal_masks(one, other):
     for a, b in zip(*map(jax.tree.leaves, (one.masks, other.masks)), strict=True):
-        assert a.sum() == b.sum()
-        assert (a != b).sum() <= 2 * 2 * updates
+        np.testing.assert_array_equal(a, b)
 
 
-def assert_same_training(one, other, updates):
+def assert_same_training(one, other):
     """Of two runs on different devices; the batch is split, the noise is not."""
     states = final_state(one), final_state(other)
-    assert_equal_masks(*states, updates)
+    assert_equal_masks(*states)
     for state in states:
         # No softmax depends on its key bias: the gradient is rounding noise, which Adam scales up.
         bias = state.params["middle_block_1"]["qkv"]["bias"].reshape(-1, 3, HEAD)
         state.params["middle_block_1"]["qkv"]["bias"] = bias[:, (0, 2)]
-    both = [jax.tree.map(np.logical_and, *(state.masks for state in states))] * 2
-    both = [masks.apply_masks(state.params, mask) for state, mask in zip(states, both, strict=True)]
-    for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+    for a, b in zip(*(jax.tree.leaves(state.params) for state in states), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
     losses = [
         [line["loss"] for line in read_metrics(workdir / "metrics.jsonl") if "loss" in line]
@@ -307,7 +299,7 @@ def assert_same_training(one, other, updates):
 
 def test_four_devices_train_as_one_does(tiny_run, tmp_path):
     train_on(4, tmp_path / "four")
-    assert_same_training(tiny_run[0], tmp_path / "four", updates=5)
+    assert_same_training(tiny_run[0], tmp_path / "four")
 
 
 @pytest.mark.slow
@@ -315,7 +307,7 @@ def test_four_devices_train_as_one_does_for_200_steps(tmp_path):
     flags = {"steps": 200, "checkpoint.every": 0, "log.every": 50, "sparsity.update_interval": 10}
     for devices in (1, 4):
         train_on(devices, tmp_path / str(devices), **flags)
-    assert_same_training(tmp_path / "1", tmp_path / "4", updates=14)
+    assert_same_training(tmp_path / "1", tmp_path / "4")
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"seed": 0', b"[]", b"null", b"\0" * 64, b"\xff"])
