@@ -59,7 +59,7 @@ NOT_RUN = [
 ]
 
 PLACEHOLDERS = {"FOLDER": "docs/results/digits"}
-FIRST_ALONE = ("seeds", "levels", "drop_fractions", "update_intervals")
+FIRST_ALONE = ("seeds", "levels", "drop[-_]fractions", "update[-_]intervals")
 
 
 def tiny_flags(command):
