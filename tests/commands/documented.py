@@ -28,7 +28,7 @@ PHOTOS = """--config.task.dataset=files --config.task.source=photos.npz --config
 --config.task.reference_split=validation --config.task.image_size=64
 --config.first_stage.path=first_stage.safetensors"""
 MEASURES = "--samples=8 --batch=8 --metrics=fd"
-STRUCTURED = "--model-channels=32 --size=8 --batch=1 --block=8 --rounds=1"
+STRUCTURED = "--model-channels=32 --size=8 --batch=1 --block=32 --models=block:0.9 --rounds=1"
 
 # (pattern of a command without `python`, flags to append); all that match are appended.
 TINY = [
