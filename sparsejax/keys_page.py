@@ -16,7 +16,7 @@ Every key of a config, with its type, default and meaning. Set one on the comman
 `--config.KEY=VALUE`, in a config file as `config.KEY = value`:
 
 ```bash
-python train.py --config configs/digits.py:static,0.9 --config.steps=500 --config.model.remat=True
+python train.py --config configs/digits.py:static,0.8 --config.steps=500 --config.model.remat=True
 ```
 
 Tuples are written as in Python, in quotes: `--config.model.channel_mult="(1,2)"`; `None` is a value

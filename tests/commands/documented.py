@@ -38,7 +38,7 @@ TINY = [
     (r"^train\.py.*_vq", CODES),
     (r"^train\.py.*(celebahq|bedrooms|imagenette)_ldm", PHOTOS),
     (r"^evaluate\.py|(\.| )sweep ", MEASURES),
-    (r"^-m sparsejax(\.data\.prepare| prepare) ", ""),
+    (r"^-m sparsejax(\.data\.prepare| prepare) ", "--config.batch_size=4"),
     (r"^-m sparsejax(\.models\.export| export) ", ""),
     (r"^-m sparsejax\.(evaluation\.report|keys_page)\b", ""),
     (r"^benchmarks/masking\.py", "--rounds=1 --batch=2"),

@@ -81,7 +81,7 @@ def place(tmp_path_factory):
     data = place / "data"
     data.mkdir()
     write_scribbles(data / "kanjivg_abs.npz")
-    write_scribbles(data / "vmnist_like.npz", label=np.arange(60) % 10)
+    write_scribbles(data / "vmnist_like.npz", label=np.arange(60) % 10, mnist_index=np.arange(60))
     write_photos(data / "imagenette64_jpeg.npz", 64)
     write_photos(place / "photos.npz", 64)
     with zipfile.ZipFile(place / "kanjivg-20240807-main.zip", "w") as archive:
