@@ -32,7 +32,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; see --help\n")
 
     def parse_args(self, argv: Sequence[str] | None = None, namespace=None):
-        """Parse a command line; an unknown flag is refused with the nearest known one."""
+        """Parse a command line; an unknown flag ends the program, naming the nearest known one.
+
+        Args:
+          argv: words of the command line (default: those of this process).
+          namespace: to set the values on (default: a new one).
+        """
         argv = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
         # What is required is missed last: it may be there, misspelled.
         required = [action for action in self._actions if action.required]
@@ -78,7 +83,10 @@ def words(text: str) -> list[str]:
 
 
 def numbers(kind: type) -> Callable[[str], tuple]:
-    """Return a parser of whole numbers (int) or numbers (float) with commas between."""
+    """Return a parser of whole numbers (int) or numbers (float) with commas between.
+
+    It raises argparse.ArgumentTypeError for other texts.
+    """
     accepted = {int: "whole numbers", float: "numbers"}[kind]
 
     def parse(text):
@@ -91,14 +99,22 @@ def numbers(kind: type) -> Callable[[str], tuple]:
 
 
 def count(text: str) -> int:
-    """Return a whole number, 1 or more."""
+    """Return a whole number, 1 or more.
+
+    Raises:
+      argparse.ArgumentTypeError: `text` is none; names what is accepted.
+    """
     if not text.isdecimal() or int(text) < 1:
         raise _refused(text, "a whole number, 1 or more")
     return int(text)
 
 
 def seed(text: str) -> int:
-    """Return a seed."""
+    """Return a seed.
+
+    Raises:
+      argparse.ArgumentTypeError: `text` is none; names what is accepted.
+    """
     try:
         return check_seed(int(text))
     except ValueError:
@@ -106,12 +122,19 @@ def seed(text: str) -> int:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """Return the seeds that stand in a text with commas between."""
+    """Return the seeds that stand in a text with commas between.
+
+    Raises:
+      argparse.ArgumentTypeError: one of them is none; names what is accepted.
+    """
     return tuple(seed(word) for word in words(text))
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:
-    """Return a parser of one of some names."""
+    """Return a parser of one of some names.
+
+    It raises argparse.ArgumentTypeError, naming the nearest, for other texts.
+    """
 
     def parse(text):
         if text not in names:

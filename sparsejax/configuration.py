@@ -255,6 +255,9 @@ def require_key(path, value, known, accepted="the keys in docs/configs.md"):
       value: what it was to hold.
       known: paths of keys.
       accepted: which these are, in words.
+
+    Raises:
+      ConfigError: `path` is not in `known`.
     """
     if path not in known:
         near = schema.nearest(path, known)

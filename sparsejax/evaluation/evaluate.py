@@ -144,7 +144,11 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
 
 
 def check_batch(batch):
-    """Refuse a number of samples to draw at once that is less than 1, by a ConfigError."""
+    """Check the number of samples to draw at once.
+
+    Raises:
+      ConfigError: it is less than 1.
+    """
     if batch < 1:
         raise ConfigError(f"a batch of {batch}; accepted: 1 or more")
 

@@ -301,14 +301,14 @@ def _parser():
         type=numbers(float),
         default="",
         metavar="NUMBERS",
-        help="(default: the config's)",
+        help="Drop fractions (default: the config's).",
     )
     parser.add_argument(
         "--update-intervals",
         type=numbers(int),
         default="",
         metavar="NUMBERS",
-        help="(default: the config's)",
+        help="Steps between topology updates (default: the config's).",
     )
     parser.add_argument(
         "--seeds",

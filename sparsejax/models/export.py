@@ -133,7 +133,11 @@ def _input_size(task, params):
 
 
 def main():
-    """Export a run; ends with an error message if it is none, or of a task without a layout."""
+    """Export a run.
+
+    Raises:
+      ConfigError: the workdir holds no run, or one of a task without a layout.
+    """
     parser = command_line.Parser(__doc__, prog="python -m sparsejax.models.export")
     parser.add_argument(
         "--workdir",

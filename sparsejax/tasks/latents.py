@@ -120,7 +120,17 @@ def stamp_first_stage(settings):
 
 
 def find_first_stage(settings):
-    """Return the file of a first stage and the model that runs it, from `config.first_stage`."""
+    """Return the file of a first stage and the model that runs it.
+
+    Args:
+      settings: `config.first_stage`.
+
+    Returns:
+      Tuple of the path and a VQModel or KLModel.
+
+    Raises:
+      ConfigError: there is no such file, or it is built otherwise than `first_stage.model` says.
+    """
     path = _first_stage_file(settings)
     try:
         described = first_stage.read_description(path)
