@@ -34,16 +34,16 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsejax.configuration import default_config, resolve
-from sparsejax.diffusion.schedules import linear_betas, noise_schedule
+from sparsejax.diffusion.noise_schedules import linear_betas, noise_schedule
+from sparsejax.families.denoising import denoising_task
 from sparsejax.models.convert import unet_from_torch, unet_to_torch
 from sparsejax.sparsity.methods import get_method
-from sparsejax.tasks.denoising import denoising_task
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
+from sparsejax.training.plan import layer_sparsities
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import named_key, state_from
 from sparsejax.training.steps import make_train_step
-from sparsejax.training.structures import layer_sparsities
 
 DRAWS = 2
 OURS = "jax"

@@ -38,9 +38,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from configs.vmnist_chirodiff import get_config  # noqa: E402
 from sparsejax.configuration import resolve  # noqa: E402
 from sparsejax.data.strokes import SPACING  # noqa: E402
+from sparsejax.families import build_task  # noqa: E402
 from sparsejax.models.chirodiff import BiGRUDenoiser  # noqa: E402
 from sparsejax.models.convert import chirodiff_from_torch  # noqa: E402
-from sparsejax.tasks import build_task  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
 from sparsejax.training.sampling import make_sampler  # noqa: E402

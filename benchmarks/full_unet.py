@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsejax.configuration import default_config, resolve
+from sparsejax.families.denoising import denoising_task
 from sparsejax.sparsity.methods import get_method
-from sparsejax.tasks.denoising import denoising_task
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import build_optimizer, drop_fraction_schedule
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch

@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from configs.digits import get_config  # noqa: E402
 from sparsejax.configuration import resolve  # noqa: E402
-from sparsejax.tasks import build_task  # noqa: E402
+from sparsejax.families import build_task  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, shard_batch  # noqa: E402
 from sparsejax.training.state import create_state, named_key  # noqa: E402

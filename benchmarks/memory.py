@@ -27,13 +27,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks.timing import interleaved, machine  # noqa: E402
 from configs.latent_diffusion import get_config  # noqa: E402
 from sparsejax.configuration import resolve  # noqa: E402
+from sparsejax.families.denoising import denoising_task  # noqa: E402
 from sparsejax.sparsity.masks import dense_masks, target_active  # noqa: E402
 from sparsejax.sparsity.packing import static_counts  # noqa: E402
 from sparsejax.sparsity.transforms import packed, sparse_updates  # noqa: E402
-from sparsejax.tasks.denoising import denoising_task  # noqa: E402
+from sparsejax.training.plan import layer_sparsities  # noqa: E402
 from sparsejax.training.state import ema_params_of, state_from  # noqa: E402
 from sparsejax.training.steps import ema_decay, update_ema  # noqa: E402
-from sparsejax.training.structures import layer_sparsities  # noqa: E402
 
 PUBLISHED = 224
 LIMIT = 0.9999

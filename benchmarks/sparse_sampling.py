@@ -22,7 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import structured  # noqa: E402
 from benchmarks.timing import interleaved  # noqa: E402
-from sparsejax.training.compiled import without_inactive  # noqa: E402
+from sparsejax.compact.states import without_inactive  # noqa: E402
 from sparsejax.training.sampling import make_sampler  # noqa: E402
 from sparsejax.training.state import named_key  # noqa: E402
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import structured  # noqa: E402
 from benchmarks.timing import interleaved  # noqa: E402
-from sparsejax.training.compiled import compile_network, pack_state, packed_task  # noqa: E402
+from sparsejax.compact.states import compile_network, pack_state, packed_task  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
 from sparsejax.training.state import named_key, state_from  # noqa: E402

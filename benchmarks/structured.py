@@ -12,9 +12,9 @@ from rich.table import Table
 
 from benchmarks.timing import machine
 from sparsejax.configuration import default_config, resolve
+from sparsejax.families.denoising import denoising_task
 from sparsejax.sparsity.costs import active_parameters, forward_flops
-from sparsejax.tasks.denoising import denoising_task
-from sparsejax.training.structures import build_method, layer_sparsities
+from sparsejax.training.plan import build_method, layer_sparsities
 
 
 def parser(description):

@@ -23,7 +23,7 @@ from sparsejax.configuration import (
     require_key,
     set_key,
 )
-from sparsejax.tasks.registry import NETWORKS, model_keys
+from sparsejax.families.registry import NETWORKS, model_keys
 
 _CONFIG_HELP = """config keys:
   --config.KEY=VALUE    Set a key of the config, such as --config.steps=500; docs/configs.md lists

@@ -14,7 +14,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from sparsejax import schema
-from sparsejax.diffusion import schedules
+from sparsejax.diffusion import noise_schedules
 from sparsejax.schema import KEYS, NETWORK_SECTIONS, STRUCTURES
 from sparsejax.seeds import MAX_SEED
 from sparsejax.sparsity.methods import METHODS
@@ -203,7 +203,7 @@ def _resolve_betas(config, saved):
     if saved and _has_beta_limits(saved):
         limits = [saved["diffusion"][key] for key in ("start", "end")]
     else:
-        limits = schedules.beta_limits(diffusion.schedule, diffusion.steps)
+        limits = noise_schedules.beta_limits(diffusion.schedule, diffusion.steps)
     start, end = (given.get(k, limit) for k, limit in zip(("start", "end"), limits, strict=True))
     if not saved:  # a resumed run has the betas it began with
         if list(given) == ["start"]:
@@ -216,7 +216,7 @@ def _resolve_betas(config, saved):
 def _has_beta_limits(config):
     """Tell whether start and end are keys of a config's schedule; ChiroDiff's linear has none."""
     is_unet = config["task"]["name"] in ("images", "latents")
-    return is_unet and config["diffusion"]["schedule"] in schedules.LIMITS
+    return is_unet and config["diffusion"]["schedule"] in noise_schedules.LIMITS
 
 
 def _range(key):
@@ -304,7 +304,9 @@ def with_defaults(saved, origin=""):
     diffusion = config.diffusion
     left_out = [key for key in ("start", "end") if diffusion[key] is None]
     if left_out and _has_beta_limits(config):
-        limits = dict(zip(("start", "end"), schedules.LIMITS[diffusion.schedule], strict=True))
+        limits = dict(
+            zip(("start", "end"), noise_schedules.LIMITS[diffusion.schedule], strict=True)
+        )
         for key in left_out:
             diffusion[key] = limits[key]
         if diffusion.steps != 1000:

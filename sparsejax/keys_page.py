@@ -6,9 +6,9 @@ python -m sparsejax.keys_page > docs/configs.md
 from collections.abc import Sequence
 
 from sparsejax import schema
+from sparsejax.families.arguments import network_keys
+from sparsejax.families.registry import NETWORKS
 from sparsejax.schema import Key
-from sparsejax.tasks.arguments import network_keys
-from sparsejax.tasks.registry import NETWORKS
 
 _HEAD = """# Config keys
 

@@ -1,7 +1,7 @@
 """Every config key in one table: type, default, meaning, accepted values.
 
 `configuration.default_config` is made from it, and so is docs/configs.md. Arguments of networks
-(`model.*`) follow from the network's own fields: `tasks.arguments.network_keys`.
+(`model.*`) follow from the network's own fields: `families.arguments.network_keys`.
 """
 
 import ast

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sparsejax.training import loop
-from sparsejax.training.metrics import read_metrics
+from sparsejax.training.metrics_log import read_metrics
 from tests.training.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

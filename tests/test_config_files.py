@@ -23,15 +23,15 @@ from sparsejax.configuration import (
 )
 from sparsejax.data.images import image_batches
 from sparsejax.data.latents import latent_batches
-from sparsejax.evaluation.distances import inception_score, kernel_distance
 from sparsejax.evaluation.evaluate import evaluate_runs
 from sparsejax.evaluation.grids import grid
 from sparsejax.evaluation.sweep import sweep
+from sparsejax.families.arguments import network_keys
+from sparsejax.families.registry import NETWORKS, model_keys
 from sparsejax.keys_page import keys_page
+from sparsejax.metrics.distances import inception_score, kernel_distance
 from sparsejax.schema import KEYS
-from sparsejax.tasks.arguments import network_keys
-from sparsejax.tasks.registry import NETWORKS, model_keys
-from sparsejax.training.metrics import MetricsLog
+from sparsejax.training.metrics_log import MetricsLog
 from sparsejax.training.runs import read_config
 from sparsejax.training.state import named_key
 from tests.training.tiny import tiny_config
@@ -276,11 +276,15 @@ def _own_logging(monkeypatch):
         (SWEEP, ["--config=configs/digits.py", "--levels=a"], "--levels"),
         (SWEEP, [], "--config must be given"),
         (SWEEP, ["--confg=configs/digits.py"], "there is no flag --confg; nearest: --config"),
-        ("sparsejax/data/prepare.py", ["--config=configs/digits.py:x"], "config argument 'x'"),
-        ("sparsejax/models/export.py", ["--workdir=x", "--output=y"], "workdir 'x' holds no run"),
-        ("sparsejax/models/export.py", ["--workdirs=x"], "no flag --workdirs; nearest: --workdir"),
-        ("sparsejax/evaluation/report.py", ["--results=x"], "x"),
-        ("sparsejax/evaluation/report.py", [f"--results={'x' * 300}"], "can't be read"),
+        ("sparsejax/commands/prepare.py", ["--config=configs/digits.py:x"], "config argument 'x'"),
+        ("sparsejax/commands/export.py", ["--workdir=x", "--output=y"], "workdir 'x' holds no run"),
+        (
+            "sparsejax/commands/export.py",
+            ["--workdirs=x"],
+            "no flag --workdirs; nearest: --workdir",
+        ),
+        ("sparsejax/reports/report.py", ["--results=x"], "x"),
+        ("sparsejax/reports/report.py", [f"--results={'x' * 300}"], "can't be read"),
     ],
 )
 def test_what_is_wrong_with_a_command_is_one_line_and_status_2(
@@ -304,8 +308,8 @@ def test_what_is_wrong_with_a_command_is_one_line_and_status_2(
     [
         "train.py",
         "evaluate.py",
-        *(f"sparsejax/{name}.py" for name in ("evaluation/sweep", "evaluation/report")),
-        *(f"sparsejax/{name}.py" for name in ("models/export", "data/prepare")),
+        *(f"sparsejax/{name}.py" for name in ("evaluation/sweep", "reports/report")),
+        *(f"sparsejax/{name}.py" for name in ("commands/export", "commands/prepare")),
     ],
 )
 def test_help_has_the_head_of_the_script_and_its_flags_with_dashes(script, monkeypatch, capsys):

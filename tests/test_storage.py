@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from sparsejax.configuration import ConfigError
-from sparsejax.evaluation.cache import load_or_compute
-from sparsejax.evaluation.report import write_report
+from sparsejax.metrics.cache import load_or_compute
+from sparsejax.reports.report import write_report
 from sparsejax.storage import require_writable, storage_problem
 from sparsejax.training import loop
 from tests.training.test_loop import ROOT, assert_equal_runs
@@ -106,7 +106,7 @@ def test_outputs_and_caches_are_tried_first(below_a_file, monkeypatch):
     "command",
     [
         ["evaluate.py", "--output={below}", "--workdirs={run}"],
-        ["-m", "sparsejax.models.export", "--output={below}", "--workdir={run}"],
+        ["-m", "sparsejax.commands.export", "--output={below}", "--workdir={run}"],
         ["-m", "sparsejax.evaluation.sweep", "--output={below}", "--config=configs/digits.py"],
     ],
     ids=["evaluate", "export", "sweep"],

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.diffusion import process
-from sparsejax.diffusion.schedules import ddim_schedule
+from sparsejax.diffusion.noise_schedules import ddim_schedule
 
 
 def example_noise(keys, shape):

@@ -6,9 +6,9 @@ import jax
 import ml_collections
 
 from sparsejax.configuration import ConfigError
+from sparsejax.families import build_task
 from sparsejax.sparsity.costs import active_parameters, forward_flops
-from sparsejax.tasks import build_task
-from sparsejax.training.structures import build_method, layer_sparsities
+from sparsejax.training.plan import build_method, layer_sparsities
 
 MATCHES = ("parameters", "flops")
 

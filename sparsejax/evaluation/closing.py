@@ -12,12 +12,12 @@ from rich.table import Table
 
 from sparsejax.atomic import write_text
 from sparsejax.configuration import ConfigError
-from sparsejax.evaluation import plots
+from sparsejax.reports import plots
 from sparsejax.sparsity import costs
 from sparsejax.sparsity.masks import dense_masks, summarize
 from sparsejax.sparsity.methods import get_method
 from sparsejax.training import runs
-from sparsejax.training.metrics import read_metrics
+from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.optimizers import update_schedule
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import named_key
@@ -137,7 +137,7 @@ def measured(lines):
     """Return what a run's metrics lines say of its loss, time and memory.
 
     Args:
-      lines: as `training.metrics.read_metrics` returns them.
+      lines: as `training.metrics_log.read_metrics` returns them.
 
     Returns:
       Dictionary: the training `loss` of the last logged steps; `step_seconds`, the median over

@@ -13,26 +13,26 @@ from rich.table import Table
 
 from sparsejax import command_line
 from sparsejax.atomic import write_text
+from sparsejax.compact.states import without_inactive
 from sparsejax.configuration import ConfigError, require
 from sparsejax.data.builders import SKETCHES
 from sparsejax.data.images import PICTURES, are_finite, label
 from sparsejax.evaluation import closing
-from sparsejax.evaluation.extractors import EXTRACTORS
 from sparsejax.evaluation.held_out import held_out_loss
-from sparsejax.evaluation.measures import METRICS, SUBSET_SIZE, build_meter
 from sparsejax.evaluation.provenance import provenance
-from sparsejax.evaluation.report import write_report
-from sparsejax.evaluation.tables import measure_names
+from sparsejax.families import build_task
+from sparsejax.families.strokes import RASTER_SIZE
+from sparsejax.metrics.extractors import EXTRACTORS
+from sparsejax.metrics.measures import METRICS, SUBSET_SIZE, build_meter
 from sparsejax.rendering.raster import RASTER_VERSION
+from sparsejax.reports.report import write_report
+from sparsejax.reports.tables import measure_names
 from sparsejax.seeds import check_seed
 from sparsejax.sparsity.masks import path_name, summarize, unpack_bits
 from sparsejax.sparsity.methods import get_method
 from sparsejax.storage import require_writable
-from sparsejax.tasks import build_task
-from sparsejax.tasks.strokes import RASTER_SIZE
 from sparsejax.training import runs
-from sparsejax.training.compiled import without_inactive
-from sparsejax.training.metrics import read_metrics
+from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import ema_params_of, named_key
 

@@ -51,7 +51,7 @@ from sparsejax.evaluation.evaluate import (
     meter_of,
 )
 from sparsejax.evaluation.grids import BASELINES, grid
-from sparsejax.evaluation.report import read_results, write_report
+from sparsejax.reports.report import read_results, write_report
 from sparsejax.seeds import check_seed
 from sparsejax.sparsity.methods import METHODS
 from sparsejax.training import loop

@@ -9,7 +9,7 @@ import re
 import jax
 import numpy as np
 
-from sparsejax.models import inception
+from sparsejax.metrics import inception
 
 # CompVis's UNet attends with 1x1 Conv1d, whose weights have a third axis.
 _CONV1D = ("qkv", "proj_out")
@@ -220,7 +220,7 @@ def inception_from_torch(state_dict):
         passed over.
 
     Returns:
-      `params` for `evaluation.inception.extract`: convolutions HWIO, dense [in, out].
+      `params` for `metrics.inception_features.extract`: convolutions HWIO, dense [in, out].
 
     Raises:
       ValueError: names the tensors that are missing, unknown or of another shape.

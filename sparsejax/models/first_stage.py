@@ -12,7 +12,7 @@ from sparsejax.atomic import replacing
 from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.convert import autoencoder_to_torch
 from sparsejax.models.diffusers_config import autoencoder_arguments
-from sparsejax.models.files import (
+from sparsejax.models.published import (
     DIFFUSERS_STEM,
     MODEL_KEY,
     check_params,
@@ -102,7 +102,7 @@ def first_stage_from_diffusers(folder) -> tuple[VQModel | KLModel, dict]:
       Tuple of the model of `models.autoencoder` and its params, numpy arrays.
 
     Raises:
-      ValueError: see `models.files.unet_from_diffusers`.
+      ValueError: see `models.published.unet_from_diffusers`.
 
     Example:
       `model, params = first_stage_from_diffusers("ldm-celebahq-256")`

@@ -99,7 +99,7 @@ def export_pipeline(
     Each file is written whole or not at all.
 
     Args:
-      folder: of the pipeline, as `models.export.export_unet` leaves `diffusers`.
+      folder: of the pipeline, as `commands.export.export_unet` leaves `diffusers`.
       scheduler: what `scheduler_config` returned.
       first_stage: of a UNet on latents: written to `vqvae`.
 

@@ -11,21 +11,21 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from sparsejax.configuration import ConfigError, require
-from sparsejax.sparse_files import is_sparse_file
-from sparsejax.sparsity.costs import forward_flops
-from sparsejax.sparsity.masks import summarize
-from sparsejax.sparsity.methods import METHODS, get_method
-from sparsejax.tasks import build_task, network_arguments
-from sparsejax.training import checkpoints, runs
-from sparsejax.training.compiled import (
+from sparsejax.compact.states import (
     compile_network,
     outline,
     pack_state,
     packed_task,
     unpack_state,
 )
-from sparsejax.training.metrics import MetricsLog
+from sparsejax.configuration import ConfigError, require
+from sparsejax.families import build_task, network_arguments
+from sparsejax.sparse_files import is_sparse_file
+from sparsejax.sparsity.costs import forward_flops
+from sparsejax.sparsity.masks import summarize
+from sparsejax.sparsity.methods import METHODS, get_method
+from sparsejax.training import checkpoints, runs
+from sparsejax.training.metrics_log import MetricsLog
 from sparsejax.training.optimizers import (
     build_optimizer,
     drop_fraction_schedule,
@@ -33,18 +33,18 @@ from sparsejax.training.optimizers import (
     update_schedule,
 )
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
-from sparsejax.training.progress import progress_bar
-from sparsejax.training.sampling import make_sampler
-from sparsejax.training.signals import stopping
-from sparsejax.training.state import create_state, ema_params_of, named_key, state_from
-from sparsejax.training.steps import make_topology_update, make_train_step
-from sparsejax.training.structures import (
+from sparsejax.training.plan import (
     build_method,
     build_structure,
     layer_sparsities,
     log_structure,
     trains_compiled,
 )
+from sparsejax.training.progress import progress_bar
+from sparsejax.training.sampling import make_sampler
+from sparsejax.training.state import create_state, ema_params_of, named_key, state_from
+from sparsejax.training.steps import make_topology_update, make_train_step
+from sparsejax.training.stopping import stopping
 
 logger = logging.getLogger(__name__)
 

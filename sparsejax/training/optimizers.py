@@ -6,9 +6,9 @@ from sparsejax.configuration import require
 from sparsejax.sparsity.methods import get_method
 from sparsejax.sparsity.schedules import UpdateSchedule
 from sparsejax.sparsity.transforms import packed, sparse_updates
+from sparsejax.training.plan import trains_compiled
 from sparsejax.training.state import active_counts
 from sparsejax.training.steps import ema_decay
-from sparsejax.training.structures import trains_compiled
 
 
 def learning_rate_schedule(config):

@@ -21,13 +21,13 @@ from sparsejax.configuration import (
     with_defaults,
 )
 from sparsejax.data.stamps import describe
+from sparsejax.families import build_task, stamp_data
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.sparsity.distributions import DISTRIBUTIONS
 from sparsejax.sparsity.methods import METHODS
 from sparsejax.storage import require_writable
-from sparsejax.tasks import build_task, stamp_data
 from sparsejax.training import checkpoints
-from sparsejax.training.metrics import read_metrics
+from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.state import create_state, ema_params_of
 
@@ -336,7 +336,7 @@ def load_sparse_run(path):
     """Load a trained model from a sparse file.
 
     Args:
-      path: of a file that `save_sparse_run`, or `sparsejax.models.export --sparse`, wrote.
+      path: of a file that `save_sparse_run`, or `sparsejax.commands.export --sparse`, wrote.
 
     Returns:
       Tuple `(task, params, masks)`, as of `load_run`.

@@ -12,7 +12,7 @@ from sparsejax.seeds import check_seed
 from sparsejax.sparsity.masks import apply_masks, pack_bits
 from sparsejax.sparsity.packing import static_counts
 from sparsejax.sparsity.transforms import PackedState
-from sparsejax.training.structures import build_method, layer_sparsities
+from sparsejax.training.plan import build_method, layer_sparsities
 
 logger = logging.getLogger(__name__)
 

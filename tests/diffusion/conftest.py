@@ -1,9 +1,9 @@
 import pytest
 
-from sparsejax.diffusion import schedules
+from sparsejax.diffusion import noise_schedules
 
 
 @pytest.fixture(scope="session")
 def ldm():
     """The noise schedule of the published Latent Diffusion models."""
-    return schedules.noise_schedule(schedules.scaled_linear_betas(1000))
+    return noise_schedules.noise_schedule(noise_schedules.scaled_linear_betas(1000))

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.diffusion import process, schedules
+from sparsejax.diffusion import noise_schedules, process
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def test_eps_loss_equals_the_reference(ldm, reference):
     ours = process.eps_loss(jnp.asarray(reference["eps"]), reference["noise"])
     np.testing.assert_allclose(ours, reference["loss_per_sample"], rtol=1e-6)
     np.testing.assert_allclose(ours.mean(), reference["loss"], rtol=1e-6)
-    bound = (schedules.vlb_weights(ldm)[reference["t"]] * ours).mean()
+    bound = (noise_schedules.vlb_weights(ldm)[reference["t"]] * ours).mean()
     np.testing.assert_allclose(bound, reference["loss_vlb"], rtol=1e-5)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.diffusion import process, samplers, schedules
+from sparsejax.diffusion import noise_schedules, process, samplers
 from sparsejax.models import convert
 from sparsejax.models.unet import UNet
 
@@ -31,7 +31,7 @@ def tiny_denoise(golden):
 @pytest.mark.parametrize("steps", [50, 200])
 @pytest.mark.parametrize("eta", [0, 1])
 def test_single_ddim_steps_equal_the_reference(ldm, steps_and_trajectories, steps, eta):
-    schedule = schedules.ddim_schedule(ldm, steps, eta)
+    schedule = noise_schedules.ddim_schedule(ldm, steps, eta)
     cases = {k.split("/")[0] for k in steps_and_trajectories if k.startswith(f"S{steps}_eta{eta}")}
     assert len(cases) == 3
     for case in cases:
@@ -60,8 +60,8 @@ def test_ddim_trajectory_equals_the_reference(ldm, steps_and_trajectories, tiny_
 
 def test_ddpm_equals_a_numpy_loop(golden):
     """Ancestral sampling with a linear denoiser, against algorithm 2 of DDPM in float64."""
-    betas = schedules.linear_betas(20, 1e-3, 0.3)
-    schedule = schedules.noise_schedule(betas)
+    betas = noise_schedules.linear_betas(20, 1e-3, 0.3)
+    schedule = noise_schedules.noise_schedule(betas)
     rng = np.random.default_rng(0)
     x, noises = rng.normal(size=(2, 5)), rng.normal(size=(20, 2, 5))
     ours = samplers.ddpm_sample(
@@ -152,8 +152,8 @@ def test_ddim_with_the_exact_denoiser_recovers_a_gaussian(name, steps):
     And K < s / sigma_T < 1.0013 s, as alpha_bar_T < 0.05^2.
     """
     mean, std = 0.3, 0.2
-    alpha_bar = np.cumprod(1 - schedules.BETAS[name](steps))
-    schedule = schedules.noise_schedule(schedules.BETAS[name](steps))
+    alpha_bar = np.cumprod(1 - noise_schedules.BETAS[name](steps))
+    schedule = noise_schedules.noise_schedule(noise_schedules.BETAS[name](steps))
 
     def exact(x, t):
         a = jnp.asarray(alpha_bar, jnp.float32)[t][:, None]
@@ -174,8 +174,8 @@ def test_ddim_with_the_exact_denoiser_recovers_a_gaussian(name, steps):
     assert std * np.exp(-np.pi / 4 * (largest + largest**3 / 3)) < ends.std() < 1.0013 * std
 
 
-LDM = schedules.noise_schedule(schedules.scaled_linear_betas(1000))
-HUNDRED = schedules.noise_schedule(schedules.linear_betas(100, 1e-3, 0.2))
+LDM = noise_schedules.noise_schedule(noise_schedules.scaled_linear_betas(1000))
+HUNDRED = noise_schedules.noise_schedule(noise_schedules.linear_betas(100, 1e-3, 0.2))
 # What diffusers 0.42.1 (torch 2.13.0, float64) samples from np.linspace(-1.5, 1.5, 6) with eps =
 # x / 2 + (t - 500) / 1000 and the noise cos(0..5 + i): a DDIMScheduler of the same betas with
 # timestep_spacing="leading", steps_offset=1 and set_alpha_to_one=False, but for all 100 of 100

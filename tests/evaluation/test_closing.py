@@ -9,8 +9,8 @@ from sparsejax.configuration import ConfigError
 from sparsejax.evaluation import closing
 from sparsejax.training import loop
 from sparsejax.training.runs import read_config
-from tests.tasks.first_stage import first_stage_config, write_blobs
-from tests.tasks.test_strokes import tiny, write_scribbles
+from tests.families.first_stage import first_stage_config, write_blobs
+from tests.families.test_strokes import tiny, write_scribbles
 from tests.training.tiny import tiny_config
 
 

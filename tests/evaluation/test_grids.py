@@ -9,7 +9,7 @@ from sparsejax.configuration import ConfigError, resolve
 from sparsejax.evaluation.baselines import planned_costs, small_dense
 from sparsejax.evaluation.closing import run_costs
 from sparsejax.evaluation.grids import grid
-from sparsejax.tasks import build_task
+from sparsejax.families import build_task
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.state import create_state
 from tests.training.tiny import tiny_config

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.diffusion import process, samplers, schedules
+from sparsejax.diffusion import noise_schedules, process, samplers
 from sparsejax.models import chirodiff
 from sparsejax.models.chirodiff import BiGRUDenoiser, TransformerDenoiser
 from sparsejax.models.convert import chirodiff_from_torch
@@ -41,7 +41,7 @@ def test_forward_pass_equals_the_reference(case):
 def test_loss_and_gradients_equal_the_reference(case):
     model, numbers, variables = case
     t, lengths = numbers["t_index"], numbers["lens"]
-    schedule = schedules.chirodiff_schedule("linear", 35)
+    schedule = noise_schedules.chirodiff_schedule("linear", 35)
     noisy = process.q_sample(schedule, numbers["points"], t, numbers["noise"])
     np.testing.assert_allclose(noisy, numbers["noisy"], atol=1e-6)
 
@@ -64,7 +64,7 @@ def test_loss_and_gradients_equal_the_reference(case):
 @pytest.mark.parametrize("sampler", ["ddpm_w1", "ddpm_w0.75", "ddim_w0", "ddim_w0.75"])
 def test_trajectories_equal_the_reference(case, sampler):
     model, numbers, variables = case
-    schedule = schedules.chirodiff_schedule("linear", 35)
+    schedule = noise_schedules.chirodiff_schedule("linear", 35)
     name, weight = sampler.split("_w")
     noises = jnp.asarray(numbers[f"{sampler}/noise"])
     sample = {

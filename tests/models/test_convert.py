@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.models import convert, diffusers_layout, files
+from sparsejax.models import convert, diffusers_layout, published
 from sparsejax.models.autoencoder import VQModel
 from sparsejax.models.unet import UNet
 
@@ -113,7 +113,7 @@ def test_codes_are_not_transposed():
 
 def test_unet_computes_what_diffusers_computes(float64):
     params = diffusers_layout.unet_from_diffusers(recorded_weights("unet"), 8)
-    files.check_params(params, unet_shapes(MIXED), "recorded")
+    published.check_params(params, unet_shapes(MIXED), "recorded")
     x, t = float64(recorded_input(8)), jnp.array([801], jnp.float64)
     out = jax.jit(MIXED.apply)({"params": float64(params)}, x, t)
     assert out.dtype == jnp.float64

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sparsejax.models import diffusers_config, diffusers_layout, files, first_stage
+from sparsejax.models import diffusers_config, diffusers_layout, first_stage, published
 from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.unet import UNet
 from tests.models.test_convert import unet_shapes, waves
@@ -243,7 +243,7 @@ def assert_recorded(output, name, key):
 def test_a_unet_built_from_its_config_computes_what_diffusers_computes(tmp_path):
     name = "one head of all channels"
     write_network(tmp_path / "unet", name)
-    model, params = files.unet_from_diffusers(tmp_path)
+    model, params = published.unet_from_diffusers(tmp_path)
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         x, t = nchw((1, model.in_channels, 8, 8)), jnp.array([801], jnp.float64)
@@ -260,7 +260,7 @@ HO_ET_AL = {
 
 
 def assert_ho_et_al(folder, expected, **changes):
-    model, params = files.unet_from_diffusers(write_network(folder, "of Ho et al."))
+    model, params = published.unet_from_diffusers(write_network(folder, "of Ho et al."))
     with jax.enable_x64(True):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         x, t = nchw((1, model.in_channels, 8, 8)), jnp.array([801], jnp.float64)
@@ -354,7 +354,7 @@ def test_a_first_stage_built_from_its_config_computes_what_diffusers_computes(
 
 def test_a_folder_that_is_not_there_is_named_itself(tmp_path):
     """And not a config.json that would lie beside it."""
-    for load in (files.unet_from_diffusers, first_stage.first_stage_from_diffusers):
+    for load in (published.unet_from_diffusers, first_stage.first_stage_from_diffusers):
         with pytest.raises(ValueError, match="^there is no file .*nowhere$"):
             load(tmp_path / "nowhere")
 
@@ -363,7 +363,7 @@ def test_weights_that_do_not_fit_their_config_are_refused_with_the_tensor(tmp_pa
     path = write_network(tmp_path, "heads of four") / "config.json"
     path.write_text(json.dumps(NETWORKS["heads of four"]["config"] | {"layers_per_block": 1}))
     with pytest.raises(ValueError, match="doesn't fit the model: .*not in the model"):
-        files.unet_from_diffusers(tmp_path)
+        published.unet_from_diffusers(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_weights_that_do_not_fit_their_config_are_refused_with_the_tensor(tmp_pa
 )
 def test_a_config_that_cannot_be_read_is_refused_in_one_line(text, message, tmp_path):
     for name, load in (
-        ("heads of four", files.unet_from_diffusers),
+        ("heads of four", published.unet_from_diffusers),
         ("vq", first_stage.first_stage_from_diffusers),
     ):
         path = write_network(tmp_path / name, name) / "config.json"
@@ -393,8 +393,8 @@ def test_a_config_that_cannot_be_read_is_refused_in_one_line(text, message, tmp_
 
 def test_a_config_of_another_network_than_the_runs_is_refused_by_key(tmp_path):
     write_network(tmp_path / "unet", "heads of four")
-    model, params = files.unet_from_diffusers(tmp_path)
-    files.load_unet(tmp_path, model=model.clone(dropout=0.1, dtype=jnp.bfloat16, remat=True))
+    model, params = published.unet_from_diffusers(tmp_path)
+    published.load_unet(tmp_path, model=model.clone(dropout=0.1, dtype=jnp.bfloat16, remat=True))
     for changes, message in (
         ({"norm_groups": 4}, r"norm_groups is 8; accepted: 4, as in the model$"),
         *(
@@ -405,7 +405,7 @@ def test_a_config_of_another_network_than_the_runs_is_refused_by_key(tmp_path):
         ({"attention_resolutions": (1, 2)}, r"attention_resolutions is \(1,\); accepted: \(1, 2\)"),
     ):
         with pytest.raises(ValueError, match=rf"config.json describes another network: {message}"):
-            files.load_unet(tmp_path, model=model.clone(**changes))
+            published.load_unet(tmp_path, model=model.clone(**changes))
     write_network(tmp_path / "vqvae", "vq")
     model, _ = first_stage.first_stage_from_diffusers(tmp_path)
     with pytest.raises(ValueError, match="config.json describes another network: norm_groups is 2"):

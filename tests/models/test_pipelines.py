@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.diffusion import samplers, schedules
-from sparsejax.models import files, first_stage, pipelines
+from sparsejax.diffusion import noise_schedules, samplers
+from sparsejax.models import first_stage, pipelines, published
 from sparsejax.models.autoencoder import KLModel, VQModel
 from tests.models.test_convert import assert_same_trees, numbered
 from tests.models.test_diffusers_config import autoencoder_shapes
@@ -19,9 +19,9 @@ SCHEDULERS = RECORDED["schedulers"]
 
 def recorded_schedules(recorded):
     total, steps = recorded["steps"], recorded["sampling_steps"]
-    schedule = schedules.noise_schedule(np.linspace(0.1 / total, min(20 / total, 0.9), total))
+    schedule = noise_schedules.noise_schedule(np.linspace(0.1 / total, min(20 / total, 0.9), total))
     last_alpha = 1.0 if recorded["set_alpha_to_one"] else schedule.alphas_cumprod[0]
-    return schedule, last_alpha, schedules.ddim_schedule(schedule, steps, 0, last_alpha)
+    return schedule, last_alpha, noise_schedules.ddim_schedule(schedule, steps, 0, last_alpha)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -76,8 +76,8 @@ def test_our_samplers_end_where_diffusers_scheduler_ended(name):
 )
 def test_steps_that_diffusers_spaces_otherwise_are_told(total, steps, same):
     """diffusers' `leading` spacing, in numpy, with an offset of 1 where t = 0 is not taken."""
-    schedule = schedules.noise_schedule(np.full(total, 0.01))
-    ours = schedules.ddim_schedule(schedule, steps, 0).timesteps
+    schedule = noise_schedules.noise_schedule(np.full(total, 0.01))
+    ours = noise_schedules.ddim_schedule(schedule, steps, 0).timesteps
     theirs = (np.arange(steps) * (total // steps)).round() + (1 if steps < total else 0)
     assert np.array_equal(ours, theirs) == same
     assert pipelines.has_same_steps(ours, total) == same
@@ -104,7 +104,7 @@ def test_the_first_stage_of_a_pipeline_reads_back(kind, name, model, tmp_path):
         "vqvae": ["diffusers", name],
     }
     read, loaded = first_stage.first_stage_from_diffusers(tmp_path)
-    assert files.network_arguments(read) == files.network_arguments(model)
+    assert published.network_arguments(read) == published.network_arguments(model)
     assert_same_trees(loaded, params)
     config = json.loads((tmp_path / "vqvae" / "config.json").read_text())
     assert (config["scaling_factor"], config["sample_size"]) == (0.25, 16)

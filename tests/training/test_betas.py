@@ -10,9 +10,9 @@ from sparsejax.configuration import ConfigError, resolve
 from sparsejax.evaluation import sweep
 from sparsejax.evaluation.baselines import small_dense
 from sparsejax.evaluation.grids import grid
+from sparsejax.families import build_task
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.sparsity.masks import dense_masks, summarize
-from sparsejax.tasks import build_task
 from sparsejax.training import load_run, loop, runs
 from tests.training.tiny import tiny_config
 

@@ -18,7 +18,7 @@ import pytest
 from sparsejax.configuration import ConfigError, resolve
 from sparsejax.sparsity import masks
 from sparsejax.training import checkpoints, load_run, loop, runs
-from sparsejax.training.metrics import WALL_CLOCK, read_metrics
+from sparsejax.training.metrics_log import WALL_CLOCK, read_metrics
 from sparsejax.training.optimizers import update_schedule
 from tests.training.tiny import tiny_config, tiny_flags, with_devices
 

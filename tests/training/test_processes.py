@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sparsejax.training import checkpoints
-from sparsejax.training.metrics import read_metrics
+from sparsejax.training.metrics_log import read_metrics
 from tests.training.test_loop import assert_equal_masks, final_state
 from tests.training.tiny import tiny_flags, with_devices
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sparsejax.configuration import ConfigError, resolve
-from sparsejax.tasks import build_task, stamp_data
+from sparsejax.families import build_task, stamp_data
 from sparsejax.training import loop, runs
 from tests.data.sets import encoded, pixels, write
 from tests.data.sketches import line, save_lines, save_packed, save_svgs, svg

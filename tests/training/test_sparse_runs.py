@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from sparsejax.configuration import ConfigError, resolve
+from sparsejax.families import build_task
 from sparsejax.models.unet import UNet
 from sparsejax.sparse_files import load_sparse, save_sparse
-from sparsejax.tasks import build_task
 from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
 from sparsejax.training.optimizers import build_optimizer
 from tests.training.tiny import tiny_config

@@ -8,12 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from sparsejax.diffusion import schedules
+from sparsejax.diffusion import noise_schedules
+from sparsejax.families import Task, denoising
 from sparsejax.models.layers import Dropout
 from sparsejax.sparsity import distributions, masks, packing, topology
 from sparsejax.sparsity.methods import Method, get_method
 from sparsejax.sparsity.transforms import packed, sparse_updates
-from sparsejax.tasks import Task, denoising
 from sparsejax.training import parallel, steps
 from sparsejax.training.parallel import data_parallel, shard_batch
 from sparsejax.training.state import ema_params_of, named_key, state_from
@@ -108,7 +108,7 @@ def test_microbatches_change_nothing_but_memory():
 
 def test_devices_and_microbatches_change_nothing_about_dropout():
     """The loss with half the features dropped, its batch whole, over two devices, in two parts."""
-    schedule = schedules.noise_schedule(schedules.cosine_betas(100))
+    schedule = noise_schedules.noise_schedule(noise_schedules.cosine_betas(100))
 
     def apply(params, x, t, *, train, rngs):
         assert train

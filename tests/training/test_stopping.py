@@ -12,7 +12,7 @@ import pytest
 
 from sparsejax import signals
 from sparsejax.training import checkpoints, loop
-from sparsejax.training.metrics import read_metrics
+from sparsejax.training.metrics_log import read_metrics
 from tests.training.test_loop import ROOT, assert_equal_runs
 from tests.training.tiny import tiny_config, tiny_flags
 
@@ -20,9 +20,9 @@ COMMANDS = {
     "train": ["train.py"],
     "evaluate": ["evaluate.py", "--workdirs=nowhere"],
     "sweep": ["-m", "sparsejax.evaluation.sweep", "--config=configs/digits.py"],
-    "report": ["-m", "sparsejax.evaluation.report", "--results=nowhere"],
-    "export": ["-m", "sparsejax.models.export", "--workdir=nowhere", "--output=nowhere"],
-    "prepare": ["-m", "sparsejax.data.prepare", "--config=configs/digits.py"],
+    "report": ["-m", "sparsejax.reports.report", "--results=nowhere"],
+    "export": ["-m", "sparsejax.commands.export", "--workdir=nowhere", "--output=nowhere"],
+    "prepare": ["-m", "sparsejax.commands.prepare", "--config=configs/digits.py"],
 }
 
 

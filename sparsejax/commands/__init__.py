@@ -1,0 +1,1 @@
+"""What `python -m sparsejax` runs, one file for each command."""

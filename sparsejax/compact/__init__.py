@@ -1,0 +1,1 @@
+"""Networks without what is inactive, and the states that train them."""

@@ -1,0 +1,126 @@
+"""Flax modules from the arguments that a config gives them, and checks that tasks share."""
+
+import re
+import typing
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from sparsejax import schema
+from sparsejax.configuration import check_type, require, require_key
+from sparsejax.diffusion.noise_schedules import remaining_signal
+from sparsejax.schema import Key
+
+# Of sqrt(alpha_bar_T), above which sampling from pure noise is noticeably wrong.
+_LARGEST_SIGNAL = 0.05
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def network_keys(cls: type[nn.Module], section: str = "model") -> tuple[Key, ...]:
+    """Return the config keys of a network: its fields, explained as its docstring does.
+
+    Args:
+      cls: Flax module class.
+      section: where its arguments stand in the config.
+
+    Example:
+      >>> from sparsejax.models.unet import UNet
+      >>> [key.default for key in network_keys(UNet) if key.path == "model.channel_mult"]
+      [(1, 2, 3, 4)]
+    """
+    types, meanings = typing.get_type_hints(cls), _meanings(cls)
+    keys = []
+    for name, field in cls.__dataclass_fields__.items():
+        if name in ("parent", "name"):
+            continue
+        key = Key(f"{section}.{name}", types[name], field.default, meanings.get(name, ""))
+        if name == "dtype":
+            key = key._replace(type=str, default="float32", accepted=tuple(DTYPES))
+        keys.append(key)
+    return tuple(keys)
+
+
+def _meanings(cls):
+    """Return `{attribute: meaning}` from the docstrings of a class and those it comes from."""
+    meanings = {}
+    for base in reversed(cls.__mro__):
+        _, _, text = (base.__dict__.get("__doc__") or "").partition("Attributes:\n")
+        text = text.split("\n\n")[0]
+        for name, meaning in re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE):
+            meanings[name] = " ".join(meaning.split()).rstrip(".")
+    return meanings
+
+
+def build_module(cls: type[nn.Module], arguments: ConfigDict, section: str) -> Any:
+    """Return `cls(**arguments)`, names and types of the arguments checked.
+
+    Args:
+      cls: Flax module class.
+      arguments: ConfigDict of its attributes, `dtype` by name.
+      section: where the arguments stand in the config.
+
+    Raises:
+      ConfigError: an argument that the class doesn't have, or a value of another type.
+    """
+    known = {key.path: key for key in network_keys(cls, section)}
+    accepted = f"arguments of {cls.__name__}: " + ", ".join(p.rpartition(".")[2] for p in known)
+    arguments = {"dtype": "float32"} | arguments.to_dict()
+    for name, value in arguments.items():
+        path = f"{section}.{name}"
+        require_key(path, value, known, accepted)
+        arguments[name] = value = schema.as_type(known[path].type, value)
+        check_type(known[path], value)
+        allowed = schema.is_accepted(known[path], value)
+        require(allowed, path, value, schema.describe_accepted(known[path]))
+    return cls(**(arguments | {"dtype": DTYPES[arguments["dtype"]]}))
+
+
+def warnings_of(schedule):
+    """Return what a run's user should know of its noise schedule: lines, most often none.
+
+    Args:
+      schedule: NoiseSchedule.
+    """
+    signal = remaining_signal(schedule)
+    if signal <= _LARGEST_SIGNAL:
+        return ()
+    return (
+        f"sampling begins with pure noise, but after all {schedule.steps} diffusion steps "
+        f"sqrt(alpha_bar) is {signal:.3f}, more than {_LARGEST_SIGNAL}: samples will not follow "
+        "the data (see config.diffusion)",
+    )
+
+
+def is_count(value):
+    """Tell whether a value is a whole number, 1 or more."""
+    return schema.has_type(int, value) and value >= 1
+
+
+def check_batch_size(config, count):
+    """Refuse a batch that holds some of the training examples more than once.
+
+    Args:
+      config: resolved ConfigDict.
+      count: number of training examples.
+
+    Raises:
+      ConfigError: `batch_size` is larger.
+    """
+    accepted = f"{count:,} or less, the number of examples of task.split ({config.task.split!r})"
+    require(config.batch_size <= count, "batch_size", config.batch_size, accepted)
+
+
+def check_sampling(config):
+    """Refuse a number of sampling steps that the diffusion process doesn't have.
+
+    Args:
+      config: resolved ConfigDict.
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    steps, total = config.sample.steps, config.diffusion.steps
+    fits = config.sample.sampler == "ddpm" or 1 <= steps <= total  # ddpm takes all of them
+    require(fits, "sample.steps", steps, f"1 to {total} (diffusion.steps)")

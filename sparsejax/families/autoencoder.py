@@ -1,0 +1,127 @@
+"""The first stage: an autoencoder trained to reconstruct images."""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.configuration import require
+from sparsejax.data import images as data
+from sparsejax.families.arguments import build_module, is_count
+from sparsejax.families.images import (
+    check_channels,
+    prepare_images,
+    reference_images,
+    training_batches,
+)
+from sparsejax.families.task import Task
+from sparsejax.models.first_stage import FILE, KINDS, load_first_stage, save_first_stage
+from sparsejax.models.flops import layer_flops
+from sparsejax.rendering.images import image_grid
+
+_RECONSTRUCTED_AT_ONCE = 8  # images on a device
+
+
+def autoencoder_task(config):
+    """Return the Task of a first stage on the images of `config.task`.
+
+    The loss is |x - reconstruction|, averaged, plus `task.regulariser` times the model's own
+    loss; what published first stages used beyond that stands in `models.autoencoder`. Samples
+    are reconstructions of the images of `reference_split`.
+
+    Args:
+      config: resolved ConfigDict; `task.kind` names the model, `model` holds its arguments.
+
+    Returns:
+      Task; samples and reference are [count, height, width, channels] float32 in [-1, 1].
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    settings = config.task
+    model = build_autoencoder(settings.kind, config.model, "task.kind", "model")
+    weight = settings.regulariser
+    size, factor = settings.image_size, model.factor
+    require(
+        size >= factor and size % factor == 0, "task.image_size", size, f"multiples of {factor}"
+    )
+    require(
+        config.sparsity.method == "dense",
+        "sparsity.method",
+        config.sparsity.method,
+        "dense: only the UNet is sparsified",
+    )
+    check_channels(config)
+    shape = (size, size, model.in_channels)
+    latent_shape = (size // factor, size // factor, model.z_channels)
+
+    def apply(params, x, noise=None, *, train=False, rngs=None):
+        del train, rngs
+        return model.apply({"params": params}, x, noise)
+
+    def loss(apply, params, batch, keys, train):
+        x = batch["image"]
+        noise = jax.vmap(lambda key: jax.random.normal(key, latent_shape))(keys)
+        reconstruction, regulariser = apply(params, x, noise, train=train)
+        return jnp.mean(jnp.abs(reconstruction - x)) + weight * regulariser
+
+    def sample(apply, params, frozen, key, count, start=0):
+        del key
+        indices = (start + jnp.arange(count)) % len(frozen)
+
+        def reconstruct(index):
+            return apply(params, to_float(frozen[index])[None])[0][0]
+
+        return jax.lax.map(reconstruct, indices, batch_size=_RECONSTRUCTED_AT_ONCE)
+
+    def to_float(pixels):
+        return pixels.astype(jnp.float32) / 127.5 - 1
+
+    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    return Task(
+        init=lambda key: model.init(key, jnp.zeros(example.shape))["params"],
+        apply=apply,
+        loss=loss,
+        sample=sample,
+        frozen=lambda: jnp.asarray(data.load_images(settings, settings.reference_split)[0]),
+        render=image_grid,
+        batches=functools.partial(training_batches, config),
+        reference=functools.partial(reference_images, settings),
+        labelled=lambda: data.load_images(settings, settings.split),
+        layer_flops=lambda params: layer_flops(model, params, example),
+        passes_per_sample=1,
+        prepare=lambda: prepare_images(config),
+        load=lambda path: load_first_stage(path, model),
+        export=lambda params, folder: save_first_stage(
+            pathlib.Path(folder) / FILE, params, settings.kind, config.model.to_dict()
+        ),
+        closing_files=(FILE,),
+    )
+
+
+def build_autoencoder(kind, arguments, kind_key, key):
+    """Return the VQModel or KLModel that a config describes, its sizes checked.
+
+    Args:
+      kind: `vq` or `kl`.
+      arguments: ConfigDict of its attributes.
+      kind_key: where `kind` stands in the config.
+      key: where `arguments` stand.
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    require(kind in KINDS, kind_key, kind, ", ".join(KINDS))
+    model = build_module(KINDS[kind], arguments, key)
+    counts = ("channels", "num_res_blocks", "z_channels", "in_channels", "norm_groups")
+    for name in (*counts, "codes") if kind == "vq" else counts:
+        value = getattr(model, name)
+        require(is_count(value), f"{key}.{name}", value, "1 or more")
+    mults = model.channel_mult
+    are_counts = len(mults) > 0 and all(map(is_count, mults))
+    require(are_counts, f"{key}.channel_mult", mults, "whole numbers, 1 or more")
+    groups = model.norm_groups
+    accepted = f"multiples of {groups} (norm_groups)"
+    require(model.channels % groups == 0, f"{key}.channels", model.channels, accepted)
+    return model

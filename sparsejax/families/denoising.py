@@ -1,0 +1,198 @@
+"""Diffusion by the Latent Diffusion UNet and eps-prediction, on whatever kind of picture.
+
+The part that pixels and latents share: `images_task` and `latents_task` add the data.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from sparsejax.configuration import require
+from sparsejax.diffusion import noise_schedules, process, samplers
+from sparsejax.families.arguments import build_module, check_sampling, is_count, warnings_of
+from sparsejax.families.task import Task
+from sparsejax.models.flops import layer_flops
+from sparsejax.models.published import check_params, load_unet
+from sparsejax.models.unet import UNet
+from sparsejax.models.units import unet_units
+from sparsejax.rendering.images import image_grid
+
+
+def denoising_task(config, size, *, batches, reference, decode=None, **others):
+    """Return the Task of a UNet that denoises examples [size, size, model.in_channels].
+
+    Args:
+      config: resolved ConfigDict; `model` holds arguments of `models.unet.UNet`, its dtype by
+        name.
+      size: height and width of what is denoised.
+      batches: the Task's; a batch holds one array, the examples.
+      reference: the Task's.
+      decode: `decode(frozen, examples) -> images`; examples are images themselves if None.
+      **others: fields of the Task that hold as they are.
+
+    Returns:
+      Task; samples are images [count, height, width, channels] float32 in [-1, 1].
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    model = _build_model(config, size)
+    schedule = _noise_schedule(config.diffusion)
+    check_sampling(config)
+    shape = (size, size, model.in_channels)
+    example_inputs = (
+        jax.ShapeDtypeStruct((1, *shape), jnp.float32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+    )
+
+    def init(key):
+        inputs = (jnp.zeros(x.shape, x.dtype) for x in example_inputs)
+        return model.init(key, *inputs)["params"]
+
+    def apply(params, x, t, *, train=False, rngs=None):
+        keys = rngs and rngs["dropout"]
+        return model.apply({"params": params}, x, t, train=train, dropout_keys=keys)
+
+    def sample(apply, params, frozen, key, count, start=0):
+        drawn = _sample(schedule, shape, config.sample, apply, params, key, count, start)
+        return decode(frozen, drawn) if decode else drawn
+
+    def load(path):
+        params = load_unet(path, model=model)
+        check_params(params, jax.eval_shape(init, jax.random.key(0)), path)
+        return params
+
+    is_ddpm = config.sample.sampler == "ddpm"
+    return Task(
+        init=init,
+        apply=apply,
+        loss=functools.partial(_loss, schedule),
+        sample=sample,
+        render=image_grid,
+        batches=batches,
+        reference=reference,
+        layer_flops=lambda params: layer_flops(model, params, *example_inputs),
+        passes_per_sample=schedule.steps if is_ddpm else config.sample.steps,
+        load=load,
+        warnings=warnings_of(schedule),
+        units=lambda params: unet_units(params, model.norm_groups, model.num_head_channels),
+        **others,
+    )
+
+
+def _loss(schedule, apply, params, batch, keys, train):
+    """Mean eps loss; t, noise and dropout are drawn per example, from the example's own key."""
+    (x_0,) = batch.values()
+
+    def draw(key):
+        t_key, noise_key, dropout_key = jax.random.split(key, 3)
+        t = jax.random.randint(t_key, (), 0, schedule.steps)
+        return t, jax.random.normal(noise_key, x_0.shape[1:]), dropout_key
+
+    t, noise, dropout_keys = jax.vmap(draw)(keys)
+    x_t = process.q_sample(schedule, x_0, t, noise)
+    eps = apply(params, x_t, t, train=train, rngs={"dropout": dropout_keys})
+    return jnp.mean(process.eps_loss(eps, noise))
+
+
+def _sample(schedule, shape, settings, apply, params, key, count, start):
+    indices = start + jnp.arange(count)
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+    x_T, noise = samplers.example_noise(keys, shape)  # noqa: N806
+    denoise = functools.partial(apply, params)
+    if settings.sampler == "ddpm":
+        return samplers.ddpm_sample(
+            denoise, schedule, x_T, noise, noise_weight=settings.noise_weight, clip=settings.clip
+        )
+    return samplers.ddim_sample(
+        denoise,
+        schedule,
+        x_T,
+        noise,
+        steps=settings.steps,
+        eta=settings.eta,
+        clip=settings.clip,
+        last_alpha=1.0 if settings.set_alpha_to_one else None,
+    )
+
+
+def _noise_schedule(diffusion):
+    accepted = ", ".join(noise_schedules.BETAS)
+    known = diffusion.schedule in noise_schedules.BETAS
+    require(known, "diffusion.schedule", diffusion.schedule, accepted)
+    limits = {k: diffusion[k] for k in ("start", "end") if diffusion[k] is not None}
+    if diffusion.schedule not in noise_schedules.LIMITS:
+        for key, beta in limits.items():
+            accepted = f"None with the {diffusion.schedule} schedule"
+            require(False, f"diffusion.{key}", beta, accepted)
+    return noise_schedules.noise_schedule(
+        noise_schedules.BETAS[diffusion.schedule](diffusion.steps, **limits)
+    )
+
+
+def _build_model(config, size):
+    """Return the UNet of `config.model`, checked against the size of what it denoises."""
+    model = build_module(UNet, config.model, "model")
+    _check_sizes(model)
+    _check_attention(model)
+    halvings = len(model.channel_mult) - 1
+    multiple, cell = 2**halvings, config.task.image_size // size
+    accepted = f"multiples of {multiple * cell}: model.channel_mult halves "
+    accepted += f"{'images' if cell == 1 else 'latents'} {halvings} times"
+    fits = size >= multiple and size % multiple == 0
+    require(fits, "task.image_size", config.task.image_size, accepted)
+    return model
+
+
+def _check_sizes(model):
+    counts = ("in_channels", "out_channels", "num_res_blocks", "norm_groups")
+    for key in (*counts, "num_head_channels", "model_channels"):
+        require(is_count(getattr(model, key)), f"model.{key}", getattr(model, key), "1 or more")
+    mults, width, groups = model.channel_mult, model.model_channels, model.norm_groups
+    are_counts = len(mults) > 0 and all(map(is_count, mults))
+    require(are_counts, "model.channel_mult", mults, "whole numbers, 1 or more")
+    accepted = f"multiples of {groups} (norm_groups)"
+    require(width % groups == 0, "model.model_channels", width, accepted)
+    same = model.in_channels == model.out_channels
+    accepted = f"{model.in_channels}, as model.in_channels"
+    require(same, "model.out_channels", model.out_channels, accepted)
+    require(0 <= model.dropout < 1, "model.dropout", model.dropout, "[0, 1)")
+    require(0 < model.norm_eps <= 1, "model.norm_eps", model.norm_eps, "(0, 1]")
+    for key in ("freq_shift", "downsample_padding"):
+        require(getattr(model, key) in (0, 1), f"model.{key}", getattr(model, key), "0 or 1")
+    accepted = "0, or 1 where model.model_channels is 4 or more"
+    has_frequencies = model.freq_shift == 0 or width >= 4
+    require(has_frequencies, "model.freq_shift", model.freq_shift, accepted)
+
+
+def _check_attention(model):
+    factors = [2**level for level in range(len(model.channel_mult))]
+    attends = model.attention_resolutions
+    accepted = f"some of {factors}, the downsampling factors"
+    require(set(attends) <= set(factors), "model.attention_resolutions", attends, accepted)
+    head = model.num_head_channels
+    for factor, mult in zip(factors, model.channel_mult, strict=True):
+        channels = mult * model.model_channels
+        divides = channels % head == 0 or not (factor in attends or factor == factors[-1])
+        accepted = f"divisors of {channels}, the channels at factor {factor}"
+        require(divides, "model.num_head_channels", head, accepted)
+
+
+def sampling_schedules(config):
+    """Return the schedules that a run on images or latents is sampled with.
+
+    Args:
+      config: resolved ConfigDict.
+
+    Returns:
+      Tuple of its NoiseSchedule and the DDIMSchedule of `sample.steps` of its steps, of all of
+      them where `sample.sampler` is `ddpm`.
+
+    Raises:
+      ConfigError: see `denoising_task`.
+    """
+    schedule, settings = _noise_schedule(config.diffusion), config.sample
+    steps = schedule.steps if settings.sampler == "ddpm" else settings.steps
+    last_alpha = 1.0 if settings.set_alpha_to_one else None
+    return schedule, noise_schedules.ddim_schedule(schedule, steps, settings.eta, last_alpha)

@@ -1,0 +1,304 @@
+"""ChiroDiff: diffusion on pen strokes, by a bidirectional GRU or a Transformer."""
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from sparsejax.atomic import write_text
+from sparsejax.configuration import require
+from sparsejax.data import sketches as data
+from sparsejax.data.images import to_pixels
+from sparsejax.data.stroke_statistics import compare_strokes
+from sparsejax.data.strokes import PEN_UP, SCALE
+from sparsejax.diffusion import noise_schedules, process, samplers
+from sparsejax.families.arguments import (
+    build_module,
+    check_batch_size,
+    check_sampling,
+    is_count,
+    warnings_of,
+)
+from sparsejax.families.task import Task
+from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, TransformerDenoiser
+from sparsejax.models.flops import layer_flops
+from sparsejax.models.units import bigru_units
+from sparsejax.rendering import rasterize, stroke_grid, svg_grid, to_gif
+
+KINDS = {"birnn": BiGRUDenoiser, "transformer": TransformerDenoiser}
+# Side of the images that metrics read: on 32 pixels a classifier is trained in two minutes of one
+# CPU core, on 64 in ten.
+RASTER_SIZE = 32
+NO_POINT = 2  # pen state of what lies behind a drawing's end
+
+_SCHEDULES = ("linear", "cosine")
+# Fixed: the noise of the held-out loss follows from them.
+_HELD_OUT_BATCH, _HELD_OUT_BUCKETS = 128, 5
+_ILLUSTRATED = 64
+_LABELLED = 5000  # drawings to train a classifier on
+
+logger = logging.getLogger(__name__)
+
+
+def strokes_task(config):
+    """Return the Task of a ChiroDiff denoiser on the drawings of `config.task`.
+
+    Args:
+      config: resolved ConfigDict; `model` holds arguments of the denoiser that `task.kind`
+        names.
+
+    Returns:
+      Task; samples and reference are drawings [count, length, 3] float32: absolute x and y (y
+      down), pen 0 in a stroke, 1 on its last point, 2 behind the drawing's end. Their images are
+      rasters of 32x32 pixels.
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    settings = config.task
+    schedule = _noise_schedule(config.diffusion)
+    model = _build_model(config)
+    check_sampling(config)
+    _check_clip(config)
+    data.check_sketches(settings, settings.reference_split)
+    sketches = data.load_sketches(settings, settings.split)
+    bounds = data.bucket_bounds(sketches.lengths, settings.buckets)
+    given = config.sample.lengths
+    accepted = f"whole numbers from 1 to {bounds[-1]}"
+    fit = all(is_count(n) and n <= bounds[-1] for n in given)
+    require(fit, "sample.lengths", given, accepted)
+    mean_length = round(sketches.lengths.mean())
+    labels = data.load_labels(settings, settings.split)
+    constants = _constants(model)
+
+    def init(key):
+        return model.init(key, *_inputs(1))["params"]
+
+    def apply(params, noisy, t, lengths, timestamps, *, train=False, rngs=None):
+        del rngs
+        variables = {"params": params} | constants
+        return model.apply(variables, noisy, t, lengths, timestamps, train=train)
+
+    def batches(start, stop):
+        share = 100 * data.padding(sketches.lengths, bounds)
+        logger.info("batches are padded to %s points: %.0f %% of it is padding", bounds, share)
+        return data.sketch_batches(sketches, bounds, config.batch_size, config.seed, start, stop)
+
+    def held_out():
+        others = data.load_sketches(settings, settings.reference_split)
+        return data.ordered_batches(others, _HELD_OUT_BUCKETS, _HELD_OUT_BATCH)
+
+    def reference():
+        others = data.load_sketches(settings, settings.reference_split)
+        return drawings(others, np.arange(len(others.lengths)))
+
+    def drawings(these, indices):
+        longest = data.bucket_bounds(these.lengths, 1)[0]
+        batch = data.pad(these, indices, longest)
+        return np.asarray(to_drawings(batch["points"], batch["lengths"], settings.representation))
+
+    def labelled():
+        # Spread over the split: where it is sorted by label, the first ones are of few labels.
+        chosen = np.linspace(0, len(labels) - 1, min(len(labels), _LABELLED)).astype(np.int64)
+        return to_images(drawings(sketches, chosen)), labels[chosen]
+
+    def layer_flops_of_mean_drawing(params):
+        return layer_flops(model, params, *_inputs(mean_length), **constants)
+
+    is_ddpm = config.sample.sampler == "ddpm"
+    return Task(
+        init=init,
+        apply=apply,
+        loss=functools.partial(_loss, schedule),
+        sample=functools.partial(_sample, schedule, bounds, config),
+        render=stroke_grid,
+        batches=batches,
+        reference=reference,
+        layer_flops=layer_flops_of_mean_drawing,
+        passes_per_sample=schedule.steps if is_ddpm else config.sample.steps,
+        warnings=warnings_of(schedule),
+        frozen=lambda: {"lengths": np.asarray(given or sketches.lengths, np.int32)},
+        units=bigru_units if settings.kind == "birnn" else lambda params: {},
+        prepare=lambda: check_batch_size(config, len(sketches.lengths)),
+        held_out=held_out,
+        to_images=to_images,
+        labelled=labelled if np.ptp(labels) else None,
+        statistics=compare_strokes,
+        illustrate=_illustrate,
+        closing_files=("samples.svg", "samples.gif"),
+    )
+
+
+def to_images(samples):
+    """Return the pictures of drawings that are measured, [count, 32, 32, 1] uint8."""
+    return to_pixels(rasterize(samples, RASTER_SIZE))
+
+
+def to_drawings(points, lengths, representation):
+    """Turn sequences of the model into drawings.
+
+    Args:
+      points: [batch, length, 3], steps or points as `representation` says, and pen.
+      lengths: [batch] int.
+      representation: `threeseqdel` or `threeseqabs`.
+
+    Returns:
+      [batch, length + 1, 3] float32: absolute x, y, beginning at the origin; pen 0, 1 (values
+      above 0.8), or 2 behind the end.
+    """
+    points = jnp.pad(points, [(0, 0), (1, 0), (0, 0)])
+    xy = jnp.cumsum(points[..., :2], axis=1) if representation == "threeseqdel" else points[..., :2]
+    valid = jnp.arange(points.shape[1]) <= lengths[:, None]
+    pen = jnp.where(valid, (points[..., 2] > PEN_UP).astype(jnp.float32), NO_POINT)
+    return jnp.concatenate([jnp.where(valid[..., None], xy, 0), pen[..., None]], axis=-1)
+
+
+def _illustrate(samples, folder):
+    write_text(folder / "samples.svg", svg_grid(samples[:_ILLUSTRATED]))
+    to_gif(samples[:_ILLUSTRATED], folder / "samples.gif")
+
+
+def even_times(length, lengths, representation):
+    """Return the times of drawings of constant pace, as `data.strokes.represent` gives them.
+
+    Args:
+      length: padded length.
+      lengths: [batch] int.
+      representation: `threeseqdel` or `threeseqabs`.
+
+    Returns:
+      [batch, length] float32, from 0 (`threeseqdel`) or up to 1 (`threeseqabs`).
+    """
+    first = 1 if representation == "threeseqabs" else 0
+    return (jnp.arange(length) + first) / lengths[:, None]
+
+
+def _inputs(length):
+    points = jnp.zeros((1, length, 3))
+    return points, jnp.zeros(1, jnp.int32), jnp.full(1, length), points[..., 0]
+
+
+def _constants(model):
+    """Return the model's fixed random matrices: the same in every run and every version of JAX."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *_inputs(1))
+    stream = np.random.RandomState(0)  # numpy never changes what it draws
+    return {
+        name: jax.tree.map(lambda x: np.float32(stream.standard_normal(x.shape)), collection)
+        for name, collection in shapes.items()
+        if name != "params"
+    }
+
+
+def _loss(schedule, apply, params, batch, keys, train):
+    """Mean eps loss over valid points; t and noise are drawn from each example's own key."""
+    points, lengths = batch["points"], batch["lengths"]
+
+    def draw(key):
+        t_key, noise_key = jax.random.split(key)
+        t = jax.random.randint(t_key, (), 0, schedule.steps)
+        return t, jax.random.normal(noise_key, points.shape[1:])
+
+    t, noise = jax.vmap(draw)(keys)
+    noisy = process.q_sample(schedule, points, t, noise)
+    eps = apply(params, noisy, t, lengths, batch["times"], train=train)
+    return jnp.mean(process.sequence_eps_loss(eps, noise, lengths))
+
+
+def _sample(schedule, bounds, config, apply, params, frozen, key, count, start=0):
+    """Sample drawings of like length together, each group padded to the bound it needs."""
+    indices = start + jnp.arange(count)
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+    lengths = _sample_lengths(config.sample, frozen["lengths"], keys, indices)
+
+    def denoise_padded_to(bound, keys, lengths):
+        x_T, noise = samplers.example_noise(keys, (bounds[-1], 3))  # noqa: N806
+        times = even_times(bound, lengths, config.task.representation)
+        drawn = _run_sampler(
+            schedule,
+            config.sample,
+            lambda x, t: apply(params, x, t, lengths, times),
+            x_T[:, :bound],
+            lambda i: noise(i)[:, :bound],
+        )
+        return jnp.pad(drawn, [(0, 0), (0, bounds[-1] - bound), (0, 0)])
+
+    def sample_group(group):
+        bucket = jnp.searchsorted(jnp.array(bounds), jnp.max(group[1]))
+        branches = [functools.partial(denoise_padded_to, bound) for bound in bounds]
+        return jax.lax.switch(bucket, branches, *group)
+
+    order = jnp.argsort(lengths)
+    groups = max(1, min(8, count // 32))
+    padded = jnp.pad(order, (0, -count % groups), mode="edge")
+    split = jax.tree.map(lambda x: x[padded].reshape(groups, -1), (keys, lengths))
+    drawn = jax.lax.map(sample_group, split).reshape(-1, bounds[-1], 3)[:count]
+    drawn = jnp.zeros_like(drawn).at[order].set(drawn)
+    return to_drawings(drawn, lengths, config.task.representation)
+
+
+def _sample_lengths(settings, lengths, keys, indices):
+    if settings.lengths:
+        return lengths[indices % len(lengths)]
+
+    def draw(key):
+        # A number that no sampler's noise is drawn with.
+        return jax.random.choice(jax.random.fold_in(key, 2**31 - 1), lengths)
+
+    return jax.vmap(draw)(keys)
+
+
+def _run_sampler(schedule, settings, denoise, x_T, noise):  # noqa: N803
+    if settings.sampler == "ddpm":
+        return samplers.ddpm_sample(
+            denoise, schedule, x_T, noise, noise_weight=settings.noise_weight, clip=settings.clip
+        )
+    return samplers.ddim_sample(
+        denoise,
+        schedule,
+        x_T,
+        noise,
+        steps=settings.steps,
+        eta=settings.eta,
+        clip=settings.clip,
+        last_alpha=None if settings.set_alpha_to_one is False else 1.0,
+    )
+
+
+def _noise_schedule(diffusion):
+    known = diffusion.schedule in _SCHEDULES
+    require(known, "diffusion.schedule", diffusion.schedule, ", ".join(_SCHEDULES))
+    for key in ("start", "end"):
+        require(diffusion[key] is None, f"diffusion.{key}", diffusion[key], "None with strokes")
+    fewest = 21 if diffusion.schedule == "linear" else 2
+    require(diffusion.steps >= fewest, "diffusion.steps", diffusion.steps, f"{fewest} or more")
+    return noise_schedules.chirodiff_schedule(diffusion.schedule, diffusion.steps)
+
+
+def _check_clip(config):
+    """The cosine's last alpha_bar is next to nothing, and DDIM divides by it."""
+    diverges = config.diffusion.schedule == "cosine" and config.sample.sampler == "ddim"
+    accepted = f"a number, such as {SCALE:g}, with the cosine schedule and ddim"
+    require(not diverges or config.sample.clip, "sample.clip", config.sample.clip, accepted)
+
+
+def _build_model(config):
+    kind = config.task.kind
+    require(kind in KINDS, "task.kind", kind, ", ".join(KINDS))
+    fixed = {"steps": config.diffusion.steps, "representation": config.task.representation}
+    for key, value in fixed.items():
+        given = config.model.get(key, value)
+        where = "diffusion" if key == "steps" else "task"
+        require(given == value, f"model.{key}", given, f"{value!r} ({where}.{key}), or none")
+    model = build_module(KINDS[kind], ConfigDict(config.model.to_dict() | fixed), "model")
+    for key in ("layers", "hidden", "pe_dim", *(["heads"] if kind == "transformer" else [])):
+        require(is_count(getattr(model, key)), f"model.{key}", getattr(model, key), "1 or more")
+    require(model.pe_dim % 2 == 0, "model.pe_dim", model.pe_dim, "even numbers")
+    known, accepted = model.time_embedding in TIME_EMBEDDINGS, ", ".join(TIME_EMBEDDINGS)
+    require(known, "model.time_embedding", model.time_embedding, accepted)
+    if kind == "transformer":
+        accepted = f"divisors of {model.hidden} (hidden)"
+        require(model.hidden % model.heads == 0, "model.heads", model.heads, accepted)
+    return model

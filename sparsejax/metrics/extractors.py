@@ -1,0 +1,126 @@
+"""Feature extractors by name: what turns images into the numbers that metrics compare."""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparsejax.configuration import ConfigError
+from sparsejax.data.images import PICTURES, to_unit_range
+from sparsejax.metrics import inception_features
+from sparsejax.metrics.cache import load_or_compute
+from sparsejax.metrics.classifier import FEATURES, load_classifier
+from sparsejax.metrics.inception_weights import load_inception
+
+EXTRACTORS = ("classifier", "pixels", "inception")
+_SIDE = 16  # of the images whose pixels are compared
+_AT_ONCE = 250
+
+logger = logging.getLogger(__name__)
+
+
+class Extractor(NamedTuple):
+    """A function from pictures to features, with the name that stands beside every number.
+
+    Attributes:
+      name: such as `classifier:digits`, `pixels:8x8`, `inception:2048`.
+      dim: of the features.
+      extract: `extract(pictures [count, height, width, channels] uint8) -> (features [count, dim]
+        float32, logits [count, classes] float32 or None)`; a ValueError refuses floats, which
+        only `data.images.to_pixels` makes pictures.
+    """
+
+    name: str
+    dim: int
+    extract: Callable
+
+
+def build_extractor(kind, label, labelled, shape, weights=None):
+    """Return the extractor of this kind for images of this shape.
+
+    Args:
+      kind: one of `EXTRACTORS`; None takes the classifier where there is data to train it on,
+        else pixels.
+      label: short name of the data.
+      labelled: `labelled() -> (images, labels)`, the Task's; None without labels.
+      shape: (height, width, channels) of the images.
+      weights: path of Inception's weight file; see `inception_weights`.
+
+    Returns:
+      Extractor.
+
+    Raises:
+      ConfigError: unknown kind, no labels, or no weight file.
+    """
+    if kind is not None and kind not in EXTRACTORS:
+        raise ConfigError(f"extractor {kind!r}; accepted: {', '.join(EXTRACTORS)}")
+    if kind == "inception":
+        return Extractor("inception:2048", 2048, _in_batches(_inception, load_inception(weights)))
+    if kind != "pixels":
+        images, labels = labelled() if labelled else (None, np.zeros(1))
+        if labels.max() > 0:
+            model, params = load_classifier(label, images, labels)
+            extract = _in_batches(model.apply, {"params": params}, to_unit_range)
+            return Extractor(f"classifier:{label}", FEATURES, extract)
+        missing = f"{label} has no labels of several classes to train a classifier on"
+        if kind == "classifier":
+            raise ConfigError(f"extractor 'classifier': {missing}; accepted: pixels, inception")
+        logger.info("%s: features are pixels", missing)
+    height, width = (min(side, _SIDE) for side in shape[:2])
+    extract = _in_batches(functools.partial(_pixels, height, width), (), to_unit_range)
+    return Extractor(f"pixels:{height}x{width}", height * width * shape[2], extract)
+
+
+def reference_features(extractor, images):
+    """Return the features of reference images, computed once and kept in the cache folder.
+
+    Args:
+      extractor: Extractor.
+      images: [count, height, width, channels] uint8.
+
+    Returns:
+      [count, dim] float32.
+    """
+    # The features of one image tell one set of weights from another.
+    digest = hashlib.sha256(extractor.extract(images[:1])[0].tobytes())
+    digest.update(f"{PICTURES} {images.shape}".encode() + images.tobytes())
+    name = f"reference-{extractor.name}-{digest.hexdigest()[:16]}".replace(":", "-")
+    features = load_or_compute(name, lambda: {"features": extractor.extract(images)[0]})
+    return features["features"]
+
+
+def _in_batches(extract, params, prepare=lambda pictures: pictures):
+    """Compile an extractor and run it on batches of one size, the last one filled up."""
+    extract, params = jax.jit(extract), jax.device_put(params)
+
+    def in_batches(images):
+        images = np.asarray(images)
+        if images.dtype != np.uint8:
+            raise ValueError(f"pictures are {images.dtype}; accepted: uint8")
+        parts = []
+        for start in range(0, len(images), _AT_ONCE):
+            batch = images[start : start + _AT_ONCE]
+            count = len(batch)
+            padded = np.pad(batch, [(0, _AT_ONCE - count), (0, 0), (0, 0), (0, 0)])
+            found = extract(params, prepare(padded))
+            parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], found))
+        return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+    return in_batches
+
+
+def _pixels(height, width, params, images):
+    del params
+    shape = (len(images), height, width, images.shape[-1])
+    small = jax.image.resize(images, shape, "linear", antialias=True)
+    return (small.reshape(len(images), -1) + 1) / 2, None
+
+
+def _inception(params, pixels):
+    pixels = jnp.broadcast_to(pixels, (*pixels.shape[:3], 3))  # grey becomes RGB
+    return inception_features.extract(params, pixels, ("2048", "logits_unbiased"))

@@ -1,0 +1,181 @@
+"""The published weights of FID's Inception: found or downloaded, and checked by their hash.
+
+torch-fidelity and pytorch-fid publish the same file, byte for byte, under two names. Neither
+checks it; here nothing with another hash is read.
+"""
+
+import contextlib
+import hashlib
+import http.client
+import importlib.util
+import logging
+import os
+import pathlib
+import shutil
+import tempfile
+import urllib.request
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from sparsejax.configuration import ConfigError
+from sparsejax.metrics.cache import cache_folder
+from sparsejax.models.convert import inception_from_torch
+from sparsejax.models.published import read_state_dict
+
+VARIABLE = "SPARSEJAX_INCEPTION"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+URLS = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth",
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+    "pt_inception-2015-12-05-6726825d.pth",
+)
+_TIMEOUT = 60  # seconds without an answer
+
+logger = logging.getLogger(__name__)
+
+
+def load_inception(path=None):
+    """Return the published weights, downloading the file (96 MB) where there is none.
+
+    The file is looked for at `path`, else at the environment variable `SPARSEJAX_INCEPTION`,
+    else in the folder `SPARSEJAX_CACHE` (default ~/.cache/sparsejax). Reading it takes PyTorch
+    once; a copy that doesn't is kept in that folder.
+
+    Args:
+      path: of the `.pth` file, or None.
+
+    Returns:
+      `params` for `inception_features.extract`, numpy arrays; `jax.device_put` spares copies.
+
+    Raises:
+      ConfigError: there is no file, and none could be downloaded; it has another hash; or
+        PyTorch is needed and absent. Says what to do.
+    """
+    state_dict = read_weights(find_weights(path), SHA256)
+    try:
+        return inception_from_torch(state_dict)
+    except ValueError as error:
+        raise ConfigError(f"Inception weights: {error}") from error
+
+
+def find_weights(path=None, sha256=SHA256, urls=URLS):
+    """Return the path of a file of weights with the right hash; see `load_inception`.
+
+    Args:
+      path: of the file, or None.
+      sha256: hash that the file must have, hexadecimal.
+      urls: where to download it, tried in turn; their last parts are its names in the cache.
+
+    Returns:
+      pathlib.Path.
+
+    Raises:
+      ConfigError: see `load_inception`.
+    """
+    given = path or os.environ.get(VARIABLE)
+    if given:
+        given = pathlib.Path(given).expanduser()
+        if not os.path.isfile(given):
+            origin = "--inception-weights" if path else VARIABLE
+            raise ConfigError(f"{origin} is {given}: no such file. {_advice(sha256, urls)}")
+        return _checked(given, sha256)
+    for url in urls:
+        cached = cache_folder() / _name(url)
+        if cached.is_file():
+            return _checked(cached, sha256)
+    return _download(sha256, urls)
+
+
+def read_weights(path, sha256):
+    """Return the tensors of a checked file, from the converted copy in the cache if there is one.
+
+    Args:
+      path: of the file, or of one with the same content.
+      sha256: its hash, the key of the copy.
+
+    Returns:
+      `{name: array}`.
+
+    Raises:
+      ConfigError: the file, or the copy, can't be read, or not without PyTorch.
+    """
+    copy = cache_folder() / f"inception-{sha256[:16]}.safetensors"
+    if not copy.is_file() and importlib.util.find_spec("torch") is None:
+        raise ConfigError(
+            f"reading {path} needs PyTorch, the first time: pip install 'sparsejax[torch]'. "
+            f"Later {copy} is read instead"
+        )
+    try:
+        if copy.is_file():
+            return read_state_dict(copy)
+        state_dict = read_state_dict(path)
+    except ValueError as error:
+        raise ConfigError(f"Inception weights: {error}") from error
+    with _replacing(copy) as partial:
+        save_file({k: np.ascontiguousarray(v) for k, v in state_dict.items()}, partial)
+    return state_dict
+
+
+def _checked(path, sha256):
+    found = _digest(path)
+    if found != sha256:
+        raise ConfigError(
+            f"{path} is not the published Inception: its sha256 is {found}, not {sha256}. It is "
+            "damaged or another network, whose distances would be no FID; delete it or name another"
+        )
+    return path
+
+
+def _digest(path):
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _download(sha256, urls):
+    failures = []
+    for url in urls:
+        path = cache_folder() / _name(url)
+        logger.info("downloading the Inception weights from %s", url)
+        try:
+            with _replacing(path) as partial:
+                _fetch(url, partial)
+                found = _digest(partial)
+                if found != sha256:
+                    raise OSError(f"what came has the sha256 {found}, not {sha256}")
+        except (OSError, http.client.HTTPException) as error:
+            failures.append(f"{url}: {error}")
+        else:
+            return path
+    raise ConfigError(
+        f"the Inception weights could not be downloaded ({'; '.join(failures)}). "
+        f"{_advice(sha256, urls)}"
+    )
+
+
+def _fetch(url, path):
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, path.open("wb") as file:
+        shutil.copyfileobj(answer, file)
+
+
+def _advice(sha256, urls):
+    return (
+        f"Get {' or '.join(urls)} and put it into {cache_folder()} under that name, or name it "
+        f"with --inception-weights or the environment variable {VARIABLE}; its sha256 must be "
+        f"{sha256}"
+    )
+
+
+def _name(url):
+    return url.rpartition("/")[2]
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """Like `atomic.replacing`, where other processes may be writing the same file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="partial-") as folder:
+        partial = pathlib.Path(folder) / path.name
+        yield partial
+        partial.replace(path)

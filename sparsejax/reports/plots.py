@@ -1,0 +1,109 @@
+"""The pictures of a run: training curves, density of each layer."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
+
+from sparsejax.reports.sheets import Picture, sheet
+
+# Distinct in colour and in grey, also to the colour-blind (Okabe and Ito).
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
+_WIDEST = 800  # pixels of a picture
+
+
+def save_samples(path, samples, real):
+    """Show a picture of samples beside one of real examples.
+
+    Args:
+      path: PNG file to write.
+      samples: [height, width, 3] uint8.
+      real: [height, width, 3] uint8.
+    """
+    pictures = [Picture("samples", samples), Picture("real", real)]
+    Image.fromarray(sheet(pictures, widest=_WIDEST)).save(path)
+
+
+def save_curves(path, lines):
+    """Write the picture of `curves(lines)` to the PNG file `path`."""
+    curves(lines).savefig(path, dpi=120)
+
+
+def curves(lines):
+    """Plot the loss and the weights replaced so far.
+
+    Args:
+      lines: metrics lines, as `training.metrics_log.read_metrics` returns them.
+
+    Returns:
+      Figure.
+    """
+    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    updates = [(line["step"], line["replaced"]) for line in lines if "replaced" in line]
+    figure = Figure(figsize=(8, 6 if updates else 3.5), layout="constrained")
+    axes = figure.subplots(2 if updates else 1, 1, sharex=True, squeeze=False)[:, 0]
+    steps, values = zip(*losses, strict=True) if losses else ((), ())
+    axes[0].plot(steps, values, color=BLUE, linewidth=1.5)
+    axes[0].set_ylabel("training loss")
+    if values and 0 < 3 * min(values) < max(values):
+        axes[0].set_yscale("log")
+        subs = (1, 2, 5) if max(values) < 1000 * min(values) else (1,)
+        axes[0].yaxis.set_major_locator(LogLocator(subs=subs))
+        axes[0].yaxis.set_minor_formatter(NullFormatter())
+    # As numbers are written elsewhere, never as what is to be added to another number.
+    axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}"))
+    axes[0].grid(alpha=0.3)
+    if updates:
+        steps, replaced = np.array(updates).T
+        axes[1].step(
+            np.append(0, steps), np.append(0, np.cumsum(replaced)), where="post", color=ORANGE
+        )
+        axes[1].set_ylabel("weights replaced so far\n(multiples of the active weights)")
+        axes[1].grid(alpha=0.3)
+        axes[1].set_ylim(bottom=0)
+    axes[-1].set_xlabel("optimizer step")
+    axes[-1].set_xlim(left=0)
+    return figure
+
+
+def save_layer_densities(path, layers, level):
+    """Write the picture of `layer_densities(layers, level)` to the PNG file `path`."""
+    layer_densities(layers, level).savefig(path, dpi=120)
+
+
+def layer_densities(layers, level):
+    """Plot the density of each layer, with its number of weights.
+
+    Args:
+      layers: `{path: sparsity.masks.LayerSummary}` in the order to show them.
+      level: the overall sparsity asked for; its density is drawn as a line.
+
+    Returns:
+      Figure.
+    """
+    densities = [layer.density for layer in layers.values()]
+    figure = Figure(figsize=(8, 1.2 + 0.2 * len(layers)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(layers)), densities, color=BLUE, height=0.7)
+    axes.set_yticks(range(len(layers)), [layer_name(name) for name in layers])
+    for y, layer in enumerate(layers.values()):
+        axes.text(1.01, y, f"{layer.active:,} of {layer.weights:,}", va="center", fontsize=7)
+    axes.axvline(1 - level, color=ORANGE, linestyle="--", label=f"whole network: {1 - level:.2f}")
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.3), xlabel="density (share of active weights)")
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.tick_params(axis="y", labelsize=7)
+    axes.margins(y=0.01)
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
+    return figure
+
+
+def layer_name(path):
+    """Return the path of a layer's kernel as figures show it: of 40 characters at most.
+
+    Example:
+      >>> layer_name("middle_block_1/qkv/kernel")
+      'middle_block_1/qkv'
+    """
+    name = path.removesuffix("/kernel")
+    return name if len(name) <= 40 else f"{name[:18]}...{name[-19:]}"

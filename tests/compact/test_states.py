@@ -1,0 +1,113 @@
+"""Compiled sparsity: the same numbers as the masked network, from less."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax.compact.states import compile_network, packed_task, without_inactive
+from sparsejax.configuration import resolve
+from sparsejax.families import build_task
+from sparsejax.sparsity.masks import apply_masks
+from sparsejax.training import loop
+from sparsejax.training.plan import build_method, layer_sparsities
+from sparsejax.training.runs import load_state
+from tests.training.tiny import tiny_config
+
+STRUCTURES = {
+    "block": {"sparsity.structure": "block", "sparsity.block_size": 16},
+    "channel": {"sparsity.structure": "channel"},
+}
+
+
+def masked_model(config):
+    """A task, and params and masks as training makes them, no weight of a kernel zero."""
+    config = resolve(config)
+    task = build_task(config)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    leaves, treedef = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)
+    params = treedef.unflatten([0.1 * rng.standard_normal(x.shape, np.float32) for x in leaves])
+    method = build_method(config.sparsity, task)
+    sparsities = layer_sparsities(config.sparsity, task)
+    masks = jax.device_get(method.init(jax.random.key(1), params, sparsities))
+    return config, task, jax.device_get(apply_masks(params, masks)), masks
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_unet_without_inactive_parts_computes_the_same(structure):
+    changes = {
+        "sparsity.level": 0.75,
+        "model.channel_mult": (1, 2),
+        "model.attention_resolutions": (2,),
+    }
+    config, task, params, masks = masked_model(tiny_config(**changes, **STRUCTURES[structure]))
+    x = jax.random.normal(jax.random.key(2), (3, 8, 8, 1))
+    t = jnp.array([0, 10, 999])
+    small_task, small = without_inactive(config.sparsity, task, params, masks)
+    expected = jax.jit(task.apply)(params, x, t)
+    got = jax.jit(small_task.apply)(small, x, t)
+    assert jnp.abs(expected).max() > 0.1
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+    network = compile_network(config.sparsity, task, masks)
+    packed = network.pack(params)
+    kernels = [leaf.size for leaf in jax.tree.leaves(packed)]
+    active = [
+        np.broadcast_to(m, p.shape).sum()
+        for m, p in zip(*map(jax.tree.leaves, (masks, params)), strict=True)
+    ]
+    left = [m.size for m in jax.tree.leaves(network.masks) if m.ndim]
+    # Of a layer that became smaller, nothing but what is active is held.
+    assert sum(kernels) <= sum(active) + sum(left)
+    whole = network.unpack(jax.device_get(packed), params)
+    jax.tree.map(np.testing.assert_array_equal, whole, params)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_gradients_without_inactive_parts_are_the_active_ones_of_the_masked_network(structure):
+    config, task, params, masks = masked_model(tiny_config(**STRUCTURES[structure]))
+    network = compile_network(config.sparsity, task, masks)
+    batch = next(task.batches(0, 1))
+    keys = jax.random.split(jax.random.key(0), len(batch["image"]))
+
+    def gradients(task, params):
+        loss = lambda params: task.loss(task.apply, params, batch, keys, True)  # noqa: E731
+        return jax.device_get(jax.jit(jax.grad(loss))(params))
+
+    expected = apply_masks(gradients(task, params), masks)
+    got = gradients(packed_task(network, task), network.pack(params))
+    got = apply_masks(got, network.masks)
+    zeros = jax.tree.map(np.zeros_like, params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        network.unpack(jax.device_get(got), zeros),
+        expected,
+    )
+
+
+def trained(workdir, **changes):
+    changes = STRUCTURES["block"] | {"sparsity.method": "static", "steps": 10} | changes
+    config = tiny_config(**changes, **{"optimizer.schedule": "constant", "sparsity.end": 5})
+    assert loop.train(config, workdir)
+    return load_state(workdir)[1]
+
+
+@pytest.mark.slow
+def test_a_static_run_trains_and_resumes_the_same_without_inactive_parts(tmp_path, caplog):
+    """The checkpoints have params, EMA and moments of full shape, as those of a masked run."""
+    expected = trained(tmp_path / "masked", **{"sparsity.compiled": False})
+    with caplog.at_level("INFO", logger="sparsejax"):
+        trained(tmp_path / "compiled", steps=5)
+        got = trained(tmp_path / "compiled")
+    assert "layers are trained without what is inactive" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, got.masks, expected.masks)
+    jax.tree.map(np.testing.assert_array_equal, got.ever_active, expected.ever_active)
+    for tree in ("params", "ema_params", "opt_state"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4),
+            getattr(got, tree),
+            getattr(expected, tree),
+        )
+    for param, mask in zip(*map(jax.tree.leaves, (got.params, got.masks)), strict=True):
+        assert (np.asarray(param)[~np.broadcast_to(mask, param.shape)] == 0).all()

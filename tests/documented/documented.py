@@ -1,0 +1,98 @@
+"""Stands where `python` stood in a documented command: runs the same command, made tiny.
+
+    python documented.py LOG train.py --config configs/digits.py:static,0.9
+
+finds the flags to append in `TINY`, or the reason not to run the command in `NOT_RUN`, appends
+a line to the file LOG, and exits with the command's own status; with 2 where a command stands in
+neither.
+"""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+SCHEDULE = """--config.steps=4 --config.batch_size=4 --config.optimizer.warmup_steps=1
+--config.sparsity.update_interval=1 --config.checkpoint.every=2 --config.log.every=2
+--config.log.tensorboard=False --config.sample.every=0 --config.sample.count=4
+--config.sample.steps=3"""
+UNET = """--config.model.model_channels=32 --config.model.num_res_blocks=1
+--config.model.channel_mult=(1,) --config.model.attention_resolutions=()"""
+GRU = """--config.model.layers=1 --config.model.hidden=16 --config.diffusion.steps=21
+--config.sample.steps=20 --config.task.buckets=2"""
+CODES = """--config.model.channels=8 --config.model.channel_mult=(1,2) --config.model.codes=16
+--config.model.norm_groups=4"""
+# Photos of a size that the small first stage takes, and that first stage for published weights.
+PHOTOS = """--config.task.dataset=files --config.task.source=photos.npz --config.task.split=train
+--config.task.reference_split=validation --config.task.image_size=64
+--config.first_stage.path=first_stage.safetensors"""
+MEASURES = "--samples=8 --batch=8 --metrics=fd"
+STRUCTURED = "--model-channels=32 --size=8 --batch=1 --block=32 --models=block:0.9 --rounds=1"
+
+# (pattern of a command without `python`, flags to append); all that match are appended.
+TINY = [
+    (r"^train\.py|\.sweep |^-m sparsejax sweep ", SCHEDULE),
+    (r"^train\.py(?!.*(chirodiff|_vq))|(\.| )sweep .*digits", UNET),
+    (r"^train\.py.*chirodiff|(\.| )sweep .*chirodiff", GRU),
+    (r"^train\.py.*_vq", CODES),
+    (r"^train\.py.*(celebahq|bedrooms|imagenette)_ldm", PHOTOS),
+    (r"^evaluate\.py|(\.| )sweep ", MEASURES),
+    (r"^-m sparsejax(\.commands\.prepare| prepare) ", "--config.batch_size=4"),
+    (r"^-m sparsejax(\.commands\.export| export) ", ""),
+    (r"^-m sparsejax\.(reports\.report|keys_page)\b", ""),
+    (r"^benchmarks/masking\.py", "--rounds=1 --batch=2"),
+    (r"^benchmarks/memory\.py", "--model-channels=32 --rounds=1"),
+    (r"^benchmarks/sparse_sampling\.py", f"{STRUCTURED} --ddim-steps=1"),
+    (r"^benchmarks/sparse_training\.py", STRUCTURED),
+    (r"^docs/\w+\.py", ""),
+]
+
+# (pattern, reason). A reason that no documented command has is an error too.
+NOT_RUN = [
+    (r"^train\.py --distributed$", "needs several processes; test_processes.py has them"),
+    (r"--config\.seed=[12]( |$)", "repeats seed 0"),
+    (r"--inception-weights", "needs the published weights of Inception"),
+    (r"^benchmarks/topology\.py", "sorts 215 M weights for minutes"),
+    (r"^benchmarks/full_unet\.py", "takes 15 GiB and minutes at the published size"),
+    (r"^benchmarks/(chirodiff|against_pytorch)\.py", "needs an interpreter with PyTorch"),
+]
+
+PLACEHOLDERS = {"FOLDER": "docs/results/digits"}
+FIRST_ALONE = ("seeds", "levels", "drop[-_]fractions", "update[-_]intervals")
+
+
+def tiny_flags(command):
+    """Return the flags to append to a command, or None for an unknown one."""
+    found = [flags.split() for pattern, flags in TINY if re.search(pattern, command)]
+    if not found:
+        return None
+    # Of a sweep's axes, all methods and structures, and one value of all else.
+    axes = [re.search(rf"--({name})[ =]([^, ]+)", command) for name in FIRST_ALONE]
+    return sum(found, []) + [f"--{axis[1]}={axis[2]}" for axis in axes if axis]
+
+
+def reason_not_to_run(command):
+    """Return why a command isn't run, or None."""
+    return next((reason for pattern, reason in NOT_RUN if re.search(pattern, command)), None)
+
+
+def main(log, *arguments):
+    """Run a command; see the head of this file. Returns its exit status."""
+    arguments = [PLACEHOLDERS.get(argument, argument) for argument in arguments]
+    command = " ".join(arguments)
+    reason, flags = reason_not_to_run(command), tiny_flags(command)
+    status = 0
+    if reason is None and flags is None:
+        print(f"python {command}: neither in TINY nor in NOT_RUN of {__file__}", file=sys.stderr)
+        status = 2
+    elif reason is None:
+        status = subprocess.run([sys.executable, *arguments, *flags]).returncode
+    line = json.dumps({"command": command, "not_run": reason, "status": status})
+    with pathlib.Path(log).open("a") as file:
+        file.write(line + "\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,177 @@
+"""Every command of README and docs/ is run in order, made tiny; see documented.py."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from sparsejax.models import first_stage
+from sparsejax.models.autoencoder import VQModel
+from tests.data.sketches import svg
+from tests.documented import documented
+from tests.families.test_strokes import write_scribbles
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+PROGRAMS = ("python", "pip", "pytest")
+
+
+def blocks_of(document):
+    """The bash blocks of a document, in order."""
+    return [code for kind, code in FENCED.findall(document.read_text()) if kind in ("bash", "sh")]
+
+
+def inline_of(document):
+    """Commands within the text: `python benchmarks/memory.py`."""
+    spans = re.findall(r"`([^`\n]+)`", FENCED.sub("", document.read_text()))
+    return [span for span in spans if span.split()[0] in PROGRAMS and " " in span]
+
+
+def is_part_of_any(command, scripts):
+    """Whether a command's words stand in a script in this order, so that it runs with it."""
+
+    def is_part_of(script):
+        words = iter(script.split())
+        return all(word in words for word in command.replace("...", "").split())
+
+    return any(map(is_part_of, scripts))
+
+
+SCRIPTS = [script for document in DOCUMENTS for script in blocks_of(document)]
+
+
+def write_photos(path, size):
+    rng = np.random.default_rng(0)
+    images = rng.integers(256, size=(24, size, size, 3), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(24) % 3, split=np.arange(24) // 16)
+
+
+def write_first_stage(path):
+    arguments = {
+        "channels": 8,
+        "channel_mult": [1, 2, 2],
+        "num_res_blocks": 1,
+        "codes": 16,
+        "norm_groups": 4,
+    }
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
+    shapes = jax.eval_shape(VQModel(**arguments).init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), shapes)
+    first_stage.save_first_stage(path, params, "vq", arguments)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder like the checkout, with small data of the names that documents use."""
+    place = tmp_path_factory.mktemp("place")
+    for name in ("train.py", "evaluate.py", "configs", "benchmarks"):
+        (place / name).symlink_to(ROOT / name)
+    (place / "docs").mkdir()
+    for script in (ROOT / "docs").glob("*.py"):
+        shutil.copy(script, place / "docs")
+    data = place / "data"
+    data.mkdir()
+    write_scribbles(data / "kanjivg_abs.npz")
+    write_scribbles(data / "vmnist_like.npz", label=np.arange(60) % 10, mnist_index=np.arange(60))
+    write_photos(data / "imagenette64_jpeg.npz", 64)
+    write_photos(place / "photos.npz", 64)
+    with zipfile.ZipFile(place / "kanjivg-20240807-main.zip", "w") as archive:
+        for i in range(20):
+            archive.writestr(
+                f"kanji/{i:05x}.svg", svg(f"M{i},9h20", "M9,9v30l5,5", name=f"{i:05x}")
+            )
+    write_first_stage(place / "first_stage.safetensors")
+    return place
+
+
+@pytest.fixture(scope="module")
+def shell(place):
+    """`shell(script)` runs it in bash; returns what the commands within did."""
+    log, programs = place / "log.jsonl", place / "bin"
+    programs.mkdir()
+    stand_in = f'exec "{sys.executable}" "{documented.__file__}" "{log}" "$@"'
+    for name, line in {"python": stand_in, "pip": "exit 0", "pytest": "exit 0"}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "SPARSEJAX_DATA": str(place / "data"),
+    }
+
+    def run(script):
+        log.write_text("")
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        failed = [line["command"] for line in lines if line["status"]]
+        assert done.returncode == 0, (
+            f"{failed or script} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+        return lines
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def reasons():
+    """Reasons that were given so far."""
+    return set()
+
+
+def commands_of(document):
+    """Every `python` command that stands in a document, variables as they are written."""
+    scripts = "\n".join([*blocks_of(document), *inline_of(document)]).replace("\\\n", " ")
+    return re.findall(r"(?<![\w./-])python ([^\"`\n#]+)", scripts)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_of_a_document_is_run_or_stands_in_the_list(document):
+    for command in commands_of(document):
+        known = documented.reason_not_to_run(command) or documented.tiny_flags(command) is not None
+        assert known or is_part_of_any(command, SCRIPTS), (
+            f"python {command}: see the head of {documented.__file__}"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_of_a_document_runs(document, shell, reasons):
+    inline = [
+        command
+        for command in inline_of(document)
+        if command.startswith("python") and not is_part_of_any(command, SCRIPTS)
+    ]
+    for script in [*blocks_of(document), *inline]:
+        for line in shell(script):
+            print("not run" if line["not_run"] else "run", line["command"], line["not_run"] or "")
+            reasons.add(line["not_run"])
+
+
+@pytest.mark.slow
+def test_no_reason_is_left_over(reasons):
+    assert {reason for _, reason in documented.NOT_RUN} == reasons - {None}
+
+
+def test_a_command_that_nobody_listed_fails(tmp_path):
+    log = tmp_path / "log.jsonl"
+    assert documented.main(log, "new_program.py", "--flag") == 2
+    assert documented.tiny_flags("train.py --config configs/digits.py")
+    assert documented.reason_not_to_run("train.py --config configs/digits.py") is None
+    line = "-m sparsejax.evaluation.sweep --config configs/digits.py --seeds 3,1 --levels=0.5,0.9"
+    assert documented.tiny_flags(line)[-2:] == ["--seeds=3", "--levels=0.5"]

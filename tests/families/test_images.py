@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax.configuration import ConfigError, resolve
+from sparsejax.diffusion import noise_schedules
+from sparsejax.families import build_task
+from sparsejax.rendering.images import image_grid
+from tests.training.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def task():
+    return build_task(resolve(tiny_config()))
+
+
+def scaled_identity(params, x, t, *, train=False, rngs=None):
+    return params * x
+
+
+def test_loss_is_the_eps_loss_at_each_examples_own_noise(task):
+    """With a denoiser that returns c x_t, the loss is known from t and noise alone."""
+    x_0 = jnp.asarray(task.reference()[:6])
+    keys = jax.random.split(jax.random.key(3), 6)
+    ours = task.loss(scaled_identity, 0.5, {"image": x_0}, keys, train=True)
+
+    alpha_bar = np.cumprod(1 - noise_schedules.cosine_betas(1000))
+    errors = []
+    for key, x in zip(keys, np.asarray(x_0), strict=True):
+        t_key, noise_key = jax.random.split(key)
+        t = int(jax.random.randint(t_key, (), 0, 1000))
+        noise = np.asarray(jax.random.normal(noise_key, x.shape))
+        x_t = np.sqrt(alpha_bar[t]) * x + np.sqrt(1 - alpha_bar[t]) * noise
+        errors.append(((0.5 * x_t - noise) ** 2).mean())
+    np.testing.assert_allclose(ours, np.mean(errors), rtol=1e-4)
+
+
+def test_samples_do_not_depend_on_how_they_are_batched(task):
+    key = jax.random.key(0)
+    whole = task.sample(scaled_identity, 0.1, (), key, 6)
+    part = task.sample(scaled_identity, 0.1, (), key, 2, start=4)
+    assert whole.shape == (6, 8, 8, 1)
+    np.testing.assert_allclose(whole[4:], part, rtol=1e-6)
+    # DDIM ends at alpha_bar_0, just below one, so a trace of the noise is left.
+    assert float(jnp.abs(whole).max()) < 1.05
+
+
+@pytest.mark.parametrize("settings", [{"sampler": "ddpm"}, {"eta": 1.0}])
+def test_other_samplers_by_config(settings):
+    changes = {f"sample.{key}": value for key, value in settings.items()}
+    task = build_task(resolve(tiny_config(**changes, **{"diffusion.steps": 10})))
+    samples = task.sample(scaled_identity, 0.1, (), jax.random.key(0), 3)
+    assert np.isfinite(samples).all()
+    assert not np.array_equal(samples[0], samples[1])
+
+
+def test_ddim_ends_where_the_config_says():
+    """At alpha_bar_0, as published, or at 1: the last step with eps = c x, in closed form."""
+    c, ends = 0.1, []
+    changes = {"diffusion.schedule": "linear", "diffusion.steps": 10, "sample.clip": None}
+    for to_one in (None, False, True):
+        task = build_task(resolve(tiny_config(**changes, **{"sample.set_alpha_to_one": to_one})))
+        ends.append(task.sample(scaled_identity, c, (), jax.random.key(0), 2))
+    np.testing.assert_array_equal(ends[0], ends[1])
+    last, a = np.cumprod(1 - noise_schedules.linear_betas(10))[:2]  # of 5 steps, the last is t = 1
+    predicted = (1 - np.sqrt(1 - a) * c) / np.sqrt(a)
+    ratio = predicted / (np.sqrt(last) * predicted + np.sqrt(1 - last) * c)
+    assert abs(ratio - 1) > 1e-3
+    np.testing.assert_allclose(ends[2], ratio * ends[0], rtol=1e-5)
+
+
+def test_ddpm_ignores_the_number_of_ddim_steps():
+    few = {"diffusion.steps": 4, "sample.steps": 50}
+    assert build_task(resolve(tiny_config(**few, **{"sample.sampler": "ddpm"})))
+    with pytest.raises(ConfigError, match=r"sample.steps is 50; accepted: 1 to 4 \(diffusion"):
+        build_task(resolve(tiny_config(**few)))
+
+
+def test_flops_are_of_one_example(task):
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    flops = task.layer_flops(params)
+    assert flops["input_blocks_0_0/kernel"] == 2 * 64 * 9 * 32
+    assert set(flops) > {"middle_block_1/attention/scores", "out_2/kernel"}
+
+
+def test_grid_enlarges_and_separates():
+    grid = image_grid(np.full((5, 8, 8, 1), -1.0))
+    assert grid.dtype == np.uint8
+    assert grid.shape == (2 * 52 + 4, 3 * 52 + 4, 3)
+    assert (grid[4:52, 4:52] == 0).all()
+    assert (grid[:, :4] == 255).all()
+    assert (grid[4:52, 52:56] == 255).all()
+    assert (grid[56:104, 108:156] == 255).all()
+
+
+def test_the_grid_shows_the_pictures_that_are_measured(task):
+    """Enlarged pixel by pixel, clipped and rounded as what the extractors see."""
+    images = np.random.default_rng(0).uniform(-1.5, 1.5, (3, 8, 8, 1))
+    grid, pictures = image_grid(images), task.to_images(images)
+    assert pictures.dtype == np.uint8
+    for index, (top, left) in enumerate([(4, 4), (4, 56), (56, 4)]):
+        cell = grid[top : top + 48, left : left + 48].reshape(8, 6, 8, 6, 3)
+        np.testing.assert_array_equal(
+            cell, np.broadcast_to(pictures[index][:, None, :, None], cell.shape)
+        )
+
+
+def test_what_is_not_finite_stays_white_and_is_told(caplog):
+    images = np.full((4, 8, 8, 1), -1.0)
+    images[2, 3, 3] = np.nan
+    images[3, 0, 0] = np.inf
+    grid = image_grid(images)
+    assert (grid[4:52, 4:52] == 0).all()
+    assert (grid[56:104] == 255).all()
+    assert "2 of 4 images hold values that aren't finite" in caplog.text
+
+
+def test_large_colour_images_keep_their_size():
+    assert image_grid(np.zeros((4, 64, 64, 3))).shape == (2 * 68 + 4, 2 * 68 + 4, 3)

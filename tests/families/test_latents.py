@@ -1,0 +1,365 @@
+"""Both stages for real, on a few coloured blobs."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparsejax.commands import export
+from sparsejax.commands.export import export_unet
+from sparsejax.configuration import ConfigError, resolve
+from sparsejax.data import latents as cache
+from sparsejax.data.images import load_images, to_unit_range
+from sparsejax.evaluation import evaluate
+from sparsejax.evaluation.closing import close_run
+from sparsejax.families import build_task
+from sparsejax.models import first_stage
+from sparsejax.models.autoencoder import VQModel
+from sparsejax.models.published import unet_from_diffusers
+from sparsejax.models.unet import UNet
+from sparsejax.sparse_files import read_metadata
+from sparsejax.training import load_run, load_sparse_run, loop, runs, save_sparse_run
+from sparsejax.training.metrics_log import read_metrics
+from tests.families.first_stage import first_stage_config, second_stage_config
+
+MODEL = VQModel(channels=8, channel_mult=(1, 2), num_res_blocks=1, codes=16, norm_groups=4)
+apply = jax.jit(MODEL.apply, static_argnames="method")
+
+
+@pytest.fixture(scope="module")
+def first_params(stages):
+    return first_stage.load_first_stage(stages[1] / first_stage.FILE, MODEL)
+
+
+@pytest.fixture(scope="module")
+def latents_cache(stages):
+    """The cache that training the second stage left, opened as it is."""
+    folder = stages[1] / "latents" / "blobs-16"
+    stamp = json.loads((folder / "stamp.json").read_text())
+    return cache.open_latents(folder, stamp["identity"])
+
+
+def test_the_file_of_a_first_stage_is_its_run(stages, first_params):
+    _, params, _ = load_run(stages[1])
+    jax.tree.map(np.testing.assert_array_equal, params, first_params)
+    kind, arguments = first_stage.read_description(stages[1] / first_stage.FILE)
+    expected = first_stage_config(stages[0]).model.to_dict() | {"channel_mult": [1, 2]}
+    assert (kind, arguments) == ("vq", expected)
+
+
+def test_cached_latents_are_the_images_encodings(stages, first_params, latents_cache):
+    latents, std = latents_cache
+    images, _ = load_images(second_stage_config(*stages[:2]).task, "train")
+    for i in (0, 23):
+        pair = np.stack([images[i], images[i][:, ::-1]])
+        expected = apply({"params": first_params}, to_unit_range(pair), method="encode")
+        np.testing.assert_allclose(latents[i], expected, atol=1e-5)
+    assert std == pytest.approx(np.std([latents[i] for i in range(24)]), rel=1e-5)
+
+
+def test_training_sees_latents_of_unit_variance(stages, latents_cache):
+    config = resolve(second_stage_config(*stages[:2]))
+    batches = list(build_task(config).batches(0, 6))
+    assert batches[0]["latent"].shape == (4, 8, 8, 3)
+    cached = {latents_cache[0][i].tobytes() for i in range(24)}
+    assert len(cached) == 24
+    whole = np.concatenate([batch["latent"] for batch in batches])  # one epoch
+    assert np.std(whole) == pytest.approx(1, abs=0.05)
+
+
+def test_samples_are_decoded_latents(stages, first_params, latents_cache):
+    """With a denoiser that sees no noise, DDIM's chain is the start, scaled: known by hand."""
+    task = build_task(resolve(second_stage_config(*stages[:2])))
+
+    def noiseless(params, x, t, *, train=False, rngs=None):
+        return jnp.zeros_like(x)
+
+    key = jax.random.key(5)
+    samples = task.sample(noiseless, None, task.frozen(), key, 3, start=1)
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(1 + jnp.arange(3))
+    start = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (8, 8, 3)))(keys)
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
+    # Of 3 steps: t = 667, 334, 1, ending at alpha_bar_0.
+    z = start * np.sqrt(alpha_bar[0] / alpha_bar[667])
+    z = z * latents_cache[1]
+    expected = apply({"params": first_params}, z, method="decode")
+    np.testing.assert_allclose(samples, expected, atol=1e-4)
+
+
+def test_only_the_unet_is_sparsified(stages):
+    _, params, masks = load_run(stages[2])
+    assert set(params) == set(masks)
+    assert "encoder" not in params
+    lines = read_metrics(stages[2] / "metrics.jsonl")
+    assert [line["step"] for line in lines if "replaced" in line] == [2, 4]
+    sparse = [m for m in jax.tree.leaves(masks) if np.ndim(m)]
+    assert sum(m.sum() for m in sparse) < 0.6 * sum(m.size for m in sparse)
+
+
+def test_a_sparse_first_stage_is_refused(stages, tmp_path):
+    config = first_stage_config(stages[0])
+    config.sparsity.method = "rigl"
+    with pytest.raises(ConfigError, match="accepted: dense: only the UNet"):
+        loop.train(config, tmp_path / "run")
+
+
+def test_a_first_stage_that_changed_makes_the_cache_stale(stages, first_params, tmp_path):
+    """Refused before anything is written, and nothing of the cache is touched."""
+    source, first, _ = stages
+    shutil.copytree(first / "latents", tmp_path / "latents")
+    changed = jax.tree.map(lambda x: x + np.float32(1e-3), first_params)
+    path = tmp_path / first_stage.FILE
+    arguments = first_stage_config(source).model.to_dict()
+    first_stage.save_first_stage(path, changed, "vq", arguments)
+    with pytest.raises(ConfigError, match=r"is stale:\n  first_stage: cached '\w{64}', asked"):
+        loop.train(second_stage_config(source, path), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_where_data_first_stage_and_latents_have_moved(stages, tmp_path):
+    source, first, second = stages
+    shutil.copytree(second, tmp_path / "run")
+    shutil.copy(source, tmp_path / "renamed.npz")
+    shutil.copy(first / first_stage.FILE, tmp_path / "first.safetensors")
+    shutil.copytree(first / "latents" / "blobs-16", tmp_path / "cache")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    changes = {"task.latents_dir": str(tmp_path / "cache"), "steps": 10}
+    moved = second_stage_config(tmp_path / "renamed.npz", tmp_path / "first.safetensors", **changes)
+    config = runs.resolve_for(tmp_path / "run", moved)
+    task = build_task(config)
+    task.prepare()
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    theirs = build_task(resolve(second_stage_config(source, first))).batches(8, 10)
+    for ours, batch in zip(task.batches(8, 10), theirs, strict=True):
+        np.testing.assert_array_equal(ours["latent"], batch["latent"])
+
+
+def test_another_first_stage_in_the_same_place_is_refused_by_its_key(
+    stages, first_params, tmp_path
+):
+    source, _, second = stages
+    shutil.copytree(second, tmp_path / "run")
+    path = tmp_path / "first.safetensors"
+    changed = jax.tree.map(lambda x: x + np.float32(1e-3), first_params)
+    first_stage.save_first_stage(path, changed, "vq", first_stage_config(source).model.to_dict())
+    with pytest.raises(ConfigError, match=r"^config\.first_stage\.path is .* other data"):
+        runs.resolve_for(tmp_path / "run", second_stage_config(source, path))
+
+
+BAD = {
+    "first_stage.path": ("nowhere", "is 'nowhere'; accepted: a file, a folder of diffusers"),
+    "model.in_channels": (4, "is 4; accepted: 3, of the first stage's latents"),
+    "task.image_size": (15, "is 15; accepted: multiples of 2, the first stage's factor"),
+    "task.latent_scale": (-1.0, r"is -1.0; accepted: None, or more than 0"),
+    "task.reference_split": ("test", r"accepted: train \(24\), validation \(8\)"),
+    "batch_size": (25, r"is 25; accepted: 24 or less, the number of examples of task.split"),
+    "task.split": ("test", r"accepted: train \(24\), validation \(8\)"),
+}
+
+
+@pytest.mark.parametrize("key", sorted(BAD))
+def test_what_cannot_work_is_refused_by_its_key(key, stages, tmp_path):
+    value, message = BAD[key]
+    config = second_stage_config(*stages[:2])
+    config.task.latent_scale = 1.0
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=f"config.{key} .*{message}"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lost_first_stage_is_written_again(stages, tmp_path):
+    shutil.copytree(stages[1], tmp_path / "first")
+    file = tmp_path / "first" / first_stage.FILE
+    before = first_stage.load_first_stage(file, MODEL), first_stage.read_description(file)
+    file.unlink()
+    close_run(tmp_path / "first")
+    # Not byte by byte: safetensors writes its metadata in any order.
+    after = first_stage.load_first_stage(file, MODEL), first_stage.read_description(file)
+    jax.tree.map(np.testing.assert_array_equal, after[0], before[0])
+    assert after[1] == before[1]
+
+
+def test_a_first_stage_needs_as_many_images_as_a_batch(stages, tmp_path):
+    config = first_stage_config(stages[0])
+    config.batch_size = 25
+    with pytest.raises(ConfigError, match="config.batch_size is 25; accepted: 24 or less"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_that_the_unet_cannot_halve_are_refused(stages, tmp_path):
+    changes = {"model.channel_mult": (1,) * 5, "model.num_head_channels": 8}
+    message = "image_size is 16; accepted: multiples of 32: .* halves latents 4 times"
+    with pytest.raises(ConfigError, match=message):
+        loop.train(second_stage_config(*stages[:2], **changes), tmp_path / "run")
+
+
+def test_a_first_stage_that_does_not_fit_is_named_by_tensor(stages, first_params, tmp_path):
+    source = stages[0]
+    arguments = first_stage_config(source).model.to_dict() | {"codes": 32}
+    path = tmp_path / "other.safetensors"
+    first_stage.save_first_stage(path, first_params, "vq", arguments)
+    with pytest.raises(ConfigError, match=r"first_stage.path is .*quantize.embedding.weight") as e:
+        loop.train(second_stage_config(source, path), tmp_path / "run")
+    assert str(path) in str(e.value)
+
+
+@pytest.mark.slow
+def test_a_gaussian_first_stage_by_config(stages, tmp_path):
+    """Its loss draws latents from each example's key; a second stage runs on its means."""
+    config = first_stage_config(stages[0])
+    config.task.kind, config.task.regulariser = "kl", 0.1
+    del config.model["codes"]
+    config.model.z_channels = 4
+    task = build_task(resolve(config))
+    params = jax.jit(task.init)(jax.random.key(0))
+    x = jnp.asarray(task.reference()[:2])
+    losses = [
+        float(task.loss(task.apply, params, {"image": x}, jax.random.split(key, 2), True))
+        for key in jax.random.split(jax.random.key(1), 2)
+    ]
+    assert losses[0] != losses[1]
+
+    task.export(params, tmp_path)
+    config = second_stage_config(stages[0], tmp_path)
+    config.model.in_channels = config.model.out_channels = 4
+    config.task.latent_scale = 0.5
+    second = build_task(resolve(config))
+    second.prepare()
+    (batch,) = second.batches(0, 1)
+    assert batch["latent"].shape == (4, 8, 8, 4)
+    frozen = second.frozen()
+    assert frozen["scale"] == 0.5
+    jax.tree.map(np.testing.assert_array_equal, frozen["params"], params)
+
+
+def test_an_exported_unet_loads_again(stages, tmp_path):
+    """In CompVis's layout and in diffusers', as one would load published weights."""
+    config = resolve(second_stage_config(*stages[:2]))
+    task, params, masks = load_run(stages[2])
+    model = UNet(**(config.model.to_dict() | {"dtype": None}))
+    export_unet(params, masks, tmp_path, model)
+    for path in (tmp_path / "unet.safetensors", tmp_path / "diffusers" / "unet"):
+        jax.tree.map(np.testing.assert_array_equal, task.load(path), params)
+
+
+def test_a_sparse_file_rebuilds_the_run_of_either_stage(stages, tmp_path):
+    for workdir in stages[1:]:
+        save_sparse_run(workdir, tmp_path / "model.safetensors")
+        _, *model = load_sparse_run(tmp_path / "model.safetensors")
+        jax.tree.map(np.testing.assert_array_equal, model, list(load_run(workdir)[1:]))
+
+
+def test_weights_of_another_network_are_refused_by_tensor(stages, tmp_path):
+    config = second_stage_config(*stages[:2])
+    config.checkpoint.init_from = str(stages[1] / first_stage.FILE)
+    with pytest.raises(ConfigError, match="init_from is .* holds no UNet; accepted: tensors"):
+        loop.train(config, tmp_path / "run")
+    _, params, masks = load_run(stages[2])
+    model = UNet(**(config.model.to_dict() | {"dtype": None}))
+    export_unet(params, masks, tmp_path, model)
+    config.checkpoint.init_from = str(tmp_path / "unet.safetensors")
+    config.model.num_res_blocks = 2
+    with pytest.raises(ConfigError, match=r"missing \(input_blocks\.2\.0\.\w+"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_writes_pictures(stages, tmp_path):
+    options = {"count": 6, "metrics": ["fd"], "extractor": "pixels"}
+    (row,) = evaluate.evaluate_runs([stages[2]], tmp_path, png=True, **options)
+    assert row["measures"]["FD[pixels:16x16]@6"] > 0
+    folder = tmp_path / "samples" / "second"
+    assert sorted(p.name for p in folder.iterdir()) == [f"{i:05d}.png" for i in range(6)]
+    with Image.open(folder / "00000.png") as image:
+        assert image.size == (16, 16)
+    assert (tmp_path / "report.html").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_reconstructions_stand_beside_their_images(stages):
+    """The samples of a first stage are its reconstructions of the reference images, in order."""
+    task, params, _ = load_run(stages[1])
+    reference = task.reference()
+    assert reference.shape == (8, 16, 16, 3)
+    samples = task.sample(task.apply, params, task.frozen(), jax.random.key(0), 4, start=6)
+    expected, _ = MODEL.apply({"params": params}, reference[[6, 7, 0, 1]])
+    np.testing.assert_allclose(samples, expected, atol=1e-5)
+
+
+def test_the_first_stages_loss_is_the_error_and_the_models_own(stages):
+    source = stages[0]
+    config = first_stage_config(source)
+    config.task.regulariser = 0.5
+    task = build_task(resolve(config))
+    x = jnp.asarray(task.reference()[:2])
+    keys = jax.random.split(jax.random.key(0), 2)
+    ours = task.loss(lambda p, x, noise, train: (0.5 * x, 3.0), None, {"image": x}, keys, True)
+    # A sum of n numbers in float32, in whatever order, is off by n halves of a unit at most.
+    bound = x.size * np.finfo(np.float32).eps / 2
+    expected = np.abs(0.5 * np.asarray(x, np.float64)).mean() + 1.5
+    np.testing.assert_allclose(ours, expected, rtol=bound)
+
+
+def test_an_exported_run_is_a_pipeline_with_its_first_stage_and_scale(
+    stages, first_params, tmp_path, monkeypatch, capsys
+):
+    arguments = ["export", "--workdir", str(stages[2]), "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    export.main()
+    folder = tmp_path / "diffusers"
+    assert f"from_pretrained('{folder}')(num_inference_steps=3)\n" in capsys.readouterr().out
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["_class_name"] == "LDMPipeline"
+    model, params = first_stage.first_stage_from_diffusers(folder)
+    assert model == MODEL
+    jax.tree.map(np.testing.assert_array_equal, params, first_params)
+    stamp = json.loads((stages[1] / "latents" / "blobs-16" / "stamp.json").read_text())
+    config = json.loads((folder / "vqvae" / "config.json").read_text())
+    assert config["scaling_factor"] == pytest.approx(1 / stamp["std"], rel=1e-6)
+    metadata = read_metadata(tmp_path / "unet.safetensors")
+    assert float(metadata["latent_scale"]) == config["scaling_factor"]
+    _, unet, _ = load_run(stages[2])
+    jax.tree.map(np.testing.assert_array_equal, unet_from_diffusers(folder)[1], unet)
+
+
+def test_a_pipeline_is_the_first_stage_and_the_weights_of_another_run(stages, tmp_path):
+    """An exported folder, as `first_stage.path`, says itself how its first stage is built."""
+    source, first, second = stages
+    export._export_dense(second, tmp_path, ema=True)
+    folder = tmp_path / "diffusers"
+    config = second_stage_config(source, folder, **{"task.latents_dir": str(first / "latents")})
+    task = build_task(resolve(config))
+    _, params, _ = load_run(second)
+    jax.tree.map(np.testing.assert_array_equal, task.load(folder), params)
+    for key, value, message in (
+        ("model.norm_groups", 16, "unet/config.json describes another network: norm_groups is 8"),
+        ("first_stage.model", {"norm_groups": 8}, "first_stage.model.norm_groups is 8; acc"),
+    ):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict({key: value})
+        with pytest.raises(ValueError, match=message):
+            build_task(resolve(changed)).load(folder)
+    (folder / "vqvae" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config.first_stage.path is .* damaged or no JSON"):
+        build_task(resolve(config))
+
+
+def test_an_export_without_the_latents_cache_lacks_a_pipeline_alone(stages, tmp_path):
+    source, first, second = stages
+    shutil.copytree(first, tmp_path / "first")
+    shutil.rmtree(tmp_path / "first" / "latents")
+    shutil.copytree(second, tmp_path / "second")
+    path = tmp_path / "second" / "config.json"
+    saved = json.loads(path.read_text())
+    saved["first_stage"]["path"] = str(tmp_path / "first")
+    path.write_text(json.dumps(saved))
+    _, says = export._export_dense(tmp_path / "second", tmp_path / "out", ema=True)
+    assert "no pipeline of diffusers was written: latent cache" in says
+    assert (tmp_path / "out/diffusers/unet/config.json").is_file()
+    assert not (tmp_path / "out/diffusers/model_index.json").exists()
