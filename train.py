@@ -20,7 +20,7 @@ import jax
 
 from sparsejax import command_line
 from sparsejax.config_files import parse_with_config
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing
 from sparsejax.storage import storage_problem
 from sparsejax.training import checkpoints, loop, runs

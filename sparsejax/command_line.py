@@ -7,8 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from sparsejax.configuration import ConfigError
-from sparsejax.schema import nearest
+from sparsejax.errors import ConfigError, nearest
 from sparsejax.seeds import ACCEPTED, check_seed
 
 

@@ -15,14 +15,8 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from sparsejax import command_line, schema
-from sparsejax.configuration import (
-    ConfigError,
-    check_type,
-    complete,
-    require,
-    require_key,
-    set_key,
-)
+from sparsejax.configuration import check_type, complete, require_key, set_key
+from sparsejax.errors import ConfigError, require
 from sparsejax.families.registry import NETWORKS, model_keys
 
 _CONFIG_HELP = """config keys:

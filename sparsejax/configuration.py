@@ -15,6 +15,7 @@ from ml_collections import config_dict
 
 from sparsejax import schema
 from sparsejax.diffusion import noise_schedules
+from sparsejax.errors import ConfigError, nearest, require
 from sparsejax.schema import KEYS, NETWORK_SECTIONS, STRUCTURES
 from sparsejax.seeds import MAX_SEED
 from sparsejax.sparsity.methods import METHODS
@@ -99,7 +100,7 @@ def set_sparsity(config, arg, variants=()):
         else:
             numbers = ["a sparsity such as 0.9", "then a drop fraction", "an update interval"]
             accepted = ", ".join([*METHODS, *variants, "channel", "block32", *numbers])
-            near = schema.nearest(word, [*METHODS, *variants, *STRUCTURES])
+            near = nearest(word, [*METHODS, *variants, *STRUCTURES])
             raise ConfigError(f"config argument {word!r}; accepted: {accepted}; nearest: {near}")
     return chosen
 
@@ -114,26 +115,6 @@ def structure_words(sparsity):
         return []
     size = sparsity.block_size if sparsity.structure == "block" else ""
     return [f"{sparsity.structure}{size}"]
-
-
-class ConfigError(ValueError):
-    """A config or a workdir that can't work; the message says which key and what is accepted."""
-
-
-def require(condition, key, value, accepted):
-    """Raise a ConfigError that names a config key, its value and what is accepted.
-
-    Args:
-      condition: nothing happens if it is true.
-      key: path of the key below `config`.
-      value: what the key holds.
-      accepted: what it may hold, in words.
-
-    Raises:
-      ConfigError: `condition` is false.
-    """
-    if not condition:
-        raise ConfigError(f"config.{key} is {value!r}; accepted: {accepted}")
 
 
 def resolve(config, saved=None):
@@ -260,7 +241,7 @@ def require_key(path, value, known, accepted="the keys in docs/configs.md"):
       ConfigError: `path` is not in `known`.
     """
     if path not in known:
-        near = schema.nearest(path, known)
+        near = nearest(path, known)
         raise ConfigError(
             f"config.{path} (given {value!r}) is no key; accepted: {accepted}; "
             f"nearest: config.{near}"

@@ -5,12 +5,10 @@
 """
 
 import ast
-import difflib
 import math
 import re
 import types
 import typing
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from sparsejax.seeds import MAX_SEED
@@ -352,21 +350,3 @@ def _parse_tuple(text):
             raise ValueError(text) from None
         value = [word.strip() for word in text.split(",") if word.strip()]
     return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-
-def nearest(path: str, known: Iterable[str]) -> str:
-    """Return the known key whose path and last name are most like a mistyped one.
-
-    Example:
-      >>> nearest("sparsty.level", ["sparsity.level", "log.every"]), nearest("lvel", ["a.level"])
-      ('sparsity.level', 'a.level')
-    """
-
-    def likeness(candidate):
-        last = [name.rpartition(".")[2] for name in (path, candidate)]
-        pairs = (path, candidate), last
-        return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    known = list(known)
-    inside = [candidate for candidate in known if candidate.startswith(f"{path}.")]
-    return max(inside or known, key=likeness)

@@ -6,7 +6,7 @@ import os
 import pathlib
 import tempfile
 
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 
 
 def require_writable(folder, name):

@@ -13,16 +13,10 @@ import pytest
 
 from sparsejax import command_line
 from sparsejax.config_files import load_config, parse_with_config, split_overrides
-from sparsejax.configuration import (
-    PLACES,
-    ConfigError,
-    default_config,
-    resolve,
-    set_key,
-    with_defaults,
-)
+from sparsejax.configuration import PLACES, default_config, resolve, set_key, with_defaults
 from sparsejax.data.images import image_batches
 from sparsejax.data.latents import latent_batches
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation.evaluate import evaluate_runs
 from sparsejax.evaluation.grids import grid
 from sparsejax.evaluation.sweep import sweep

@@ -9,7 +9,7 @@ import sys
 import jax
 import pytest
 
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.metrics.cache import load_or_compute
 from sparsejax.reports.report import write_report
 from sparsejax.storage import require_writable, storage_problem

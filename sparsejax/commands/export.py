@@ -27,7 +27,7 @@ from rich.table import Table
 from safetensors.numpy import save_file
 
 from sparsejax import atomic, command_line
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.models.convert import unet_to_torch
 from sparsejax.models.diffusers_config import unet_diffusers_config
 from sparsejax.models.diffusers_layout import unet_to_diffusers

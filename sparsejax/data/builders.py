@@ -16,11 +16,11 @@ import tensorflow_datasets as tfds
 from absl import logging
 from jax.experimental import multihost_utils
 
-from sparsejax.configuration import ConfigError, require
 from sparsejax.data.digits import Digits
 from sparsejax.data.files import Files
 from sparsejax.data.sketch_builders import Kanjivg, QuickdrawStrokes, Vmnist, VmnistLike
 from sparsejax.data.stamps import stamp_splits
+from sparsejax.errors import ConfigError, require
 from sparsejax.storage import require_writable
 
 _FORMAT = "array_record"

@@ -10,11 +10,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.utils import tqdm_utils
 
-from sparsejax.configuration import ConfigError
 from sparsejax.data import archives, folders
 from sparsejax.data.decoding import decode
 from sparsejax.data.items import SourceError, reason
 from sparsejax.data.stamps import stamp_file, stamp_folder
+from sparsejax.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 # Its own level: while datasets are opened, absl's logging, quietened, holds back all others.

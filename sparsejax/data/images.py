@@ -13,11 +13,11 @@ import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sparsejax.configuration import require
 from sparsejax.data import decoding
 from sparsejax.data.builders import DATASETS, IMAGES, SKETCHES, full_name, open_builder
 from sparsejax.data.files import short_name
 from sparsejax.data.splits import check_split
+from sparsejax.errors import require
 from sparsejax.seeds import check_seed
 
 __all__ = [

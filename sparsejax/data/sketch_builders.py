@@ -13,10 +13,10 @@ import re
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sparsejax.configuration import ConfigError, require
 from sparsejax.data import archives, drawings, kanjivg, packed, quickdraw, strokes
 from sparsejax.data.items import SourceError
 from sparsejax.data.stamps import stamp_file, stamp_folder
+from sparsejax.errors import ConfigError, require
 
 logger = logging.getLogger(__name__)
 # Its own level: while datasets are opened, absl's logging, quietened, holds back all others.

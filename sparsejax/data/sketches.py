@@ -12,10 +12,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from sparsejax.configuration import require
 from sparsejax.data.builders import SKETCHES, full_name, open_builder
 from sparsejax.data.splits import check_split
 from sparsejax.data.strokes import MAX_POINTS, REPRESENTATIONS, VERSION, represent
+from sparsejax.errors import require
 from sparsejax.seeds import check_seed
 
 _MULTIPLE = 8  # of which padded lengths are

@@ -1,6 +1,6 @@
 """Splits of a dataset, as tensorflow-datasets names and slices them."""
 
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 
 
 def check_split(settings, split, builder):

@@ -5,7 +5,7 @@ import math
 import jax
 import ml_collections
 
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.families import build_task
 from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.training.plan import build_method, layer_sparsities

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsejax.atomic import write_text
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.reports import plots
 from sparsejax.sparsity import costs
 from sparsejax.sparsity.masks import dense_masks, summarize

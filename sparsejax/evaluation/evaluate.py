@@ -14,9 +14,9 @@ from rich.table import Table
 from sparsejax import command_line
 from sparsejax.atomic import write_text
 from sparsejax.compact.states import without_inactive
-from sparsejax.configuration import ConfigError, require
 from sparsejax.data.builders import SKETCHES
 from sparsejax.data.images import PICTURES, are_finite, label
+from sparsejax.errors import ConfigError, require
 from sparsejax.evaluation import closing
 from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.evaluation.provenance import provenance

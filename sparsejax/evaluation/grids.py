@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import ml_collections
 
-from sparsejax.configuration import STRUCTURES, default_config, require, resolve, structure_words
+from sparsejax.configuration import STRUCTURES, default_config, resolve, structure_words
+from sparsejax.errors import require
 from sparsejax.evaluation.baselines import small_dense
 from sparsejax.seeds import ACCEPTED, MAX_SEED
 from sparsejax.sparsity.methods import METHODS, get_method

@@ -36,12 +36,12 @@ from sparsejax.config_files import parse_with_config
 from sparsejax.configuration import (
     FREE_ON_RESUME,
     STRUCTURES,
-    ConfigError,
     differing_keys,
     resolve,
     with_defaults,
 )
 from sparsejax.data.images import PICTURES
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing
 from sparsejax.evaluation.evaluate import (
     add_measuring,

@@ -9,8 +9,9 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from sparsejax import schema
-from sparsejax.configuration import check_type, require, require_key
+from sparsejax.configuration import check_type, require_key
 from sparsejax.diffusion.noise_schedules import remaining_signal
+from sparsejax.errors import require
 from sparsejax.schema import Key
 
 # Of sqrt(alpha_bar_T), above which sampling from pure noise is noticeably wrong.

@@ -6,8 +6,8 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from sparsejax.configuration import require
 from sparsejax.data import images as data
+from sparsejax.errors import require
 from sparsejax.families.arguments import build_module, is_count
 from sparsejax.families.images import (
     check_channels,

@@ -8,8 +8,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from sparsejax.configuration import require
 from sparsejax.diffusion import noise_schedules, process, samplers
+from sparsejax.errors import require
 from sparsejax.families.arguments import build_module, check_sampling, is_count, warnings_of
 from sparsejax.families.task import Task
 from sparsejax.models.flops import layer_flops

@@ -1,7 +1,7 @@
 """Diffusion on the pixels of small images."""
 
-from sparsejax.configuration import require
 from sparsejax.data import images as data
+from sparsejax.errors import require
 from sparsejax.families.arguments import check_batch_size
 from sparsejax.families.denoising import denoising_task
 

@@ -8,11 +8,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from sparsejax.configuration import ConfigError, require
 from sparsejax.data import images as data
 from sparsejax.data import latents as cache
 from sparsejax.data.builders import stamp
 from sparsejax.data.stamps import stamp_file, stamp_folder
+from sparsejax.errors import ConfigError, require
 from sparsejax.families.autoencoder import build_autoencoder
 from sparsejax.families.denoising import denoising_task
 from sparsejax.families.images import prepare_images, reference_images

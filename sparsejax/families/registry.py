@@ -1,7 +1,7 @@
 """Tasks by name."""
 
-from sparsejax.configuration import require
 from sparsejax.data.builders import stamp as data_stamp
+from sparsejax.errors import require
 from sparsejax.families import strokes
 from sparsejax.families.arguments import network_keys
 from sparsejax.families.autoencoder import autoencoder_task

@@ -9,12 +9,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparsejax.atomic import write_text
-from sparsejax.configuration import require
 from sparsejax.data import sketches as data
 from sparsejax.data.images import to_pixels
 from sparsejax.data.stroke_statistics import compare_strokes
 from sparsejax.data.strokes import PEN_UP, SCALE
 from sparsejax.diffusion import noise_schedules, process, samplers
+from sparsejax.errors import require
 from sparsejax.families.arguments import (
     build_module,
     check_batch_size,

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.configuration import ConfigError
 from sparsejax.data.images import PICTURES, to_unit_range
+from sparsejax.errors import ConfigError
 from sparsejax.metrics import inception_features
 from sparsejax.metrics.cache import load_or_compute
 from sparsejax.metrics.classifier import FEATURES, load_classifier

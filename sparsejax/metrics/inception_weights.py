@@ -18,7 +18,7 @@ import urllib.request
 import numpy as np
 from safetensors.numpy import save_file
 
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.metrics.cache import cache_folder
 from sparsejax.models.convert import inception_from_torch
 from sparsejax.models.published import read_state_dict

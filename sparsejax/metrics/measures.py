@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsejax.configuration import ConfigError
 from sparsejax.data.images import PICTURES
+from sparsejax.errors import ConfigError
 from sparsejax.metrics import distances
 from sparsejax.metrics.extractors import build_extractor, reference_features
 from sparsejax.storage import require_writable

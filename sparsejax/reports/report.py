@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from sparsejax import command_line
-from sparsejax.configuration import ConfigError
 from sparsejax.data.images import PICTURES
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation.closing import quantity
 from sparsejax.reports import figures, overlap, tables
 from sparsejax.reports.documents import (

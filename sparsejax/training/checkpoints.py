@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 # Orbax logs what it raises too, as tracebacks of its threads, and notes on its own work.

@@ -18,7 +18,7 @@ from sparsejax.compact.states import (
     packed_task,
     unpack_state,
 )
-from sparsejax.configuration import ConfigError, require
+from sparsejax.errors import ConfigError, require
 from sparsejax.families import build_task, network_arguments
 from sparsejax.sparse_files import is_sparse_file
 from sparsejax.sparsity.costs import forward_flops

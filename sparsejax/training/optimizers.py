@@ -2,7 +2,7 @@
 
 import optax
 
-from sparsejax.configuration import require
+from sparsejax.errors import require
 from sparsejax.sparsity.methods import get_method
 from sparsejax.sparsity.schedules import UpdateSchedule
 from sparsejax.sparsity.transforms import packed, sparse_updates

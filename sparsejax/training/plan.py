@@ -4,7 +4,7 @@ import logging
 
 import jax
 
-from sparsejax.configuration import require
+from sparsejax.errors import require
 from sparsejax.sparsity import structure as structures
 from sparsejax.sparsity.distributions import get_distribution
 from sparsejax.sparsity.methods import get_method

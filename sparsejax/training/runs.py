@@ -13,7 +13,6 @@ from sparsejax.atomic import write_text
 from sparsejax.configuration import (
     FREE_ON_RESUME,
     PLACES,
-    ConfigError,
     differing_keys,
     resolve,
     structure_words,
@@ -21,6 +20,7 @@ from sparsejax.configuration import (
     with_defaults,
 )
 from sparsejax.data.stamps import describe
+from sparsejax.errors import ConfigError
 from sparsejax.families import build_task, stamp_data
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.sparsity.distributions import DISTRIBUTIONS

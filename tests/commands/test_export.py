@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from sparsejax.commands import export
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.models import published
 from sparsejax.sparse_files import load_sparse
 from sparsejax.training import load_run

@@ -8,9 +8,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sparsejax.configuration import ConfigError
 from sparsejax.data import builders
 from sparsejax.data import images as data
+from sparsejax.errors import ConfigError
 from tests.data.sets import encoded, pixels, task, write
 
 has_no_tensorflow = pytest.mark.skipif(

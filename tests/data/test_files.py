@@ -6,11 +6,11 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sparsejax.configuration import ConfigError
 from sparsejax.data import images as data
 from sparsejax.data.builders import open_builder
 from sparsejax.data.decoding import decode
 from sparsejax.data.files import ACCEPTED
+from sparsejax.errors import ConfigError
 from tests.data.sets import encoded, pixels, real_images, task, write
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from sparsejax.configuration import ConfigError
 from sparsejax.data import images as data
+from sparsejax.errors import ConfigError
 from tests.data.sets import pixels, task
 
 

@@ -11,9 +11,9 @@ import grain
 import numpy as np
 import pytest
 
-from sparsejax.configuration import ConfigError
 from sparsejax.data import latents as cache
 from sparsejax.data.images import to_unit_range
+from sparsejax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IDENTITY = {"first_stage": "abc", "images": "noise 1.0.0 train", "flip": True}

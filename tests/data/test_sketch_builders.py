@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from absl import logging as absl_logging
 
-from sparsejax.configuration import ConfigError
 from sparsejax.data import images, kanjivg, packed, quickdraw, strokes
 from sparsejax.data.builders import DATASETS, SKETCHES, full_name, open_builder
+from sparsejax.errors import ConfigError
 from tests.data.sets import task
 from tests.data.sketches import line, real, save_lines, save_packed, save_svgs, svg
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing
 from sparsejax.training import loop
 from sparsejax.training.runs import read_config

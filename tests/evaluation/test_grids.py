@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from configs import digits, vmnist_chirodiff
-from sparsejax.configuration import ConfigError, resolve
+from sparsejax.configuration import resolve
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation.baselines import planned_costs, small_dense
 from sparsejax.evaluation.closing import run_costs
 from sparsejax.evaluation.grids import grid

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing, evaluate
 from sparsejax.evaluation.evaluate import evaluate_run, evaluate_runs, meter_of
 from sparsejax.training import loop

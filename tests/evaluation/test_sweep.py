@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from sparsejax.configuration import ConfigError, resolve
+from sparsejax.configuration import resolve
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation import sweep as sweeping
 from sparsejax.evaluation.grids import grid
 from sparsejax.training.runs import save_config

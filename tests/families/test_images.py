@@ -3,8 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.configuration import ConfigError, resolve
+from sparsejax.configuration import resolve
 from sparsejax.diffusion import noise_schedules
+from sparsejax.errors import ConfigError
 from sparsejax.families import build_task
 from sparsejax.rendering.images import image_grid
 from tests.training.tiny import tiny_config

@@ -11,9 +11,10 @@ from PIL import Image
 
 from sparsejax.commands import export
 from sparsejax.commands.export import export_unet
-from sparsejax.configuration import ConfigError, resolve
+from sparsejax.configuration import resolve
 from sparsejax.data import latents as cache
 from sparsejax.data.images import load_images, to_unit_range
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation import evaluate
 from sparsejax.evaluation.closing import close_run
 from sparsejax.families import build_task

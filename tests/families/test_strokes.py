@@ -8,12 +8,13 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 
 from configs.vmnist_chirodiff import get_config
-from sparsejax.configuration import ConfigError, resolve
+from sparsejax.configuration import resolve
 from sparsejax.data.drawings import with_times
 from sparsejax.data.images import to_unit_range
 from sparsejax.data.sketches import bucket_bounds
 from sparsejax.data.strokes import preprocess, represent
 from sparsejax.diffusion import noise_schedules
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation import evaluate
 from sparsejax.evaluation.closing import close_run
 from sparsejax.evaluation.held_out import held_out_loss

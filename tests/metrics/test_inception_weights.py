@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.metrics import inception_weights
 from sparsejax.metrics.inception_weights import find_weights, load_inception, read_weights
 

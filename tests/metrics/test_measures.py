@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sparsejax.configuration import ConfigError
 from sparsejax.data.images import PICTURES, load_images, to_pixels, to_unit_range
+from sparsejax.errors import ConfigError
 from sparsejax.families import Task
 from sparsejax.metrics import distances
 from sparsejax.metrics.extractors import build_extractor, reference_features

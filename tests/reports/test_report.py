@@ -14,7 +14,7 @@ import pytest
 import scipy.stats
 from PIL import Image
 
-from sparsejax.configuration import ConfigError
+from sparsejax.errors import ConfigError
 from sparsejax.reports import documents, overlap, report
 from tests.reports.test_figures import FD, HELD_OUT, make_row, make_rows
 

@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from sparsejax.configuration import ConfigError, resolve
+from sparsejax.configuration import resolve
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation import sweep
 from sparsejax.evaluation.baselines import small_dense
 from sparsejax.evaluation.grids import grid

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from sparsejax.configuration import ConfigError, resolve
+from sparsejax.configuration import resolve
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing, evaluate
 from sparsejax.sparsity import methods, packing, transforms
 from sparsejax.sparsity.masks import apply_masks, path_name

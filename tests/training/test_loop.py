@@ -15,7 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from sparsejax.configuration import ConfigError, resolve
+from sparsejax.configuration import resolve
+from sparsejax.errors import ConfigError
 from sparsejax.sparsity import masks
 from sparsejax.training import checkpoints, load_run, loop, runs
 from sparsejax.training.metrics_log import WALL_CLOCK, read_metrics

@@ -2,7 +2,8 @@
 
 import pytest
 
-from sparsejax.configuration import ConfigError, default_config, resolve, set_sparsity
+from sparsejax.configuration import default_config, resolve, set_sparsity
+from sparsejax.errors import ConfigError
 from sparsejax.families import build_task
 from sparsejax.training import plan
 from sparsejax.training.runs import default_workdir

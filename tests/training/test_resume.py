@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from sparsejax.configuration import ConfigError, resolve
+from sparsejax.configuration import resolve
+from sparsejax.errors import ConfigError
 from sparsejax.families import build_task, stamp_data
 from sparsejax.training import loop, runs
 from tests.data.sets import encoded, pixels, write

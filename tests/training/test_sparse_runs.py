@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.configuration import ConfigError, resolve
+from sparsejax.configuration import resolve
+from sparsejax.errors import ConfigError
 from sparsejax.families import build_task
 from sparsejax.models.unet import UNet
 from sparsejax.sparse_files import load_sparse, save_sparse
