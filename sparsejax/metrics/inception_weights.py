@@ -15,12 +15,14 @@ import shutil
 import tempfile
 import urllib.request
 
+import jax
 import numpy as np
 from safetensors.numpy import save_file
 
 from sparsejax.errors import ConfigError
 from sparsejax.metrics.cache import cache_folder
-from sparsejax.models.convert import inception_from_torch
+from sparsejax.metrics.inception import parameter_shapes
+from sparsejax.models.convert import leaf_from_torch, leaf_to_torch
 from sparsejax.models.published import read_state_dict
 
 VARIABLE = "SPARSEJAX_INCEPTION"
@@ -118,6 +120,47 @@ def read_weights(path, sha256):
     return state_dict
 
 
+def inception_from_torch(state_dict):
+    """Convert the state dict of the Inception network that FID is computed with.
+
+    Args:
+      state_dict: `{name: array}` in PyTorch's layout, with the names that torch-fidelity and
+        pytorch-fid share. Entries `num_batches_tracked`, which are of use in training alone, are
+        passed over.
+
+    Returns:
+      `params` for `metrics.inception_features.extract`: convolutions HWIO, dense [in, out].
+
+    Raises:
+      ValueError: names the tensors that are missing, unknown or of another shape.
+    """
+    arrays = {
+        name: np.asarray(array)
+        for name, array in state_dict.items()
+        if not name.endswith(".num_batches_tracked")
+    }
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(parameter_shapes())
+    shapes = dict(_inception_entry(path, leaf.shape) for path, leaf in leaves)
+    problems = {
+        "missing": [name for name in shapes if name not in arrays],
+        "unknown": [name for name in arrays if name not in shapes],
+        "of another shape": [
+            f"{name} {array.shape} for {shapes[name]}"
+            for name, array in arrays.items()
+            if array.shape != shapes.get(name, array.shape)
+        ],
+    }
+    if any(problems.values()):
+        listed = (
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in problems.items()
+            if names
+        )
+        raise ValueError(f"tensors aren't those of FID's Inception: {'; '.join(listed)}")
+    values = [leaf_from_torch("", name.rpartition(".")[2], arrays[name])[1] for name in shapes]
+    return jax.tree.unflatten(treedef, values)
+
+
 def _checked(path, sha256):
     found = _digest(path)
     if found != sha256:
@@ -179,3 +222,12 @@ def _replacing(path):
         partial = pathlib.Path(folder) / path.name
         yield partial
         partial.replace(path)
+
+
+def _inception_entry(path, shape):
+    """Return PyTorch's name and shape of the parameter of the tree at `path`."""
+    *modules, leaf = (entry.key for entry in path)
+    kinds = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    # Broadcast zeros have the shape and take no memory.
+    restored = leaf_to_torch("", leaf, np.broadcast_to(np.float32(0), shape))
+    return ".".join([*modules, kinds.get(leaf, leaf)]), restored.shape

@@ -9,8 +9,6 @@ import re
 import jax
 import numpy as np
 
-from sparsejax.metrics import inception
-
 # CompVis's UNet attends with 1x1 Conv1d, whose weights have a third axis.
 _CONV1D = ("qkv", "proj_out")
 
@@ -143,7 +141,7 @@ def _from_torch(state_dict):
         *modules, kind = name.split(".")
         if kind not in ("weight", "bias"):
             raise ValueError(f"state dict entry {name!r}; accepted: names ending in weight or bias")
-        leaf, value = _convert_leaf(modules[-1:], kind, np.asarray(array))
+        leaf, value = leaf_from_torch(modules[-1] if modules else "", kind, np.asarray(array))
         if leaf == "embedding":
             modules.pop()
         node = params
@@ -164,8 +162,18 @@ def _join_numbers(modules):
     return joined
 
 
-def _convert_leaf(module, kind, array):
-    if module == ["embedding"]:
+def leaf_from_torch(module, kind, array):
+    """Convert one tensor from PyTorch's layout.
+
+    Args:
+      module: name of the tensor's module.
+      kind: `weight` or `bias`.
+      array: numpy array in PyTorch's layout.
+
+    Returns:
+      The leaf's name (`kernel`, `scale`, `embedding` or `bias`), and its array.
+    """
+    if module == "embedding":
         return "embedding", array
     match kind, array.ndim:
         case "weight", 4:
@@ -187,7 +195,7 @@ def _to_torch(params):
             modules.append(leaf)
         kind = "bias" if leaf == "bias" else "weight"
         name = ".".join([*_split_numbers(modules), kind])
-        state_dict[name] = _restore_leaf(modules[-1], leaf, np.asarray(value))
+        state_dict[name] = leaf_to_torch(modules[-1], leaf, np.asarray(value))
     return state_dict
 
 
@@ -203,59 +211,16 @@ def _split_numbers(modules):
     ]
 
 
-def _restore_leaf(module, leaf, array):
+def leaf_to_torch(module, leaf, array):
+    """Convert one array to PyTorch's layout, the inverse of `leaf_from_torch`.
+
+    Args:
+      module: name of the leaf's module; those of attention's convolutions get a third axis.
+      leaf: name of the leaf, such as `kernel`.
+      array: numpy array.
+    """
     if leaf != "kernel":
         return array
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     return array.T[:, :, None] if module in _CONV1D else array.T
-
-
-def inception_from_torch(state_dict):
-    """Convert the state dict of the Inception network that FID is computed with.
-
-    Args:
-      state_dict: `{name: array}` in PyTorch's layout, with the names that torch-fidelity and
-        pytorch-fid share. Entries `num_batches_tracked`, which are of use in training alone, are
-        passed over.
-
-    Returns:
-      `params` for `metrics.inception_features.extract`: convolutions HWIO, dense [in, out].
-
-    Raises:
-      ValueError: names the tensors that are missing, unknown or of another shape.
-    """
-    arrays = {
-        name: np.asarray(array)
-        for name, array in state_dict.items()
-        if not name.endswith(".num_batches_tracked")
-    }
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(inception.parameter_shapes())
-    shapes = dict(_inception_entry(path, leaf.shape) for path, leaf in leaves)
-    problems = {
-        "missing": [name for name in shapes if name not in arrays],
-        "unknown": [name for name in arrays if name not in shapes],
-        "of another shape": [
-            f"{name} {array.shape} for {shapes[name]}"
-            for name, array in arrays.items()
-            if array.shape != shapes.get(name, array.shape)
-        ],
-    }
-    if any(problems.values()):
-        listed = (
-            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for kind, names in problems.items()
-            if names
-        )
-        raise ValueError(f"tensors aren't those of FID's Inception: {'; '.join(listed)}")
-    values = [_convert_leaf([], name.rpartition(".")[2], arrays[name])[1] for name in shapes]
-    return jax.tree.unflatten(treedef, values)
-
-
-def _inception_entry(path, shape):
-    """Return PyTorch's name and shape of the parameter of the tree at `path`."""
-    *modules, leaf = (entry.key for entry in path)
-    kinds = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-    # Broadcast zeros have the shape and take no memory.
-    restored = _restore_leaf("", leaf, np.broadcast_to(np.float32(0), shape))
-    return ".".join([*modules, kinds.get(leaf, leaf)]), restored.shape

@@ -6,7 +6,7 @@ import pytest
 
 from sparsejax.metrics import inception_features
 from sparsejax.metrics.inception import parameter_shapes
-from sparsejax.models.convert import inception_from_torch
+from sparsejax.metrics.inception_weights import inception_from_torch
 
 # torch-fidelity 0.4.0, `FeatureExtractorInceptionV3` on PyTorch 2.13 (CPU) with the weights of
 # `made_up_weights`, on the first of `pictures(32, 32)` and the second of `pictures(300, 200)`:
