@@ -1,0 +1,80 @@
+"""The field's terms as types: what the signatures of this package are written in.
+
+Python can't say what a pytree holds, so the trees are names for `Any`: they tell the reader which
+tree is meant, and docstrings give shapes and dtypes. This module imports jax, optax and numpy
+alone, so that `sparsity` may use it.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeAlias
+
+import jax
+import numpy as np
+import optax
+
+Array: TypeAlias = jax.Array
+ArrayLike: TypeAlias = jax.typing.ArrayLike  # an array of jax or numpy, or a Python number
+NumpyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # on the host
+Shape: TypeAlias = tuple[int, ...]
+PRNGKey: TypeAlias = jax.Array  # one key
+Keys: TypeAlias = jax.Array  # one key per example, [batch]
+
+PyTree: TypeAlias = Any
+Leaf: TypeAlias = Any  # array or `jax.ShapeDtypeStruct`
+Params: TypeAlias = PyTree  # parameters; where only shapes matter, also `jax.ShapeDtypeStruct`s
+Masks: TypeAlias = PyTree  # of booleans in the structure of params (see `sparsejax.sparsity`)
+Gradients: TypeAlias = PyTree  # in the structure of params
+Updates: TypeAlias = PyTree  # what an optimizer adds to params
+Sparsities: TypeAlias = PyTree  # a Python float for each leaf of params, or for each group
+Scores: TypeAlias = PyTree  # an array for each leaf: what is large is kept or grown
+Frozen: TypeAlias = PyTree  # arrays that sampling needs beside params
+OptState: TypeAlias = optax.OptState
+Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
+Schedule: TypeAlias = Callable[[ArrayLike], ArrayLike]  # of the step
+
+Batch: TypeAlias = dict[str, Any]  # arrays [batch, ...] by name
+Batches: TypeAlias = Iterator[Batch]
+Samples: TypeAlias = Any  # array [count, ...] of jax or numpy
+Metrics: TypeAlias = dict[str, jax.Array]  # scalars by name
+LayerFlops: TypeAlias = dict[str, float]  # FLOPs of one forward pass by path of the weights
+
+KeyPath: TypeAlias = jax.tree_util.KeyPath  # of a leaf in a pytree
+IsSparsifiable: TypeAlias = Callable[[KeyPath | str, Leaf], bool]
+PathLike: TypeAlias = str | os.PathLike[str]  # of a file or folder
+Value: TypeAlias = Any  # of a config key, or of JSON
+Input: TypeAlias = Any  # of a network: an array or several
+
+
+class Apply(Protocol):
+    """Run a network: `apply(params, *inputs, train=False, rngs=None) -> output`.
+
+    `rngs` holds one PRNG key per example, [batch], by purpose (`dropout`).
+    """
+
+    def __call__(self, params: Params, /, *inputs: Input, **options: Input) -> PyTree:
+        """Return the network's output."""
+
+
+class Loss(Protocol):
+    """Return the mean loss of a batch; `keys` is one PRNG key per example, [batch]."""
+
+    def __call__(
+        self, apply: Apply, params: Params, batch: Batch, keys: Keys, train: bool
+    ) -> Array:
+        """Return a scalar."""
+
+
+class Sample(Protocol):
+    """Sample examples `start` to `start + count - 1` of the sequence that `key` determines."""
+
+    def __call__(
+        self,
+        apply: Apply,
+        params: Params,
+        frozen: Frozen,
+        key: PRNGKey,
+        count: int,
+        start: ArrayLike = 0,
+    ) -> Array:
+        """Return samples [count, ...]."""
