@@ -18,6 +18,7 @@ from sparsejax.data.builders import DATASETS, IMAGES, SKETCHES, full_name, open_
 from sparsejax.data.files import short_name
 from sparsejax.data.splits import check_split
 from sparsejax.errors import require
+from sparsejax.rendering.pixels import PICTURES, are_finite, to_pixels, to_unit_range
 from sparsejax.seeds import check_seed
 
 __all__ = [
@@ -33,9 +34,6 @@ __all__ = [
     "to_unit_range",
 ]
 
-# What every measure, grid and file sees of a sample; it stands beside numbers and in names of
-# caches, since numbers of unrounded floats (older versions) don't compare.
-PICTURES = "8-bit"
 # Decoding runs in Pillow, without Python's lock; batches read ahead are held in memory.
 _THREADS = max(2, min(8, os.cpu_count() or 2))
 
@@ -111,51 +109,6 @@ def describe(settings, split):
 def label(settings):
     """Return a short name for figures: of the dataset, or of the source of `files`."""
     return short_name(settings.source) if settings.dataset == "files" else settings.dataset
-
-
-def to_unit_range(images):
-    """Map uint8 pixels to float32 in [-1, 1]."""
-    return images.astype(np.float32) / 127.5 - 1
-
-
-def to_pixels(images):
-    """Turn floats in [-1, 1] into 8-bit pictures: clipped, rounded to nearest, halves to even.
-
-    The only way from samples to pictures: measures, grids and files all see what it returns.
-
-    Args:
-      images: floats of any shape.
-
-    Returns:
-      uint8 of the same shape.
-
-    Raises:
-      ValueError: images are integers, or hold values that aren't finite.
-
-    Example:
-      >>> to_pixels(np.array([-1.0, 0.0, 40.0])).tolist()
-      [0, 128, 255]
-    """
-    images = np.asarray(images)
-    if images.dtype.kind in "iub":
-        raise ValueError(f"images are {images.dtype}; accepted: floats in [-1, 1]")
-    images = images.astype(np.float32)
-    if not np.isfinite(images).all():
-        raise ValueError("images hold values that aren't finite; accepted: floats in [-1, 1]")
-    return np.round((np.clip(images, -1, 1) + 1) * np.float32(127.5)).astype(np.uint8)
-
-
-def are_finite(examples):
-    """Tell which examples hold finite values only.
-
-    Args:
-      examples: [count, ...] floats.
-
-    Returns:
-      [count] bool.
-    """
-    examples = np.asarray(examples).astype(np.float32)
-    return np.isfinite(examples).reshape(len(examples), -1).all(axis=1)
 
 
 def image_batches(dataset, batch_size, seed, start, stop, flip=False):

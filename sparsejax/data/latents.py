@@ -18,8 +18,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from rich.progress import track
 
 from sparsejax.atomic import replacing, write_text
-from sparsejax.data.images import to_unit_range
 from sparsejax.errors import ConfigError
+from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.seeds import check_seed
 from sparsejax.storage import require_writable
 

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import optax
 
-from sparsejax.data.images import to_unit_range
 from sparsejax.metrics.cache import load_or_compute
+from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.seeds import check_seed
 
 FEATURES = 64

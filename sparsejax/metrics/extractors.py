@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.data.images import PICTURES, to_unit_range
 from sparsejax.errors import ConfigError
 from sparsejax.metrics import inception_features
 from sparsejax.metrics.cache import load_or_compute
 from sparsejax.metrics.classifier import FEATURES, load_classifier
 from sparsejax.metrics.inception_weights import load_inception
+from sparsejax.rendering.pixels import PICTURES, to_unit_range
 
 EXTRACTORS = ("classifier", "pixels", "inception")
 _SIDE = 16  # of the images whose pixels are compared

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsejax.data.images import PICTURES
 from sparsejax.errors import ConfigError
 from sparsejax.metrics import distances
 from sparsejax.metrics.extractors import build_extractor, reference_features
+from sparsejax.rendering.pixels import PICTURES
 from sparsejax.storage import require_writable
 
 METRICS = ("fd", "kid", "is", "precision_recall")

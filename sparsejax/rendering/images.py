@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from sparsejax.data.images import are_finite, to_pixels
+from sparsejax.rendering.pixels import are_finite, to_pixels
 
 _SMALLEST = 48  # pixels that the side of a picture should at least fill
 _GAP = 4

@@ -3,6 +3,7 @@
 import numpy as np
 
 from sparsejax.rendering import ink
+from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.rendering.placement import as_drawings
 
 # Any metric on rasters is defined by these pixels: a change of a single one (line width, margin,
@@ -26,4 +27,4 @@ def rasterize(drawings, size=64):
         sheet = ink.paper(size, "L")
         ink.draw(sheet, ink.marks(drawing, size), ["black"])
         picture[..., 0] = ink.shrink(sheet)
-    return pictures.astype(np.float32) / 127.5 - 1
+    return to_unit_range(pictures)

@@ -1,10 +1,5 @@
-from fractions import Fraction
-
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from sparsejax.data import images as data
@@ -88,46 +83,6 @@ def test_the_description_differs_when_the_pixels_do(settings, tmp_path):
 def test_an_image_size_is_needed(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.task\.image_size is 0"):
         data.open_images(task(tmp_path, dataset="digits", image_size=0), "train")
-
-
-def test_pixels_survive_the_unit_range():
-    values = np.arange(256, dtype=np.uint8)
-    unit = data.to_unit_range(values)
-    assert (unit.min(), unit.max()) == (-1, 1)
-    np.testing.assert_array_equal(data.to_pixels(unit), values)
-    np.testing.assert_array_equal(data.to_pixels(np.array([-9.0, 9.0])), [0, 255])
-
-
-@given(st.lists(st.floats(-3, 3, width=32), min_size=1))
-def test_pictures_are_clipped_and_rounded_to_nearest(values):
-    """By fractions: the nearest of 256 levels, a half to the even one; float32 may miss by 1e-4."""
-    found = data.to_pixels(np.array(values, np.float32))
-    for value, level in zip(values, found.tolist(), strict=True):
-        exact = (min(max(Fraction(value), Fraction(-1)), Fraction(1)) + 1) * 255 / 2
-        assert abs(level - exact) <= Fraction(1, 2) + Fraction(1, 10_000)
-        assert level == round(exact) or abs(exact % 1 - Fraction(1, 2)) < Fraction(1, 10_000)
-
-
-@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
-def test_other_floats_make_the_same_pictures(dtype):
-    x = jnp.linspace(-1.5, 1.5, 301).astype(dtype)
-    expected = data.to_pixels(np.asarray(x.astype(np.float32)))
-    np.testing.assert_array_equal(data.to_pixels(x), expected)
-    assert data.to_pixels(np.asarray(x)).dtype == np.uint8
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_no_picture_can_show_is_refused(value):
-    images = np.zeros((3, 2, 2, 1), np.float32)
-    images[1, 0, 1] = value
-    with pytest.raises(ValueError, match="aren't finite; accepted: floats in"):
-        data.to_pixels(images)
-    assert data.are_finite(images).tolist() == [True, False, True]
-
-
-def test_pictures_are_made_once():
-    with pytest.raises(ValueError, match=r"images are uint8; accepted: floats in \[-1, 1\]"):
-        data.to_pixels(np.zeros((1, 2, 2, 1), np.uint8))
 
 
 def test_a_batch_is_a_function_of_its_step():
