@@ -82,18 +82,12 @@ def _highest_matmul_precision():
         yield
 
 
-def _golden_folder():
-    return pathlib.Path(os.environ.get("SPARSEJAX_GOLDEN", ROOT / "../shared/golden"))
-
-
 @pytest.fixture(scope="session")
 def golden():
-    """Load a reference file by name; skip the test, saying so, where it is absent."""
+    """Load a file of reference numbers by name; tests/golden/README.md says where they are from."""
 
     def load(name):
-        path = _golden_folder() / name
-        if not path.exists():
-            pytest.skip(f"reference numbers {name} not found; set SPARSEJAX_GOLDEN to their folder")
+        path = ROOT / "tests/golden" / name
         if path.suffix == ".json":
             return json.loads(path.read_text())
         arrays = dict(np.load(path, allow_pickle=False))
@@ -123,14 +117,3 @@ def tiny_run(made_once):
 
     folder = made_once("tiny_run", make)
     return folder / "tiny", json.loads((folder / "compiled.json").read_text())
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Say loudly that reference numbers were absent."""
-    if not _golden_folder().exists():
-        terminalreporter.write_line(
-            "NOTE: reference numbers were not found, so the tests that compare with the "
-            "reference implementations were skipped. Set SPARSEJAX_GOLDEN to their folder.",
-            yellow=True,
-            bold=True,
-        )

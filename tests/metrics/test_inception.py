@@ -136,7 +136,7 @@ def test_parameters_are_as_many_as_published():
 
 
 def test_published_names_and_shapes_convert(golden):
-    published = dict(golden("../spec/inception_v3_compat_state_dict_shapes.json"))
+    published = dict(golden("layers/inception_v3_compat_state_dict_shapes.json"))
     tensors = {name: np.broadcast_to(np.float32(0), shape) for name, shape in published.items()}
     params = inception_from_torch(tensors)
     shapes = jax.tree.map(lambda leaf: leaf.shape, parameter_shapes())

@@ -117,7 +117,7 @@ def shapes(model, length=4):
 )
 def test_layers_are_those_of_the_reference(golden, name, model):
     """Every tensor of the reference, converted, has its place here, and nothing else has one."""
-    spec = golden(f"../spec/chirodiff_{name}_layers.json")
+    spec = golden(f"layers/chirodiff_{name}_layers.json")
     tensors = {entry["name"]: np.zeros(entry["shape"], np.int8) for entry in spec["params"]}
     converted = jax.tree.map(np.shape, chirodiff_from_torch(tensors)["params"])
     variables, _ = shapes(model)
@@ -127,7 +127,7 @@ def test_layers_are_those_of_the_reference(golden, name, model):
 
 def test_costs_are_the_references_for_each_point(golden):
     """Two FLOPs for each weight of a matrix and valid point: 413,304 multiply-adds."""
-    spec = golden("../spec/chirodiff_birnn_L3_H96_pe8_configyml_layers.json")
+    spec = golden("layers/chirodiff_birnn_L3_H96_pe8_configyml_layers.json")
     for length in (1, 50):
         variables, inputs = shapes(BiGRUDenoiser(), length)
         constants = {"constants": variables["constants"]}

@@ -88,12 +88,12 @@ def test_a_reference_state_dict_comes_back_bit_for_bit(golden, name, there, back
 
 
 def test_full_size_unet_has_the_references_names_and_shapes(golden):
-    entries = golden("../spec/ldm_unet_vq4_state_dict_shapes.json")
+    entries = golden("layers/ldm_unet_vq4_state_dict_shapes.json")
     assert_names_and_shapes(convert.unet_to_torch, unet_shapes(UNet()), entries)
 
 
 def test_full_size_autoencoder_has_the_references_names_and_shapes(golden):
-    entries = golden("../spec/ldm_vqf4_state_dict_shapes.json")
+    entries = golden("layers/ldm_vqf4_state_dict_shapes.json")
     x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     shapes = jax.eval_shape(VQModel().init, jax.random.key(0), x)["params"]
     assert_names_and_shapes(convert.autoencoder_to_torch, shapes, entries)

@@ -37,7 +37,7 @@ def matmul_flops(jaxpr):
     return total
 
 
-def test_full_size_equals_the_reference_layer_by_layer(golden):
+def test_full_size_equals_the_reference_layer_by_layer():
     """101.2 G multiply-adds at 64 x 64, as counted on the reference implementation."""
     params, inputs = shapes(UNet(), 64)
     counted = layer_flops(UNet(), params, *inputs)
