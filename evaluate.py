@@ -1,70 +1,11 @@
-"""Evaluate and compare trained runs.
+"""Evaluate trained runs: `python evaluate.py FLAGS` is `python -m sparsejax evaluate FLAGS`.
 
-    python evaluate.py --workdirs runs/digits-rigl-0.75-0
-    python evaluate.py --workdirs runs/digits-rigl-0.75-0,runs/digits-dense-0 --samples 1000
-
-Writes results.jsonl, report.md and report.html into --output: the workdir by default, or, for
-several runs, the folder `comparison` beside the first.
+python evaluate.py --workdirs runs/digits-rigl-0.75-0,runs/digits-dense-0
 """
 
-import pathlib
+import sys
 
-from sparsejax import signals
-
-if __name__ == "__main__":
-    signals.watch("The same command begins again.")  # before the imports that take seconds
-
-from sparsejax import command_line
-from sparsejax.evaluation.evaluate import add_measuring, evaluate_runs, measuring
-
-
-def main():
-    """Evaluate the runs."""
-    parser = command_line.Parser(__doc__, prog="python evaluate.py")
-    parser.add_argument(
-        "--workdirs",
-        type=command_line.words,
-        required=True,
-        metavar="FOLDER[,FOLDER...]",
-        help="Workdirs of finished runs.",
-    )
-    add_measuring(parser)
-    parser.add_argument(
-        "--seed",
-        metavar="N",
-        type=command_line.seed,
-        default=0,
-        help="Seed of the sampling noise, shared by all runs.",
-    )
-    parser.add_argument(
-        "--reference-statistics",
-        metavar="FILE",
-        help="An npz with mu and sigma, in place of the real examples.",
-    )
-    parser.add_argument(
-        "--save-statistics", metavar="FILE", help="Write such an npz of the real examples."
-    )
-    parser.add_argument(
-        "--png", action="store_true", help="Also write every sample as samples/<run>/<index>.png."
-    )
-    parser.add_argument(
-        "--output", metavar="FOLDER", help="Folder to write to (default: see above)."
-    )
-    flags = parser.parse_args()
-    if not flags.workdirs:
-        parser.error("--workdirs names no run")
-    workdirs = [pathlib.Path(workdir) for workdir in flags.workdirs]
-    beside = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "comparison"
-    evaluate_runs(
-        workdirs,
-        flags.output or beside,
-        seed=flags.seed,
-        png=flags.png,
-        statistics=flags.reference_statistics,
-        save_statistics=flags.save_statistics,
-        **measuring(flags),
-    )
-
+from sparsejax.__main__ import main
 
 if __name__ == "__main__":
-    command_line.run(main)
+    main(["evaluate", *sys.argv[1:]])

@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from sparsejax.errors import ConfigError, nearest
 from sparsejax.seeds import ACCEPTED, check_seed
@@ -159,6 +160,12 @@ def run(main: Callable[[], None]) -> None:
     except (ConfigError, OSError, FloatingPointError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+def moved(module: str, command: str) -> NoReturn:
+    """End with status 2, saying which command replaces `python -m MODULE`."""
+    print(f"error: python -m {module} is now python -m sparsejax {command}", file=sys.stderr)
+    sys.exit(2)
 
 
 def one_line(error: Exception) -> str:

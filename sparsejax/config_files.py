@@ -3,86 +3,18 @@
 Whatever is wrong with them is one line that names the file or the key.
 """
 
-import argparse
 import difflib
 import os
 import pathlib
-import re
-import sys
 import traceback
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from sparsejax import command_line, schema
+from sparsejax import schema
 from sparsejax.configuration import check_type, complete, require_key, set_key
 from sparsejax.errors import ConfigError, require
 from sparsejax.families.registry import NETWORKS, model_keys
-
-_CONFIG_HELP = """config keys:
-  --config.KEY=VALUE    Set a key of the config, such as --config.steps=500; docs/configs.md lists
-                        all keys. What may follow the colon in --config FILE:ARGUMENT stands at the
-                        head of the file."""
-_OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
-
-
-def parse_with_config(
-    parser: command_line.Parser, default: str | None = None
-) -> argparse.Namespace:
-    """Parse the command line of a program that has a config.
-
-    Args:
-      parser: with all flags but `--config`.
-      default: path of the config file; the flag is required if None.
-
-    Returns:
-      Namespace; `config` is the ConfigDict, keys set on the command line included.
-
-    Raises:
-      ConfigError: see `load_config`.
-    """
-    parser.add_argument(
-        "--config",
-        metavar="FILE[:ARGUMENT]",
-        default=default,
-        required=default is None,
-        help="Config file" + (" (default: configs/digits.py)." if default else "."),
-    )
-    parser.epilog = _CONFIG_HELP
-    rest, overrides = split_overrides(sys.argv[1:])
-    values = parser.parse_args(rest)
-    values.config = load_config(values.config, overrides)
-    return values
-
-
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
-    """Take the config keys out of a command line.
-
-    Args:
-      argv: its words, without the program's name.
-
-    Returns:
-      Tuple of the other words and of pairs `(key, text)`, in order; the text is None where a key
-      stands alone.
-
-    Example:
-      >>> split_overrides(["--output=x", "--config.steps=5", "--noconfig.task.flip"])
-      (['--output=x'], [('steps', '5'), ('task.flip', 'False')])
-    """
-    rest, overrides, words = [], [], list(argv)
-    while words:
-        word = words.pop(0)
-        match = _OVERRIDE.fullmatch(word)
-        if not match:
-            rest.append(word)
-            continue
-        negated, path, text = match.groups()
-        if negated:
-            text = "False" if text is None else text
-        elif text is None and words and not re.match(r"-+[a-zA-Z]", words[0]):
-            text = words.pop(0)
-        overrides.append((path, text))
-    return rest, overrides
 
 
 def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> ConfigDict:

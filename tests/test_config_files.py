@@ -3,7 +3,6 @@
 import glob
 import logging
 import pathlib
-import runpy
 import sys
 
 import grain
@@ -12,7 +11,9 @@ import numpy as np
 import pytest
 
 from sparsejax import command_line
-from sparsejax.config_files import load_config, parse_with_config, split_overrides
+from sparsejax.__main__ import COMMANDS, run
+from sparsejax.config_files import load_config
+from sparsejax.config_flags import parse_with_config, split_overrides
 from sparsejax.configuration import PLACES, default_config, resolve, set_key, with_defaults
 from sparsejax.data.images import image_batches
 from sparsejax.data.latents import latent_batches
@@ -32,7 +33,6 @@ from tests.training.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "configs" / "digits.py")
-SWEEP = "sparsejax/evaluation/sweep.py"
 PUBLISHED = [f for f in sorted(glob.glob(f"{ROOT}/configs/*.py")) if "chirodiff.py" not in f[-13:]]
 PUBLISHED = [f for f in PUBLISHED if not f.endswith("latent_diffusion.py")]
 
@@ -220,14 +220,6 @@ def test_a_larger_seed_of_a_saved_run_is_read_as_what_it_always_was(caplog):
     assert (keys[0] == keys[1]).all()
 
 
-def _main_of(script, monkeypatch, *arguments):
-    """Run a script in this process, as `python SCRIPT` does, up to its end."""
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
-    monkeypatch.syspath_prepend(str(ROOT))
-    main = runpy.run_path(str(ROOT / script), run_name="script")["main"]
-    command_line.run(main)
-
-
 @pytest.fixture
 def _own_logging(monkeypatch):
     root, ours = logging.root, logging.getLogger("sparsejax")
@@ -239,55 +231,55 @@ def _own_logging(monkeypatch):
 
 @pytest.mark.usefixtures("_own_logging")
 @pytest.mark.parametrize(
-    ("script", "arguments", "message"),
+    ("command", "arguments", "message"),
     [
-        ("train.py", ["--config.sparsty.level=.9"], "nearest: config.sparsity.level"),
-        ("train.py", ["--wrokdir=x"], "there is no flag --wrokdir; nearest: --workdir"),
-        ("train.py", ["x"], "unexpected argument 'x'"),
-        ("train.py", ["--config=configs/none.py"], "no such file"),
-        ("train.py", [f"--workdir={'x' * 300}"], "error: --workdir is 'xxx"),
+        ("train", ["--config.sparsty.level=.9"], "nearest: config.sparsity.level"),
+        ("train", ["--wrokdir=x"], "there is no flag --wrokdir; nearest: --workdir"),
+        ("train", ["x"], "unexpected argument 'x'"),
+        ("train", ["--config=configs/none.py"], "no such file"),
+        ("train", [f"--workdir={'x' * 300}"], "error: --workdir is 'xxx"),
         (
-            "train.py",
+            "train",
             ["--config.sparsity.custom=1.5"],
             "config.sparsity.custom is (1.5,); accepted",
         ),
-        ("train.py", ["--config.task.reference_split=train[99%:1%]"], "it selects nothing"),
-        ("evaluate.py", [], "--workdirs must be given"),
-        ("evaluate.py", ["--workdir=x"], "there is no flag --workdir; nearest: --workdirs"),
-        ("evaluate.py", [f"--workdirs={'x' * 300}"], "holds no run"),
-        ("evaluate.py", ["--workdirs=,"], "--workdirs names no run"),
-        ("evaluate.py", ["--workdirs=x", "--seed=4294967296"], "--seed is '4294967296'; accepted"),
-        ("evaluate.py", ["--workdirs=x", "--seed=True"], "--seed is 'True'; accepted: whole"),
-        ("evaluate.py", ["--workdirs=x", "--batch=0"], "--batch is '0'; accepted"),
-        ("evaluate.py", ["--workdirs=x", "--kid_subset_size=a"], "--kid-subset-size is 'a'"),
-        ("evaluate.py", ["--workdirs=x", "--extractor=pixel"], "nearest: pixels"),
-        ("evaluate.py", ["--workdirs=runs/x"], "workdir 'runs/x' holds no run"),
+        ("train", ["--config.task.reference_split=train[99%:1%]"], "it selects nothing"),
+        ("evaluate", [], "--workdirs must be given"),
+        ("evaluate", ["--workdir=x"], "there is no flag --workdir; nearest: --workdirs"),
+        ("evaluate", [f"--workdirs={'x' * 300}"], "holds no run"),
+        ("evaluate", ["--workdirs=,"], "--workdirs names no run"),
+        ("evaluate", ["--workdirs=x", "--seed=4294967296"], "--seed is '4294967296'; accepted"),
+        ("evaluate", ["--workdirs=x", "--seed=True"], "--seed is 'True'; accepted: whole"),
+        ("evaluate", ["--workdirs=x", "--batch=0"], "--batch is '0'; accepted"),
+        ("evaluate", ["--workdirs=x", "--kid_subset_size=a"], "--kid-subset-size is 'a'"),
+        ("evaluate", ["--workdirs=x", "--extractor=pixel"], "nearest: pixels"),
+        ("evaluate", ["--workdirs=runs/x"], "workdir 'runs/x' holds no run"),
         (
-            SWEEP,
+            "sweep",
             ["--config=configs/digits.py", "--seeds=0,-1"],
             "--seeds",
         ),
-        (SWEEP, ["--config=configs/digits.py", "--levels=a"], "--levels"),
-        (SWEEP, [], "--config must be given"),
-        (SWEEP, ["--confg=configs/digits.py"], "there is no flag --confg; nearest: --config"),
-        ("sparsejax/commands/prepare.py", ["--config=configs/digits.py:x"], "config argument 'x'"),
-        ("sparsejax/commands/export.py", ["--workdir=x", "--output=y"], "workdir 'x' holds no run"),
+        ("sweep", ["--config=configs/digits.py", "--levels=a"], "--levels"),
+        ("sweep", [], "--config must be given"),
+        ("sweep", ["--confg=configs/digits.py"], "there is no flag --confg; nearest: --config"),
+        ("prepare", ["--config=configs/digits.py:x"], "config argument 'x'"),
+        ("export", ["--workdir=x", "--output=y"], "workdir 'x' holds no run"),
         (
-            "sparsejax/commands/export.py",
+            "export",
             ["--workdirs=x"],
             "no flag --workdirs; nearest: --workdir",
         ),
-        ("sparsejax/reports/report.py", ["--results=x"], "x"),
-        ("sparsejax/reports/report.py", [f"--results={'x' * 300}"], "can't be read"),
+        ("report", ["--results=x"], "x"),
+        ("report", [f"--results={'x' * 300}"], "can't be read"),
     ],
 )
 def test_what_is_wrong_with_a_command_is_one_line_and_status_2(
-    script, arguments, message, monkeypatch, capsys, tmp_path
+    command, arguments, message, monkeypatch, capsys, tmp_path
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     with pytest.raises(SystemExit) as exit_of:
-        _main_of(script, monkeypatch, *arguments)
+        run(command, arguments)
     printed = capsys.readouterr()
     assert exit_of.value.code == 2
     assert printed.out == ""
@@ -297,25 +289,17 @@ def test_what_is_wrong_with_a_command_is_one_line_and_status_2(
 
 
 @pytest.mark.usefixtures("_own_logging")
-@pytest.mark.parametrize(
-    "script",
-    [
-        "train.py",
-        "evaluate.py",
-        *(f"sparsejax/{name}.py" for name in ("evaluation/sweep", "reports/report")),
-        *(f"sparsejax/{name}.py" for name in ("commands/export", "commands/prepare")),
-    ],
-)
-def test_help_has_the_head_of_the_script_and_its_flags_with_dashes(script, monkeypatch, capsys):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_the_head_of_the_command_and_its_flags_with_dashes(command, capsys):
     with pytest.raises(SystemExit) as exit_of:
-        _main_of(script, monkeypatch, "--help")
+        run(command, ["--help"])
     text = capsys.readouterr().out
     assert exit_of.value.code == 0
-    assert "absl" not in text
     words = [word.strip(",[]") for word in text.split() if word.startswith("--")]
     assert len(words) > 1
     assert not [word for word in words if "_" in word]
-    assert "usage: python " in text
+    assert f"usage: python -m sparsejax {command} [flags]" in text
+    assert text.count(f"python -m sparsejax {command} --") >= 1 + (command == "train")
 
 
 @pytest.mark.usefixtures("_own_logging")

@@ -106,8 +106,8 @@ def test_outputs_and_caches_are_tried_first(below_a_file, monkeypatch):
     "command",
     [
         ["evaluate.py", "--output={below}", "--workdirs={run}"],
-        ["-m", "sparsejax.commands.export", "--output={below}", "--workdir={run}"],
-        ["-m", "sparsejax.evaluation.sweep", "--output={below}", "--config=configs/digits.py"],
+        ["-m", "sparsejax", "export", "--output={below}", "--workdir={run}"],
+        ["-m", "sparsejax", "sweep", "--output={below}", "--config=configs/digits.py"],
     ],
     ids=["evaluate", "export", "sweep"],
 )

@@ -1,1 +1,1 @@
-"""What `python -m sparsejax` runs, one file for each command."""
+"""What `python -m sparsejax` runs: one file per command, each with `main(argv)`."""

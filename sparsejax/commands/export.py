@@ -1,6 +1,7 @@
-"""Trained models and their masks as files that other programs read.
+"""Write trained models and their masks as files that other programs read.
 
-    python -m sparsejax.commands.export --workdir runs/X --output FOLDER [--sparse] [--no-ema]
+    python -m sparsejax export --workdir runs/celebahq_ldm-rigl-0.5-0 --output exported
+    python -m sparsejax export --workdir runs/digits-rigl-0.75-0 --output exported --sparse
 
 Writes the weights of a UNet in the layouts of CompVis Latent Diffusion and of Hugging Face
 diffusers, and beside each its masks: arrays of zeros and ones, under the same names and of the
@@ -13,12 +14,7 @@ import argparse
 import json
 import math
 import pathlib
-
-from sparsejax import signals
-from sparsejax.storage import require_writable
-
-if __name__ == "__main__":
-    signals.watch("The same command begins again.")  # before the imports that take seconds
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -39,6 +35,7 @@ from sparsejax.models.pipelines import (
 )
 from sparsejax.models.published import COMPVIS_ARGUMENTS, MODEL_KEY, network_arguments
 from sparsejax.models.unet import UNet
+from sparsejax.storage import require_writable
 
 SPARSE_FILE = "model.safetensors"
 
@@ -132,13 +129,13 @@ def _input_size(task, params):
     return math.isqrt(round(pixels))
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     """Export a run.
 
     Raises:
       ConfigError: the workdir holds no run, or one of a task without a layout.
     """
-    parser = command_line.Parser(__doc__, prog="python -m sparsejax.commands.export")
+    parser = command_line.Parser(__doc__, prog="python -m sparsejax export")
     parser.add_argument(
         "--workdir",
         required=True,
@@ -153,7 +150,7 @@ def main():
         default=True,
         help="The EMA weights, or those of the last step (default: EMA).",
     )
-    flags = parser.parse_args()
+    flags = parser.parse_args(argv)
     export = _export_sparse if flags.sparse else _export_dense
     try:
         require_writable(flags.output, "--output")
@@ -264,7 +261,3 @@ def _first_stage(config, task):
     _, model = latents.find_first_stage(config.first_stage)
     frozen = task.frozen()
     return FirstStage(model, frozen["params"], float(frozen["scale"]), config.task.image_size)
-
-
-if __name__ == "__main__":
-    command_line.run(main)

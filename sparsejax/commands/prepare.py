@@ -1,30 +1,28 @@
-"""Make a config's data ready before training: datasets on disk, latents encoded.
+"""Prepare the data of a config before training: datasets on disk, latents encoded.
 
-    python -m sparsejax.commands.prepare --config configs/celebahq_ldm.py
+    python -m sparsejax prepare --config configs/celebahq_ldm.py
 
-Training does the same at its start; this does it alone, say on a machine with TensorFlow. An
-interrupted call goes on when it is given again.
+Training does the same when it starts; this command does nothing else, for example on a machine
+with TensorFlow. The same command goes on where it was interrupted.
 """
 
-from sparsejax import signals
-
-if __name__ == "__main__":
-    signals.watch("The same command goes on.")  # before the imports that take seconds
+from collections.abc import Sequence
 
 from sparsejax import command_line
+from sparsejax.config_flags import parse_with_config
 
 
-def main():
-    """Prepare the data."""
-    # The scripts know tasks, the data package doesn't.
-    from sparsejax.config_files import parse_with_config
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prepare the data.
+
+    Raises:
+      ConfigError: the config can't work, or its data is missing.
+    """
+    parser = command_line.Parser(__doc__, prog="python -m sparsejax prepare")
+    flags = parse_with_config(parser, argv)
+    # Here, since they take seconds, for which --help and a mistyped flag shouldn't wait.
     from sparsejax.configuration import resolve
     from sparsejax.families import build_task
 
-    parser = command_line.Parser(__doc__, prog="python -m sparsejax.commands.prepare")
-    build_task(resolve(parse_with_config(parser).config)).prepare()
+    build_task(resolve(flags.config)).prepare()
     print("The data is ready.")
-
-
-if __name__ == "__main__":
-    command_line.run(main)

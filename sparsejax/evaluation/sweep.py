@@ -1,6 +1,6 @@
 r"""Run a grid of methods, sparsities and seeds, one run after another, and report.
 
-    python -m sparsejax.evaluation.sweep --config configs/digits.py:sweep \
+    python -m sparsejax sweep --config configs/digits.py:sweep \
         --methods dense,small_dense,static,rigl,magran --levels 0.5,0.75,0.9 --seeds 0,1,2
 
 Writes results.jsonl (a line a run), report.md and report.html to --output. The same command goes
@@ -20,19 +20,19 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 
-from sparsejax import signals
-from sparsejax.storage import require_writable
+from sparsejax import command_line
 
 if __name__ == "__main__":
-    signals.watch("The same command goes on.")  # before the imports that take seconds
+    command_line.moved("sparsejax.evaluation.sweep", "sweep")
 
 import jax
 import ml_collections
 
-from sparsejax import command_line
+from sparsejax import signals
 from sparsejax.atomic import write_text
-from sparsejax.config_files import parse_with_config
+from sparsejax.config_flags import parse_with_config
 from sparsejax.configuration import (
     FREE_ON_RESUME,
     STRUCTURES,
@@ -54,6 +54,7 @@ from sparsejax.evaluation.grids import BASELINES, grid
 from sparsejax.reports.report import read_results, write_report
 from sparsejax.seeds import check_seed
 from sparsejax.sparsity.methods import METHODS
+from sparsejax.storage import require_writable
 from sparsejax.training import loop
 
 _STOPPED = {
@@ -247,9 +248,9 @@ def _end_with_parent():
     threading.Thread(target=watch, daemon=True).start()
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the grid that the flags describe."""
-    flags = parse_with_config(_parser())
+    flags = parse_with_config(_parser(), argv)
     jax.config.update("jax_platforms", "cpu")  # the accelerator belongs to the runs
     output = pathlib.Path(flags.output or f"runs/sweeps/{flags.config.name}")
     workdirs = pathlib.Path(flags.workdirs or output / "runs")
@@ -277,7 +278,7 @@ def _stop(signum, output):
 
 
 def _parser():
-    parser = command_line.Parser(__doc__, prog="python -m sparsejax.evaluation.sweep")
+    parser = command_line.Parser(__doc__, prog="python -m sparsejax sweep")
     words, numbers = command_line.words, command_line.numbers
     parser.add_argument(
         "--methods",
@@ -329,7 +330,3 @@ def _parser():
     )
     add_measuring(parser)
     return parser
-
-
-if __name__ == "__main__":
-    command_line.run(main)

@@ -1,6 +1,6 @@
 """A report of many runs: report.md with its figures, and report.html, one file.
 
-    python -m sparsejax.reports.report --results runs/grid --runs runs
+    python -m sparsejax report --results runs/grid --runs runs
 
 `--results` is a results.jsonl or the folder that holds it; the report is written beside it.
 `--runs` is the folder of the runs' workdirs: masks and pictures of samples are taken from there.
@@ -684,7 +684,7 @@ def _repeat_section(rows, output):
         "Each line of `results.jsonl` holds one run: costs, measures, the whole config, the "
         "commit and the versions. `python train.py` with that config repeats the training, "
         "`python evaluate.py --workdirs` the measures, and "
-        "`python -m sparsejax.reports.report --results results.jsonl` writes this report. "
+        "`python -m sparsejax report --results results.jsonl` writes this report. "
         "Folders in configs are shortened to their last part."
     )
     if (output / "results.jsonl").exists():
@@ -733,8 +733,8 @@ def _portable(value):
 def main(arguments=None):
     """Write the report of a results file."""
     parser = command_line.Parser(
-        "Write report.md and report.html of many runs.",
-        prog="python -m sparsejax.reports.report",
+        __doc__,
+        prog="python -m sparsejax report",
     )
     parser.add_argument(
         "--results", required=True, metavar="PATH", help="results.jsonl, or the folder it is in."

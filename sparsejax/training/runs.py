@@ -336,7 +336,7 @@ def load_sparse_run(path):
     """Load a trained model from a sparse file.
 
     Args:
-      path: of a file that `save_sparse_run`, or `sparsejax.commands.export --sparse`, wrote.
+      path: of a file that `save_sparse_run`, or `python -m sparsejax export --sparse`, wrote.
 
     Returns:
       Tuple `(task, params, masks)`, as of `load_run`.

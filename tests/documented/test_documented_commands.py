@@ -173,5 +173,5 @@ def test_a_command_that_nobody_listed_fails(tmp_path):
     assert documented.main(log, "new_program.py", "--flag") == 2
     assert documented.tiny_flags("train.py --config configs/digits.py")
     assert documented.reason_not_to_run("train.py --config configs/digits.py") is None
-    line = "-m sparsejax.evaluation.sweep --config configs/digits.py --seeds 3,1 --levels=0.5,0.9"
+    line = "-m sparsejax sweep --config configs/digits.py --seeds 3,1 --levels=0.5,0.9"
     assert documented.tiny_flags(line)[-2:] == ["--seeds=3", "--levels=0.5"]

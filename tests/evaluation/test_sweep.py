@@ -136,7 +136,7 @@ def test_two_sweeps_at_once_are_refused(tmp_path):
 def test_killed_at_any_moment_it_goes_on_and_repeats_nothing(tmp_path):
     """SIGKILL four times at random moments; every run is there once, equal to undisturbed ones."""
     flags = [f"--config.{key}={value}" for key, value in (OVERRIDES | {"steps": 20}).items()]
-    command = [sys.executable, "-m", "sparsejax.evaluation.sweep", "--config=configs/digits.py"]
+    command = [sys.executable, "-m", "sparsejax", "sweep", "--config=configs/digits.py"]
     command += [*flags, "--methods=dense,static,rigl", "--levels=0.75", "--seeds=0,1"]
     command += ["--samples=40", "--metrics=fd", "--extractor=pixels"]
 

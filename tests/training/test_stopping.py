@@ -19,10 +19,10 @@ from tests.training.tiny import tiny_config, tiny_flags
 COMMANDS = {
     "train": ["train.py"],
     "evaluate": ["evaluate.py", "--workdirs=nowhere"],
-    "sweep": ["-m", "sparsejax.evaluation.sweep", "--config=configs/digits.py"],
-    "report": ["-m", "sparsejax.reports.report", "--results=nowhere"],
-    "export": ["-m", "sparsejax.commands.export", "--workdir=nowhere", "--output=nowhere"],
-    "prepare": ["-m", "sparsejax.commands.prepare", "--config=configs/digits.py"],
+    "sweep": ["-m", "sparsejax", "sweep", "--config=configs/digits.py"],
+    "report": ["-m", "sparsejax", "report", "--results=nowhere"],
+    "export": ["-m", "sparsejax", "export", "--workdir=nowhere", "--output=nowhere"],
+    "prepare": ["-m", "sparsejax", "prepare", "--config=configs/digits.py"],
 }
 
 
@@ -131,7 +131,7 @@ def test_every_signal_saves_wherever_it_comes(tiny_run, start, tmp_path):
 @pytest.mark.slow
 def test_a_stopped_sweep_saves_its_run_and_goes_on(start, tmp_path):
     """Ctrl-C, and the SIGTERM of a scheduler, reach the run; the sweep ends in one line."""
-    command = ["-m", "sparsejax.evaluation.sweep", "--config=configs/digits.py", *tiny_flags()]
+    command = ["-m", "sparsejax", "sweep", "--config=configs/digits.py", *tiny_flags()]
     command += ["--methods=static", "--levels=0.75", "--samples=40", "--metrics=fd"]
     command += ["--extractor=pixels", f"--output={tmp_path}", "--batch=40"]
     for signum in (signal.SIGINT, signal.SIGTERM):

@@ -1,0 +1,94 @@
+"""Sparse-to-sparse training of diffusion models.
+
+    python -m sparsejax train --config configs/digits.py:rigl,0.75
+    python -m sparsejax evaluate --workdirs runs/digits-rigl-0.75-0,runs/digits-dense-0
+    python -m sparsejax export --workdir runs/digits-rigl-0.75-0 --output exported --sparse
+
+`sparsejax COMMAND` does the same where the package is installed.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sparsejax import __version__, command_line, signals
+from sparsejax.errors import nearest
+
+_RESUMES, _REPEATS = "The same command goes on.", "The same command begins again."
+
+
+class Command(NamedTuple):
+    """A command: what `--help` says of it, and what a signal that ends it says."""
+
+    summary: str
+    when_stopped: str
+
+
+COMMANDS = {
+    "train": Command("Train a model, or go on with a run that was interrupted.", _RESUMES),
+    "evaluate": Command("Evaluate and compare trained runs.", _REPEATS),
+    "export": Command("Write a trained model for other programs, or as a sparse file.", _REPEATS),
+    "prepare": Command("Prepare the data of a config before training.", _RESUMES),
+    "sweep": Command("Train and evaluate a grid of methods, sparsities and seeds.", _RESUMES),
+    "report": Command("Write the report of a results file again.", _REPEATS),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the first word of a command line names.
+
+    Args:
+      argv: words of the command line (default: those of this process).
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    name, *rest = argv or [""]
+    if name in ("--help", "-h"):
+        print(_help())
+    elif name == "--version":
+        print(__version__)
+    elif name in COMMANDS:
+        signals.watch(COMMANDS[name].when_stopped)  # before the imports that take seconds
+        run(name, rest)
+    else:
+        print(f"error: {_problem(name)}; see --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(name: str, argv: Sequence[str]) -> None:
+    """Run a command in this process; see `command_line.run`.
+
+    Args:
+      name: one of `COMMANDS`.
+      argv: its flags.
+    """
+
+    def call():
+        importlib.import_module(f"sparsejax.commands.{name}").main(argv)
+
+    command_line.run(call)
+
+
+def _problem(name):
+    accepted = f"accepted: {', '.join(COMMANDS)}"
+    if not name:
+        return f"a command must be given; {accepted}"
+    return f"there is no command {name!r}; {accepted}; nearest: {nearest(name, COMMANDS)}"
+
+
+def _help():
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m sparsejax COMMAND [flags]\n",
+            __doc__,
+            "commands:",
+            *lines,
+            "\npython -m sparsejax COMMAND --help explains one of them.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""One command line: what it runs, says, and loads."""
+
+import pathlib
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from sparsejax.__main__ import COMMANDS, main
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def python(*arguments, cwd=ROOT):
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_every_file_of_commands_is_a_command():
+    files = {path.stem for path in (ROOT / "sparsejax" / "commands").glob("*.py")}
+    assert files - {"__init__"} == set(COMMANDS)
+
+
+def test_help_names_every_command_and_shows_examples(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in text
+        assert command.summary in text
+    assert text.count("python -m sparsejax train --config") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["evalute"], "error: there is no command 'evalute'; accepted: train, evaluate, "),
+        (["evalute"], "nearest: evaluate; see --help"),
+        (["--workdir=x"], "error: there is no command '--workdir=x'; accepted: train, "),
+        ([], "error: a command must be given; accepted: train, "),
+    ],
+)
+def test_a_command_that_does_not_exist_is_one_line_with_the_nearest(argv, message, capsys):
+    with pytest.raises(SystemExit) as exit_of:
+        main(argv)
+    printed = capsys.readouterr()
+    assert exit_of.value.code == 2
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert message in line
+
+
+HEAVY = """
+import sys
+from sparsejax.__main__ import run
+try:
+    run(sys.argv[1], sys.argv[2:])
+finally:
+    print([name for name in ("jax", "numpy", "rich") if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "--help"], ["prepare", "--help"], ["train", "--wrokdir=x"]],
+    ids=" ".join,
+)
+def test_help_and_mistyped_flags_wait_for_no_import(arguments):
+    done = python("-c", HEAVY, *arguments)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_console_script_is_the_same_function():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {"sparsejax": f"{main.__module__}:{main.__name__}"}
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_the_scripts_run_their_command(name):
+    as_script, as_command = python(f"{name}.py", "--a"), python("-m", "sparsejax", name, "--a")
+    assert as_script.stderr == as_command.stderr
+    assert as_script.stderr.startswith("error: there is no flag --a; nearest: ")
+    assert as_script.returncode == as_command.returncode == 2
+
+
+def test_the_default_config_is_the_one_of_the_checkout(tmp_path):
+    done = python("-m", "sparsejax", "train", "--config.steps=0", cwd=tmp_path)
+    assert done.stderr == "error: config.steps is 0; accepted: a whole number, 1 or more\n"
+
+
+def test_without_configs_the_flag_is_asked_for():
+    source = "from sparsejax.commands import train; from sparsejax.__main__ import run\n"
+    source += "import pathlib; train._CONFIGS = pathlib.Path('nowhere'); run('train', [])"
+    done = python("-c", source)
+    assert done.stderr == "error: --config must be given; see --help\n"
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("sparsejax.models.export", "export"),
+        ("sparsejax.data.prepare", "prepare"),
+        ("sparsejax.evaluation.sweep", "sweep"),
+        ("sparsejax.evaluation.report", "report"),
+    ],
+)
+def test_old_commands_say_where_they_went(module, command):
+    done = python("-m", module, "--config=x")
+    assert done.stderr == f"error: python -m {module} is now python -m sparsejax {command}\n"
+    assert (done.returncode, done.stdout) == (2, "")
