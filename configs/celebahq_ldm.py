@@ -12,10 +12,12 @@ update interval. `--config.first_stage.path` names the first stage: the publishe
 of CompVis or a diffusers folder), or the workdir of one that was trained here.
 """
 
+from ml_collections import ConfigDict
+
 from configs import latent_diffusion
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config; see the head of this file for the argument."""
     config = latent_diffusion.get_config(arg)
     config.name = "celebahq_ldm"

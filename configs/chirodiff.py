@@ -9,12 +9,14 @@ cosine decay of the drop fraction until three quarters of the run, the update in
 
 import os
 
+from ml_collections import ConfigDict
+
 from sparsejax.configuration import default_config, set_sparsity
 
 VARIANTS = ("cpu", "short")
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config without a dataset; see the heads of kanjivg_chirodiff.py and the others.
 
     `cpu` in the argument makes a run of it that one CPU core does in half an hour: 4,000 steps
@@ -72,11 +74,11 @@ def get_config(arg=""):
     return config
 
 
-def variant_name(name, arg):
+def variant_name(name: str, arg: str) -> str:
     """Return the name of an experiment, with the variant that its argument chooses."""
     return "_".join([name, *(word for word in arg.split(",") if word in VARIANTS)])
 
 
-def data_path(name):
+def data_path(name: str) -> str:
     """Return the path of a file of strokes below the folder `SPARSEJAX_DATA`."""
     return os.path.join(os.environ.get("SPARSEJAX_DATA", "../shared/data"), name)

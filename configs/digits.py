@@ -11,10 +11,12 @@ The argument is any of: a method (dense, static, rigl, magran), a sparsity, a dr
 update interval, `sweep`.
 """
 
+from ml_collections import ConfigDict
+
 from sparsejax.configuration import default_config, set_sparsity
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config; see the head of this file for the argument."""
     config = default_config()
     config.name = "digits"

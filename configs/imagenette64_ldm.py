@@ -14,10 +14,12 @@ parameters: six minutes on two CPU cores, enough to see that everything works an
 
 import os
 
+from ml_collections import ConfigDict
+
 from sparsejax.configuration import default_config, set_sparsity
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config; see the head of this file for the argument."""
     config = default_config()
     config.name = "imagenette64_ldm"

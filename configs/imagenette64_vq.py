@@ -12,10 +12,12 @@ split of another name). The second stage is imagenette64_ldm.py.
 
 import os
 
+from ml_collections import ConfigDict
+
 from sparsejax.configuration import default_config, set_sparsity
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config; see the head of this file for the argument."""
     config = default_config()
     config.name = "imagenette64_vq"

@@ -9,10 +9,12 @@ Not trained here. The sizes of the paper's subsets are not known to us: these ar
 Arguments and first stage: see celebahq_ldm.py. imagenette64_ldm.py is the small version.
 """
 
+from ml_collections import ConfigDict
+
 from configs import latent_diffusion
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config; see the head of this file for the argument."""
     config = latent_diffusion.get_config(arg)
     config.name = "imagenette_ldm"

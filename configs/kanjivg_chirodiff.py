@@ -10,10 +10,12 @@ update interval, `cpu` (half an hour on one core), `short` (minutes). The source
 publisher's zip (kanjivg.tagaini.net), a folder of its SVGs, or a packed npz.
 """
 
+from ml_collections import ConfigDict
+
 from configs import chirodiff
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config; see the head of this file for the argument."""
     config = chirodiff.get_config(arg)
     config.name = chirodiff.variant_name("kanjivg_chirodiff", arg)

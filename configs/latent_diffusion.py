@@ -8,10 +8,12 @@ cosine decay of the drop fraction until three quarters of the run); so are the n
 and the update interval chosen here.
 """
 
+from ml_collections import ConfigDict
+
 from sparsejax.configuration import default_config, set_sparsity
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config without a dataset; see the heads of celebahq_ldm.py and the others."""
     config = default_config()
     config.steps = 200_000

@@ -10,10 +10,12 @@ FID of 31.09 for the dense model and 28.79 +- 12.65 for Static-DM.
 Arguments and first stage: see celebahq_ldm.py.
 """
 
+from ml_collections import ConfigDict
+
 from configs import latent_diffusion
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config; see the head of this file for the argument."""
     config = latent_diffusion.get_config(arg)
     config.name = "lsun_bedrooms_ldm"

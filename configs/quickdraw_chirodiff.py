@@ -10,10 +10,12 @@ Google's ndjson files, raw or simplified, one such file, or a packed npz; `task.
 among their words.
 """
 
+from ml_collections import ConfigDict
+
 from configs import chirodiff
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config; see the head of this file for the argument."""
     config = chirodiff.get_config(arg)
     config.name = chirodiff.variant_name("quickdraw_chirodiff", arg)

@@ -9,10 +9,12 @@ in the packed layout (see `sparsejax.data.packed`). `like` takes `vmnist_like`, 
 traced to strokes: another data set, with results of its own.
 """
 
+from ml_collections import ConfigDict
+
 from configs import chirodiff
 
 
-def get_config(arg=""):
+def get_config(arg: str = "") -> ConfigDict:
     """Return the config; see the head of this file for the argument."""
     words = arg.split(",")
     like = "like" in words

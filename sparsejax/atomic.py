@@ -1,11 +1,13 @@
 """Files that are written whole or not at all, whenever the process dies."""
 
 import contextlib
+import os
 import pathlib
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yield a path to write to; it takes the place of `path` if the body ends without an error.
 
     Args:
@@ -17,7 +19,7 @@ def replacing(path):
     partial.replace(path)
 
 
-def write_text(path, text):
+def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` to the file `path`."""
     with replacing(path) as partial:
         partial.write_text(text)

@@ -5,17 +5,19 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn, TextIO, TypeAlias
 
 from sparsejax.errors import ConfigError, nearest
 from sparsejax.seeds import ACCEPTED, check_seed
+
+Flags: TypeAlias = Any  # an argparse.Namespace, or what the values were set on
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line; `--a_b` is `--a-b`; nothing is abbreviated."""
 
-    def __init__(self, doc: str, **options):
+    def __init__(self, doc: str, **options: Any) -> None:
         super().__init__(
             description=doc,
             usage="%(prog)s [flags]",
@@ -26,19 +28,19 @@ class Parser(argparse.ArgumentParser):
         )
         self.add_argument("--help", "-h", action="help", help="show this text and end")
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         """End with status 2 and one line."""
         message = re.sub(r"^argument (\S+): ", r"\1 ", " ".join(message.split()))
         self.exit(2, f"error: {message}; see --help\n")
 
-    def parse_args(self, argv: Sequence[str] | None = None, namespace=None):
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Flags = None) -> Flags:
         """Parse a command line; an unknown flag ends the program, naming the nearest known one.
 
         Args:
-          argv: words of the command line (default: those of this process).
+          args: words of the command line (default: those of this process).
           namespace: to set the values on (default: a new one).
         """
-        argv = [_dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
+        argv = [_dashed(word) for word in (sys.argv[1:] if args is None else args)]
         # What is required is missed last: it may be there, misspelled.
         required = [action for action in self._actions if action.required]
         for action in required:
@@ -61,15 +63,16 @@ class Parser(argparse.ArgumentParser):
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Keeps lines as they are; names defaults that are not nothing."""
 
-    def _get_help_string(self, action):
-        default = action.default
-        if default is None or default is False or default in ("", argparse.SUPPRESS):
-            return action.help
-        says = "default:" in action.help
-        return action.help if says else action.help.rstrip(".") + " (default: %(default)s)."
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default, text = action.default, action.help
+        if text is None or default is None or default is False:
+            return text
+        if default in ("", argparse.SUPPRESS) or "default:" in text:
+            return text
+        return text.rstrip(".") + " (default: %(default)s)."
 
 
-def _dashed(word):
+def _dashed(word: str) -> str:
     """Return a flag as it is spelled today: older ones had underscores."""
     if not word.startswith("--"):
         return word
@@ -89,7 +92,7 @@ def numbers(kind: type) -> Callable[[str], tuple]:
     """
     accepted = {int: "whole numbers", float: "numbers"}[kind]
 
-    def parse(text):
+    def parse(text: str) -> tuple[float, ...]:
         try:
             return tuple(kind(word) for word in words(text))
         except ValueError:
@@ -136,7 +139,7 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
     It raises argparse.ArgumentTypeError, naming the nearest, for other texts.
     """
 
-    def parse(text):
+    def parse(text: str) -> str:
         if text not in names:
             raise _refused(text, f"{', '.join(names)}; nearest: {nearest(text, names)}")
         return text
@@ -144,7 +147,7 @@ def one_of(names: Sequence[str]) -> Callable[[str], str]:
     return parse
 
 
-def _refused(text, accepted):
+def _refused(text: str, accepted: str) -> argparse.ArgumentTypeError:
     return argparse.ArgumentTypeError(f"is {text!r}; accepted: {accepted}")
 
 
@@ -194,14 +197,21 @@ def show_messages() -> None:
 class _Lines(logging.Handler):
     """Prints to the stderr of the moment: a progress bar puts its own there, and isn't torn."""
 
-    def filter(self, record):
+    def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING or record.name.split(".")[0] == "sparsejax"
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         mark = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
         print(mark + record.getMessage(), file=sys.stderr, flush=True)
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None):
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     del category, filename, lineno, file, line
     logging.getLogger("py.warnings").warning("%s", message)

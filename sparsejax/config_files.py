@@ -7,7 +7,7 @@ import difflib
 import os
 import pathlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
@@ -15,6 +15,8 @@ from sparsejax import schema
 from sparsejax.configuration import check_type, complete, require_key, set_key
 from sparsejax.errors import ConfigError, require
 from sparsejax.families.registry import NETWORKS, model_keys
+from sparsejax.schema import Key
+from sparsejax.types import Value
 
 
 def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> ConfigDict:
@@ -44,7 +46,7 @@ def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> 
     return _override(config, overrides)
 
 
-def _run_file(path):
+def _run_file(path: str) -> Callable[..., Value]:
     """Return the `get_config` of a Python file."""
     file = pathlib.Path(path)
     if not os.path.isfile(path):
@@ -54,28 +56,23 @@ def _run_file(path):
         near = difflib.get_close_matches(path, known, n=1, cutoff=0)
         there = f"; nearest: {near[0]}" if near else f"; there is no .py file in {folder}"
         raise ConfigError(f"--config is {path!r}: {problem}; accepted: a config file{there}")
-    names = {"__name__": file.stem, "__file__": path}
+    names: dict[str, Value] = {"__name__": file.stem, "__file__": path}
     _call(path, lambda: exec(compile(file.read_bytes(), path, "exec"), names), path)
     if not callable(names.get("get_config")):
         raise ConfigError(f"config file {path} has no function get_config")
     return names["get_config"]
 
 
-def _call(path, function, named):
+def _call(path: str, function: Callable[[], Value], named: str) -> Value:
     """Call what a config file defines; whatever it raises becomes a ConfigError in a line."""
     try:
         return function()
     except ConfigError as error:
         raise ConfigError(f"--config {named}: {error}") from error
     except (Exception, SystemExit) as error:
-        text, lines = (
-            error,
-            [
-                frame.lineno
-                for frame in traceback.extract_tb(error.__traceback__)
-                if frame.filename == path
-            ],
-        )
+        text = str(error)
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == path]
         if isinstance(error, SyntaxError) and error.filename == path:
             text, lines = error.msg, [error.lineno]
         where = f" in line {lines[-1]}" if lines else ""
@@ -83,7 +80,7 @@ def _call(path, function, named):
         raise ConfigError(f"--config {named} raises {kind}{where}: {text}") from error
 
 
-def _override(config, overrides):
+def _override(config: ConfigDict, overrides: Sequence[tuple[str, str | None]]) -> ConfigDict:
     """Set keys; those of networks last, since others say which network it is."""
     fixed = {key.path: key for key in schema.KEYS}
     sections = tuple(f"{section}." for section in schema.NETWORK_SECTIONS)
@@ -107,7 +104,7 @@ def _override(config, overrides):
     return config
 
 
-def _name_network(config, section):
+def _name_network(config: ConfigDict, section: str) -> None:
     """Refuse arguments of a network whose name is none."""
     if section == "model.":
         name = config.task.name
@@ -116,7 +113,7 @@ def _name_network(config, section):
     require(False, "first_stage.kind", config.first_stage.kind, "vq, kl")
 
 
-def _set_text(config, key, text):
+def _set_text(config: ConfigDict, key: Key, text: str | None) -> None:
     accepted = schema.describe_accepted(key)
     if text is None:
         flag = schema.without_none(key.type) is bool

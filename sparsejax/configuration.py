@@ -9,27 +9,38 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Collection, Sequence
+from typing import Any, TypeAlias
 
 import ml_collections
-from ml_collections import config_dict
+from ml_collections import ConfigDict, config_dict
 
 from sparsejax import schema
 from sparsejax.diffusion import noise_schedules
 from sparsejax.errors import ConfigError, nearest, require
-from sparsejax.schema import KEYS, NETWORK_SECTIONS, STRUCTURES
+from sparsejax.schema import KEYS, NETWORK_SECTIONS, STRUCTURES, Key
 from sparsejax.seeds import MAX_SEED
 from sparsejax.sparsity.methods import METHODS
+from sparsejax.types import Value
+
+Saved: TypeAlias = dict[str, Any]  # a config as nested dictionaries, as `json.loads` gives it
 
 logger = logging.getLogger(__name__)
 
 # Keys, and groups of keys, that don't touch the training: a resumed run may change them.
-FREE_ON_RESUME = ("steps", "log", "checkpoint.every", "checkpoint.keep", "sample")
-FREE_ON_RESUME += ("task.reference_split",)
+FREE_ON_RESUME = (
+    "steps",
+    "log",
+    "checkpoint.every",
+    "checkpoint.keep",
+    "sample",
+    "task.reference_split",
+)
 # Where the data lie: free too where what lies there is the same.
 PLACES = ("task.source", "task.data_dir", "task.latents_dir", "first_stage.path")
 
 
-def default_config():
+def default_config() -> ConfigDict:
     """Return a config with the default of every key in `schema.KEYS`, a ConfigDict.
 
     `model` and `first_stage.model` hold arguments of networks, whose defaults hold for those left
@@ -48,7 +59,7 @@ def default_config():
     return config
 
 
-def set_key(config, path, value):
+def set_key(config: ConfigDict, path: str, value: Value) -> None:
     """Set a key of a ConfigDict by its path, making the sections that it lacks."""
     *sections, name = path.split(".")
     for section in sections:
@@ -59,7 +70,7 @@ def set_key(config, path, value):
         config[name] = value
 
 
-def set_sparsity(config, arg, variants=()):
+def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> list[str]:
     """Set method, level, drop fraction and update interval from a config file's argument.
 
     Args:
@@ -105,7 +116,7 @@ def set_sparsity(config, arg, variants=()):
     return chosen
 
 
-def structure_words(sparsity):
+def structure_words(sparsity: ConfigDict) -> list[str]:
     """Return what names say of a structure: nothing, `["channel"]`, or `["block32"]`.
 
     Args:
@@ -117,7 +128,7 @@ def structure_words(sparsity):
     return [f"{sparsity.structure}{size}"]
 
 
-def resolve(config, saved=None):
+def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
     """Check a config and fill in the keys that follow from others.
 
     Args:
@@ -134,9 +145,9 @@ def resolve(config, saved=None):
     config = complete(config.copy_and_resolve_references().to_dict())
     sparsity = config.sparsity
     if saved:
-        for key in ("begin", "end", "includes_end"):
-            if sparsity[key] is None:
-                sparsity[key] = saved["sparsity"][key]
+        for name in ("begin", "end", "includes_end"):
+            if sparsity[name] is None:
+                sparsity[name] = saved["sparsity"][name]
         # No longer read once there is a checkpoint, so it may be left out, and be gone.
         checkpoint = config.checkpoint
         checkpoint.init_from = checkpoint.init_from or saved["checkpoint"]["init_from"]
@@ -164,7 +175,7 @@ def resolve(config, saved=None):
     return ml_collections.FrozenConfigDict(config)
 
 
-def _check_path(key, path):
+def _check_path(key: str, path: str) -> None:
     """Refuse a path that the system refuses, other than for want of a file."""
     try:
         os.stat(path)
@@ -175,14 +186,14 @@ def _check_path(key, path):
         raise ConfigError(f"config.{key} is {path!r}: {problem}; accepted: a path") from error
 
 
-def _resolve_betas(config, saved):
+def _resolve_betas(config: ConfigDict, saved: Saved | None) -> None:
     """Fill in the first and last beta of a noise schedule that has them."""
     if not _has_beta_limits(config):
         return
     diffusion = config.diffusion
     given = {key: diffusion[key] for key in ("start", "end") if diffusion[key] is not None}
     if saved and _has_beta_limits(saved):
-        limits = [saved["diffusion"][key] for key in ("start", "end")]
+        limits = saved["diffusion"]["start"], saved["diffusion"]["end"]
     else:
         limits = noise_schedules.beta_limits(diffusion.schedule, diffusion.steps)
     start, end = (given.get(k, limit) for k, limit in zip(("start", "end"), limits, strict=True))
@@ -194,18 +205,18 @@ def _resolve_betas(config, saved):
     diffusion.start, diffusion.end = start, end
 
 
-def _has_beta_limits(config):
+def _has_beta_limits(config: ConfigDict | Saved) -> bool:
     """Tell whether start and end are keys of a config's schedule; ChiroDiff's linear has none."""
     is_unet = config["task"]["name"] in ("images", "latents")
     return is_unet and config["diffusion"]["schedule"] in noise_schedules.LIMITS
 
 
-def _range(key):
+def _range(key: Key) -> str:
     text = key.accepted if isinstance(key.accepted, str) else schema.describe_accepted(key)
     return f"None, or {text}" if schema.is_optional(key.type) else text
 
 
-def complete(tree):
+def complete(tree: Saved) -> ConfigDict:
     """Return a ConfigDict of the keys in nested dictionaries, with defaults for those left out.
 
     Args:
@@ -228,7 +239,9 @@ def complete(tree):
     return config
 
 
-def require_key(path, value, known, accepted="the keys in docs/configs.md"):
+def require_key(
+    path: str, value: Value, known: Collection[str], accepted: str = "the keys in docs/configs.md"
+) -> None:
     """Raise a ConfigError that names the nearest key if a path is no key.
 
     Args:
@@ -248,17 +261,17 @@ def require_key(path, value, known, accepted="the keys in docs/configs.md"):
         )
 
 
-def check_type(key, value):
+def check_type(key: Key, value: Value) -> None:
     """Raise a ConfigError if a value is not of the type of a `schema.Key`."""
     require(schema.has_type(key.type, value), key.path, value, schema.describe_accepted(key))
 
 
-def to_json(config):
+def to_json(config: ConfigDict) -> str:
     """Return a resolved config as JSON text, keys sorted."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def with_defaults(saved, origin=""):
+def with_defaults(saved: Saved, origin: str = "") -> Saved:
     """Return a saved config in which keys that are younger than it have their defaults.
 
     All but `sparsity.includes_end`: runs that are older than this key had updates at `end`. And
@@ -296,7 +309,7 @@ def with_defaults(saved, origin=""):
 
 
 @functools.cache
-def _warn_of_unscaled_betas(origin, steps, start, end):
+def _warn_of_unscaled_betas(origin: str, steps: int, start: float, end: float) -> None:
     logger.warning(
         "%s was saved when default betas were not scaled by 1000 / diffusion.steps: it keeps "
         "diffusion.start %g and diffusion.end %g at %d steps",
@@ -307,7 +320,9 @@ def _warn_of_unscaled_betas(origin, steps, start, end):
     )
 
 
-def differing_keys(config, saved, free=FREE_ON_RESUME):
+def differing_keys(
+    config: ConfigDict, saved: Saved, free: Sequence[str] = FREE_ON_RESUME
+) -> list[str]:
     """List the keys in which a config differs from a saved one.
 
     Args:
@@ -326,8 +341,8 @@ def differing_keys(config, saved, free=FREE_ON_RESUME):
     ]
 
 
-def _flatten(tree, prefix=""):
-    flat = {}
+def _flatten(tree: Saved, prefix: str = "") -> Saved:
+    flat: Saved = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{key}.")

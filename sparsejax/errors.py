@@ -5,14 +5,13 @@ Imports nothing heavy, so every module can raise them.
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 
 class ConfigError(ValueError):
     """A config, a file or a workdir that can't work; the message says what would be accepted."""
 
 
-def require(condition: Any, key: str, value: Any, accepted: str) -> None:
+def require(condition: object, key: str, value: object, accepted: str) -> None:
     """Raise a ConfigError that names a config key, its value and what is accepted.
 
     Args:
@@ -36,7 +35,7 @@ def nearest(path: str, known: Iterable[str]) -> str:
       ('sparsity.level', 'a.level')
     """
 
-    def likeness(candidate):
+    def likeness(candidate: str) -> float:
         last = [name.rpartition(".")[2] for name in (path, candidate)]
         pairs = (path, candidate), last
         return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)

@@ -5,10 +5,12 @@ python -m sparsejax.keys_page > docs/configs.md
 
 from collections.abc import Sequence
 
+import flax.linen as nn
+
 from sparsejax import schema
 from sparsejax.families.arguments import network_keys
 from sparsejax.families.registry import NETWORKS
-from sparsejax.schema import Key
+from sparsejax.schema import Key, KeyType
 
 _HEAD = """# Config keys
 
@@ -39,20 +41,20 @@ by `first_stage.kind`: they describe a first stage whose file doesn't say itself
 def keys_page() -> str:
     """Return docs/configs.md."""
     parts = [_HEAD]
-    groups = {}
+    groups: dict[str, list[Key]] = {}
     for key in schema.KEYS:
         group, _, name = key.path.rpartition(".")
         groups.setdefault(group if name else "", []).append(key)
     for group, keys in groups.items():
         parts.append(f"\n## {group or 'The run'}\n\n{_table(keys)}")
     parts.append(_NETWORKS)
-    found = {}
+    found: dict[type[nn.Module], list[str]] = {}
     for task, kinds in NETWORKS.items():
         for kind, network in kinds.items():
             names = f"`task.name={task}`" + (f", `task.kind={kind}`" if kind else "")
             found.setdefault(network, []).append(names)
-    for network, names in found.items():
-        parts.append(f"\n### {network.__name__}\n\n{' or '.join(names)}\n\n")
+    for network, places in found.items():
+        parts.append(f"\n### {network.__name__}\n\n{' or '.join(places)}\n\n")
         parts.append(_table(network_keys(network)))
     return "".join(parts)
 
@@ -69,7 +71,7 @@ def _table(keys: Sequence[Key]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _type_name(type_):
+def _type_name(type_: KeyType) -> str:
     plain = schema.without_none(type_)
     name = plain.__name__ if isinstance(plain, type) and plain is not tuple else str(plain)
     name = "tuple" if plain is tuple else name

@@ -9,11 +9,12 @@ import math
 import re
 import types
 import typing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from sparsejax.seeds import MAX_SEED
 from sparsejax.sparsity.distributions import DISTRIBUTIONS
 from sparsejax.sparsity.methods import METHODS
+from sparsejax.types import Value
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "lion")
 LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
@@ -22,6 +23,9 @@ STRUCTURES = ("weight", "block", "channel")
 SAMPLERS = ("ddim", "ddpm")
 # Sections whose keys are arguments of a network.
 NETWORK_SECTIONS = ("model", "first_stage.model")
+
+
+KeyType: TypeAlias = Any  # of a key: see `Key.type`
 
 
 class Key(NamedTuple):
@@ -37,10 +41,10 @@ class Key(NamedTuple):
     """
 
     path: str
-    type: Any
-    default: Any
+    type: KeyType
+    default: Value
     meaning: str
-    accepted: tuple | dict | str | None = None
+    accepted: tuple[Value, ...] | dict[str, Value] | str | None = None
 
 
 KEYS = (
@@ -215,19 +219,19 @@ KEYS = (
 _WORDS = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
 
 
-def is_optional(type_: Any) -> bool:
+def is_optional(type_: KeyType) -> bool:
     """Tell whether None is a value of a key of this type."""
     return isinstance(type_, types.UnionType) and types.NoneType in typing.get_args(type_)
 
 
-def without_none(type_: Any) -> Any:
+def without_none(type_: KeyType) -> KeyType:
     """Return the type of a key's values other than None: `float` of `float | None`."""
     if not is_optional(type_):
         return type_
     return next(t for t in typing.get_args(type_) if t is not types.NoneType)
 
 
-def describe_type(type_: Any) -> str:
+def describe_type(type_: KeyType) -> str:
     """Return what values of a type are, in words.
 
     Example:
@@ -251,7 +255,7 @@ def describe_accepted(key: Key) -> str:
     return f"{text}, {key.accepted}" if key.accepted else text
 
 
-def has_type(type_: Any, value: Any) -> bool:
+def has_type(type_: KeyType, value: Value) -> bool:
     """Tell whether a value is of a key's type: no bool for a number, no fraction for an int.
 
     Example:
@@ -277,7 +281,7 @@ def has_type(type_: Any, value: Any) -> bool:
     return isinstance(value, plain)
 
 
-def as_type(type_: Any, value: Any) -> Any:
+def as_type(type_: KeyType, value: Value) -> Value:
     """Return a value as a key holds it: floats for whole numbers, tuples for lists (of JSON)."""
     plain = without_none(type_)
     if plain is float and has_type(int, value):
@@ -287,7 +291,7 @@ def as_type(type_: Any, value: Any) -> Any:
     return value
 
 
-def is_accepted(key: Key, value: Any) -> bool:
+def is_accepted(key: Key, value: Value) -> bool:
     """Tell whether a value of the right type is among the choices, or in the range, of a key."""
     if key.accepted is None or value is None:
         return True
@@ -313,7 +317,7 @@ def within(value: float, interval: str) -> bool:
     return above and below
 
 
-def parse(type_: Any, text: str) -> Any:
+def parse(type_: KeyType, text: str) -> Value:
     """Return the value that a text on the command line stands for.
 
     Args:
@@ -342,7 +346,7 @@ def parse(type_: Any, text: str) -> Any:
     return value
 
 
-def _parse_tuple(text):
+def _parse_tuple(text: str) -> tuple[Value, ...]:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

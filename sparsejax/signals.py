@@ -13,9 +13,15 @@ import pathlib
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn, TypeAlias
 
 SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"
+
+
+OnStop: TypeAlias = Callable[[], object]
 
 
 class Request:
@@ -26,18 +32,20 @@ class Request:
       after: what has to end first, in words.
     """
 
-    def __init__(self, on_stop=None):
+    def __init__(self, on_stop: OnStop | None = None) -> None:
         """Create a request; `on_stop()` is called, in another thread, when it is made."""
-        self.signum, self.after, self.on_stop = None, "this step", on_stop
+        self.signum: signal.Signals | None = None
+        self.after, self.on_stop = "this step", on_stop
 
 
 # A process has one set of signal handlers, so one state.
 _hint, _is_quiet, _is_watching = "", False, False
-_request = _last_request = None
-_terminals = ()
+_request: Request | None = None
+_last_request: Request | None = None
+_terminals: tuple[int, ...] = ()
 
 
-def watch(hint="", *, quiet=False):
+def watch(hint: str = "", *, quiet: bool = False) -> None:
     """Let signals end this process in one line from now on; for the first lines of a script.
 
     Does nothing outside of the main thread.
@@ -52,7 +60,9 @@ def watch(hint="", *, quiet=False):
 
 
 @contextlib.contextmanager
-def saving(on_stop=None, signums=SIGNALS):
+def saving(
+    on_stop: OnStop | None = None, signums: tuple[signal.Signals, ...] = SIGNALS
+) -> Iterator[Request]:
     """Yield a Request: within the context, the first signal only makes that request.
 
     A second SIGINT ends the process at once. Further SIGTERM and SIGHUP change nothing:
@@ -75,12 +85,12 @@ def saving(on_stop=None, signums=SIGNALS):
             uninstall()
 
 
-def received():
+def received() -> signal.Signals | None:
     """Return the signal that the last `saving` context was asked to stop by, or None."""
     return _last_request.signum if _last_request else None
 
 
-def exit_status(signum):
+def exit_status(signum: int) -> int:
     """Return the exit status of a process that a signal ended, as shells give it.
 
     Example:
@@ -90,7 +100,7 @@ def exit_status(signum):
     return 128 + int(signum)
 
 
-def say(line):
+def say(line: str) -> None:
     """Write a line to stderr, whatever became of the terminal."""
     if _is_quiet:
         return
@@ -100,7 +110,7 @@ def say(line):
 
 
 @contextlib.contextmanager
-def ignored(signum):
+def ignored(signum: int) -> Iterator[None]:
     """Ignore a signal within the context, so that processes started there ignore it too."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -112,13 +122,13 @@ def ignored(signum):
         signal.signal(signum, previous)
 
 
-def take(signum):
+def take(signum: int) -> None:
     """Take a signal (back) from whatever handles it, if this process watches."""
     if _is_watching and threading.current_thread() is threading.main_thread():
         signal.signal(signum, _wake)
 
 
-def _install(signums):
+def _install(signums: tuple[signal.Signals, ...]) -> Callable[[], None] | None:
     """Install handlers and the thread behind them; return a function that undoes it, or None."""
     global _is_watching, _terminals
     if _is_watching or threading.current_thread() is not threading.main_thread():
@@ -134,7 +144,7 @@ def _install(signums):
     }
     threading.Thread(target=_listen, args=(reader,), name="signals", daemon=True).start()
 
-    def uninstall():
+    def uninstall() -> None:
         global _is_watching
         for signum, handler in previous.items():
             signal.signal(signum, handler)
@@ -145,7 +155,7 @@ def _install(signums):
     return uninstall
 
 
-def _is_native(signum):
+def _is_native(signum: int) -> bool:
     """Tell whether a signal is handled by native code, of which Python knows nothing.
 
     JAX does so with SIGTERM in a run of several processes.
@@ -160,19 +170,19 @@ def _is_native(signum):
     return bool(caught >> (signum - 1) & 1)
 
 
-def _is_terminal(fd):
+def _is_terminal(fd: int) -> bool:
     try:
         return os.isatty(fd)
     except OSError:
         return False
 
 
-def _wake(signum, frame):
+def _wake(signum: int, frame: FrameType | None) -> None:
     """Do nothing: Python has written the signal's number to the wakeup file already."""
     del signum, frame
 
 
-def _listen(reader):
+def _listen(reader: int) -> None:
     while signums := os.read(reader, 64):
         for signum in signums:
             if signum in SIGNALS:
@@ -180,7 +190,7 @@ def _listen(reader):
     os.close(reader)
 
 
-def _receive(signum):
+def _receive(signum: signal.Signals) -> None:
     request = _request
     if signum == signal.SIGHUP:
         _leave_terminals()
@@ -196,7 +206,7 @@ def _receive(signum):
         _end(signum, f"Ended at once. {_hint}".rstrip())
 
 
-def _leave_terminals():
+def _leave_terminals() -> None:
     """Write to nowhere instead of to a terminal that is gone, where every print would fail."""
     for fd in _terminals:
         if not _is_terminal(fd):
@@ -205,7 +215,7 @@ def _leave_terminals():
             os.close(null)
 
 
-def _end(signum, line):
+def _end(signum: int, line: str) -> NoReturn:
     # What is printed but still buffered goes first; a thread, since a full pipe would block.
     with contextlib.suppress(RuntimeError):
         flushing = threading.Thread(target=_flush, daemon=True)
@@ -219,7 +229,7 @@ def _end(signum, line):
     os._exit(exit_status(signum))
 
 
-def _flush():
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()

@@ -5,10 +5,11 @@ Needs numpy and safetensors only, no jax. docs/sparse_files.md has the layout.
 
 import json
 import math
+import os
 import pathlib
 import zlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
@@ -28,6 +29,10 @@ _DTYPES |= {
 }
 
 
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Tree: TypeAlias = Any  # nested dictionaries of arrays
+
+
 class Sizes(NamedTuple):
     """Bytes of a sparse file, and of the same params as dense arrays."""
 
@@ -35,7 +40,12 @@ class Sizes(NamedTuple):
     dense: int
 
 
-def save_sparse(path, params, masks, metadata=None):
+def save_sparse(
+    path: str | os.PathLike[str],
+    params: Tree,
+    masks: Tree,
+    metadata: Mapping[str, str] | None = None,
+) -> Sizes:
     """Write a sparse model, whole or not at all.
 
     Args:
@@ -81,7 +91,7 @@ def save_sparse(path, params, masks, metadata=None):
     return Sizes(path.stat().st_size, sum(param.nbytes for param in params.values()))
 
 
-def load_sparse(path):
+def load_sparse(path: str | os.PathLike[str]) -> tuple[Tree, Tree, dict[str, str]]:
     """Read a sparse model.
 
     bfloat16, which numpy doesn't have, is read as the type of the package ml_dtypes (jax brings
@@ -118,7 +128,7 @@ def load_sparse(path):
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def is_sparse_file(path):
+def is_sparse_file(path: str | os.PathLike[str]) -> bool:
     """Tell whether `path` is a file that `save_sparse` wrote, of whatever version."""
     try:
         return _FORMAT_KEY in read_metadata(path)
@@ -126,7 +136,7 @@ def is_sparse_file(path):
         return False
 
 
-def read_metadata(path):
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Return the metadata of a safetensors file, `{name: text}`, without reading the rest.
 
     Args:
@@ -145,7 +155,7 @@ def read_metadata(path):
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
-def _flatten(tree, name=""):
+def _flatten(tree: Tree, name: str = "") -> dict[str, Array]:
     """Return `{path: array}` of nested dictionaries; refuse what paths can't say."""
     if not isinstance(tree, Mapping):
         if not name or isinstance(tree, list | tuple):
@@ -156,7 +166,7 @@ def _flatten(tree, name=""):
         return {name: array if native else array.astype(array.dtype.newbyteorder("="))}
     if not tree:
         raise ValueError(f"{name or 'the tree'} is an empty dictionary")
-    flat = {}
+    flat: dict[str, Array] = {}
     for key, child in tree.items():
         if not isinstance(key, str) or not key or "/" in key:
             where = name or "the tree"
@@ -165,7 +175,7 @@ def _flatten(tree, name=""):
     return flat
 
 
-def _check_leaf(name, param, mask):
+def _check_leaf(name: str, param: Array, mask: Array) -> None:
     if param.dtype.name not in (*_DTYPES.values(), "bfloat16"):
         raise ValueError(f"{name} is of dtype {param.dtype}; accepted: floats, integers, booleans")
     fits = mask.shape == param.shape or mask.ndim == 0
@@ -183,18 +193,18 @@ def _check_leaf(name, param, mask):
         )
 
 
-def _checksum(array):
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+def _checksum(array: Array) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
-def _read_dictionary(metadata, key):
+def _read_dictionary(metadata: dict[str, str], key: str) -> dict[str, Any]:
     value = json.loads(metadata.pop(key, "null"))
     if not isinstance(value, dict):
         raise ValueError(f"its metadata has no {key}")
     return value
 
 
-def _check_sums(tensors, sums):
+def _check_sums(tensors: dict[str, Any], sums: dict[str, Any]) -> None:
     differing = sorted(tensors.keys() ^ sums.keys())
     if differing:
         raise ValueError(f"tensors are missing or too many: {', '.join(differing[:3])}")
@@ -203,7 +213,7 @@ def _check_sums(tensors, sums):
             raise ValueError(f"the checksum of {name} is not the one that was written")
 
 
-def _to_array(tensor):
+def _to_array(tensor: Any) -> Array:
     """Return the numpy array of what safetensors read."""
     kind, data, shape = tensor["dtype"], tensor["data"], tensor["shape"]
     if kind != "BF16":
@@ -218,7 +228,9 @@ def _to_array(tensor):
     return bits.view(ml_dtypes.bfloat16)
 
 
-def _unpack(arrays, shapes):
+def _unpack(
+    arrays: dict[str, Array], shapes: dict[str, Any]
+) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return params and masks, `{path: array}`."""
     params, masks, unused = {}, {}, set(arrays)
     for key, array in sorted(arrays.items()):
@@ -238,7 +250,7 @@ def _unpack(arrays, shapes):
     return params, masks
 
 
-def _unpack_mask(name, packed, shape, values):
+def _unpack_mask(name: str, packed: Array | None, shape: Any, values: Array) -> Array:
     """Return the mask of `shape`, checked against the active values."""
     if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
         raise ValueError(f"{name} has no mask of packed bits")
@@ -253,8 +265,8 @@ def _unpack_mask(name, packed, shape, values):
     return bits[:size].reshape(shape)
 
 
-def _nest(flat):
-    tree = {}
+def _nest(flat: dict[str, Array]) -> Tree:
+    tree: dict[str, Any] = {}
     for name, leaf in sorted(flat.items()):
         *parents, last = name.split("/")
         node = tree

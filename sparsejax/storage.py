@@ -9,7 +9,7 @@ import tempfile
 from sparsejax.errors import ConfigError
 
 
-def require_writable(folder, name):
+def require_writable(folder: str | os.PathLike[str], name: str) -> None:
     """Refuse a folder that can't be made or written to, by trying; leaves nothing behind.
 
     Args:
@@ -37,7 +37,7 @@ def require_writable(folder, name):
                 path.rmdir()
 
 
-def storage_problem(error):
+def storage_problem(error: BaseException) -> str | None:
     """Return in a line what a disk refused, if that is what an exception is about, or None.
 
     Args:

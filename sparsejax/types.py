@@ -16,6 +16,7 @@ import optax
 Array: TypeAlias = jax.Array
 ArrayLike: TypeAlias = jax.typing.ArrayLike  # an array of jax or numpy, or a Python number
 NumpyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # on the host
+Pictures: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]  # [..., height, width, channels]
 Shape: TypeAlias = tuple[int, ...]
 PRNGKey: TypeAlias = jax.Array  # one key
 Keys: TypeAlias = jax.Array  # one key per example, [batch]

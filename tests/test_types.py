@@ -17,20 +17,8 @@ UNTYPED = {
     "reports",
     "sparsity",
     "training",
-    "atomic",
-    "command_line",
-    "config_files",
-    "configuration",
     "data",
-    "diffusion",
-    "keys_page",
     "models",
-    "rendering",
-    "schema",
-    "seeds",
-    "signals",
-    "sparse_files",
-    "storage",
 }
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from sparsejax.types import NumpyArray
+
 # First and last beta at T = 1000: DDPM's, and those of Latent Diffusion's CelebA-HQ and Bedrooms.
 LIMITS = {"linear": (1e-4, 2e-2), "scaled_linear": (1.5e-3, 1.95e-2)}
 LARGEST_BETA = 0.999
@@ -31,12 +33,12 @@ def beta_limits(name: str, steps: int) -> tuple[float, float]:
     return start, end
 
 
-def _limits(name, steps, start, end):
+def _limits(name: str, steps: int, start: float | None, end: float | None) -> tuple[float, float]:
     defaults = beta_limits(name, steps)
     return defaults[0] if start is None else start, defaults[1] if end is None else end
 
 
-def linear_betas(steps: int, start: float | None = None, end: float | None = None) -> np.ndarray:
+def linear_betas(steps: int, start: float | None = None, end: float | None = None) -> NumpyArray:
     """Return betas that grow linearly, [steps] float64 (DDPM; Ho et al. 2020, section 4).
 
     Args:
@@ -49,7 +51,7 @@ def linear_betas(steps: int, start: float | None = None, end: float | None = Non
 
 def scaled_linear_betas(
     steps: int, start: float | None = None, end: float | None = None
-) -> np.ndarray:
+) -> NumpyArray:
     """Return betas whose square roots grow linearly, [steps] float64.
 
     Latent Diffusion's schedule; the defaults are those of its CelebA-HQ and Bedrooms models.
@@ -59,11 +61,11 @@ def scaled_linear_betas(
       start: beta of the first step; see `beta_limits` for the default.
       end: beta of the last step, likewise.
     """
-    limits = np.sqrt(_limits("scaled_linear", steps, start, end))
-    return np.linspace(*limits, steps, dtype=np.float64) ** 2
+    first, last = np.sqrt(_limits("scaled_linear", steps, start, end))
+    return np.linspace(first, last, steps, dtype=np.float64) ** 2
 
 
-def cosine_betas(steps, offset=8e-3, largest=LARGEST_BETA):
+def cosine_betas(steps: int, offset: float = 8e-3, largest: float = LARGEST_BETA) -> NumpyArray:
     """Return betas whose alpha_bar follows a squared cosine, [steps] float64.
 
     Nichol and Dhariwal (2021), equation 17.
@@ -77,7 +79,7 @@ def cosine_betas(steps, offset=8e-3, largest=LARGEST_BETA):
     return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, largest)
 
 
-def _cosine_alpha_bar(steps, offset=8e-3):
+def _cosine_alpha_bar(steps: int, offset: float = 8e-3) -> NumpyArray:
     t = np.arange(steps + 1, dtype=np.float64) / steps
     return np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
 
@@ -96,26 +98,26 @@ class NoiseSchedule(NamedTuple):
     2020, equations 6 and 7), the log variance clipped at t = 0, where the variance is zero.
     """
 
-    betas: jax.Array
-    alphas_cumprod: jax.Array
-    alphas_cumprod_prev: jax.Array
-    sqrt_alphas_cumprod: jax.Array
-    sqrt_one_minus_alphas_cumprod: jax.Array
-    log_one_minus_alphas_cumprod: jax.Array
-    sqrt_recip_alphas_cumprod: jax.Array
-    sqrt_recipm1_alphas_cumprod: jax.Array
-    posterior_variance: jax.Array
-    posterior_log_variance_clipped: jax.Array
-    posterior_mean_coef1: jax.Array
-    posterior_mean_coef2: jax.Array
+    betas: NumpyArray
+    alphas_cumprod: NumpyArray
+    alphas_cumprod_prev: NumpyArray
+    sqrt_alphas_cumprod: NumpyArray
+    sqrt_one_minus_alphas_cumprod: NumpyArray
+    log_one_minus_alphas_cumprod: NumpyArray
+    sqrt_recip_alphas_cumprod: NumpyArray
+    sqrt_recipm1_alphas_cumprod: NumpyArray
+    posterior_variance: NumpyArray
+    posterior_log_variance_clipped: NumpyArray
+    posterior_mean_coef1: NumpyArray
+    posterior_mean_coef2: NumpyArray
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """Number of diffusion steps T."""
         return self.betas.shape[0]
 
 
-def noise_schedule(betas, alpha_bar=None):
+def noise_schedule(betas: NumpyArray, alpha_bar: NumpyArray | None = None) -> NoiseSchedule:
     """Return the NoiseSchedule of these betas.
 
     Args:
@@ -147,7 +149,7 @@ def noise_schedule(betas, alpha_bar=None):
     return jax.tree.map(lambda x: x.astype(np.float32), fields)
 
 
-def chirodiff_schedule(name, steps):
+def chirodiff_schedule(name: str, steps: int) -> NoiseSchedule:
     """Return the NoiseSchedule of ChiroDiff's published code.
 
     `linear` has DDPM's betas times 1000 / T, so that few steps end in noise too, and gives the
@@ -170,7 +172,7 @@ def chirodiff_schedule(name, steps):
     return schedule._replace(posterior_variance=variance)
 
 
-def vlb_weights(schedule):
+def vlb_weights(schedule: NoiseSchedule) -> NumpyArray:
     """Return the weights that turn an eps loss into a term of the variational bound, [T] float32.
 
     As Latent Diffusion logs it: beta^2 / (2 sigma^2 alpha (1 - alpha_bar)), the first entry
@@ -200,10 +202,10 @@ class DDIMSchedule(NamedTuple):
     `sigmas` the standard deviation of the noise (Song et al. 2021, equation 16).
     """
 
-    timesteps: jax.Array
-    alphas: jax.Array
-    alphas_prev: jax.Array
-    sigmas: jax.Array
+    timesteps: NumpyArray
+    alphas: NumpyArray
+    alphas_prev: NumpyArray
+    sigmas: NumpyArray
 
 
 def ddim_schedule(

@@ -2,14 +2,17 @@
 
 import jax.numpy as jnp
 
+from sparsejax.diffusion.noise_schedules import NoiseSchedule
+from sparsejax.types import Array, ArrayLike
 
-def at(values, t, ndim):
+
+def at(values: ArrayLike, t: Array, ndim: int) -> Array:
     """Look up `values[t]` and append axes, so that [batch] broadcasts over `ndim` dimensions."""
     looked_up = jnp.asarray(values)[t]
     return looked_up.reshape(looked_up.shape + (1,) * (ndim - looked_up.ndim))
 
 
-def q_sample(schedule, x_0, t, noise):
+def q_sample(schedule: NoiseSchedule, x_0: Array, t: Array, noise: Array) -> Array:
     """Draw x_t ~ q(x_t | x_0) = N(sqrt(alpha_bar_t) x_0, (1 - alpha_bar_t) I).
 
     Ho et al. (2020), equation 4.
@@ -27,7 +30,7 @@ def q_sample(schedule, x_0, t, noise):
     return signal + at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0.ndim) * noise
 
 
-def predict_x_0(schedule, x_t, t, eps):
+def predict_x_0(schedule: NoiseSchedule, x_t: Array, t: Array, eps: Array) -> Array:
     """Return x_0 = (x_t - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t).
 
     Args:
@@ -43,7 +46,9 @@ def predict_x_0(schedule, x_t, t, eps):
     return scaled - at(schedule.sqrt_recipm1_alphas_cumprod, t, x_t.ndim) * eps
 
 
-def q_posterior(schedule, x_0, x_t, t):
+def q_posterior(
+    schedule: NoiseSchedule, x_0: Array, x_t: Array, t: Array
+) -> tuple[Array, Array, Array]:
     """Return mean, variance, clipped log variance of q(x_{t-1} | x_t, x_0).
 
     Ho et al. (2020), equations 6 and 7.
@@ -65,7 +70,7 @@ def q_posterior(schedule, x_0, x_t, t):
     return mean, variance, at(schedule.posterior_log_variance_clipped, t, x_t.ndim)
 
 
-def posterior_mean_of_eps(schedule, x_t, t, eps):
+def posterior_mean_of_eps(schedule: NoiseSchedule, x_t: Array, t: Array, eps: Array) -> Array:
     """Return the mean of q(x_{t-1} | x_t, x_0) from the noise instead of x_0.
 
     (x_t - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha): Ho et al. (2020), algorithm 2; no
@@ -85,7 +90,7 @@ def posterior_mean_of_eps(schedule, x_t, t, eps):
     return at(scale, t, x_t.ndim) * (x_t - at(weights, t, x_t.ndim) * eps)
 
 
-def eps_loss(eps, noise):
+def eps_loss(eps: Array, noise: Array) -> Array:
     """Return each example's mean squared error between predicted and true noise.
 
     L_simple of Ho et al. (2020), equation 14.
@@ -101,7 +106,7 @@ def eps_loss(eps, noise):
     return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 
 
-def sequence_eps_loss(eps, noise, lengths):
+def sequence_eps_loss(eps: Array, noise: Array, lengths: Array) -> Array:
     """Return each sequence's squared error of predicted noise, averaged over its own points.
 
     Args:

@@ -6,14 +6,21 @@ example, so that neither batch size nor the number of devices changes a sample (
 rounding), or replayed.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 
 from sparsejax.diffusion import process
-from sparsejax.diffusion.noise_schedules import ddim_schedule
+from sparsejax.diffusion.noise_schedules import NoiseSchedule, ddim_schedule
+from sparsejax.types import Array, ArrayLike, Keys, Shape
+
+Denoise: TypeAlias = Callable[[Array, Array], Array]  # (x, t) -> eps
+Noise: TypeAlias = Callable[[Array], Array]  # of the number of the iteration
 
 
-def example_noise(keys, shape):
+def example_noise(keys: Keys, shape: Shape) -> tuple[Array, Noise]:
     """Return a standard normal start and the `noise` function of a sampler, from a key per example.
 
     Args:
@@ -30,13 +37,21 @@ def example_noise(keys, shape):
       ((2, 8, 8, 1), (2, 8, 8, 1))
     """
 
-    def draw(i):
+    def draw(i: ArrayLike) -> Array:
         return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape))(keys)
 
     return draw(0), lambda i: draw(i + 1)
 
 
-def ddim_step(x, eps, noise, alpha, alpha_prev, sigma, clip=None):
+def ddim_step(
+    x: Array,
+    eps: Array,
+    noise: Array,
+    alpha: ArrayLike,
+    alpha_prev: ArrayLike,
+    sigma: ArrayLike,
+    clip: float | None = None,
+) -> tuple[Array, Array]:
     """Take one DDIM step (Song et al. 2021, equation 12).
 
     Args:
@@ -60,16 +75,16 @@ def ddim_step(x, eps, noise, alpha, alpha_prev, sigma, clip=None):
 
 
 def ddim_sample(
-    denoise,
-    schedule,
-    x_T,  # noqa: N803
-    noise,
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    x_T: Array,  # noqa: N803
+    noise: Noise,
     *,
-    steps,
-    eta=0.0,
-    clip=None,
-    last_alpha=None,
-):
+    steps: int,
+    eta: float = 0.0,
+    clip: float | None = None,
+    last_alpha: float | None = None,
+) -> Array:
     """Sample with DDIM.
 
     Args:
@@ -91,7 +106,7 @@ def ddim_sample(
     constants = jax.tree.map(jnp.asarray, ddim_schedule(schedule, steps, eta, last_alpha))
     constants = jax.tree.map(lambda x: x[::-1], constants)
 
-    def step(i, x):
+    def step(i: Array, x: Array) -> Array:
         t, alpha, alpha_prev, sigma = (c[i] for c in constants)
         eps = denoise(x, jnp.full(x.shape[:1], t))
         draw = noise(i) if eta else jnp.zeros_like(x)
@@ -100,7 +115,15 @@ def ddim_sample(
     return jax.lax.fori_loop(0, steps, step, x_T)
 
 
-def ddpm_sample(denoise, schedule, x_T, noise, *, noise_weight=1.0, clip=None):  # noqa: N803
+def ddpm_sample(
+    denoise: Denoise,
+    schedule: NoiseSchedule,
+    x_T: Array,  # noqa: N803
+    noise: Noise,
+    *,
+    noise_weight: float = 1.0,
+    clip: float | None = None,
+) -> Array:
     """Sample with DDPM's ancestral sampler, one step for each of the T diffusion steps.
 
     Ho et al. (2020), algorithm 2, with the posterior variance.
@@ -118,7 +141,7 @@ def ddpm_sample(denoise, schedule, x_T, noise, *, noise_weight=1.0, clip=None): 
     """
     last = schedule.steps - 1
 
-    def step(i, x):
+    def step(i: Array, x: Array) -> Array:
         t = jnp.full(x.shape[:1], last - i)
         eps = denoise(x, t)
         if clip is None:

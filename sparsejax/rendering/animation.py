@@ -1,15 +1,25 @@
 """Animations of the order in which drawings were drawn."""
 
+import os
+
 import numpy as np
 from PIL import Image
 
 from sparsejax.rendering import ink
 from sparsejax.rendering.grid import tile
 from sparsejax.rendering.palette import STROKES, indexed
-from sparsejax.rendering.placement import as_drawings
+from sparsejax.rendering.placement import Drawing, Drawings, as_drawings
+from sparsejax.types import Pictures
 
 
-def to_gif(drawings, path, cell=96, frames=40, seconds=3.0, hold=1.5):
+def to_gif(
+    drawings: Drawings,
+    path: str | os.PathLike[str],
+    cell: int = 96,
+    frames: int = 40,
+    seconds: float = 3.0,
+    hold: float = 1.5,
+) -> None:
     """Write a looping GIF in which the points of a grid of drawings appear in order.
 
     All drawings start and end together, each at its own speed. A dot marks the tip of the pen.
@@ -39,7 +49,7 @@ def to_gif(drawings, path, cell=96, frames=40, seconds=3.0, hold=1.5):
     )
 
 
-def _grow(drawing, cell, frames):
+def _grow(drawing: Drawing, cell: int, frames: int) -> Pictures:
     """Return the pictures of one drawing as it grows, [frames, cell, cell, 3] uint8."""
     marks = ink.marks(drawing, cell)
     sheet = ink.paper(cell, "RGB")

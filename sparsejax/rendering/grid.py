@@ -1,16 +1,18 @@
 """Grids of drawings, one colour a stroke."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import ImageColor
 
 from sparsejax.rendering import ink
 from sparsejax.rendering.palette import GAP, STROKES
-from sparsejax.rendering.placement import as_drawings
+from sparsejax.rendering.placement import Drawings, as_drawings
+from sparsejax.types import Pictures
 
 
-def stroke_grid(drawings, cell=96):
+def stroke_grid(drawings: Drawings, cell: int = 96) -> Pictures:
     """Lay out drawings in a square grid on white; colours tell the order of the strokes.
 
     The order of colours is near-black, blue, orange, purple, vermilion, green, sky blue, then
@@ -31,13 +33,13 @@ def stroke_grid(drawings, cell=96):
     return tile(pictures, cell)
 
 
-def grid_shape(count):
+def grid_shape(count: int) -> tuple[int, int]:
     """Return rows and columns of a grid of `count` cells, at least one of each."""
     columns = max(1, math.ceil(math.sqrt(count)))
     return max(1, math.ceil(count / columns)), columns
 
 
-def tile(pictures, cell):
+def tile(pictures: Sequence[Pictures], cell: int) -> Pictures:
     """Lay out pictures in a square grid, with grey lines of one pixel around them.
 
     Args:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from sparsejax.rendering.pixels import are_finite, to_pixels
+from sparsejax.types import Pictures, Samples
 
 _SMALLEST = 48  # pixels that the side of a picture should at least fill
 _GAP = 4
@@ -13,7 +14,7 @@ _GAP = 4
 logger = logging.getLogger(__name__)
 
 
-def image_grid(images):
+def image_grid(images: Samples) -> Pictures:
     """Lay out images in a square grid on white.
 
     Images of fewer than 48 pixels are enlarged by a whole number, each pixel a square: the grid

@@ -5,12 +5,14 @@ make a line with round caps and joints. Marks are drawn without anti-aliasing on
 8 times as large, which `shrink` averages.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sparsejax.rendering.placement import line_width, place
+from sparsejax.rendering.placement import Drawing, line_width, place
+from sparsejax.types import Pictures
 
 _FACTOR = 8
 # Pillow rounds the corners of a polygon to whole pixels. With this on either side, slanted lines
@@ -32,7 +34,7 @@ class Mark(NamedTuple):
     bar: list | None
 
 
-def marks(drawing, size):
+def marks(drawing: Drawing, size: int) -> list[Mark]:
     """Return the marks of a drawing, in the order of its points.
 
     Args:
@@ -60,12 +62,12 @@ def marks(drawing, size):
     return [Mark(*mark) for mark in zip(stroke.tolist(), discs.tolist(), bars, strict=True)]
 
 
-def paper(size, mode):
+def paper(size: int, mode: str) -> Image.Image:
     """Return blank paper for a picture of `size` pixels, as a Pillow image of that mode."""
     return Image.new(mode, (_FACTOR * size, _FACTOR * size), "white")
 
 
-def draw(sheet, these, colours):
+def draw(sheet: Image.Image, these: Sequence[Mark], colours: Sequence[str]) -> None:
     """Draw marks on paper, in place.
 
     Args:
@@ -81,7 +83,7 @@ def draw(sheet, these, colours):
         pen.ellipse(mark.disc, fill=colour)
 
 
-def draw_tip(sheet, mark, colours):
+def draw_tip(sheet: Image.Image, mark: Mark, colours: Sequence[str]) -> None:
     """Draw a disc of twice the line's width where the pen is, in place.
 
     Args:
@@ -95,7 +97,7 @@ def draw_tip(sheet, mark, colours):
     ImageDraw.Draw(sheet).ellipse(disc, fill=colours[mark.stroke % len(colours)])
 
 
-def shrink(sheet):
+def shrink(sheet: Image.Image) -> Pictures:
     """Average paper to the final picture.
 
     Returns:

@@ -10,7 +10,7 @@ STROKES = ("#1A1A1A", "#0072B2", "#E69F00", "#CC79A7", "#D55E00", "#009E73", "#5
 GAP = "#D9D9D9"
 
 
-def indexed():
+def indexed() -> Image.Image:
     """Return the colours of anti-aliased strokes: shades on white, and two strokes that cross.
 
     Returns:

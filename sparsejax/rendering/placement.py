@@ -4,20 +4,28 @@ A drawing is an array [length, 3] of absolute x, y (y down, any scale) and the s
 0 the stroke goes on, 1 last point of its stroke, 2 no point (padding behind the end).
 """
 
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sparsejax.types import NumpyArray
+
+Drawing: TypeAlias = NDArray[np.floating]  # [length, 3]
+Drawings: TypeAlias = ArrayLike  # [count, length, 3], or one [length, 3]
 
 
-def line_width(size):
+def line_width(size: float) -> float:
     """Return the width of the pen's line in a picture of `size` pixels."""
     return size / 32
 
 
-def margin(size):
+def margin(size: float) -> float:
     """Return the white margin of a picture of `size` pixels, which no ink enters."""
     return size / 16
 
 
-def as_drawings(drawings):
+def as_drawings(drawings: Drawings) -> NumpyArray:
     """Return drawings as one batch.
 
     Args:
@@ -35,7 +43,7 @@ def as_drawings(drawings):
     return drawings[None] if drawings.ndim == 2 else drawings
 
 
-def place(drawing, size):
+def place(drawing: Drawing, size: float) -> tuple[NumpyArray, NumpyArray]:
     """Fit a drawing into a square picture: centred, as large as fits, its aspect kept.
 
     A row that is not finite is no point, though a pen state of 1 there still ends the stroke.

@@ -4,14 +4,15 @@ import numpy as np
 
 from sparsejax.rendering import ink
 from sparsejax.rendering.pixels import to_unit_range
-from sparsejax.rendering.placement import as_drawings
+from sparsejax.rendering.placement import Drawings, as_drawings
+from sparsejax.types import NumpyArray
 
 # Any metric on rasters is defined by these pixels: a change of a single one (line width, margin,
 # smoothing) needs a new version, which belongs beside every number computed from them.
 RASTER_VERSION = "strokes-1"
 
 
-def rasterize(drawings, size=64):
+def rasterize(drawings: Drawings, size: int = 64) -> NumpyArray:
     """Draw black ink on white: lines of width size / 32 inside a margin of size / 16.
 
     Args:

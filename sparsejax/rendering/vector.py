@@ -4,10 +4,11 @@ import numpy as np
 
 from sparsejax.rendering.grid import grid_shape
 from sparsejax.rendering.palette import GAP, STROKES
-from sparsejax.rendering.placement import as_drawings, line_width, place
+from sparsejax.rendering.placement import Drawing, Drawings, as_drawings, line_width, place
+from sparsejax.types import NumpyArray
 
 
-def to_svg(drawing, size=109):
+def to_svg(drawing: Drawings, size: int = 109) -> str:
     """Draw one drawing on white, coloured as in `stroke_grid`.
 
     Args:
@@ -27,7 +28,7 @@ def to_svg(drawing, size=109):
     return _document(size, size, [background, _group(drawings[0], size)])
 
 
-def svg_grid(drawings, cell=109):
+def svg_grid(drawings: Drawings, cell: int = 109) -> str:
     """Lay out drawings in a square grid on white, separated by grey lines.
 
     Args:
@@ -49,7 +50,7 @@ def svg_grid(drawings, cell=109):
     return _document(width, height, parts)
 
 
-def _document(width, height, parts):
+def _document(width: int, height: int, parts: list[str]) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}">'
@@ -57,7 +58,7 @@ def _document(width, height, parts):
     return "\n".join([head, *parts, "</svg>", ""])
 
 
-def _group(drawing, size, attributes=""):
+def _group(drawing: Drawing, size: int, attributes: str = "") -> str:
     points, stroke = place(drawing, size)
     paths = [
         f'<path d="{_path(points[stroke == number])}" stroke="{STROKES[number % len(STROKES)]}"/>'
@@ -70,12 +71,12 @@ def _group(drawing, size, attributes=""):
     return "\n".join([head, *paths, "</g>"])
 
 
-def _path(points):
+def _path(points: NumpyArray) -> str:
     """Return path data; one point is a line of no length, which its round caps make a dot."""
     if len(points) == 1:
         points = np.repeat(points, 2, 0)
     return "M" + " L".join(f"{_number(x)} {_number(y)}" for x, y in points)
 
 
-def _number(value):
+def _number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
