@@ -1,12 +1,18 @@
-"""Folders that can't be written to, found by trying before hours are spent."""
+"""What goes wrong on disk: folders that can't be written to, full disks, damaged files."""
 
 import contextlib
 import errno
 import os
 import pathlib
 import tempfile
+import zipfile
+import zlib
 
 from sparsejax.errors import ConfigError
+
+# What numpy raises for a file that is no npz, or a damaged one; RuntimeError where a flipped bit
+# of the zip says that it is encrypted or of an unknown method.
+DAMAGED = (TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def require_writable(folder: str | os.PathLike[str], name: str) -> None:

@@ -1,5 +1,41 @@
-"""Write the report of a results file: see `reports.report`."""
+"""Write the report of many runs from their results: tables, figures, one page of HTML.
 
-from sparsejax.reports.report import main
+    python -m sparsejax report --results runs/grid --runs runs
 
-__all__ = ["main"]
+`--results` is a results.jsonl or the folder that holds it; the report is written beside it.
+`--runs` is the folder of the runs' workdirs: masks and pictures of samples are taken from there.
+"""
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from sparsejax import command_line
+from sparsejax.reports.report import TITLE, read_results, write_report
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the report of a results file.
+
+    Args:
+      argv: words of the command line (default: those of this process).
+
+    Raises:
+      ConfigError: the results can't be read, or the report can't be written.
+    """
+    parser = command_line.Parser(__doc__, prog="python -m sparsejax report")
+    parser.add_argument(
+        "--results", required=True, metavar="PATH", help="results.jsonl, or the folder it is in."
+    )
+    parser.add_argument("--runs", metavar="FOLDER", help="Folder of the runs' workdirs.")
+    parser.add_argument(
+        "--output", metavar="FOLDER", help="Folder to write to (default: beside the results)."
+    )
+    parser.add_argument("--title", default=TITLE, help="Title of the report.")
+    parser.add_argument("--note", default="", help="Text for the report's first section.")
+    given = parser.parse_args(argv)
+    results = pathlib.Path(given.results)
+    output = given.output or (results if os.path.isdir(results) else results.parent)
+    rows = read_results(results)
+    write_report(output, rows, runs=given.runs, title=given.title, note=given.note)
+    print(f"In {output}: report.md, report.html, figures/")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sparsejax.atomic import write_text
 from sparsejax.errors import ConfigError
+from sparsejax.quantities import quantity
 from sparsejax.reports import plots
 from sparsejax.sparsity import costs
 from sparsejax.sparsity.masks import dense_masks, summarize
@@ -243,17 +244,3 @@ def print_summary(summary, workdir):
 def console():
     """Return a rich console that doesn't squeeze tables where there is no terminal."""
     return Console() if sys.stdout.isatty() else Console(width=220)
-
-
-def quantity(value):
-    """Write a count with three digits and a unit: 1.23 M.
-
-    Example:
-      >>> quantity(700_123), quantity(101.2e9), quantity(12)
-      ('700 k', '101 G', '12')
-    """
-    for unit, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            digits = 2 if value < 10 * unit else 1 if value < 100 * unit else 0
-            return f"{value / unit:.{digits}f} {name}"
-    return f"{value:g}"

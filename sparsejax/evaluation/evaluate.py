@@ -24,6 +24,7 @@ from sparsejax.families import build_task
 from sparsejax.families.strokes import RASTER_SIZE
 from sparsejax.metrics.extractors import EXTRACTORS
 from sparsejax.metrics.measures import METRICS, SUBSET_SIZE, build_meter
+from sparsejax.quantities import quantity
 from sparsejax.rendering.raster import RASTER_VERSION
 from sparsejax.reports.report import write_report
 from sparsejax.reports.tables import measure_names
@@ -327,9 +328,9 @@ def measuring(flags):
 def _print_table(rows):
     columns = {
         "run": lambda row: row["run"],
-        "active parameters": lambda row: closing.quantity(row["active_parameters"]),
-        "FLOPs, forward": lambda row: closing.quantity(row["forward_flops"]),
-        "FLOPs, training": lambda row: closing.quantity(row["training_flops_run"]),
+        "active parameters": lambda row: quantity(row["active_parameters"]),
+        "FLOPs, forward": lambda row: quantity(row["forward_flops"]),
+        "FLOPs, training": lambda row: quantity(row["training_flops_run"]),
         **{
             escape(name): lambda row, name=name: f"{row['measures'][name]:.4g}"
             for name in measure_names(rows)

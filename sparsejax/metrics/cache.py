@@ -3,16 +3,10 @@
 import logging
 import os
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 
-from sparsejax.storage import require_writable
-
-# What numpy raises of an npz that isn't one, or is damaged; RuntimeError where a flipped bit of
-# the zip says that it is encrypted or of an unknown method.
-DAMAGED = (TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+from sparsejax.storage import DAMAGED, require_writable
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import scipy.linalg
 import scipy.special
 
 from sparsejax.atomic import replacing
-from sparsejax.metrics.cache import DAMAGED
 from sparsejax.seeds import check_seed
+from sparsejax.storage import DAMAGED
 
 _BLOCK = 2048  # rows
 

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from sparsejax.evaluation.closing import quantity
-from sparsejax.rendering.palette import STROKES
+from sparsejax.quantities import quantity
 from sparsejax.reports.plots import layer_name
 from sparsejax.reports.tables import (
     describe,
@@ -44,7 +43,9 @@ STYLE = {
     "svg.fonttype": "path",
     "text.parse_math": False,
 }
-_BLACK, _BLUE, _ORANGE, _PURPLE, _VERMILION, _GREEN, _SKY = STROKES
+# Distinct in print and to the colour-blind (Okabe and Ito).
+_BLACK, _BLUE, _ORANGE, _PURPLE = "#1A1A1A", "#0072B2", "#E69F00", "#CC79A7"
+_VERMILION, _GREEN, _SKY = "#D55E00", "#009E73", "#56B4E9"
 _MARKS = {
     "dense": (_BLACK, "*"),
     "small_dense": (_SKY, "s"),

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sparsejax.metrics.cache import DAMAGED
+from sparsejax.storage import DAMAGED
 
 
 class Overlap(NamedTuple):

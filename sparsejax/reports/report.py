@@ -1,10 +1,4 @@
-"""A report of many runs: report.md with its figures, and report.html, one file.
-
-    python -m sparsejax report --results runs/grid --runs runs
-
-`--results` is a results.jsonl or the folder that holds it; the report is written beside it.
-`--runs` is the folder of the runs' workdirs: masks and pictures of samples are taken from there.
-"""
+"""A report of many runs: report.md with its figures, and report.html, one file."""
 
 import itertools
 import json
@@ -12,19 +6,11 @@ import os
 import pathlib
 import re
 
-from sparsejax import signals
-from sparsejax.storage import require_writable
-
-if __name__ == "__main__":
-    signals.watch("The same command begins again.")  # before the imports that take seconds
-
 import numpy as np
 from PIL import Image
 
-from sparsejax import command_line
-from sparsejax.data.images import PICTURES
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation.closing import quantity
+from sparsejax.quantities import quantity
 from sparsejax.reports import figures, overlap, tables
 from sparsejax.reports.documents import (
     Code,
@@ -40,9 +26,11 @@ from sparsejax.reports.documents import (
     write_markdown,
 )
 from sparsejax.reports.sheets import Picture
+from sparsejax.storage import require_writable
 
-_TITLE = "Sparse and dense training compared"
+TITLE = "Sparse and dense training compared"
 _REQUIRED = ("run", "method", "sparsity", "seed", "steps", "measures")
+_PICTURES = "8-bit"  # what rows say whose samples were clipped and rounded
 _HELD_OUT = "held-out loss"
 _WIDE = 420  # pixels: wider pictures are made smaller
 _BASELINES = {
@@ -113,7 +101,7 @@ def read_results(path):
     return list(rows.values())
 
 
-def write_report(output, rows, *, runs=None, title=_TITLE, note=""):
+def write_report(output, rows, *, runs=None, title=TITLE, note=""):
     """Write report.md, the figures beside it, and report.html, which needs no other file.
 
     Args:
@@ -235,11 +223,11 @@ def _duration(rows):
 def _warnings(rows):
     """Say what makes runs of one file hard to compare."""
     found = []
-    floats = [row for row in rows if _measured_on(row) != PICTURES]
+    floats = [row for row in rows if _measured_on(row) != _PICTURES]
     if floats:
         some = "" if len(floats) == len(rows) else f", {len(floats)} of the {len(rows)} runs"
         found.append(
-            f"**Measured before samples were clipped and rounded to {PICTURES} pictures, as they "
+            f"**Measured before samples were clipped and rounded to {_PICTURES} pictures, as they "
             f"are now{some}:** distances in features are of floats and don't compare exactly with "
             "newer ones."
         )
@@ -269,7 +257,7 @@ def _measured_on(row):
     """Return what the features of a row are of: rows that don't say it are of unrounded floats."""
     # Inception has always rounded, and other measures are of no pictures.
     of_pictures = any(re.search(r"\[(classifier|pixels)", name) for name in row["measures"])
-    return row.get("pictures", "floats" if of_pictures else PICTURES)
+    return row.get("pictures", "floats" if of_pictures else _PICTURES)
 
 
 def _meanings(rows, groups, measures):
@@ -728,30 +716,3 @@ def _portable(value):
     if isinstance(value, str) and re.match(r"(/|~|[A-Za-z]:\\)", value):
         return ".../" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return value
-
-
-def main(arguments=None):
-    """Write the report of a results file."""
-    parser = command_line.Parser(
-        __doc__,
-        prog="python -m sparsejax report",
-    )
-    parser.add_argument(
-        "--results", required=True, metavar="PATH", help="results.jsonl, or the folder it is in."
-    )
-    parser.add_argument("--runs", metavar="FOLDER", help="Folder of the runs' workdirs.")
-    parser.add_argument(
-        "--output", metavar="FOLDER", help="Folder to write to (default: beside the results)."
-    )
-    parser.add_argument("--title", default=_TITLE, help="Title of the report.")
-    parser.add_argument("--note", default="", help="Text for the report's first section.")
-    given = parser.parse_args(arguments)
-    results = pathlib.Path(given.results)
-    output = given.output or (results if os.path.isdir(results) else results.parent)
-    rows = read_results(results)
-    write_report(output, rows, runs=given.runs, title=given.title, note=given.note)
-    print(f"In {output}: report.md, report.html, figures/")
-
-
-if __name__ == "__main__":
-    command_line.run(main)

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from sparsejax.configuration import STRUCTURES
-from sparsejax.evaluation.closing import quantity
+from sparsejax.quantities import quantity
 
 _METHODS = ("dense", "small_dense", "small_dense_flops", "static", "rigl", "magran")
 _HIGHER_IS_BETTER = ("precision", "recall", "IS")
+_STRUCTURES = ("weight", "block", "channel")
 _DIGITS = 3
 
 
@@ -99,7 +99,7 @@ def structures(groups):
 
 def _structure_order(name):
     kind, _, size = name.partition(" ")
-    rank = STRUCTURES.index(kind) if kind in STRUCTURES else len(STRUCTURES)
+    rank = _STRUCTURES.index(kind) if kind in _STRUCTURES else len(_STRUCTURES)
     return rank, kind, int(size) if size.isdigit() else 0
 
 

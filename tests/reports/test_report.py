@@ -582,17 +582,3 @@ def test_no_rows_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no runs"):
         report.write_report(tmp_path / "report", [])
     assert not (tmp_path / "report").exists()
-
-
-def test_the_command_writes_beside_the_results(tmp_path, capsys):
-    row = make_row("dense", 0.0, layers=2)
-    (tmp_path / "results.jsonl").write_text(json.dumps(row))
-    report.main(["--results", str(tmp_path / "results.jsonl"), "--title", "Two & two"])
-    assert "report.md, report.html" in capsys.readouterr().out
-    assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# Two &amp; two\n")
-    assert "<h1>Two &amp; two</h1>" in (tmp_path / "report.html").read_text(encoding="utf-8")
-
-
-def test_the_command_says_what_is_wrong(tmp_path):
-    with pytest.raises(ConfigError, match="^results "):
-        report.main([f"--results={tmp_path}"])
