@@ -1,5 +1,6 @@
 """Shared fixtures: reference numbers, precision, no access to the user's folders."""
 
+import collections
 import fcntl
 import json
 import os
@@ -117,3 +118,11 @@ def tiny_run(made_once):
 
     folder = made_once("tiny_run", make)
     return folder / "tiny", json.loads((folder / "compiled.json").read_text())
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say in one line for each reason how many tests were skipped."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = (report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in collections.Counter(reasons).items():
+        terminalreporter.write_line(f"{count} skipped: {reason}", yellow=True)

@@ -1,15 +1,14 @@
-"""Settings and image files that the tests of data share."""
+"""Settings, image files and places of real data that the tests of data share."""
 
 import io
-import os
 import pathlib
 
 import ml_collections
 import numpy as np
-import pytest
 from PIL import Image
 
-_DEFAULT = pathlib.Path(__file__).resolve().parents[2] / "../shared/data"
+# Real drawings and pictures; the README there says from where.
+EXCERPTS = pathlib.Path(__file__).resolve().parent / "excerpts"
 
 
 def task(data_dir, **changes):
@@ -49,12 +48,3 @@ def write(folder, **files):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else encoded(content))
     return folder
-
-
-def real_images():
-    """Path of Imagenette's photos in 64x64; skips the test where they are absent."""
-    folder = pathlib.Path(os.environ.get("SPARSEJAX_DATA", _DEFAULT))
-    path = folder / "imagenette64_jpeg.npz"
-    if not path.exists():
-        pytest.skip(f"{path.name} not found; set SPARSEJAX_DATA to its folder")
-    return path

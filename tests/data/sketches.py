@@ -1,23 +1,11 @@
 """Sources of drawings that their tests share."""
 
 import json
-import os
-import pathlib
 
 import numpy as np
-import pytest
 
-_DEFAULT = pathlib.Path(__file__).resolve().parents[2] / "../shared/data"
 # Two strokes of two points each, as in a raw file.
 DRAWING = [[[0, 3], [0, 4], [0, 50]], [[3, 3], [5, 8], [70, 90.5]]]
-
-
-def real(name):
-    """Path of real data; skips the test where it is absent."""
-    folder = pathlib.Path(os.environ.get("SPARSEJAX_DATA", _DEFAULT))
-    if not (folder / name).exists():
-        pytest.skip(f"{name} not found; set SPARSEJAX_DATA to its folder")
-    return folder / name
 
 
 def line(word="cat", key="1", drawing=DRAWING, **changes):

@@ -7,7 +7,8 @@ import pytest
 from sparsejax.data import packed, quickdraw
 from sparsejax.data.drawings import Broken, Drawing, split_of, with_times
 from sparsejax.data.items import SourceError
-from tests.data.sketches import DRAWING, line, real, save_lines, save_packed
+from tests.data.sets import EXCERPTS
+from tests.data.sketches import DRAWING, line, save_lines, save_packed
 
 
 def reasons(found):
@@ -37,7 +38,7 @@ def test_times_go_on_between_strokes():
 
 def test_a_raw_file_is_read_as_json_says():
     """Google's file against a bare reading of its JSON."""
-    path = real("raw/quickdraw_cat.ndjson")
+    path = EXCERPTS / "quickdraw_cat.ndjson"
     records = [json.loads(text) for text in path.read_text().splitlines()]
     found = list(quickdraw.read(path))
     assert len(found) == len(records) > 20
@@ -164,9 +165,12 @@ def test_words_choose_among_labels(tmp_path):
         list(packed.read(save_packed(tmp_path / "c.npz", **held | {"label": [0, 1, 3]}), ("cat",)))
 
 
-def test_real_packed_files_are_read(tmp_path):
-    """Every stroke of the file, counted by its pen and by its key."""
-    path = real("kanjivg_abs.npz")
+def test_real_packed_files_are_read():
+    assert_read_whole(EXCERPTS / "kanjivg.npz")
+
+
+def assert_read_whole(path):
+    """Every stroke of a packed file, counted by its pen and by its key."""
     found = list(packed.read(path))
     with np.load(path, allow_pickle=False) as arrays:
         counts, split, points = arrays["n_strokes"], arrays["split"], arrays["points"]

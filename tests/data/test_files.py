@@ -11,7 +11,7 @@ from sparsejax.data.builders import open_builder
 from sparsejax.data.decoding import decode
 from sparsejax.data.files import ACCEPTED
 from sparsejax.errors import ConfigError
-from tests.data.sets import encoded, pixels, real_images, task, write
+from tests.data.sets import EXCERPTS, encoded, pixels, task, write
 
 
 def content(settings, split="train"):
@@ -153,22 +153,26 @@ def save_ragged(path, files, **arrays):
     np.savez(path, jpeg=encoded_files, offsets=offsets, **arrays)
 
 
-def test_real_photos_are_read_as_they_are(tmp_path):
-    """The first photos of each split, against Pillow on the bytes in the npz."""
-    with np.load(real_images(), allow_pickle=False) as arrays:
-        jpeg, offsets, split, label = (arrays[k] for k in ("jpeg", "offsets", "split", "label"))
-    chosen = [*np.flatnonzero(split == 0)[:40], *np.flatnonzero(split == 1)[:10]]
-    files = [jpeg[offsets[i] : offsets[i + 1]].tobytes() for i in chosen]
-    path = tmp_path / "photos.npz"
-    save_ragged(path, files, label=label[chosen], split=split[chosen])
-    settings = task(tmp_path, source=path, image_size=64)
-    for name, part in (("train", slice(0, 40)), ("validation", slice(40, 50))):
-        wanted = set()
-        for i, file in zip(chosen[part], files[part], strict=True):
-            (tmp_path / "photo.jpg").write_bytes(file)
-            with Image.open(tmp_path / "photo.jpg") as photo:
-                wanted.add((np.asarray(photo.convert("RGB")).tobytes(), int(label[i])))
-        assert content(settings, name) == wanted
+def test_real_pictures_are_read_as_they_are(tmp_path):
+    """Pixels of an npz, and the same as JPEG files in one, against Pillow."""
+    path, encoded_path = EXCERPTS / "fashion_mnist.npz", tmp_path / "jpeg.npz"
+    with np.load(path, allow_pickle=False) as arrays:
+        images, label, split = (arrays[key] for key in ("images", "label", "split"))
+    files = [encoded(image[..., 0], "jpeg") for image in images]
+    save_ragged(encoded_path, files, label=label, split=split)
+    for name, number, count in (("train", 0, 70), ("test", 2, 30)):
+        chosen = np.flatnonzero(split == number)
+        wanted = {(images[i].tobytes(), int(label[i])) for i in chosen}
+        assert len(wanted) == count
+        assert content(task(tmp_path, source=path, image_size=28), name) == wanted
+        wanted = {(with_pillow(files[i]), int(label[i])) for i in chosen}
+        assert content(task(tmp_path, source=encoded_path, image_size=28), name) == wanted
+
+
+def with_pillow(file):
+    """The RGB pixels of an encoded image, as bytes."""
+    with Image.open(io.BytesIO(file)) as image:
+        return np.asarray(image.convert("RGB")).tobytes()
 
 
 def test_changed_files_are_not_served_stale(tmp_path):

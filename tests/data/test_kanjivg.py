@@ -11,7 +11,8 @@ from sparsejax.data import kanjivg, packed
 from sparsejax.data.drawings import Broken, split_of
 from sparsejax.data.items import SourceError
 from sparsejax.data.svg_paths import flatten
-from tests.data.sketches import real, save_svgs, svg
+from tests.data.sets import EXCERPTS
+from tests.data.sketches import save_svgs, svg
 
 
 def times(points):
@@ -270,7 +271,7 @@ def test_what_svg_does_not_allow_is_refused(path):
 
 
 def test_the_publishers_zip_is_read_like_a_folder_of_its_files(tmp_path):
-    path = real("raw/kanjivg_sample.zip")
+    path = EXCERPTS / "kanjivg.zip"
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "release")
         count = len(archive.namelist())
@@ -287,13 +288,13 @@ def test_the_publishers_zip_is_read_like_a_folder_of_its_files(tmp_path):
 
 def test_the_publishers_zip_agrees_with_the_packed_file():
     """The packed file was made by other code: coordinates of 1/64, points about 2.5 apart."""
-    path = real("kanjivg_abs.npz")
+    path = EXCERPTS / "kanjivg.npz"
     with np.load(path, allow_pickle=False) as arrays:
         points = zip(arrays["codepoint"], arrays["variant"], strict=True)
         names = [f"{point:05x}" + (f"-{variant}" if variant else "") for point, variant in points]
     others = dict(zip(names, packed.read(path), strict=True))
-    found = list(kanjivg.read(real("raw/kanjivg_sample.zip")))
-    assert len(found) == 194
+    found = list(kanjivg.read(EXCERPTS / "kanjivg.zip"))
+    assert len(found) == len(others) == 100
     for drawing in found:
         other = others[drawing.name].strokes
         assert len(drawing.strokes) == len(other), drawing.name

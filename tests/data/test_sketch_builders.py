@@ -9,8 +9,8 @@ from absl import logging as absl_logging
 from sparsejax.data import images, kanjivg, packed, quickdraw, strokes
 from sparsejax.data.builders import DATASETS, SKETCHES, full_name, open_builder
 from sparsejax.errors import ConfigError
-from tests.data.sets import task
-from tests.data.sketches import line, real, save_lines, save_packed, save_svgs, svg
+from tests.data.sets import EXCERPTS, task
+from tests.data.sketches import line, save_lines, save_packed, save_svgs, svg
 
 
 def prepared(data_dir, **changes):
@@ -38,13 +38,13 @@ def test_the_four_sets_are_known():
 @pytest.mark.parametrize(
     ("dataset", "name", "read"),
     [
-        ("kanjivg", "raw/kanjivg_sample.zip", kanjivg.read),
-        ("quickdraw_strokes", "raw/quickdraw_cat.ndjson", quickdraw.read),
+        ("kanjivg", "kanjivg.zip", kanjivg.read),
+        ("quickdraw_strokes", "quickdraw_cat.ndjson", quickdraw.read),
     ],
 )
 def test_the_publishers_files_become_a_set(tmp_path, dataset, name, read):
     """Every drawing is stored in its split, as it is preprocessed."""
-    path = real(name)
+    path = EXCERPTS / name
     content = prepared(tmp_path, dataset=dataset, source=path)
     assert list(content) == ["train", "validation", "test"]
     found = list(read(path))

@@ -4,7 +4,7 @@ import scipy.stats
 
 from sparsejax.data import packed, strokes
 from sparsejax.data.stroke_statistics import compare_strokes, stroke_statistics
-from tests.data.sketches import real
+from tests.data.sets import EXCERPTS
 
 NAMES = ["strokes", "points", "ink length", "stroke length", "width", "height"]
 # Two strokes: two sides of a triangle, then a line of length 2 below them.
@@ -123,14 +123,20 @@ def test_only_the_sets_count():
     assert set(compare_strokes(*line).values()) == {0}
 
 
-def test_splits_of_real_digits_are_near_and_noise_is_far():
+def test_splits_of_real_drawings_are_near_and_noise_is_far():
+    assert_splits_are_near(EXCERPTS / "quickdraw_eye_mouth.npz", {"train": 0, "test": 2})
+
+
+def assert_splits_are_near(path, splits, most=500):
+    """Two splits of a packed file, at most so many drawings of each."""
     found = {"train": [], "test": []}
-    with np.load(real("vmnist_like.npz"), allow_pickle=False) as file:
+    with np.load(path, allow_pickle=False) as file:
         points, offsets, split = (file[key] for key in ("points", "offsets", "split"))
-        scale = float(file["scale"])
+        scale = float(file.get("scale", 1))
     rng = np.random.default_rng(0)
-    for name, number in (("train", 0), ("test", 1)):
-        for i in rng.choice(np.flatnonzero(split == number), size=500, replace=False):
+    for name, number in splits.items():
+        chosen = np.flatnonzero(split == number)
+        for i in rng.choice(chosen, size=min(most, len(chosen)), replace=False):
             found[name].append(prepared(points[offsets[i] : offsets[i + 1]], scale))
     train, test = batch(*found["train"]), batch(*found["test"])
     measured = stroke_statistics(test)

@@ -23,7 +23,7 @@ from sparsejax.families.strokes import even_times, to_drawings
 from sparsejax.rendering import rasterize
 from sparsejax.training import loop, runs
 from sparsejax.training.metrics_log import read_metrics
-from tests.data.sketches import real
+from tests.data.sets import EXCERPTS
 
 TINY = {
     "steps": 12,
@@ -254,17 +254,10 @@ def test_labelled_images_are_the_training_drawings(labelled_source, representati
     assert_labels_fit(build_task(resolve(config)), labelled_source)
 
 
-def test_labelled_images_of_real_digits(tmp_path):
-    """The last 200 of the training split, with the first 50 of the test split behind them."""
-    with np.load(real("vmnist_like.npz"), allow_pickle=False) as file:
-        arrays = dict(file)
-    border = np.flatnonzero(arrays["split"])[0]
-    part, ends = slice(border - 200, border + 50), arrays["offsets"][border - 200 : border + 51]
-    rows = {key: arrays[key][part] for key in ("label", "split", "mnist_index")}
-    points = {"points": arrays["points"][ends[0] : ends[-1]], "offsets": ends - ends[0]}
-    np.savez(tmp_path / "part.npz", scale=arrays["scale"], **rows, **points)
-    config = tiny(tmp_path / "part.npz", **{"task.dataset": "vmnist_like"})
-    assert_labels_fit(build_task(resolve(config)), tmp_path / "part.npz")
+def test_labelled_images_of_real_drawings(tmp_path):
+    source = EXCERPTS / "quickdraw_eye_mouth.npz"
+    changes = {"task.dataset": "quickdraw_strokes", "task.data_dir": str(tmp_path)}
+    assert_labels_fit(build_task(resolve(tiny(source, **changes))), source)
 
 
 def test_labelled_images_are_spread_over_the_split(labelled_source, monkeypatch):
