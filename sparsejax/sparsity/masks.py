@@ -63,7 +63,18 @@ def target_active(size, sparsity):
 
 
 def dense_masks(params):
-    """Return the masks of a dense model: a 0-d boolean True for every leaf of `params`."""
+    """Return the masks of a dense model: a 0-d boolean True for every leaf of `params`.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+      Masks of `params`.
+
+    Example:
+      >>> dense_masks({"kernel": jnp.ones((4, 4))})
+      {'kernel': Array(True, dtype=bool)}
+    """
     return jax.tree.map(lambda _: jnp.asarray(True), params)
 
 
@@ -158,6 +169,12 @@ def apply_masks(params, masks):
 
     Returns:
       Pytree of the same structure, shapes and dtypes.
+
+    Example:
+      >>> masks = {"kernel": jnp.array([[True, False]]), "bias": jnp.asarray(True)}
+      >>> params = {"kernel": jnp.array([[3.0, jnp.nan]]), "bias": jnp.ones(2)}
+      >>> apply_masks(params, masks)["kernel"].tolist()
+      [[3.0, 0.0]]
     """
     return jax.tree.map(lambda param, mask: jnp.where(mask, param, 0), params, masks)
 

@@ -9,6 +9,7 @@ blocks or channels, is a `structure`.
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ _POSITIONAL = ("key", "params", "masks", "gradients", "fraction")
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """How masks begin and how they change.
+    """Describe how masks begin and how they change.
 
     Attributes:
       name: the method's name.
@@ -48,6 +49,16 @@ class Method:
     Raises:
       ValueError: a method that changes density and is not dynamic; an `update` that takes other
         arguments than these, or can't be called.
+
+    Example:
+      SET (Mocanu et al. 2018), by hand: drop the smallest weights, grow at random.
+
+      >>> def update(key, params, masks, gradients, fraction):
+      ...     scores = jax.tree.map(lambda p: jax.random.uniform(key, p.shape), params)
+      ...     masks = topology.rewire(params, masks, scores, fraction)
+      ...     return masks_lib.apply_masks(params, masks), masks
+      >>> Method("set", update).is_dynamic
+      True
     """
 
     name: str
@@ -100,7 +111,7 @@ def dense(structure):
 
 def static(structure):
     """Return Static-DM: a random topology that stays."""
-    return Method("static", _keep, _random_init(structure), is_dynamic=False)
+    return Method("static", _keep, random_topology(structure), is_dynamic=False)
 
 
 def rigl(structure):
@@ -109,9 +120,9 @@ def rigl(structure):
     def update(key, params, masks, gradients, fraction, *, step=None, density=None):
         del step, density
         scores = structure.grow_scores(gradients)
-        return _rewire(structure, key, params, masks, scores, fraction)
+        return drop_and_grow(structure, key, params, masks, scores, fraction)
 
-    init = _random_init(structure)
+    init = random_topology(structure)
     return Method("rigl", update, init, structure.probe, uses_gradients=True)
 
 
@@ -121,22 +132,44 @@ def magran(structure):
     def update(key, params, masks, gradients, fraction, *, step=None, density=None):
         del gradients, step, density
         scores = _random_scores(key, structure.unit_masks(masks))
-        return _rewire(structure, key, params, masks, scores, fraction)
+        return drop_and_grow(structure, key, params, masks, scores, fraction)
 
-    return Method("magran", update, _random_init(structure))
+    return Method("magran", update, random_topology(structure))
 
 
 METHODS = {"dense": dense, "static": static, "rigl": rigl, "magran": magran}
 
 
-def _rewire(structure, key, params, masks, grow_scores, fraction):
+def drop_and_grow(structure, key, params, masks, grow_scores, fraction):
+    """Drop the units of smallest magnitude and grow those with the largest scores.
+
+    Args:
+      structure: what moves as one.
+      key: PRNG key, for the values that channels come back with.
+      params: pytree of arrays, masked.
+      masks: masks of `params`.
+      grow_scores: an array for each array of `structure.pool(params)`, of its shape.
+      fraction: drop fraction in [0, 1], Python or traced scalar.
+
+    Returns:
+      Tuple `(params, masks)`, as `Method.update` returns them.
+    """
     units = structure.unit_masks(masks)
     units = topology.rewire(structure.pool(params), units, grow_scores, fraction)
     after = structure.spread(units, params)
     return structure.revive(key, params, masks, after), after
 
 
-def _random_init(structure):
+def random_topology(structure):
+    """Return the `init` of a Method that draws which units of a structure are active.
+
+    Args:
+      structure: what moves as one.
+
+    Returns:
+      `init(key, params, sparsities) -> masks`.
+    """
+
     def init(key, params, sparsities):
         if structure is WEIGHT:
             return masks_lib.random_masks(key, params, sparsities)
@@ -165,8 +198,51 @@ def _no_masks(key, params, sparsities):
     return masks_lib.dense_masks(params)
 
 
+def register_method(name, method):
+    """Register a method of your own, for `get_method` and `config.sparsity.method`.
+
+    Registering a name again from the same place replaces its method, so a module can be reloaded,
+    and a cell of a notebook run again.
+
+    Args:
+      name: letters, digits, `_` and `-`; no other method's name.
+      method: Method that moves single weights; or a function of a structure that returns a Method,
+        as `rigl` is, for a method that moves blocks and channels too.
+
+    Raises:
+      ValueError: the name is malformed or taken, or `method` is neither.
+
+    Example:
+      >>> def largest_gradients(key, params, masks, gradients, fraction):
+      ...     masks = topology.rewire(params, masks, jax.tree.map(abs, gradients), fraction)
+      ...     return masks_lib.apply_masks(params, masks), masks
+      >>> register_method("mine", Method("mine", largest_gradients, uses_gradients=True))
+      >>> get_method("mine").uses_gradients
+      True
+      >>> del METHODS["mine"]
+    """
+    if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z][\w-]*", name)):
+        accepted = "letters, digits, _ and -, a letter first"
+        raise ValueError(f"name of a method is {name!r}; accepted: {accepted}")
+    if not (isinstance(method, Method) or callable(method)):
+        accepted = "a Method, or a function of a structure that returns one"
+        raise ValueError(f"method {name!r} is {method!r}; accepted: {accepted}")
+    if name in METHODS and _origin(METHODS[name]) != _origin(method):
+        other = ".".join(_origin(METHODS[name]))
+        raise ValueError(f"method {name!r} is {other} already; accepted: another name")
+    METHODS[name] = method
+
+
+def _origin(method):
+    """Return the module and name of the function that a method is made of."""
+    function = method.update if isinstance(method, Method) else method
+    kind = type(function)
+    name = getattr(function, "__qualname__", kind.__qualname__)
+    return getattr(function, "__module__", kind.__module__), name
+
+
 def get_method(name, structure=WEIGHT):
-    """Return the method of this name: `dense`, `static`, `rigl` or `magran`.
+    """Return the method of this name: `dense`, `static`, `rigl`, `magran` or a registered one.
 
     Args:
       name: the method's.
@@ -176,7 +252,7 @@ def get_method(name, structure=WEIGHT):
       Method.
 
     Raises:
-      ValueError: no method has this name.
+      ValueError: no method has this name, or it can't move this structure.
 
     Example:
       >>> import jax.numpy as jnp
@@ -190,4 +266,11 @@ def get_method(name, structure=WEIGHT):
     """
     if name not in METHODS:
         raise ValueError(f"unknown method {name!r}; accepted: {', '.join(METHODS)}")
-    return METHODS[name](structure)
+    method = METHODS[name]
+    if not isinstance(method, Method):
+        method = method(structure)
+    elif structure is not WEIGHT:
+        raise ValueError(f"method {name!r} moves single weights; accepted: structure weight")
+    if not isinstance(method, Method):
+        raise ValueError(f"method {name!r} returns {method!r}; accepted: a Method")
+    return dataclasses.replace(method, name=name)

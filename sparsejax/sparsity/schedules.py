@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class UpdateSchedule:
-    """Topology updates every `update_interval` optimizer steps while `begin <= step < end`.
+    """Say when the topology changes: every `update_interval` steps while `begin <= step < end`.
 
     Drop fractions decay to zero at `end`, so an update there would change nothing, and cost RigL
     a dense gradient.

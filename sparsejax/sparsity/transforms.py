@@ -160,13 +160,14 @@ class PackedState(NamedTuple):
 
 
 def packed(inner, masks, *, ema_decay=None):
-    """Like `sparse_updates`, but state is held for active weights alone: it takes less memory.
+    """Wrap an optimizer as `sparse_updates` does, with state for the active weights alone.
 
-    The inner optimizer sees one flat array [active] for each sparsified layer; layers that
-    stay dense it sees as they are. What is active is read from the state, so after a topology
-    update `reset_inactive` has to be called. Caveat: wrap last, as with `sparse_updates`. On a mesh
-    the flat arrays come out replicated, however params are sharded; `sparse_updates` keeps state
-    sharded as they are. A method that changes density has no use for this: shapes are static.
+    That takes less memory. The inner optimizer sees one flat array [active] for each sparsified
+    layer, and each layer that stays dense as it is. What is active is read from the state, so after
+    a topology update `reset_inactive` has to be called, as `update_topology` does. Caveat: wrap
+    last, as with `sparse_updates`. On a mesh the flat arrays come out replicated, however params
+    are sharded; `sparse_updates` keeps state sharded as they are. Not for a method that changes
+    density: shapes are static.
 
     Args:
       inner: optax optimizer that treats all weights alike: adam, adamw, sgd, lion or rmsprop,
@@ -284,6 +285,14 @@ def reset_inactive(inner, state, params, masks):
 
     Returns:
       State of the same structure.
+
+    Example:
+      >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
+      >>> optimizer = optax.sgd(0.1, momentum=0.9)
+      >>> _, state = optimizer.update(params, optimizer.init(params))
+      >>> masks = {"kernel": jnp.array([[True, False]])}
+      >>> reset_inactive(optimizer, state, params, masks)[0].trace["kernel"].tolist()
+      [[1.0, 0.0]]
     """
     if isinstance(state, PackedState):
         return _move(inner, state, params, masks)

@@ -1,0 +1,77 @@
+"""The topology update of a training loop: one call between two optimizer steps."""
+
+from sparsejax.sparsity.masks import apply_masks
+from sparsejax.sparsity.transforms import PackedState, reset_inactive
+
+
+def update_topology(
+    method,
+    optimizer,
+    key,
+    params,
+    masks,
+    opt_state,
+    gradients,
+    fraction,
+    *,
+    step=None,
+    density=None,
+):
+    """Prune and regrow, and leave parameters and optimizer state ready for the next step.
+
+    Call it in place of a step's end, inside `jax.jit` or outside. An EMA of the parameters that
+    you keep yourself is masked by `apply_masks(ema, masks)`.
+
+    Args:
+      method: Method, as `get_method` returns it.
+      optimizer: the optax transformation of the train step, wrapped by `sparse_updates` or
+        `packed`.
+      key: PRNG key of this update.
+      params: pytree of arrays, zero where the mask is False.
+      masks: masks of `params`.
+      opt_state: state of `optimizer`.
+      gradients: dense gradients of the loss at `method.probe(key, params, masks)`, which is
+        `params` unless channels move. Any pytree of this structure, such as `params`, where
+        `method.uses_gradients` is False.
+      fraction: drop fraction in [0, 1], Python or traced scalar.
+      step: number of optimizer steps taken, for methods that look at it.
+      density: density asked of every layer, for methods that change it: floats in the structure
+        of `params`.
+
+    Returns:
+      Tuple `(params, masks, opt_state)`: params exactly zero where the new mask is False; optimizer
+      state fresh where it is False and where weights were regrown, and moved to the active weights
+      if it is packed.
+
+    Raises:
+      ValueError: the method changes density, and the optimizer state is packed.
+
+    Example:
+      >>> import jax, optax
+      >>> import jax.numpy as jnp
+      >>> from sparsejax import sparsity
+      >>> params = {"kernel": jnp.array([[1.0, -3.0, 0.0, 0.0]])}
+      >>> masks = {"kernel": jnp.array([[True, True, False, False]])}
+      >>> gradients = {"kernel": jnp.array([[0.5, 0.5, 2.0, 1.0]])}
+      >>> optimizer = sparsity.sparse_updates(optax.sgd(0.1, momentum=0.9))
+      >>> state = optimizer.init(params)
+      >>> _, state = optimizer.update(gradients, state, params, masks=masks)
+      >>> rigl, key = sparsity.get_method("rigl"), jax.random.key(0)
+      >>> params, masks, state = sparsity.update_topology(
+      ...     rigl, optimizer, key, params, masks, state, gradients, fraction=0.5
+      ... )
+      >>> masks["kernel"].tolist(), params["kernel"].tolist()
+      ([[False, True, True, False]], [[0.0, -3.0, 0.0, 0.0]])
+      >>> state[0].trace["kernel"].tolist()
+      [[0.0, 0.5, 0.0, 0.0]]
+    """
+    if method.changes_density and isinstance(opt_state, PackedState):
+        raise ValueError(
+            f"method {method.name!r} changes density, so optimizer state can't be packed; "
+            "accepted: sparse_updates"
+        )
+    params, masks = method.update(
+        key, params, masks, gradients, fraction, step=step, density=density
+    )
+    params = apply_masks(params, masks)
+    return params, masks, reset_inactive(optimizer, opt_state, params, masks)
