@@ -18,6 +18,7 @@ ArrayLike: TypeAlias = jax.typing.ArrayLike  # an array of jax or numpy, or a Py
 NumpyArray: TypeAlias = np.ndarray[Any, np.dtype[Any]]  # on the host
 Pictures: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]  # [..., height, width, channels]
 Shape: TypeAlias = tuple[int, ...]
+Dtype: TypeAlias = Any  # of numpy or jax; None stands for that of the input
 PRNGKey: TypeAlias = jax.Array  # one key
 Keys: TypeAlias = jax.Array  # one key per example, [batch]
 
@@ -38,6 +39,9 @@ Batch: TypeAlias = dict[str, Any]  # arrays [batch, ...] by name
 Batches: TypeAlias = Iterator[Batch]
 Samples: TypeAlias = Any  # array [count, ...] of jax or numpy
 Metrics: TypeAlias = dict[str, jax.Array]  # scalars by name
+StateDict: TypeAlias = dict[str, NumpyArray]  # tensors by name, in PyTorch's layout
+# Units of channels, as `models.units` describes them: (path, axis, unit of each index, incoming).
+Groups: TypeAlias = dict[str, list[tuple[str, int, NumpyArray, bool]]]
 LayerFlops: TypeAlias = dict[str, float]  # FLOPs of one forward pass by path of the weights
 
 KeyPath: TypeAlias = jax.tree_util.KeyPath  # of a leaf in a pytree

@@ -18,7 +18,6 @@ UNTYPED = {
     "sparsity",
     "training",
     "data",
-    "models",
 }
 
 

@@ -11,7 +11,6 @@ is needed to run a published first stage.
 """
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,19 +24,20 @@ from sparsejax.models.layers import (
     reference_init,
     upsample,
 )
+from sparsejax.types import Array, Dtype, PRNGKey, Shape
 
 
-def _norm(x, groups, name, dtype):
+def _norm(x: Array, groups: int, name: str, dtype: Dtype) -> Array:
     return GroupNorm(groups, epsilon=1e-6, dtype=dtype, name=name)(x)
 
 
 class _ResBlock(nn.Module):
     features: int
     norm_groups: int
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         h = x
         for i in (1, 2):
             h = nn.silu(_norm(h, self.norm_groups, f"norm{i}", self.dtype))
@@ -51,10 +51,10 @@ class _Attention(nn.Module):
     """Attention of one head over all positions."""
 
     norm_groups: int
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         h = _norm(x, self.norm_groups, "norm", self.dtype)
         qkv = jnp.stack([conv(h, channels, 1, name, dtype=self.dtype) for name in "qkv"], axis=-2)
@@ -65,10 +65,10 @@ class _Attention(nn.Module):
 
 class _Middle(nn.Module):
     norm_groups: int
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
-    def __call__(self, h):
+    def __call__(self, h: Array) -> Array:
         features = h.shape[-1]
         h = _ResBlock(features, self.norm_groups, self.dtype, name="block_1")(h)
         h = _Attention(self.norm_groups, self.dtype, name="attn_1")(h)
@@ -79,10 +79,10 @@ class _Resampled(nn.Module):
     """A convolution that halves (strided) or doubles (after nearest neighbours) the size."""
 
     doubles: bool
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         if self.doubles:
             return conv(upsample(x), x.shape[-1], 3, "conv", dtype=self.dtype)
         # The reference pads below and to the right alone.
@@ -97,10 +97,10 @@ class _Level(nn.Module):
     num_res_blocks: int
     resample: str  # downsample, upsample, or "" at the last level
     norm_groups: int
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
-    def __call__(self, h):
+    def __call__(self, h: Array) -> Array:
         for i in range(self.num_res_blocks):
             h = _ResBlock(self.features, self.norm_groups, self.dtype, name=f"block_{i}")(h)
         if not self.resample:
@@ -116,10 +116,10 @@ class Encoder(nn.Module):
     num_res_blocks: int
     out_channels: int
     norm_groups: int
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         """Encode."""
         h = conv(x, self.channels, 3, "conv_in", dtype=self.dtype)
         last = len(self.channel_mult) - 1
@@ -145,10 +145,10 @@ class Decoder(nn.Module):
     num_res_blocks: int
     out_channels: int
     norm_groups: int
-    dtype: Any
+    dtype: Dtype
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z: Array) -> Array:
         """Decode; level 0, of the full resolution, runs last."""
         h = conv(z, self.channel_mult[-1] * self.channels, 3, "conv_in", dtype=self.dtype)
         h = _Middle(self.norm_groups, self.dtype, name="mid")(h)
@@ -178,16 +178,16 @@ class Codebook(nn.Module):
     limit: float
 
     @nn.compact
-    def __call__(self, z):
+    def __call__(self, z: Array) -> tuple[Array, Array]:
         """Quantise z."""
 
-        def init(key, shape):
+        def init(key: PRNGKey, shape: Shape) -> Array:
             return jax.random.uniform(key, shape, minval=-self.limit, maxval=self.limit)
 
         embedding = self.param("embedding", init, (self.codes, self.dim))
         squares = jnp.sum(embedding**2, axis=-1)
 
-        def nearest(z):
+        def nearest(z: Array) -> Array:
             products = jnp.einsum("hwd,kd->hwk", z, embedding, precision="highest")
             return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)
 
@@ -217,9 +217,9 @@ class _Autoencoder(nn.Module):
     z_channels: int = 3
     in_channels: int = 3
     norm_groups: int = 32
-    dtype: Any = None
+    dtype: Dtype = None
 
-    def _build(self, moments):
+    def _build(self, moments: int) -> None:
         """Set up the two networks; `moments` is 2 where the encoder gives mean and variance."""
         sizes = (self.channels, tuple(self.channel_mult), self.num_res_blocks)
         tail = (self.norm_groups, self.dtype)
@@ -231,7 +231,7 @@ class _Autoencoder(nn.Module):
         self.post_quant_conv = conv_1x1(self.z_channels, **reference_init(self.z_channels))
 
     @property
-    def factor(self):
+    def factor(self) -> int:
         """Pixels of an image's side to one of its latents'."""
         return 2 ** (len(self.channel_mult) - 1)
 
@@ -261,13 +261,13 @@ class VQModel(_Autoencoder):
     codes: int = 8192
     code_limit: float | None = None
 
-    def setup(self):
+    def setup(self) -> None:
         """Build the layers."""
         self._build(1)
         limit = 1 / self.codes if self.code_limit is None else self.code_limit
         self.codebook = Codebook(self.codes, self.z_channels, limit, name="quantize")
 
-    def encode(self, x):
+    def encode(self, x: Array) -> Array:
         """Return latents before quantisation.
 
         Args:
@@ -278,7 +278,7 @@ class VQModel(_Autoencoder):
         """
         return at_least_float32(self.quant_conv(self.encoder(x)))
 
-    def quantize(self, z):
+    def quantize(self, z: Array) -> tuple[Array, Array]:
         """Return the codes nearest to latents.
 
         Args:
@@ -289,7 +289,7 @@ class VQModel(_Autoencoder):
         """
         return self.codebook(z)
 
-    def decode(self, z, *, quantize=True):
+    def decode(self, z: Array, *, quantize: bool = True) -> Array:
         """Return images of latents.
 
         Args:
@@ -303,7 +303,7 @@ class VQModel(_Autoencoder):
             z, _ = self.codebook(z)
         return at_least_float32(self.decoder(self.post_quant_conv(z)))
 
-    def __call__(self, x, noise=None):
+    def __call__(self, x: Array, noise: Array | None = None) -> tuple[Array, Array]:
         """Reconstruct images, gradients passing straight through the quantisation.
 
         Args:
@@ -331,11 +331,11 @@ class KLModel(_Autoencoder):
     The attributes are those of `_Autoencoder`.
     """
 
-    def setup(self):
+    def setup(self) -> None:
         """Build the layers."""
         self._build(2)
 
-    def moments(self, x):
+    def moments(self, x: Array) -> tuple[Array, Array]:
         """Return mean and log variance (clipped to [-30, 20]) of the latents of images.
 
         Args:
@@ -348,15 +348,15 @@ class KLModel(_Autoencoder):
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, -30, 20)
 
-    def encode(self, x):
+    def encode(self, x: Array) -> Array:
         """Return the mean latents of images; shapes as for `VQModel.encode`."""
         return self.moments(x)[0]
 
-    def decode(self, z):
+    def decode(self, z: Array) -> Array:
         """Return images of latents; shapes as for `VQModel.decode`."""
         return at_least_float32(self.decoder(self.post_quant_conv(z)))
 
-    def __call__(self, x, noise=None):
+    def __call__(self, x: Array, noise: Array | None = None) -> tuple[Array, Array]:
         """Reconstruct images from drawn latents.
 
         Args:

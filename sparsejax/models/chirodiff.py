@@ -6,18 +6,22 @@ so `convert.chirodiff_from_torch` is a rule and not a table. A sequence comes as
 """
 
 import functools
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sparsejax.models.layers import QKVAttention, dense, reference_init
+from sparsejax.types import Array, Dtype
+
+_Saved: TypeAlias = tuple[Array, ...]  # what the backward pass reads
 
 REPRESENTATIONS = ("threeseqdel", "threeseqabs")
 TIME_EMBEDDINGS = ("randomfourier", "sinusoidal")
 
 
-def fourier_features(weights, times):
+def fourier_features(weights: Array, times: Array) -> Array:
     """Return random Fourier features: all sines, then all cosines, of 8 pi `weights` x `times`.
 
     Args:
@@ -31,7 +35,7 @@ def fourier_features(weights, times):
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def sinusoidal_features(features, steps, t):
+def sinusoidal_features(features: int, steps: int, t: Array) -> Array:
     """Return sines and cosines of t, interleaved, of wavelengths from 2 pi to 2 pi `steps`.
 
     Args:
@@ -47,7 +51,7 @@ def sinusoidal_features(features, steps, t):
     return jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(*t.shape, features)
 
 
-def motion(noisy, representation):
+def motion(noisy: Array, representation: str) -> Array:
     """Return position and velocity of each point, both taken from the noisy sequence.
 
     Args:
@@ -84,15 +88,15 @@ class _Denoiser(nn.Module):
     pe_dim: int = 8
     time_embedding: str = "randomfourier"
     representation: str = "threeseqdel"
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
-    def _embed_time(self, t_index):
+    def _embed_time(self, t_index: Array) -> Array:
         if self.time_embedding == "sinusoidal":
             return sinusoidal_features(self.pe_dim, self.steps, t_index)
         weights = self._fourier_weights("pe_proj_W")
         return fourier_features(weights, (t_index + 1) / self.steps)
 
-    def _fourier_weights(self, name):
+    def _fourier_weights(self, name: str) -> Array:
         shape = (self.pe_dim // 2, 1)
         return self.variable(
             "constants", name, lambda: jax.random.normal(self.make_rng("params"), shape)
@@ -108,7 +112,15 @@ class BiGRUDenoiser(_Denoiser):
     """
 
     @nn.compact
-    def __call__(self, noisy, t_index, lengths, timestamps=None, *, train=False):
+    def __call__(
+        self,
+        noisy: Array,
+        t_index: Array,
+        lengths: Array,
+        timestamps: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> Array:
         """Predict the noise; `timestamps` and `train` are the Transformer's, and change nothing."""
         del timestamps, train
         length = noisy.shape[1]
@@ -131,10 +143,10 @@ class BiGRULayer(nn.Module):
     """
 
     hidden: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, valid):
+    def __call__(self, x: Array, valid: Array) -> Array:
         """Run both directions in one scan."""
         features, hidden = x.shape[-1], self.hidden
         ih = [Affine(features, hidden, name=f"{d}_ih")() for d in ("forward", "backward")]
@@ -152,8 +164,8 @@ class BiGRULayer(nn.Module):
         present = jnp.stack([jnp.swapaxes(y, 0, 1) for y in (valid, valid[:, ::-1])], 1)
         kernel = jnp.stack([cast(w) for w, _ in hh])
         states = recur(jnp.stack(products, 1).astype(jnp.float32), kernel, own, present)
-        both = states[:, 0], states[::-1, 1]
-        return jnp.concatenate([jnp.swapaxes(y, 0, 1) for y in both], axis=-1)
+        outputs = states[:, 0], states[::-1, 1]
+        return jnp.concatenate([jnp.swapaxes(y, 0, 1) for y in outputs], axis=-1)
 
 
 class Affine(nn.Module):
@@ -163,7 +175,7 @@ class Affine(nn.Module):
     hidden: int
 
     @nn.compact
-    def __call__(self):
+    def __call__(self) -> tuple[Array, Array]:
         """Return both."""
         init = reference_init(self.hidden)["bias_init"]
         width = 3 * self.hidden
@@ -172,7 +184,7 @@ class Affine(nn.Module):
 
 
 @jax.custom_vjp
-def recur(inputs, kernel, bias, valid):
+def recur(inputs: Array, kernel: Array, bias: Array, valid: Array) -> Array:
     """Run a GRU in both directions over time; the first state is zero.
 
     h' = (1 - z) n + z h with n = tanh(i_n + r (W_n h + b_n)): the reset gate comes after the
@@ -192,10 +204,10 @@ def recur(inputs, kernel, bias, valid):
     return _recur_forward(inputs, kernel, bias, valid)[0]
 
 
-def _recur_forward(inputs, kernel, bias, valid):
+def _recur_forward(inputs: Array, kernel: Array, bias: Array, valid: Array) -> tuple[Array, _Saved]:
     hidden = kernel.shape[1]
 
-    def step(state, now):
+    def step(state: Array, now: tuple[Array, Array]) -> tuple[Array, tuple[Array, ...]]:
         inputs, valid = now
         # One batched product and few slices of it: what XLA makes the fastest loop of.
         products = jnp.einsum("dbh,dhk->dbk", state.astype(kernel.dtype), kernel)
@@ -211,7 +223,7 @@ def _recur_forward(inputs, kernel, bias, valid):
     return states, (kernel, valid, states, *gates)
 
 
-def _recur_backward(saved, d_states):
+def _recur_backward(saved: _Saved, d_states: Array) -> tuple[Array, Array, Array, None]:
     kernel, valid, states, r, z, n, h_n = saved
     before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
     # What does not depend on later steps, for all steps at once: derivatives of the state by
@@ -222,7 +234,7 @@ def _recur_backward(saved, d_states):
     kept = jnp.where(valid, z, 0)
     transposed = jnp.swapaxes(kernel, 1, 2)
 
-    def step(d_later, now):
+    def step(d_later: Array, now: tuple[Array, ...]) -> tuple[Array, tuple[Array, Array]]:
         d_state, by_n, by_z, n_by_r, kept, r = now
         d_state = d_state + d_later
         d_n = d_state * by_n
@@ -258,7 +270,15 @@ class TransformerDenoiser(_Denoiser):
     heads: int = 4
 
     @nn.compact
-    def __call__(self, noisy, t_index, lengths, timestamps=None, *, train=False):
+    def __call__(
+        self,
+        noisy: Array,
+        t_index: Array,
+        lengths: Array,
+        timestamps: Array | None = None,
+        *,
+        train: bool = False,
+    ) -> Array:
         """Predict the noise."""
         del train
         length = noisy.shape[1]
@@ -290,10 +310,10 @@ class EncoderLayer(nn.Module):
     """
 
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, valid):
+    def __call__(self, x: Array, valid: Array) -> Array:
         """Run the layer."""
         batch, length, hidden = x.shape
         project = functools.partial(dense, dtype=self.dtype)
@@ -309,5 +329,5 @@ class EncoderLayer(nn.Module):
         inner = nn.silu(project(x, 2 * hidden, "linear1"))
         return self._norm("norm2", x + project(inner, hidden, "linear2"))
 
-    def _norm(self, name, x):
+    def _norm(self, name: str, x: Array) -> Array:
         return nn.LayerNorm(epsilon=1e-5, name=name)(x.astype(jnp.float32))

@@ -5,15 +5,18 @@ of CompVis Latent Diffusion, so one rule serves the UNet and the autoencoders.
 """
 
 import re
+from collections.abc import Mapping
 
 import jax
 import numpy as np
+
+from sparsejax.types import NumpyArray, Params, PyTree, StateDict
 
 # CompVis's UNet attends with 1x1 Conv1d, whose weights have a third axis.
 _CONV1D = ("qkv", "proj_out")
 
 
-def unet_from_torch(state_dict):
+def unet_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
     """Convert the state dict of CompVis's `UNetModel`.
 
     Args:
@@ -34,7 +37,7 @@ def unet_from_torch(state_dict):
     return _from_torch(state_dict)
 
 
-def unet_to_torch(params):
+def unet_to_torch(params: Params) -> StateDict:
     """Convert parameters, or masks of their shapes, to the layout of CompVis's `UNetModel`.
 
     Args:
@@ -50,7 +53,7 @@ def unet_to_torch(params):
     return _to_torch(params)
 
 
-def autoencoder_from_torch(state_dict):
+def autoencoder_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
     """Convert the state dict of CompVis's `VQModelInterface`, `VQModel` or `AutoencoderKL`.
 
     Args:
@@ -71,7 +74,7 @@ def autoencoder_from_torch(state_dict):
     return _from_torch(state_dict)
 
 
-def autoencoder_to_torch(params):
+def autoencoder_to_torch(params: Params) -> StateDict:
     """Convert parameters to the layout of CompVis's autoencoders.
 
     Args:
@@ -87,7 +90,7 @@ def autoencoder_to_torch(params):
     return _to_torch(params)
 
 
-def chirodiff_from_torch(state_dict):
+def chirodiff_from_torch(state_dict: Mapping[str, NumpyArray]) -> PyTree:
     """Convert the state dict of a ChiroDiff denoiser, bidirectional GRU or Transformer.
 
     Args:
@@ -119,7 +122,7 @@ def chirodiff_from_torch(state_dict):
     return variables | ({"constants": constants} if constants else {})
 
 
-def _chirodiff_name(name):
+def _chirodiff_name(name: str) -> str:
     """Rename so that the shared rule holds: kind last, one module a GRU kernel.
 
     `model.rnn.weight_ih_l0_reverse` -> `rnn_l0.backward_ih.weight`, `self_attn.in_proj_weight` ->
@@ -135,8 +138,8 @@ def _chirodiff_name(name):
     return name.replace("self_attn.", "self_attn_")
 
 
-def _from_torch(state_dict):
-    params = {}
+def _from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
+    params: Params = {}
     for name, array in state_dict.items():
         *modules, kind = name.split(".")
         if kind not in ("weight", "bias"):
@@ -151,9 +154,9 @@ def _from_torch(state_dict):
     return params
 
 
-def _join_numbers(modules):
+def _join_numbers(modules: list[str]) -> list[str]:
     """Join numbers to the name before them: [in_layers, 2] -> [in_layers_2]."""
-    joined = []
+    joined: list[str] = []
     for module in modules:
         if module.isdigit() and joined:
             joined[-1] += f"_{module}"
@@ -162,7 +165,7 @@ def _join_numbers(modules):
     return joined
 
 
-def leaf_from_torch(module, kind, array):
+def leaf_from_torch(module: str, kind: str, array: NumpyArray) -> tuple[str, NumpyArray]:
     """Convert one tensor from PyTorch's layout.
 
     Args:
@@ -187,7 +190,7 @@ def leaf_from_torch(module, kind, array):
     return "bias", array
 
 
-def _to_torch(params):
+def _to_torch(params: Params) -> StateDict:
     state_dict = {}
     for path, value in jax.tree_util.tree_flatten_with_path(params)[0]:
         *modules, leaf = (entry.key for entry in path)
@@ -199,7 +202,7 @@ def _to_torch(params):
     return state_dict
 
 
-def _split_numbers(modules):
+def _split_numbers(modules: list[str]) -> list[str]:
     """Undo `_join_numbers`: [in_layers_2] -> [in_layers.2].
 
     In the middle of an autoencoder block_1, attn_1 and block_2 are names of the reference's.
@@ -211,7 +214,7 @@ def _split_numbers(modules):
     ]
 
 
-def leaf_to_torch(module, leaf, array):
+def leaf_to_torch(module: str, leaf: str, array: NumpyArray) -> NumpyArray:
     """Convert one array to PyTorch's layout, the inverse of `leaf_from_torch`.
 
     Args:

@@ -6,6 +6,12 @@ changes nothing that they compute. Any other key or value raises ValueError. Abs
 diffusers' defaults.
 """
 
+from collections.abc import Mapping, Sequence
+
+from sparsejax.models.autoencoder import KLModel, VQModel
+from sparsejax.models.unet import UNet
+from sparsejax.types import Value
+
 KINDS = {"vq": "VQModel", "kl": "AutoencoderKL"}
 
 _SILU = ("silu", "swish")
@@ -83,7 +89,7 @@ _AUTOENCODER_NEUTRAL = {
 }
 
 
-def unet_arguments(config: dict) -> dict:
+def unet_arguments(config: dict[str, Value]) -> dict[str, Value]:
     """Return the arguments of `models.unet.UNet` that a config of `UNet2DModel` describes.
 
     Args:
@@ -136,7 +142,7 @@ def unet_arguments(config: dict) -> dict:
     }
 
 
-def check_diffusers_config(config: dict) -> None:
+def check_diffusers_config(config: dict[str, Value]) -> None:
     """Refuse the config.json of a network that `models.unet.UNet` doesn't compute.
 
     Args:
@@ -148,7 +154,9 @@ def check_diffusers_config(config: dict) -> None:
     unet_arguments(config)
 
 
-def autoencoder_arguments(config: dict, kind: str | None = None) -> tuple[str, dict]:
+def autoencoder_arguments(
+    config: dict[str, Value], kind: str | None = None
+) -> tuple[str, dict[str, Value]]:
     """Return the arguments of `models.autoencoder` that a config of diffusers describes.
 
     Args:
@@ -170,7 +178,7 @@ def autoencoder_arguments(config: dict, kind: str | None = None) -> tuple[str, d
     if kind is None:
         name = config.get("_class_name")
         _require(name in list(kinds), "_class_name", name, ", ".join(kinds))
-        kind = kinds[name]
+        kind = kinds[str(name)]
     config = _complete(
         config, KINDS[kind], _AUTOENCODER_FIXED[kind], _ARGUMENTS[kind], _AUTOENCODER_NEUTRAL[kind]
     )
@@ -198,7 +206,7 @@ def autoencoder_arguments(config: dict, kind: str | None = None) -> tuple[str, d
     return kind, arguments
 
 
-def unet_diffusers_config(model, sample_size=None) -> dict:
+def unet_diffusers_config(model: UNet, sample_size: int | None = None) -> dict[str, Value]:
     """Return the config.json with which `UNet2DModel.from_pretrained` builds the same network.
 
     Args:
@@ -238,7 +246,9 @@ def unet_diffusers_config(model, sample_size=None) -> dict:
     }
 
 
-def autoencoder_diffusers_config(model, kind: str, scale: float, sample_size=None) -> dict:
+def autoencoder_diffusers_config(
+    model: VQModel | KLModel, kind: str, scale: float, sample_size: int | None = None
+) -> dict[str, Value]:
     """Return the config.json with which diffusers builds the same first stage.
 
     Args:
@@ -278,19 +288,25 @@ def autoencoder_diffusers_config(model, kind: str, scale: float, sample_size=Non
     return config
 
 
-def _check_first(channel_mult):
+def _check_first(channel_mult: Sequence[int]) -> None:
     if channel_mult[0] != 1:
         raise ValueError(
             f"channel_mult is {tuple(channel_mult)}; accepted by diffusers: one that begins with 1"
         )
 
 
-def _check_object(config):
+def _check_object(config: Value) -> None:
     if not isinstance(config, dict):
         raise ValueError(f"it holds a {type(config).__name__}; accepted: a JSON object")
 
 
-def _complete(config, name, fixed, arguments, neutral):
+def _complete(
+    config: dict[str, Value],
+    name: str,
+    fixed: Mapping[str, tuple[Value, ...]],
+    arguments: dict[str, Value],
+    neutral: Sequence[str],
+) -> dict[str, Value]:
     """Return the config with defaults for absent keys, checked but for what arguments mean."""
     _check_object(config)
     defaulted = _list(config.get("_use_default_values"))
@@ -315,7 +331,7 @@ def _complete(config, name, fixed, arguments, neutral):
     return config
 
 
-def _check_published_variants(config, width):
+def _check_published_variants(config: dict[str, Value], width: int) -> None:
     """Check the keys in which Ho et al.'s UNets, google/ddpm-*, differ from Latent Diffusion's."""
     given = config["norm_eps"]
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
@@ -330,7 +346,7 @@ def _check_published_variants(config, width):
     _require(given == 0 or width >= 4, "freq_shift", given, accepted)
 
 
-def _widths(config):
+def _widths(config: dict[str, Value]) -> list[int]:
     """Return `block_out_channels`, checked."""
     widths, groups = config["block_out_channels"], config["norm_num_groups"]
     are_counts = len(_list(widths)) > 0 and all(map(_is_count, widths))
@@ -342,7 +358,7 @@ def _widths(config):
     return widths
 
 
-def _attends(config, levels):
+def _attends(config: dict[str, Value], levels: int) -> list[bool]:
     """Return whether each resolution has attention, from the highest."""
     found = {}
     for way in ("Down", "Up"):
@@ -359,7 +375,7 @@ def _attends(config, levels):
     return found["Down"]
 
 
-def _head_channels(config, attended):
+def _head_channels(config: dict[str, Value], attended: Sequence[int]) -> int:
     """Return the channels of a head; None is one head of all channels, as in google/ddpm-*."""
     given, widths = config["attention_head_dim"], sorted(set(attended))
     if given is None:
@@ -372,15 +388,15 @@ def _head_channels(config, attended):
     return given
 
 
-def _require(condition, key, value, accepted):
+def _require(condition: object, key: str, value: Value, accepted: str) -> None:
     if not condition:
         raise ValueError(f"{key} is {value!r}; accepted: {accepted}")
 
 
-def _is_count(value):
+def _is_count(value: Value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _list(value):
+def _list(value: Value) -> list[Value]:
     """Return a list or tuple as a list, and anything else as an empty one."""
     return list(value) if isinstance(value, list | tuple) else []

@@ -7,12 +7,14 @@ queries, keys and values apart, and its attention is linear where CompVis's is a
 """
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from sparsejax.models import convert
 from sparsejax.models.diffusers_config import check_diffusers_config as check_diffusers_config
 from sparsejax.models.diffusers_config import unet_diffusers_config as unet_diffusers_config
+from sparsejax.types import NumpyArray, Params, Shape, StateDict
 
 _TIME = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2"}
 _RES_BLOCK = {
@@ -33,7 +35,7 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def unet_from_diffusers(state_dict, num_head_channels):
+def unet_from_diffusers(state_dict: Mapping[str, NumpyArray], num_head_channels: int) -> Params:
     """Convert the state dict of diffusers' `UNet2DModel`.
 
     Args:
@@ -64,7 +66,7 @@ def unet_from_diffusers(state_dict, num_head_channels):
     )
 
 
-def unet_to_diffusers(params, num_head_channels):
+def unet_to_diffusers(params: Params, num_head_channels: int) -> StateDict:
     """Convert parameters, or masks of their shapes, to the layout of diffusers' `UNet2DModel`.
 
     Args:
@@ -91,7 +93,7 @@ def unet_to_diffusers(params, num_head_channels):
     return _split_qkv(squeezed, num_head_channels)
 
 
-def autoencoder_from_diffusers(state_dict):
+def autoencoder_from_diffusers(state_dict: Mapping[str, NumpyArray]) -> Params:
     """Convert the state dict of diffusers' `VQModel` or `AutoencoderKL`.
 
     Args:
@@ -124,7 +126,7 @@ def autoencoder_from_diffusers(state_dict):
     )
 
 
-def autoencoder_to_diffusers(params):
+def autoencoder_to_diffusers(params: Params) -> StateDict:
     """Convert parameters to the layout of diffusers' `VQModel` or `AutoencoderKL`.
 
     Args:
@@ -143,7 +145,7 @@ def autoencoder_to_diffusers(params):
     return {name: a[..., 0, 0] if is_linear(name) else a for name, a in renamed.items()}
 
 
-def _unet_modules(levels, blocks, attends):
+def _unet_modules(levels: int, blocks: int, attends: Sequence[bool]) -> dict[str, str]:
     """Map the names of a UNet's layers: CompVis's to diffusers'.
 
     Args:
@@ -171,7 +173,7 @@ def _unet_modules(levels, blocks, attends):
     return modules
 
 
-def _autoencoder_modules(levels, blocks):
+def _autoencoder_modules(levels: int, blocks: int) -> dict[str, str]:
     """Map the names of an autoencoder's layers: CompVis's to diffusers'; see `_unet_modules`."""
     modules = {name: name for name in ("quantize.embedding", "quant_conv", "post_quant_conv")}
     for side in ("encoder", "decoder"):
@@ -194,21 +196,21 @@ def _autoencoder_modules(levels, blocks):
     return modules
 
 
-def _nest(here, there, layers):
+def _nest(here: str, there: str, layers: dict[str, str]) -> dict[str, str]:
     return {f"{here}.{name}": f"{there}.{other}" for name, other in layers.items()}
 
 
-def _count_blocks(names, *prefixes):
+def _count_blocks(names: Iterable[str], *prefixes: str) -> list[int]:
     """Return, for each prefix, one more than the highest number that follows it in a name."""
 
-    def count(prefix):
+    def count(prefix: str) -> int:
         matches = (re.match(rf"{prefix}(\d+)\.", name) for name in names)
         return max((int(match[1]) + 1 for match in matches if match), default=0)
 
     return [count(prefix) for prefix in prefixes]
 
 
-def _rename(state_dict, modules, kind):
+def _rename(state_dict: Mapping[str, NumpyArray], modules: dict[str, str], kind: str) -> StateDict:
     renamed = {}
     for name, array in state_dict.items():
         module, _, leaf = name.rpartition(".")
@@ -218,17 +220,17 @@ def _rename(state_dict, modules, kind):
     return renamed
 
 
-def _renew_attention(state_dict):
+def _renew_attention(state_dict: Mapping[str, NumpyArray]) -> StateDict:
     """Give attention layers of older files their new names."""
 
-    def renew(match):
+    def renew(match: re.Match[str]) -> str:
         return f"{match[1]}.{_OLD_ATTENTION[match[2]]}."
 
     old = re.compile(rf"(\.attentions\.\d+)\.({'|'.join(_OLD_ATTENTION)})\.")
     return {old.sub(renew, name): np.asarray(array) for name, array in state_dict.items()}
 
 
-def _merge_qkv(state_dict, head_channels):
+def _merge_qkv(state_dict: Mapping[str, NumpyArray], head_channels: int) -> StateDict:
     """Join to_q, to_k, to_v [channels, ...] into to_qkv, [heads][q, k, v][head_channels] long."""
     merged = {}
     for name, array in state_dict.items():
@@ -245,7 +247,7 @@ def _merge_qkv(state_dict, head_channels):
     return merged
 
 
-def _split_qkv(state_dict, head_channels):
+def _split_qkv(state_dict: Mapping[str, NumpyArray], head_channels: int) -> StateDict:
     """Undo `_merge_qkv`."""
     split = {}
     for name, array in state_dict.items():
@@ -260,7 +262,7 @@ def _split_qkv(state_dict, head_channels):
     return split
 
 
-def _count_heads(name, array, channels):
+def _count_heads(name: str, array: NumpyArray, channels: int) -> int:
     heads, rest = divmod(len(array), channels)
     if rest:
         raise ValueError(
@@ -270,7 +272,7 @@ def _count_heads(name, array, channels):
     return heads
 
 
-def _find(state_dict, name, shape):
+def _find(state_dict: Mapping[str, NumpyArray], name: str, shape: Shape) -> NumpyArray:
     if name not in state_dict:
         raise ValueError(f"tensor {name!r} is missing")
     if state_dict[name].shape != shape:

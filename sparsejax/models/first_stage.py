@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -20,12 +21,15 @@ from sparsejax.models.published import (
     load_autoencoder,
     read_config,
 )
+from sparsejax.types import Params, PathLike, Value
 
 KINDS = {"vq": VQModel, "kl": KLModel}
 FILE = "autoencoder.safetensors"
 
 
-def save_first_stage(path, params, kind, arguments):
+def save_first_stage(
+    path: PathLike, params: Params, kind: str, arguments: Mapping[str, Value]
+) -> None:
     """Write a first stage in CompVis's layout, whole or not at all.
 
     Args:
@@ -40,7 +44,7 @@ def save_first_stage(path, params, kind, arguments):
         save_file(arrays, partial, metadata=metadata)
 
 
-def read_description(path):
+def read_description(path: PathLike) -> tuple[str, dict[str, Value]] | None:
     """Return what a first stage on disk says of itself.
 
     Args:
@@ -68,7 +72,7 @@ def read_description(path):
     return None
 
 
-def load_first_stage(path, model):
+def load_first_stage(path: PathLike, model: VQModel | KLModel) -> Params:
     """Read the params of a first stage, checked against the model that will run them.
 
     Args:
@@ -91,7 +95,7 @@ def load_first_stage(path, model):
     return params
 
 
-def first_stage_from_diffusers(folder) -> tuple[VQModel | KLModel, dict]:
+def first_stage_from_diffusers(folder: PathLike) -> tuple[VQModel | KLModel, Params]:
     """Load a first stage of diffusers, built as its config.json says.
 
     Args:
@@ -113,7 +117,7 @@ def first_stage_from_diffusers(folder) -> tuple[VQModel | KLModel, dict]:
     return model, load_first_stage(path, model)
 
 
-def digest(params):
+def digest(params: Params) -> str:
     """Return the SHA-256 of a parameter tree: names, shapes and values, as hexadecimal text."""
     result = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:

@@ -6,33 +6,37 @@ the body of a scan once.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 
 from sparsejax.models.chirodiff import BiGRULayer
 from sparsejax.models.layers import QKVAttention
+from sparsejax.types import Array, Input, LayerFlops, Params, PyTree
 
 
-def _conv_flops(module, inputs, output):
-    window = math.prod(module.kernel_size)
+def _conv_flops(module: nn.Conv, inputs: Input, output: Array) -> LayerFlops:
+    size = module.kernel_size
+    window = math.prod((size,) if isinstance(size, int) else size)
     per_output = window * inputs[0].shape[-1] // module.feature_group_count
     return {"kernel": 2 * math.prod(output.shape) * per_output}
 
 
-def _dense_flops(module, inputs, output):
+def _dense_flops(module: nn.Dense, inputs: Input, output: Array) -> LayerFlops:
     del module
     return {"kernel": 2 * math.prod(output.shape) * inputs[0].shape[-1]}
 
 
-def _attention_flops(module, inputs, output):
+def _attention_flops(module: QKVAttention, inputs: Input, output: Array) -> LayerFlops:
     del module
     length = inputs[0].shape[1]
     products = 2 * math.prod(output.shape) * length
     return {"scores": products, "values": products}
 
 
-def _gru_flops(module, inputs, output):
+def _gru_flops(module: BiGRULayer, inputs: Input, output: Array) -> LayerFlops:
     points = math.prod(output.shape[:-1])
     widths = {"ih": inputs[0].shape[-1], "hh": module.hidden}
     return {
@@ -42,7 +46,7 @@ def _gru_flops(module, inputs, output):
     }
 
 
-_COUNTERS = {
+_COUNTERS: dict[type[nn.Module], Callable[[Any, Any, Array], LayerFlops]] = {
     nn.Conv: _conv_flops,
     nn.Dense: _dense_flops,
     QKVAttention: _attention_flops,
@@ -50,7 +54,9 @@ _COUNTERS = {
 }
 
 
-def layer_flops(model, params, *inputs, **collections):
+def layer_flops(
+    model: nn.Module, params: Params, *inputs: Input, **collections: PyTree
+) -> LayerFlops:
     """Count the FLOPs of one forward pass, by parameter.
 
     Args:
@@ -73,9 +79,14 @@ def layer_flops(model, params, *inputs, **collections):
       >>> layer_flops(model, params, x)
       {'kernel': 30}
     """
-    counted = {}
+    counted: LayerFlops = {}
 
-    def record(next_method, args, kwargs, context):
+    def record(
+        next_method: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
         output = next_method(*args, **kwargs)
         counter = _COUNTERS.get(type(context.module))
         if counter is not None and context.method_name == "__call__":
@@ -84,7 +95,7 @@ def layer_flops(model, params, *inputs, **collections):
                 counted[path] = counted.get(path, 0) + flops
         return output
 
-    def forward(variables, *inputs):
+    def forward(variables: PyTree, *inputs: Input) -> PyTree:
         with nn.intercept_methods(record):
             return model.apply(variables, *inputs)
 

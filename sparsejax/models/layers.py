@@ -2,37 +2,56 @@
 
 import math
 import zlib
+from collections.abc import Sequence
+from typing import TypeAlias, TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sparsejax.types import Array, Dtype, Input, PRNGKey, Shape
+
+Padding: TypeAlias = int | str | Sequence[int | tuple[int, int]]  # as `nn.Conv` takes it
+
 _kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def at_least_float32(x):
+def at_least_float32(x: Array) -> Array:
     """Return `x` in float32, or in float64 if that is its dtype."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _bias_init(fan_in):
+def _bias_init(fan_in: int) -> nn.initializers.Initializer:
     """Uniform in +-1/sqrt(fan_in): PyTorch's default, and the reference's."""
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key: PRNGKey, shape: Shape, dtype: Dtype = jnp.float32) -> Array:
         limit = 1 / math.sqrt(fan_in)
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
     return init
 
 
-def reference_init(fan_in, zero=False):
+class Initializers(TypedDict):
+    """Arguments of `nn.Conv` and `nn.Dense`."""
+
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+
+
+def reference_init(fan_in: int, zero: bool = False) -> Initializers:
     """Return `kernel_init` and `bias_init` for `nn.Conv` or `nn.Dense`: PyTorch's, or zeros."""
     if zero:
         return {"kernel_init": nn.initializers.zeros, "bias_init": nn.initializers.zeros}
     return {"kernel_init": _kernel_init, "bias_init": _bias_init(fan_in)}
 
 
-def convolve(x, kernel, window_strides, padding, **options):
+def convolve(
+    x: Array,
+    kernel: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Input,
+) -> Array:
     """Do what `lax.conv_general_dilated` does, by plain products where they are faster.
 
     On maps smaller than the window XLA exchanges image and kernel, for a convolution that no
@@ -62,7 +81,17 @@ def convolve(x, kernel, window_strides, padding, **options):
     return (patches @ kernel.reshape(-1, features)).reshape(batch, height, width, features)
 
 
-def conv(x, features, window, name, *, stride=1, padding=None, dtype=None, zero=False):
+def conv(
+    x: Array,
+    features: int,
+    window: int,
+    name: str,
+    *,
+    stride: int = 1,
+    padding: Padding | None = None,
+    dtype: Dtype = None,
+    zero: bool = False,
+) -> Array:
     """Convolve x [batch, height, width, channels] inside a compact module.
 
     Args:
@@ -90,7 +119,7 @@ def conv(x, features, window, name, *, stride=1, padding=None, dtype=None, zero=
     )(x)
 
 
-def dense(x, features, name, *, dtype=None, zero=False):
+def dense(x: Array, features: int, name: str, *, dtype: Dtype = None, zero: bool = False) -> Array:
     """Map the last axis of x to `features`, inside a compact module; see `conv`."""
     return nn.Dense(features, dtype=dtype, name=name, **reference_init(x.shape[-1], zero))(x)
 
@@ -114,28 +143,39 @@ class Dropout(nn.Module):
             return x
         keep, place = 1 - self.rate, zlib.crc32("/".join(self.path).encode())
 
-        def draw(key):
+        def draw(key: PRNGKey) -> Array:
             return jax.random.bernoulli(jax.random.fold_in(key, place), keep, x.shape[1:])
 
         return jnp.where(jax.vmap(draw)(keys), x / keep, jnp.zeros_like(x))
 
 
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(nn.Module):
     """`nn.GroupNorm` that sums over positions before it sums over the channels of a group.
 
-    On a CPU it takes a third to a half of the time: the long sums run along memory. Call:
+    On a CPU it takes a third to half the time: the long sums run along memory. Call:
     x [batch, ..., channels] -> the same shape. Statistics are at least float32.
+
+    Attributes:
+      num_groups: number of groups; None where `group_size` is given.
+      group_size: channels of a group; None where `num_groups` is given.
+      epsilon: added to the variance.
+      dtype: of the result; that of x if None.
     """
 
+    num_groups: int | None
+    group_size: int | None = None
+    epsilon: float = 1e-6
+    dtype: Dtype = None
+
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         """Normalise."""
         batch, *positions, channels = x.shape
-        groups = self.num_groups or channels // self.group_size
-        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype)
-        bias = self.param("bias", self.bias_init, (channels,), self.param_dtype)
+        groups = self.num_groups or channels // (self.group_size or channels)
+        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
 
-        def group_mean(y):
+        def group_mean(y: Array) -> Array:
             for _ in positions:  # one axis at a time: short sums round less
                 y = y.mean(1)
             means = y.reshape(batch, groups, -1).mean(2)
@@ -149,7 +189,7 @@ class GroupNorm(nn.GroupNorm):
         return y.astype(self.dtype or x.dtype)
 
 
-def upsample(x):
+def upsample(x: Array) -> Array:
     """Double height and width of x [batch, height, width, channels] by nearest neighbours."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
@@ -162,7 +202,7 @@ class QKVAttention(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, qkv, valid=None):
+    def __call__(self, qkv: Array, valid: Array | None = None) -> Array:
         """Attend, to keys where `valid` [batch, length] is True alone if it is given.
 
         Queries and keys are scaled by head_channels ** -1/4 each.

@@ -6,7 +6,7 @@ scheduler has the betas and the steps of the run, `vqvae` is the first stage, if
 
 import json
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -15,6 +15,7 @@ from sparsejax import atomic
 from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.diffusers_config import KINDS, autoencoder_diffusers_config
 from sparsejax.models.diffusers_layout import autoencoder_to_diffusers
+from sparsejax.types import NumpyArray, Params, Value
 
 _PIPELINES = {"ddim": "DDIMPipeline", "ddpm": "DDPMPipeline"}
 _SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
@@ -31,19 +32,19 @@ class FirstStage(NamedTuple):
     """
 
     model: VQModel | KLModel
-    params: Any
+    params: Params
     scale: float
     sample_size: int
 
 
 def scheduler_config(
-    betas: np.ndarray,
-    timesteps: np.ndarray,
+    betas: NumpyArray,
+    timesteps: NumpyArray,
     *,
     sampler: str = "ddim",
     clip: float | None = None,
     set_alpha_to_one: bool = False,
-) -> dict:
+) -> dict[str, Value]:
     """Return the scheduler_config.json with which diffusers takes the steps of our samplers.
 
     Args:
@@ -80,7 +81,7 @@ def scheduler_config(
     return config | {"set_alpha_to_one": set_alpha_to_one, "steps_offset": int(timesteps[0])}
 
 
-def has_same_steps(timesteps: np.ndarray, total: int) -> bool:
+def has_same_steps(timesteps: NumpyArray, total: int) -> bool:
     """Tell whether diffusers spaces its steps as these are: it rounds T / S down.
 
     Args:
@@ -92,7 +93,7 @@ def has_same_steps(timesteps: np.ndarray, total: int) -> bool:
 
 
 def export_pipeline(
-    folder: str | pathlib.Path, scheduler: dict, first_stage: FirstStage | None = None
+    folder: str | pathlib.Path, scheduler: dict[str, Value], first_stage: FirstStage | None = None
 ) -> list[pathlib.Path]:
     """Write what makes a pipeline of a folder in whose `unet` a UNet lies.
 
@@ -139,6 +140,6 @@ def export_pipeline(
     return [*written, _write_json(folder / "model_index.json", index)]
 
 
-def _write_json(path, content):
+def _write_json(path: pathlib.Path, content: Value) -> pathlib.Path:
     atomic.write_text(path, json.dumps(content, indent=2) + "\n")
     return path

@@ -15,14 +15,21 @@ Diffusion model sets it.
 import json
 import pathlib
 import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+import flax.linen as nn
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
 from sparsejax.models import convert, diffusers_config, diffusers_layout
+from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.unet import UNet
+from sparsejax.types import NumpyArray, Params, PathLike, StateDict, Value
+
+Described = TypeVar("Described")
 
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 DIFFUSERS_STEM = "diffusion_pytorch_model"
@@ -44,7 +51,7 @@ _LIGHTNING_KEY = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
 _TRAINING_ONLY = ("loss.", "model_ema.", "colorize")
 
 
-def read_state_dict(path):
+def read_state_dict(path: PathLike) -> StateDict:
     """Read the tensors of a file; nothing in it is executed.
 
     Args:
@@ -76,7 +83,13 @@ def read_state_dict(path):
     return arrays
 
 
-def load_unet(path, *, ema=True, num_head_channels=None, model=None):
+def load_unet(
+    path: PathLike,
+    *,
+    ema: bool = True,
+    num_head_channels: int | None = None,
+    model: UNet | None = None,
+) -> Params:
     """Load published weights of Latent Diffusion's UNet.
 
     Args:
@@ -116,7 +129,7 @@ def load_unet(path, *, ema=True, num_head_channels=None, model=None):
     raise _unknown_layout(path, state_dict, "UNet", "input_blocks.*, down_blocks.*")
 
 
-def unet_from_diffusers(folder) -> tuple[UNet, dict]:
+def unet_from_diffusers(folder: PathLike) -> tuple[UNet, Params]:
     """Load a UNet of diffusers, built as its config.json says.
 
     Args:
@@ -144,7 +157,7 @@ def unet_from_diffusers(folder) -> tuple[UNet, dict]:
     return model, params
 
 
-def load_autoencoder(path, *, model=None):
+def load_autoencoder(path: PathLike, *, model: VQModel | KLModel | None = None) -> Params:
     """Load published weights of a first stage.
 
     Args:
@@ -184,7 +197,12 @@ def load_autoencoder(path, *, model=None):
     raise _unknown_layout(path, state_dict, "autoencoder", "encoder.down.*, encoder.down_blocks.*")
 
 
-def check_params(params, expected, path, to_names=convert.unet_to_torch):
+def check_params(
+    params: Params,
+    expected: Params,
+    path: PathLike,
+    to_names: Callable[[Params], StateDict] = convert.unet_to_torch,
+) -> None:
     """Refuse parameters that don't fit a model.
 
     Args:
@@ -215,7 +233,7 @@ def check_params(params, expected, path, to_names=convert.unet_to_torch):
         raise ValueError(f"{path} doesn't fit the model: {'; '.join(problems)}")
 
 
-def check_arguments(arguments, model, path):
+def check_arguments(arguments: Mapping[str, Value], model: nn.Module, path: PathLike) -> None:
     """Refuse a file that describes another network than the one that will run its weights.
 
     Args:
@@ -237,7 +255,7 @@ def check_arguments(arguments, model, path):
         raise ValueError(f"{path} describes another network: {'; '.join(differing)}")
 
 
-def network_arguments(model) -> dict:
+def network_arguments(model: nn.Module) -> dict[str, Value]:
     """Return the arguments of a model that determine what it computes, `{name: value}`.
 
     Args:
@@ -251,13 +269,13 @@ def network_arguments(model) -> dict:
     return {name: getattr(model, name) for name in names if name not in FREE_ARGUMENTS}
 
 
-def comparable(name, value):
+def comparable(name: str, value: Value) -> Value:
     """Return an argument's value such that equal ones compute the same."""
     value = tuple(value) if isinstance(value, list | tuple) else value
     return sorted(value) if name == "attention_resolutions" else value
 
 
-def read_arguments(path):
+def read_arguments(path: PathLike) -> dict[str, Value]:
     """Return what a file that was written here says of its network.
 
     Args:
@@ -274,7 +292,7 @@ def read_arguments(path):
     return arguments if isinstance(arguments, dict) else {}
 
 
-def read_config(path, describe, *others):
+def read_config(path: PathLike, describe: Callable[..., Described], *others: Value) -> Described:
     """Return what `describe(content, *others)` makes of a JSON file.
 
     Args:
@@ -288,7 +306,7 @@ def read_config(path, describe, *others):
     return _naming(path, describe, _read_json(pathlib.Path(path)), *others)
 
 
-def _read_json(path):
+def _read_json(path: pathlib.Path) -> Value:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
@@ -297,7 +315,7 @@ def _read_json(path):
         raise ValueError(f"{path} is damaged or no JSON: {error}") from error
 
 
-def find_autoencoder(path):
+def find_autoencoder(path: PathLike) -> pathlib.Path:
     """Return the file of a first stage's weights: `path`, or of the folder of diffusers there.
 
     Raises:
@@ -306,21 +324,22 @@ def find_autoencoder(path):
     return _find_file(path, ("vqvae", "vae"))
 
 
-def _list_few(kind, names, few=3):
+def _list_few(kind: str, names: Sequence[str], few: int = 3) -> str:
     more = ", ..." if len(names) > few else ""
     return f"{len(names)} {kind} ({', '.join(names[:few])}{more})"
 
 
-def _read_shards(path):
+def _is_file_name(value: Value) -> bool:
+    return isinstance(value, str) and pathlib.Path(value).name == value
+
+
+def _read_shards(path: pathlib.Path) -> StateDict:
     """Return the tensors of the files that an index names, all in its folder."""
     index = _read_json(path)
     places = index.get("weight_map") if isinstance(index, dict) else None
-    named = isinstance(places, dict) and all(
-        isinstance(file, str) and pathlib.Path(file).name == file for file in places.values()
-    )
-    if not named:
+    if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
         raise ValueError(f"{path} is no index of weights: its weight_map names no files beside it")
-    arrays = {}
+    arrays: StateDict = {}
     for file in sorted(set(places.values())):
         shard = path.with_name(file)
         read = read_state_dict(shard)
@@ -331,7 +350,7 @@ def _read_shards(path):
     return arrays
 
 
-def _read_safetensors(path):
+def _read_safetensors(path: pathlib.Path) -> StateDict:
     try:
         arrays = load_file(path)
     except SafetensorError as error:
@@ -339,13 +358,13 @@ def _read_safetensors(path):
     return {name: _widen(array) for name, array in arrays.items()}
 
 
-def _widen(array):
+def _widen(array: NumpyArray) -> NumpyArray:
     """Make float32 of narrower floats: numpy's own, or bfloat16, which numpy calls void."""
     narrow = array.dtype.itemsize < 4 and jax.dtypes.issubdtype(array.dtype, np.floating)
     return array.astype(np.float32) if narrow else array
 
 
-def _read_pickle(path):
+def _read_pickle(path: pathlib.Path) -> StateDict:
     try:
         import torch
     except ImportError as error:
@@ -369,7 +388,7 @@ class _LightningKey:
     """Stands for `_LIGHTNING_KEY` in what is read."""
 
 
-def _unreadable(path, error):
+def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:
     """Return the ValueError for a pickle that names objects, or for a damaged file."""
     refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
     if refused is None:
@@ -383,7 +402,7 @@ def _unreadable(path, error):
     )
 
 
-def _find_file(path, folders):
+def _find_file(path: PathLike, folders: Sequence[str]) -> pathlib.Path:
     """Return the file of weights at `path`, which may be a folder of diffusers."""
     path = pathlib.Path(path)
     if not path.exists():
@@ -400,13 +419,13 @@ def _find_file(path, folders):
     )
 
 
-def _weights_in(folder):
+def _weights_in(folder: pathlib.Path) -> pathlib.Path | None:
     """Return a folder's weights or their index: of full precision if there, or its one variant."""
     for name in DIFFUSERS_FILES:
-        for file in (name, f"{name}.index.json"):
-            if (folder / file).is_file():
-                return folder / file
-    variants = {}
+        for file in (folder / name, folder / f"{name}.index.json"):
+            if file.is_file():
+                return file
+    variants: dict[str, pathlib.Path] = {}
     for suffix in ("safetensors", "bin"):
         for place in (rf"\.(\w+)\.{suffix}", rf"\.{suffix}\.index\.(\w+)\.json"):
             for file in sorted(folder.glob(f"{DIFFUSERS_STEM}*")):
@@ -419,11 +438,13 @@ def _weights_in(folder):
     return next(iter(variants.values()), None)
 
 
-def _strip(state_dict, prefix):
+def _strip(state_dict: Mapping[str, NumpyArray], prefix: str) -> StateDict:
     return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
 
 
-def _ema_weights(state_dict, named, path):
+def _ema_weights(
+    state_dict: Mapping[str, NumpyArray], named: StateDict, path: pathlib.Path
+) -> StateDict:
     """Return the EMA of each weight; CompVis's LitEma stores names without their dots."""
     keys = {name: "model_ema." + f"diffusion_model.{name}".replace(".", "") for name in named}
     missing = [key for key in keys.values() if key not in state_dict]
@@ -432,7 +453,7 @@ def _ema_weights(state_dict, named, path):
     return {name: state_dict[key] for name, key in keys.items()}
 
 
-def _head_channels(path, given, model):
+def _head_channels(path: pathlib.Path, given: int | None, model: UNet | None) -> int:
     """Return the channels of an attention head, as config.json says, or as given if there is none.
 
     Checks config.json, also against the model that will run the weights.
@@ -446,7 +467,7 @@ def _head_channels(path, given, model):
             f"{path} is in diffusers' layout, which doesn't tell the channels of an attention "
             "head, and no config.json beside it does; give num_head_channels"
         )
-    if not config:
+    if given is not None and not config:
         return given
     if model is not None:
         check_arguments(arguments, model, config_path)
@@ -456,7 +477,9 @@ def _head_channels(path, given, model):
     return stated
 
 
-def _naming(path, convert_names, *arguments):
+def _naming(
+    path: PathLike, convert_names: Callable[..., Described], *arguments: Value
+) -> Described:
     """Convert; errors name the file."""
     try:
         return convert_names(*arguments)
@@ -464,6 +487,8 @@ def _naming(path, convert_names, *arguments):
         raise ValueError(f"{path}: {error}") from error
 
 
-def _unknown_layout(path, state_dict, kind, accepted):
+def _unknown_layout(
+    path: pathlib.Path, state_dict: Mapping[str, NumpyArray], kind: str, accepted: str
+) -> ValueError:
     found = ", ".join(sorted({name.split(".")[0] for name in state_dict})[:5])
     return ValueError(f"{path} holds no {kind}; accepted: tensors {accepted}; found: {found}")

@@ -8,7 +8,6 @@ carry the reference's names with dots between numbers written as underscores:
 
 import functools
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -24,9 +23,17 @@ from sparsejax.models.layers import (
     dense,
     upsample,
 )
+from sparsejax.types import Array, Dtype, Keys
 
 
-def timestep_embedding(t, dim, max_period=10_000.0, *, freq_shift=0, flip_sin_to_cos=True):
+def timestep_embedding(
+    t: Array,
+    dim: int,
+    max_period: float = 10_000.0,
+    *,
+    freq_shift: int = 0,
+    flip_sin_to_cos: bool = True,
+) -> Array:
     """Embed diffusion steps in cosines, then sines, of geometric frequencies.
 
     Args:
@@ -48,7 +55,7 @@ def timestep_embedding(t, dim, max_period=10_000.0, *, freq_shift=0, flip_sin_to
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
 
-def _norm(x, groups, name, *, epsilon, dtype=None):
+def _norm(x: Array, groups: int, name: str, *, epsilon: float, dtype: Dtype = None) -> Array:
     return GroupNorm(groups, epsilon=epsilon, dtype=dtype, name=name)(x)
 
 
@@ -62,11 +69,11 @@ class ResBlock(nn.Module):
     features: int
     norm_groups: int
     dropout: float = 0.0
-    dtype: Any = None
+    dtype: Dtype = None
     norm_eps: float = 1e-5
 
     @nn.compact
-    def __call__(self, x, embedding, dropout_keys=None):
+    def __call__(self, x: Array, embedding: Array, dropout_keys: Keys | None = None) -> Array:
         """Apply the block; PRNG keys [batch] turn dropout on."""
         norm = functools.partial(_norm, epsilon=self.norm_eps, dtype=self.dtype)
         h = nn.silu(norm(x, self.norm_groups, "in_layers_0"))
@@ -90,11 +97,11 @@ class AttentionBlock(nn.Module):
 
     num_head_channels: int
     norm_groups: int
-    dtype: Any = None
+    dtype: Dtype = None
     norm_eps: float = 1e-5
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         """Apply the block."""
         batch, height, width, channels = x.shape
         h = _norm(x, self.norm_groups, "norm", epsilon=self.norm_eps, dtype=self.dtype)
@@ -116,11 +123,11 @@ class Downsample(nn.Module):
       padding: zeros on every side; 0 is one at the bottom and right alone.
     """
 
-    dtype: Any = None
+    dtype: Dtype = None
     padding: int = 1
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         """Map [batch, height, width, channels] to [batch, height / 2, width / 2, channels]."""
         padding = ((0, 1), (0, 1)) if self.padding == 0 else self.padding
         return conv(x, x.shape[-1], 3, "op", stride=2, padding=padding, dtype=self.dtype)
@@ -129,10 +136,10 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Double height and width by nearest neighbours, then a 3x3 convolution."""
 
-    dtype: Any = None
+    dtype: Dtype = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         """Map [batch, height, width, channels] to [batch, 2 height, 2 width, channels]."""
         return conv(upsample(x), x.shape[-1], 3, "conv", dtype=self.dtype)
 
@@ -179,7 +186,7 @@ class UNet(nn.Module):
     num_head_channels: int = 32
     dropout: float = 0.0
     norm_groups: int = 32
-    dtype: Any = None
+    dtype: Dtype = None
     remat: bool = False
     norm_eps: float = 1e-5
     freq_shift: int = 0
@@ -187,7 +194,9 @@ class UNet(nn.Module):
     downsample_padding: int = 1
 
     @nn.compact
-    def __call__(self, x, t, *, train=False, dropout_keys=None):
+    def __call__(
+        self, x: Array, t: Array, *, train: bool = False, dropout_keys: Keys | None = None
+    ) -> Array:
         """Predict the noise.
 
         Args:
@@ -203,31 +212,16 @@ class UNet(nn.Module):
             dropout_keys = None
         elif dropout_keys is None:
             dropout_keys = jax.random.split(self.make_rng("dropout"), len(x))
-        embedding = timestep_embedding(
-            t,
-            self.model_channels,
-            freq_shift=self.freq_shift,
-            flip_sin_to_cos=self.flip_sin_to_cos,
-        )
-        embedding = dense(embedding, 4 * self.model_channels, "time_embed_0", dtype=self.dtype)
-        embedding = dense(
-            nn.silu(embedding), 4 * self.model_channels, "time_embed_2", dtype=self.dtype
-        )
+        embedding = self._embed_time(t)
 
-        res_cls = nn.remat(ResBlock) if self.remat else ResBlock
-        attention_cls = nn.remat(AttentionBlock) if self.remat else AttentionBlock
-
-        def res_block(h, features, name):
+        def res_block(h: Array, features: int, name: str) -> Array:
+            cls = nn.remat(ResBlock) if self.remat else ResBlock
             arguments = (features, self.norm_groups, self.dropout, self.dtype, self.norm_eps)
-            return res_cls(*arguments, name=name)(h, embedding, dropout_keys)
+            return cls(*arguments, name=name)(h, embedding, dropout_keys)
 
-        def attend(h, name):
-            arguments = (self.num_head_channels, self.norm_groups, self.dtype, self.norm_eps)
-            return attention_cls(*arguments, name=name)(h)
-
-        def block(h, features, factor, name):
+        def block(h: Array, features: int, factor: int, name: str) -> Array:
             h = res_block(h, features, f"{name}_0")
-            return attend(h, f"{name}_1") if factor in self.attention_resolutions else h
+            return self._attend(h, f"{name}_1") if factor in self.attention_resolutions else h
 
         h = conv(x, self.model_channels, 3, "input_blocks_0_0", dtype=self.dtype)
         skips = [h]
@@ -243,7 +237,7 @@ class UNet(nn.Module):
                 skips.append(h)
 
         h = res_block(h, h.shape[-1], "middle_block_0")
-        h = attend(h, "middle_block_1")
+        h = self._attend(h, "middle_block_1")
         h = res_block(h, h.shape[-1], "middle_block_2")
 
         index = 0
@@ -260,3 +254,20 @@ class UNet(nn.Module):
         h = nn.silu(h)
         h = conv(h, self.out_channels, 3, "out_2", dtype=self.dtype, zero=True)
         return at_least_float32(h)
+
+    def _embed_time(self, t: Array) -> Array:
+        """Return the time embedding, [batch, 4 model_channels]."""
+        embedding = timestep_embedding(
+            t,
+            self.model_channels,
+            freq_shift=self.freq_shift,
+            flip_sin_to_cos=self.flip_sin_to_cos,
+        )
+        width = 4 * self.model_channels
+        embedding = dense(embedding, width, "time_embed_0", dtype=self.dtype)
+        return dense(nn.silu(embedding), width, "time_embed_2", dtype=self.dtype)
+
+    def _attend(self, h: Array, name: str) -> Array:
+        cls = nn.remat(AttentionBlock) if self.remat else AttentionBlock
+        arguments = (self.num_head_channels, self.norm_groups, self.dtype, self.norm_eps)
+        return cls(*arguments, name=name)(h)

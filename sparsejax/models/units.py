@@ -8,8 +8,10 @@ along `axis` belongs to unit `units[i]` (-1: to none), on the way into it or out
 
 import numpy as np
 
+from sparsejax.types import Groups, Params
 
-def unet_units(params, norm_groups, num_head_channels):
+
+def unet_units(params: Params, norm_groups: int, num_head_channels: int) -> Groups:
     """Return the units of a Latent Diffusion UNet.
 
     The inner width of a residual block goes by groups of its second GroupNorm, which are
@@ -23,7 +25,7 @@ def unet_units(params, norm_groups, num_head_channels):
     Returns:
       Groups, one for each residual and attention block.
     """
-    groups = {}
+    groups: Groups = {}
     for block, layers in params.items():
         if "in_layers_2" in layers:
             width = layers["in_layers_2"]["kernel"].shape[-1]
@@ -48,7 +50,7 @@ def unet_units(params, norm_groups, num_head_channels):
     return groups
 
 
-def bigru_units(params):
+def bigru_units(params: Params) -> Groups:
     """Return the units of ChiroDiff's GRU: the hidden units of each layer and direction.
 
     Args:
@@ -58,7 +60,8 @@ def bigru_units(params):
       Groups, two for each layer.
     """
     layers = sum(name.startswith("rnn_l") for name in params)
-    directions, groups = ("forward", "backward"), {}
+    directions = ("forward", "backward")
+    groups: Groups = {}
     for i in range(layers):
         for place, direction in enumerate(directions):
             hidden = params[f"rnn_l{i}"][f"{direction}_hh"]["kernel"].shape[0]
