@@ -25,6 +25,7 @@ from sparsejax.families.strokes import RASTER_SIZE
 from sparsejax.metrics.extractors import EXTRACTORS
 from sparsejax.metrics.measures import METRICS, SUBSET_SIZE, build_meter
 from sparsejax.quantities import quantity
+from sparsejax.rendering.images import save_pngs
 from sparsejax.rendering.raster import RASTER_VERSION
 from sparsejax.reports.report import write_report
 from sparsejax.reports.tables import measure_names
@@ -204,23 +205,6 @@ def _save_artifacts(folder, task, samples, masks):
     leaves = jax.tree_util.tree_leaves_with_path(masks)
     packed = {path_name(path): np.packbits(np.asarray(mask)) for path, mask in leaves if mask.ndim}
     np.savez(folder / "masks.npz", **packed)
-
-
-def save_pngs(folder, images, start=0):
-    """Write pictures as 00000.png, 00001.png, ...: read back, they are what was measured.
-
-    Args:
-      folder: created if need be; pictures of the same names are replaced.
-      images: [count, height, width, channels] uint8, as `task.to_images` returns them, 1 or 3
-        channels.
-      start: number of the first.
-    """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images, start):
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
-            folder / f"{index:05d}.png"
-        )
 
 
 def evaluate_runs(workdirs, output, *, seed=0, batch=256, png=False, **options):

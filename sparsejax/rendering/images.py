@@ -1,12 +1,14 @@
-"""Grids of pictures, enlarged and separated."""
+"""Pictures as files: one by one, and in grids, enlarged and separated."""
 
 import logging
 import math
+import pathlib
 
 import numpy as np
+from PIL import Image
 
 from sparsejax.rendering.pixels import are_finite, to_pixels
-from sparsejax.types import Pictures, Samples
+from sparsejax.types import PathLike, Pictures, Samples
 
 _SMALLEST = 48  # pixels that the side of a picture should at least fill
 _GAP = 4
@@ -44,3 +46,19 @@ def image_grid(images: Samples) -> Pictures:
         enlarged = to_pixels(images[index]).repeat(factor, 0).repeat(factor, 1)
         grid[top : top + height, left : left + width] = enlarged
     return grid
+
+
+def save_pngs(folder: PathLike, images: Pictures, start: int = 0) -> None:
+    """Write pictures as 00000.png, 00001.png, ...: read back, they are what was measured.
+
+    Args:
+      folder: created if need be; pictures of the same names are replaced.
+      images: [count, height, width, channels] uint8, 1 or 3 channels.
+      start: number of the first.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images, start):
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(
+            folder / f"{index:05d}.png"
+        )
