@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from sparsejax import atomic, command_line
 from sparsejax.errors import ConfigError
+from sparsejax.models.arguments import COMPVIS_ARGUMENTS, MODEL_KEY, network_arguments
 from sparsejax.models.convert import unet_to_torch
 from sparsejax.models.diffusers_config import unet_diffusers_config
 from sparsejax.models.diffusers_layout import unet_to_diffusers
@@ -33,7 +34,6 @@ from sparsejax.models.pipelines import (
     has_same_steps,
     scheduler_config,
 )
-from sparsejax.models.published import COMPVIS_ARGUMENTS, MODEL_KEY, network_arguments
 from sparsejax.models.unet import UNet
 from sparsejax.storage import require_writable
 

@@ -10,12 +10,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sparsejax.atomic import replacing
+from sparsejax.models.arguments import MODEL_KEY
 from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.convert import autoencoder_to_torch
 from sparsejax.models.diffusers_config import autoencoder_arguments
 from sparsejax.models.published import (
     DIFFUSERS_STEM,
-    MODEL_KEY,
     check_params,
     find_autoencoder,
     load_autoencoder,

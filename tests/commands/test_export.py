@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from sparsejax.commands import export
 from sparsejax.errors import ConfigError
 from sparsejax.models import published
+from sparsejax.models.arguments import network_arguments
 from sparsejax.sparse_files import load_sparse
 from sparsejax.training import load_run
 from tests.models.test_convert import MIXED, assert_same_trees, numbered, unet_shapes
@@ -73,7 +74,7 @@ def test_a_network_that_diffusers_does_not_have_is_written_in_compvis_layout(tmp
 
 def test_an_exported_file_that_says_it_is_of_another_network_is_refused(exported, tmp_path):
     params, masks, _, _ = exported
-    metadata = {"model": json.dumps(published.network_arguments(MIXED))}
+    metadata = {"model": json.dumps(network_arguments(MIXED))}
     export.export_unet(params, masks, tmp_path, MIXED, metadata=metadata)
     path = tmp_path / "unet.safetensors"
     assert_same_trees(published.load_unet(path, model=MIXED), params)
@@ -83,7 +84,7 @@ def test_an_exported_file_that_says_it_is_of_another_network_is_refused(exported
 
 def test_epsilon_and_its_like_are_compvis_own_where_a_file_states_no_other(exported, tmp_path):
     params, masks, _, _ = exported
-    older = {k: v for k, v in published.network_arguments(MIXED).items() if k != "norm_eps"}
+    older = {k: v for k, v in network_arguments(MIXED).items() if k != "norm_eps"}
     other = MIXED.clone(norm_eps=1e-6)
     for metadata in ({"model": json.dumps(older)}, None):  # CompVis's own files say nothing
         export.export_unet(params, masks, tmp_path, MIXED, metadata=metadata)

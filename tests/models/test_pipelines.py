@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sparsejax.diffusion import noise_schedules, samplers
-from sparsejax.models import first_stage, pipelines, published
+from sparsejax.models import first_stage, pipelines
+from sparsejax.models.arguments import network_arguments
 from sparsejax.models.autoencoder import KLModel, VQModel
 from tests.models.test_convert import assert_same_trees, numbered
 from tests.models.test_diffusers_config import autoencoder_shapes
@@ -104,7 +105,7 @@ def test_the_first_stage_of_a_pipeline_reads_back(kind, name, model, tmp_path):
         "vqvae": ["diffusers", name],
     }
     read, loaded = first_stage.first_stage_from_diffusers(tmp_path)
-    assert published.network_arguments(read) == published.network_arguments(model)
+    assert network_arguments(read) == network_arguments(model)
     assert_same_trees(loaded, params)
     config = json.loads((tmp_path / "vqvae" / "config.json").read_text())
     assert (config["scaling_factor"], config["sample_size"]) == (0.25, 16)
