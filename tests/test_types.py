@@ -13,7 +13,6 @@ UNTYPED = {
     "compact",
     "evaluation",
     "families",
-    "metrics",
     "reports",
     "sparsity",
     "training",

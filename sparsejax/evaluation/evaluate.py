@@ -83,7 +83,11 @@ def meter_of(config, task=None, **options):
     split = settings.reference_split
     if settings.dataset in SKETCHES:
         split += f" as rasters {RASTER_VERSION} of {RASTER_SIZE} pixels"
-    return build_meter(task, label(settings), split=split, **options)
+
+    def reference():
+        return np.asarray(task.to_images(task.reference()))
+
+    return build_meter(reference, label(settings), split=split, labelled=task.labelled, **options)
 
 
 def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):

@@ -3,30 +3,34 @@
 import logging
 import os
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
 from sparsejax.storage import DAMAGED, require_writable
+from sparsejax.types import NumpyArray
 
 logger = logging.getLogger(__name__)
 
 
-def cache_folder():
-    """Return the folder `SPARSEJAX_CACHE`, ~/.cache/sparsejax by default; it need not exist."""
+def cache_folder() -> pathlib.Path:
+    """Return the folder `SPARSEJAX_CACHE` (default: ~/.cache/sparsejax), which need not exist."""
     return pathlib.Path(os.environ.get("SPARSEJAX_CACHE", "~/.cache/sparsejax")).expanduser()
 
 
-def load_or_compute(name, compute):
+def load_or_compute(
+    name: str, compute: Callable[[], dict[str, NumpyArray]]
+) -> dict[str, NumpyArray]:
     """Return the arrays of a file in the cache folder, computing them the first time.
 
-    A damaged file is computed anew, with a warning.
+    The arrays of a damaged file are computed again, with a warning.
 
     Args:
       name: of the file, without `.npz`; it tells everything that the arrays depend on.
       compute: `compute() -> {name: array}`.
 
-    Returns:
-      Dictionary of numpy arrays.
+    Raises:
+      ConfigError: the arrays must be computed, and nothing can be written to the folder.
     """
     path = cache_folder() / f"{name}.npz"
     if path.exists():
@@ -39,6 +43,6 @@ def load_or_compute(name, compute):
     arrays = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.npz")  # several processes may compute the same
-    np.savez(partial, **arrays)
+    np.savez(partial, **arrays)  # type: ignore[arg-type]  # numpy has a flag among the names
     partial.replace(path)
     return arrays

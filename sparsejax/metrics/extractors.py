@@ -4,7 +4,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,11 @@ from sparsejax.metrics.cache import load_or_compute
 from sparsejax.metrics.classifier import FEATURES, load_classifier
 from sparsejax.metrics.inception_weights import load_inception
 from sparsejax.rendering.pixels import PICTURES, to_unit_range
+from sparsejax.types import Apply, Array, NumpyArray, Params, PathLike, Shape
+
+# `extract(pictures)` and `labelled()`; see `Extractor` and `build_extractor`.
+Extract: TypeAlias = Callable[[NumpyArray], tuple[NumpyArray, NumpyArray | None]]
+Labelled: TypeAlias = Callable[[], tuple[NumpyArray, NumpyArray]]
 
 EXTRACTORS = ("classifier", "pixels", "inception")
 _SIDE = 16  # of the images whose pixels are compared
@@ -31,28 +36,32 @@ class Extractor(NamedTuple):
       name: such as `classifier:digits`, `pixels:8x8`, `inception:2048`.
       dim: of the features.
       extract: `extract(pictures [count, height, width, channels] uint8) -> (features [count, dim]
-        float32, logits [count, classes] float32 or None)`; a ValueError refuses floats, which
-        only `data.images.to_pixels` makes pictures.
+        float32, logits [count, classes] float32 or None)`; raises ValueError for floats, of
+        which only `rendering.pixels.to_pixels` makes pictures.
     """
 
     name: str
     dim: int
-    extract: Callable
+    extract: Extract
 
 
-def build_extractor(kind, label, labelled, shape, weights=None):
+def build_extractor(
+    kind: str | None,
+    label: str,
+    labelled: Labelled | None,
+    shape: Shape,
+    weights: PathLike | None = None,
+) -> Extractor:
     """Return the extractor of this kind for images of this shape.
 
     Args:
-      kind: one of `EXTRACTORS`; None takes the classifier where there is data to train it on,
-        else pixels.
+      kind: one of `EXTRACTORS` (default: the classifier if there are labels to train it on, else
+        pixels).
       label: short name of the data.
-      labelled: `labelled() -> (images, labels)`, the Task's; None without labels.
+      labelled: `labelled() -> (images [count, height, width, channels] uint8, labels [count]
+        int)`, what the classifier is trained on; None without labels.
       shape: (height, width, channels) of the images.
       weights: path of Inception's weight file; see `inception_weights`.
-
-    Returns:
-      Extractor.
 
     Raises:
       ConfigError: unknown kind, no labels, or no weight file.
@@ -62,9 +71,9 @@ def build_extractor(kind, label, labelled, shape, weights=None):
     if kind == "inception":
         return Extractor("inception:2048", 2048, _in_batches(_inception, load_inception(weights)))
     if kind != "pixels":
-        images, labels = labelled() if labelled else (None, np.zeros(1))
-        if labels.max() > 0:
-            model, params = load_classifier(label, images, labels)
+        examples = labelled() if labelled else None
+        if examples is not None and examples[1].max() > 0:
+            model, params = load_classifier(label, *examples)
             extract = _in_batches(model.apply, {"params": params}, to_unit_range)
             return Extractor(f"classifier:{label}", FEATURES, extract)
         missing = f"{label} has no labels of several classes to train a classifier on"
@@ -76,7 +85,7 @@ def build_extractor(kind, label, labelled, shape, weights=None):
     return Extractor(f"pixels:{height}x{width}", height * width * shape[2], extract)
 
 
-def reference_features(extractor, images):
+def reference_features(extractor: Extractor, images: NumpyArray) -> NumpyArray:
     """Return the features of reference images, computed once and kept in the cache folder.
 
     Args:
@@ -94,11 +103,15 @@ def reference_features(extractor, images):
     return features["features"]
 
 
-def _in_batches(extract, params, prepare=lambda pictures: pictures):
+def _in_batches(
+    extract: Apply,
+    params: Params,
+    prepare: Callable[[NumpyArray], NumpyArray] = lambda pictures: pictures,
+) -> Extract:
     """Compile an extractor and run it on batches of one size, the last one filled up."""
     extract, params = jax.jit(extract), jax.device_put(params)
 
-    def in_batches(images):
+    def in_batches(images: NumpyArray) -> tuple[NumpyArray, NumpyArray | None]:
         images = np.asarray(images)
         if images.dtype != np.uint8:
             raise ValueError(f"pictures are {images.dtype}; accepted: uint8")
@@ -114,13 +127,13 @@ def _in_batches(extract, params, prepare=lambda pictures: pictures):
     return in_batches
 
 
-def _pixels(height, width, params, images):
+def _pixels(height: int, width: int, params: Params, images: Array) -> tuple[Array, None]:
     del params
     shape = (len(images), height, width, images.shape[-1])
     small = jax.image.resize(images, shape, "linear", antialias=True)
     return (small.reshape(len(images), -1) + 1) / 2, None
 
 
-def _inception(params, pixels):
+def _inception(params: Params, pixels: Array) -> tuple[Array, ...]:
     pixels = jnp.broadcast_to(pixels, (*pixels.shape[:3], 3))  # grey becomes RGB
     return inception_features.extract(params, pixels, ("2048", "logits_unbiased"))

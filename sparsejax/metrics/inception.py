@@ -6,17 +6,22 @@ and the last block pools by maximum.
 
 import functools
 from collections.abc import Callable
+from typing import TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sparsejax.types import Array, Params
+
+_Layer: TypeAlias = tuple[str, int, int | tuple[int, int]]  # name, features, kernel
+
 SIZE = 299  # pixels of a side
 
 
 @functools.cache
-def parameter_shapes():
-    """Return the tree of `jax.ShapeDtypeStruct` of the network's parameters."""
+def parameter_shapes() -> Params:
+    """Return the network's parameters as a tree of `jax.ShapeDtypeStruct`."""
     x = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     return jax.eval_shape(InceptionV3().init, jax.random.key(0), x)["params"]
 
@@ -29,7 +34,7 @@ class InceptionV3(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> dict[str, Array]:
         """Compute the features of x."""
         features = {}
         x = _Conv(32, 3, 2, "VALID", name="Conv2d_1a_3x3")(x)
@@ -64,7 +69,7 @@ class _Conv(nn.Module):
     padding: str = "SAME"
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         kernel = (self.kernel, self.kernel) if isinstance(self.kernel, int) else self.kernel
         x = nn.Conv(
             self.features,
@@ -81,7 +86,7 @@ class _Conv(nn.Module):
 
 class _Norm(nn.Module):
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         ones, zeros, shape = nn.initializers.ones, nn.initializers.zeros, x.shape[-1:]
         scale, bias = self.param("scale", ones, shape), self.param("bias", zeros, shape)
         mean, var = self.param("mean", zeros, shape), self.param("var", ones, shape)
@@ -92,7 +97,7 @@ class _Head(nn.Module):
     """The classifier; returns logits without and with its biases."""
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> tuple[Array, Array]:
         kernel = self.param("kernel", nn.initializers.zeros, (x.shape[-1], 1008))
         bias = self.param("bias", nn.initializers.zeros, (1008,))
         logits = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
@@ -103,7 +108,7 @@ class _BlockA(nn.Module):
     pool_features: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         double = ("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)
         return _join(
             _chain(x, ("branch1x1", 64, 1)),
@@ -115,7 +120,7 @@ class _BlockA(nn.Module):
 
 class _BlockB(nn.Module):
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         double = _chain(x, ("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3))
         return _join(
             _Conv(384, 3, 2, "VALID", name="branch3x3")(x),
@@ -128,7 +133,7 @@ class _BlockC(nn.Module):
     inner: int
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         inner = self.inner
         single = (
             ("branch7x7_1", inner, 1),
@@ -152,7 +157,7 @@ class _BlockC(nn.Module):
 
 class _BlockD(nn.Module):
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         single = _chain(x, ("branch3x3_1", 192, 1))
         cross = _chain(
             x,
@@ -168,10 +173,10 @@ class _BlockD(nn.Module):
 
 
 class _BlockE(nn.Module):
-    pool: Callable
+    pool: Callable[[Array], Array]
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         single = _chain(x, ("branch3x3_1", 384, 1))
         double = _chain(x, ("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3))
         return _join(
@@ -184,28 +189,28 @@ class _BlockE(nn.Module):
         )
 
 
-def _chain(x, *layers):
-    """Apply convolutions (name, features, kernel) one after another."""
+def _chain(x: Array, *layers: _Layer) -> Array:
+    """Apply convolutions one after another."""
     for name, features, kernel in layers:
         x = _Conv(features, kernel, name=name)(x)
     return x
 
 
-def _join(*branches):
+def _join(*branches: Array) -> Array:
     return jnp.concatenate(branches, axis=-1)
 
 
-def _mean(x):
+def _mean(x: Array) -> Array:
     return jnp.mean(x, axis=(1, 2))
 
 
-def _halve(x):
+def _halve(x: Array) -> Array:
     return nn.max_pool(x, (3, 3), (2, 2), "VALID")
 
 
-def _average_pool(x):
+def _average_pool(x: Array) -> Array:
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
-def _max_pool(x):
+def _max_pool(x: Array) -> Array:
     return nn.max_pool(x, (3, 3), (1, 1), "SAME")

@@ -7,12 +7,14 @@ average pools leave out the padding, and the last block pools by maximum.
 """
 
 import functools
+from typing import overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.metrics.inception import SIZE, InceptionV3
+from sparsejax.types import Array, NumpyArray, Params
 
 DIMENSIONS = {
     "64": 64,
@@ -24,11 +26,21 @@ DIMENSIONS = {
 }
 
 
-def extract(params, images, features):
+@overload
+def extract(params: Params, images: Array | NumpyArray, features: str) -> Array: ...
+@overload
+def extract(
+    params: Params, images: Array | NumpyArray, features: tuple[str, ...]
+) -> tuple[Array, ...]: ...
+
+
+def extract(
+    params: Params, images: Array | NumpyArray, features: str | tuple[str, ...]
+) -> Array | tuple[Array, ...]:
     """Return Inception features of images.
 
-    The network is compiled once for each batch size, whatever the size of the images; only as
-    much of it as `features` need. It computes in full float32 on every device.
+    The network is compiled once per batch size, whatever the size of the images, and only as far
+    as `features` need it. It computes in full float32 on every device.
 
     Args:
       params: from `metrics.inception_weights.load_inception`.
@@ -43,7 +55,7 @@ def extract(params, images, features):
       a tuple.
 
     Raises:
-      ValueError: images are of another type or shape, or there are no such features.
+      ValueError: images have another dtype or shape, or a feature is unknown.
 
     Example:
       `pooled, logits = extract(params, images, ("2048", "logits_unbiased"))`
@@ -61,7 +73,7 @@ def extract(params, images, features):
     return arrays[0] if isinstance(features, str) else arrays
 
 
-def resize(images, height, width):
+def resize(images: Array, height: int, width: int) -> Array:
     """Resize by bilinear interpolation as TensorFlow 1 does.
 
     Pixel i of the output lies at i * input size / output size of the input, its products and
@@ -82,7 +94,7 @@ def resize(images, height, width):
     return _resize_axis(_resize_axis(images.astype(jnp.float32), 2, width), 1, height)
 
 
-def _resize_axis(x, axis, size):
+def _resize_axis(x: Array, axis: int, size: int) -> Array:
     count = x.shape[axis]
     source = np.arange(size, dtype=np.float32) * np.float32(count / size)
     low = source.astype(np.int32)
@@ -93,11 +105,11 @@ def _resize_axis(x, axis, size):
 
 
 @jax.jit
-def _prepare(images):
+def _prepare(images: Array) -> Array:
     return (resize(images, SIZE, SIZE) - 128) / 128
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _run(params, x, names):
-    features = InceptionV3().apply({"params": params}, x)
+def _run(params: Params, x: Array, names: tuple[str, ...]) -> tuple[Array, ...]:
+    features: dict[str, Array] = InceptionV3().apply({"params": params}, x)  # type: ignore
     return tuple(features[name] for name in names)

@@ -1,4 +1,4 @@
-"""The published weights of FID's Inception: found or downloaded, and checked by their hash.
+"""The published weights of FID's Inception: find or download, check the hash, convert.
 
 torch-fidelity and pytorch-fid publish the same file, byte for byte, under two names. Neither
 checks it; here nothing with another hash is read.
@@ -14,6 +14,7 @@ import pathlib
 import shutil
 import tempfile
 import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from sparsejax.metrics.cache import cache_folder
 from sparsejax.metrics.inception import parameter_shapes
 from sparsejax.models.convert import leaf_from_torch, leaf_to_torch
 from sparsejax.models.published import read_state_dict
+from sparsejax.types import KeyPath, NumpyArray, Params, PathLike, Shape
 
 VARIABLE = "SPARSEJAX_INCEPTION"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -38,22 +40,23 @@ _TIMEOUT = 60  # seconds without an answer
 logger = logging.getLogger(__name__)
 
 
-def load_inception(path=None):
-    """Return the published weights, downloading the file (96 MB) where there is none.
+def load_inception(path: PathLike | None = None) -> Params:
+    """Return the published weights, downloading the file (96 MB) if it isn't found.
 
-    The file is looked for at `path`, else at the environment variable `SPARSEJAX_INCEPTION`,
-    else in the folder `SPARSEJAX_CACHE` (default ~/.cache/sparsejax). Reading it takes PyTorch
-    once; a copy that doesn't is kept in that folder.
+    Looks for it at `path`, else at the path in the environment variable `SPARSEJAX_INCEPTION`,
+    else in the folder `SPARSEJAX_CACHE` (default: ~/.cache/sparsejax). The first time, reading it
+    takes PyTorch; a copy that needs none is kept in that folder.
 
     Args:
-      path: of the `.pth` file, or None.
+      path: path of the `.pth` file, or None.
 
     Returns:
-      `params` for `inception_features.extract`, numpy arrays; `jax.device_put` spares copies.
+      `params` for `inception_features.extract`, numpy arrays. Put them on the device once, by
+      `jax.device_put`, where they are used several times.
 
     Raises:
-      ConfigError: there is no file, and none could be downloaded; it has another hash; or
-        PyTorch is needed and absent. Says what to do.
+      ConfigError: there is no file and none could be downloaded, its hash differs, or PyTorch is
+        needed and not installed. The message says what to do.
     """
     state_dict = read_weights(find_weights(path), SHA256)
     try:
@@ -62,16 +65,15 @@ def load_inception(path=None):
         raise ConfigError(f"Inception weights: {error}") from error
 
 
-def find_weights(path=None, sha256=SHA256, urls=URLS):
+def find_weights(
+    path: PathLike | None = None, sha256: str = SHA256, urls: Sequence[str] = URLS
+) -> pathlib.Path:
     """Return the path of a file of weights with the right hash; see `load_inception`.
 
     Args:
-      path: of the file, or None.
+      path: path of the file, or None.
       sha256: hash that the file must have, hexadecimal.
       urls: where to download it, tried in turn; their last parts are its names in the cache.
-
-    Returns:
-      pathlib.Path.
 
     Raises:
       ConfigError: see `load_inception`.
@@ -90,18 +92,18 @@ def find_weights(path=None, sha256=SHA256, urls=URLS):
     return _download(sha256, urls)
 
 
-def read_weights(path, sha256):
+def read_weights(path: PathLike, sha256: str) -> dict[str, NumpyArray]:
     """Return the tensors of a checked file, from the converted copy in the cache if there is one.
 
     Args:
-      path: of the file, or of one with the same content.
-      sha256: its hash, the key of the copy.
+      path: path of the file, or of one with the same content.
+      sha256: its hash, by which the copy is found.
 
     Returns:
       `{name: array}`.
 
     Raises:
-      ConfigError: the file, or the copy, can't be read, or not without PyTorch.
+      ConfigError: the file or the copy can't be read, or PyTorch is needed and not installed.
     """
     copy = cache_folder() / f"inception-{sha256[:16]}.safetensors"
     if not copy.is_file() and importlib.util.find_spec("torch") is None:
@@ -120,19 +122,18 @@ def read_weights(path, sha256):
     return state_dict
 
 
-def inception_from_torch(state_dict):
+def inception_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
     """Convert the state dict of the Inception network that FID is computed with.
 
     Args:
       state_dict: `{name: array}` in PyTorch's layout, with the names that torch-fidelity and
-        pytorch-fid share. Entries `num_batches_tracked`, which are of use in training alone, are
-        passed over.
+        pytorch-fid share. Entries `num_batches_tracked`, which only training needs, are ignored.
 
     Returns:
       `params` for `metrics.inception_features.extract`: convolutions HWIO, dense [in, out].
 
     Raises:
-      ValueError: names the tensors that are missing, unknown or of another shape.
+      ValueError: tensors are missing, unknown or of another shape; names them.
     """
     arrays = {
         name: np.asarray(array)
@@ -161,7 +162,7 @@ def inception_from_torch(state_dict):
     return jax.tree.unflatten(treedef, values)
 
 
-def _checked(path, sha256):
+def _checked(path: pathlib.Path, sha256: str) -> pathlib.Path:
     found = _digest(path)
     if found != sha256:
         raise ConfigError(
@@ -171,12 +172,12 @@ def _checked(path, sha256):
     return path
 
 
-def _digest(path):
+def _digest(path: pathlib.Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(sha256, urls):
+def _download(sha256: str, urls: Sequence[str]) -> pathlib.Path:
     failures = []
     for url in urls:
         path = cache_folder() / _name(url)
@@ -197,12 +198,12 @@ def _download(sha256, urls):
     )
 
 
-def _fetch(url, path):
+def _fetch(url: str, path: pathlib.Path) -> None:
     with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, path.open("wb") as file:
         shutil.copyfileobj(answer, file)
 
 
-def _advice(sha256, urls):
+def _advice(sha256: str, urls: Sequence[str]) -> str:
     return (
         f"Get {' or '.join(urls)} and put it into {cache_folder()} under that name, or name it "
         f"with --inception-weights or the environment variable {VARIABLE}; its sha256 must be "
@@ -210,12 +211,12 @@ def _advice(sha256, urls):
     )
 
 
-def _name(url):
+def _name(url: str) -> str:
     return url.rpartition("/")[2]
 
 
 @contextlib.contextmanager
-def _replacing(path):
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Like `atomic.replacing`, where other processes may be writing the same file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="partial-") as folder:
@@ -224,7 +225,7 @@ def _replacing(path):
         partial.replace(path)
 
 
-def _inception_entry(path, shape):
+def _inception_entry(path: KeyPath, shape: Shape) -> tuple[str, Shape]:
     """Return PyTorch's name and shape of the parameter of the tree at `path`."""
     *modules, leaf = (entry.key for entry in path)
     kinds = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}

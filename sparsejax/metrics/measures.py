@@ -3,16 +3,22 @@
 import logging
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sparsejax.errors import ConfigError
-from sparsejax.metrics import distances
-from sparsejax.metrics.extractors import build_extractor, reference_features
+from sparsejax.metrics import distances, moments
+from sparsejax.metrics.extractors import (
+    Extractor,
+    Labelled,
+    build_extractor,
+    reference_features,
+)
 from sparsejax.rendering.pixels import PICTURES
 from sparsejax.storage import require_writable
+from sparsejax.types import NumpyArray, PathLike
 
 METRICS = ("fd", "kid", "is", "precision_recall")
 SUBSETS, SUBSET_SIZE, SPLITS, NEIGHBOURS = 100, 1000, 10, 3  # torch-fidelity's
@@ -24,7 +30,7 @@ class Meter(NamedTuple):
     """Measures samples against one reference set.
 
     Attributes:
-      count: how many samples it measures.
+      count: number of samples it measures.
       reference: what they are compared with, in words.
       measure: `measure(batches) -> {name: value}` of batches of pictures [n, height, width,
         channels] uint8, `count` in all. Names say metric, extractor and sample count:
@@ -33,47 +39,120 @@ class Meter(NamedTuple):
         covariance.
     """
 
-    count: int
+    count: int  # type: ignore[assignment]  # it hides the method of tuples
     reference: str
-    measure: Callable
+    measure: Callable[[Iterable[NumpyArray]], dict[str, float]]
+
+
+class _Reference(NamedTuple):
+    """What samples are compared with: Statistics, features (no rows, of a file), words for it."""
+
+    statistics: moments.Statistics
+    features: NumpyArray
+    words: str
 
 
 def build_meter(
-    task,
-    label,
+    reference: Callable[[], NumpyArray],
+    label: str,
     *,
-    split="",
-    count=None,
-    metrics=METRICS,
-    extractor=None,
-    weights=None,
-    statistics=None,
-    save_statistics=None,
-    subset_size=SUBSET_SIZE,
-):
-    """Return a Meter of the samples of a task.
+    split: str = "",
+    labelled: Labelled | None = None,
+    count: int | None = None,
+    metrics: Sequence[str] = METRICS,
+    extractor: str | None = None,
+    weights: PathLike | None = None,
+    statistics: PathLike | None = None,
+    save_statistics: PathLike | None = None,
+    subset_size: int = SUBSET_SIZE,
+) -> Meter:
+    """Return a Meter that compares samples with a set of real pictures.
 
     Args:
-      task: Task.
+      reference: `reference() -> pictures` [number, height, width, channels] uint8.
       label: short name of the data.
       split: of the reference set, for its name.
-      count: how many samples; as many as there are real examples if None.
+      labelled: see `build_extractor`; None where there are no labels.
+      count: number of samples (default: the number of pictures in the reference set).
       metrics: some of `METRICS`; `is` (Inception Score) is left out where the extractor is no
         classifier.
       extractor: see `build_extractor`.
       weights: path of Inception's weight file.
-      statistics: path of an npz with `mu` and `sigma` in place of the task's real examples; for
-        the metric `fd` alone.
+      statistics: path of an npz with `mu` and `sigma` to compare with instead of the pictures;
+        for the metric `fd` alone.
       save_statistics: path of an npz to write, to be read as `statistics` another time.
-      subset_size: of the subsets that `kid` draws.
-
-    Returns:
-      Meter.
+      subset_size: size of the subsets that `kid` draws.
 
     Raises:
       ConfigError: a metric is unknown, or has too few samples; a file of statistics can't be
         read or written, or doesn't fit the extractor.
     """
+    _check_metrics(metrics, statistics)
+    pictures = np.asarray(reference())
+    count = len(pictures) if count is None else count
+    _check_counts(metrics, count, len(pictures), subset_size)
+    if save_statistics:
+        _check_new_file(save_statistics)
+    chosen = build_extractor(extractor, label, labelled, pictures.shape[1:], weights)
+    if tuple(metrics) == ("is",) and chosen.name.startswith("pixels"):
+        raise ConfigError(f"metric 'is' of {chosen.name}; accepted: a classifier or inception")
+    if statistics:
+        real = _read_reference(statistics, chosen)
+    else:
+        features = reference_features(chosen, pictures)
+        words = " ".join(filter(None, [label, split])) + f", {len(pictures):,} examples"
+        real = _Reference(moments.statistics(features), features, words)
+    if save_statistics:
+        _save_statistics(save_statistics, chosen, real)
+    if "fd" in metrics and count <= chosen.dim:
+        problem = "the Frechet distance of so few is biased upwards"
+        logger.warning("%d samples for %d features: %s", count, chosen.dim, problem)
+
+    def measure(batches: Iterable[NumpyArray]) -> dict[str, float]:
+        values = _measure(chosen, real, batches, metrics, subset_size)
+        return {f"{name}[{chosen.name}]@{count}": value for name, value in values.items()}
+
+    return Meter(count, real.words, measure)
+
+
+def _measure(
+    extractor: Extractor,
+    real: _Reference,
+    batches: Iterable[NumpyArray],
+    metrics: Sequence[str],
+    subset_size: int,
+) -> dict[str, float]:
+    """Return the metrics of batches of pictures, by name."""
+    found: moments.Statistics | None = None
+    features, logits = [], []
+    for batch in batches:
+        ours, scores = extractor.extract(batch)
+        if "fd" in metrics:
+            found = moments.update(found, ours)
+        if "kid" in metrics or "precision_recall" in metrics:
+            features.append(ours)
+        if "is" in metrics and scores is not None:
+            logits.append(scores)
+    together = np.concatenate(features) if features else np.empty((0, extractor.dim))
+    values = {}
+    if found is not None:
+        name = "FID" if extractor.name == "inception:2048" else "FD"
+        values[name] = distances.frechet_distance_of(found, real.statistics)
+    if "kid" in metrics:
+        mean, spread = distances.kernel_distance(
+            together, real.features, subsets=SUBSETS, subset_size=subset_size
+        )
+        values |= {"KID": mean, "KID std": spread}
+    if logits:
+        mean, spread = distances.inception_score(np.concatenate(logits), splits=SPLITS)
+        values |= {"IS": mean, "IS std": spread}
+    if "precision_recall" in metrics:
+        pair = distances.precision_recall(together, real.features, neighbours=NEIGHBOURS)
+        values |= dict(zip(("precision", "recall"), pair, strict=True))
+    return values
+
+
+def _check_metrics(metrics: Sequence[str], statistics: PathLike | None) -> None:
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown or not metrics:
         raise ConfigError(f"metrics {', '.join(unknown)!r}; accepted: {', '.join(METRICS)}")
@@ -82,64 +161,10 @@ def build_meter(
             f"metrics {', '.join(metrics)!r} with statistics {str(statistics)!r}; accepted: fd, "
             "since such a file holds a mean and a covariance only"
         )
-    images = np.asarray(task.to_images(task.reference()))
-    count = len(images) if count is None else count
-    _check_counts(metrics, count, len(images), subset_size)
-    if save_statistics:
-        _check_new_file(save_statistics)
-    extractor = build_extractor(extractor, label, task.labelled, images.shape[1:], weights)
-    if statistics:
-        known, real = _load_statistics(statistics, extractor), None
-        reference = f"{statistics}, {known.count or 'unknown number of'} examples"
-    else:
-        real = reference_features(extractor, images)
-        known = distances.statistics(real)
-        reference = " ".join(filter(None, [label, split])) + f", {len(images):,} examples"
-    if tuple(metrics) == ("is",) and extractor.name.startswith("pixels"):
-        raise ConfigError(f"metric 'is' of {extractor.name}; accepted: a classifier or inception")
-    if save_statistics:
-        about = {"extractor": extractor.name, "pictures": PICTURES, "reference": reference}
-        try:
-            distances.save_statistics(save_statistics, known, **about)
-        except OSError as error:
-            raise ConfigError(f"--save-statistics is {str(save_statistics)!r}: {error}") from error
-    if "fd" in metrics and count <= len(known.mean):
-        logger.warning(
-            "%d samples for %d features: the Frechet distance of so few is biased upwards",
-            count,
-            len(known.mean),
-        )
-    keep = set(metrics) & {"kid", "precision_recall"}
-
-    def measure(batches):
-        found, features, logits = None, [], []
-        for batch in batches:
-            ours, scores = extractor.extract(batch)
-            found = distances.update(found, ours) if "fd" in metrics else None
-            features += [ours] if keep else []
-            logits += [scores] if "is" in metrics and scores is not None else []
-        features = np.concatenate(features) if keep else None
-        values = {}
-        if "fd" in metrics:
-            name = "FID" if extractor.name == "inception:2048" else "FD"
-            values[name] = distances.frechet_distance_of(found, known)
-        if "kid" in metrics:
-            size = {"subsets": SUBSETS, "subset_size": subset_size}
-            mean, spread = distances.kernel_distance(features, real, **size)
-            values |= {"KID": mean, "KID std": spread}
-        if logits:
-            mean, spread = distances.inception_score(np.concatenate(logits), splits=SPLITS)
-            values |= {"IS": mean, "IS std": spread}
-        if "precision_recall" in metrics:
-            pair = distances.precision_recall(features, real, neighbours=NEIGHBOURS)
-            values |= dict(zip(("precision", "recall"), pair, strict=True))
-        return {f"{name}[{extractor.name}]@{count}": value for name, value in values.items()}
-
-    return Meter(count, reference, measure)
 
 
-def _check_new_file(path):
-    """Refuse a path of statistics where no file can be written."""
+def _check_new_file(path: PathLike) -> None:
+    """Raise ConfigError where no file of statistics can be written."""
     path = pathlib.Path(path)
     accepted = "accepted: a file in a folder that exists"
     if not os.path.isdir(path.parent):
@@ -151,9 +176,18 @@ def _check_new_file(path):
     require_writable(path.parent, "the folder of --save-statistics")
 
 
-def _load_statistics(path, extractor):
+def _save_statistics(path: PathLike, extractor: Extractor, real: _Reference) -> None:
+    about = {"extractor": extractor.name, "pictures": PICTURES, "reference": real.words}
     try:
-        statistics, about = distances.load_statistics(path)
+        moments.save_statistics(path, real.statistics, **about)
+    except OSError as error:
+        raise ConfigError(f"--save-statistics is {str(path)!r}: {error}") from error
+
+
+def _read_reference(path: PathLike, extractor: Extractor) -> _Reference:
+    """Return the Statistics of a file, checked against the extractor."""
+    try:
+        statistics, about = moments.load_statistics(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"statistics {str(path)!r}: {error}") from error
     made_by = about.get("extractor", extractor.name)
@@ -173,11 +207,12 @@ def _load_statistics(path, extractor):
             f"statistics {str(path)!r} are of {len(statistics.mean)} features; accepted: "
             f"{extractor.dim}, as {extractor.name} has"
         )
-    return statistics
+    words = f"{path}, {statistics.count or 'unknown number of'} examples"
+    return _Reference(statistics, np.empty((0, extractor.dim)), words)
 
 
-def _check_counts(metrics, count, real, subset_size):
-    """Refuse too few samples before anything is drawn."""
+def _check_counts(metrics: Sequence[str], count: int, real: int, subset_size: int) -> None:
+    """Raise ConfigError where there are too few samples, before any is drawn."""
     least = {"fd": 2, "kid": subset_size, "is": SPLITS, "precision_recall": NEIGHBOURS + 1}
     both = {"fd", "kid", "precision_recall"}
     if "kid" in metrics and subset_size < 2:

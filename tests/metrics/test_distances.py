@@ -10,16 +10,17 @@ import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsejax.metrics import distances
 from sparsejax.metrics.distances import (
-    Statistics,
     frechet_distance,
     frechet_distance_of,
     inception_score,
     kernel_distance,
+    precision_recall,
+)
+from sparsejax.metrics.moments import (
+    Statistics,
     load_statistics,
     merge,
-    precision_recall,
     save_statistics,
     statistics,
     update,
@@ -186,7 +187,7 @@ def test_memory_doesnt_grow_with_the_count():
 
 
 def test_precision_and_recall_keep_no_matrix_of_all_pairs(monkeypatch):
-    monkeypatch.setattr(distances, "_BLOCK", 64)
+    monkeypatch.setattr("sparsejax.metrics.features.BLOCK", 64)
     features = _normal(2000, 4).astype(np.float32)
     assert _peak(precision_recall, features, features) < 0.02 * 8 * len(features) ** 2
 
@@ -283,7 +284,7 @@ def test_kernel_distance_draws_equal_subsets_with_equal_seeds():
 
 
 def test_inception_score_of_sure_and_of_unsure_logits(monkeypatch):
-    monkeypatch.setattr(distances, "_BLOCK", 7)
+    monkeypatch.setattr("sparsejax.metrics.features.BLOCK", 7)
     sure = np.tile(np.eye(5) * 1e4, (20, 1))
     assert inception_score(sure, splits=1) == pytest.approx((5, 0))
     assert inception_score(sure, splits=4, shuffle=False) == pytest.approx((5, 0))
@@ -295,7 +296,7 @@ def test_inception_score_of_sure_and_of_unsure_logits(monkeypatch):
 
 
 def test_inception_score_is_a_mean_divergence(monkeypatch):
-    monkeypatch.setattr(distances, "_BLOCK", 4)
+    monkeypatch.setattr("sparsejax.metrics.features.BLOCK", 4)
     logits = _normal(23, 6) * 3
     chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     scores = []
@@ -321,7 +322,7 @@ def _naive_precision_recall(features, reference, neighbours):
 @pytest.mark.parametrize("block", [3, 16, 2048])
 @pytest.mark.parametrize("neighbours", [1, 3, 5])
 def test_precision_and_recall_equal_the_naive_ones(monkeypatch, block, neighbours):
-    monkeypatch.setattr(distances, "_BLOCK", block)
+    monkeypatch.setattr("sparsejax.metrics.features.BLOCK", block)
     x, y = 0.7 * _normal(53, 2) + [1, 1], _normal(40, 2, 1)
     expected = _naive_precision_recall(x, y, neighbours)
     assert precision_recall(x, y, neighbours=neighbours) == pytest.approx(expected, abs=1e-12)
@@ -330,14 +331,14 @@ def test_precision_and_recall_equal_the_naive_ones(monkeypatch, block, neighbour
 
 
 def test_precision_and_recall_of_equal_and_of_distant_sets(monkeypatch):
-    monkeypatch.setattr(distances, "_BLOCK", 32)
+    monkeypatch.setattr("sparsejax.metrics.features.BLOCK", 32)
     x = _normal(100, 8)
     assert precision_recall(x, x) == (1.0, 1.0)
     assert precision_recall(x, x + 100) == (0.0, 0.0)
     # Rows that occur more often than there are neighbours have a radius of 0.
     often = np.repeat(_normal(20, 8) + 5, 6, axis=0)
     for block in (7, 32, 2048):
-        monkeypatch.setattr(distances, "_BLOCK", block)
+        monkeypatch.setattr("sparsejax.metrics.features.BLOCK", block)
         other = np.random.default_rng(0).permutation(often)
         assert precision_recall(other[:100], often) == (1.0, 1.0)
         assert precision_recall(often, other + 1e-4) == (0.0, 0.0)

@@ -5,8 +5,7 @@ import pytest
 
 from sparsejax.data.images import PICTURES, load_images, to_pixels, to_unit_range
 from sparsejax.errors import ConfigError
-from sparsejax.families import Task
-from sparsejax.metrics import distances
+from sparsejax.metrics import distances, moments
 from sparsejax.metrics.extractors import build_extractor, reference_features
 from sparsejax.metrics.measures import build_meter
 from tests.training.tiny import tiny_config
@@ -14,11 +13,8 @@ from tests.training.tiny import tiny_config
 rng = np.random.default_rng(0)
 
 
-def task_of(images, labels=None):
-    """A task that knows nothing but its data: uint8 pictures, samples are floats in [-1, 1]."""
-    fields = dict.fromkeys(Task._fields) | Task._field_defaults
-    labelled = None if labels is None else lambda: (images, labels)
-    return Task(**fields | {"reference": lambda: to_unit_range(images), "labelled": labelled})
+def meter_of(images, label="digits", **options):
+    return build_meter(lambda: images, label, **options)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +29,9 @@ def halves(images, parts=3):
 def test_every_number_says_metric_extractor_and_count(digits):
     images, labels = digits
     batches, real = halves(images)
-    task = task_of(real, labels[1::2])
-    meter = build_meter(task, "digits", split="train", count=899, subset_size=200)
+    labelled = real, labels[1::2]
+    options = {"split": "train", "count": 899, "subset_size": 200}
+    meter = meter_of(real, labelled=lambda: labelled, **options)
     measures = meter.measure(iter(batches))
     assert meter.reference == "digits train, 898 examples"
     names = ("FD", "KID", "KID std", "IS", "IS std", "precision", "recall")
@@ -54,11 +51,10 @@ def test_every_number_says_metric_extractor_and_count(digits):
 def test_numbers_are_those_of_the_distances_on_the_extractors_features(digits):
     images, _ = digits
     batches, real = halves(images, 4)
-    task = task_of(real)
     extract = build_extractor("pixels", "digits", None, (8, 8, 1)).extract
     ours, theirs = extract(np.concatenate(batches))[0], extract(real)[0]
     np.testing.assert_allclose(ours, images[::2].reshape(-1, 64) / 255, atol=1e-6)
-    measures = build_meter(task, "digits", count=899, subset_size=100).measure(iter(batches))
+    measures = meter_of(real, count=899, subset_size=100).measure(iter(batches))
     expected = distances.frechet_distance(ours, theirs)
     assert measures["FD[pixels:8x8]@899"] == pytest.approx(expected, rel=1e-9)
     kernel = distances.kernel_distance(ours, theirs, subset_size=100)
@@ -116,19 +112,18 @@ def test_statistics_from_a_file_take_the_place_of_real_examples(digits, tmp_path
     path = tmp_path / "real.npz"
     np.savez(path, mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     options = {"metrics": ["fd"], "count": 899}
-    task = task_of(real[:50])
-    named = build_meter(task, "digits", statistics=path, **options).measure(iter(batches))
-    whole = build_meter(task_of(real), "digits", **options).measure(iter(batches))
+    named = meter_of(real[:50], statistics=path, **options).measure(iter(batches))
+    whole = meter_of(real, **options).measure(iter(batches))
     (ours,), (expected,) = named.values(), whole.values()
     assert ours == pytest.approx(expected, rel=1e-5)
     saved = tmp_path / "saved.npz"
-    build_meter(task_of(real), "digits", save_statistics=saved, **options)
-    reused = build_meter(task, "digits", statistics=saved, **options)
+    meter_of(real, save_statistics=saved, **options)
+    reused = meter_of(real[:50], statistics=saved, **options)
     assert reused.reference == f"{saved}, 898 examples"
     assert reused.measure(iter(batches)) == whole
-    distances.save_statistics(path, distances.statistics(features), extractor="inception:2048")
+    moments.save_statistics(path, moments.statistics(features), extractor="inception:2048")
     with pytest.raises(ConfigError, match="are of inception:2048; accepted: those of pixels:8x8"):
-        build_meter(task, "digits", statistics=path, **options)
+        meter_of(real[:50], statistics=path, **options)
 
 
 @pytest.mark.parametrize(
@@ -138,23 +133,23 @@ def test_statistics_from_a_file_take_the_place_of_real_examples(digits, tmp_path
 )
 def test_statistics_that_could_not_be_saved_are_refused_first(digits, tmp_path, path, problem):
     (tmp_path / "file").write_text("in the way")
-    task = task_of(digits[0])
+    images, _ = digits
     with pytest.raises(ConfigError, match=f"^--save-statistics is .*: .*{problem}"):
-        build_meter(task, "digits", metrics=["fd"], save_statistics=tmp_path / path)
+        meter_of(images, metrics=["fd"], save_statistics=tmp_path / path)
     with pytest.raises(ConfigError, match="^the folder of --save-statistics is '/proc'"):
-        build_meter(task, "digits", metrics=["fd"], save_statistics="/proc/x.npz")
+        meter_of(images, metrics=["fd"], save_statistics="/proc/x.npz")
 
 
 def test_statistics_say_which_pictures_they_are_of(digits, tmp_path):
     """What a version wrote that measured unrounded floats isn't compared with 8-bit pictures."""
     images, _ = digits
     path, options = tmp_path / "saved.npz", {"metrics": ["fd"], "count": 899}
-    build_meter(task_of(images), "digits", save_statistics=path, **options)
-    stats, about = distances.load_statistics(path)
+    meter_of(images, save_statistics=path, **options)
+    stats, about = moments.load_statistics(path)
     assert about["pictures"] == PICTURES == "8-bit"
-    distances.save_statistics(path, stats, extractor="pixels:8x8", reference="digits")
+    moments.save_statistics(path, stats, extractor="pixels:8x8", reference="digits")
     with pytest.raises(ConfigError, match="unrounded floats; accepted: those of 8-bit pictures"):
-        build_meter(task_of(images), "digits", statistics=path, **options)
+        meter_of(images, statistics=path, **options)
 
 
 def test_features_are_of_8_bit_pictures_alone(digits):
@@ -169,11 +164,10 @@ def test_features_are_of_8_bit_pictures_alone(digits):
 def test_a_few_wild_pixels_count_as_the_picture_that_shows_them(digits):
     """One image in 100 times 40: clipped, it is a picture in black and white, and no distance."""
     images, _ = digits
-    task, options = task_of(images), {"metrics": ["fd"], "count": len(images)}
+    options = {"metrics": ["fd"], "count": len(images)}
     samples = to_unit_range(images)
     samples[::100] *= 40
-    meter = build_meter(task, "digits", **options)
-    (found,) = meter.measure(iter([task.to_images(samples)])).values()
+    (found,) = meter_of(images, **options).measure(iter([to_pixels(samples)])).values()
     by_hand = np.where(samples > 1, 1, np.where(samples < -1, -1, samples))
     by_hand = np.rint((by_hand + 1) * 127.5) / 255
     real = images.reshape(-1, 64) / 255
@@ -220,7 +214,7 @@ def test_what_cannot_be_measured_is_refused(options, message):
     images = rng.integers(0, 256, (100, 4, 4, 1), np.uint8)
     defaults = {"count": 100, "subset_size": 50} if "kid" not in message else {}
     with pytest.raises(ConfigError, match=message):
-        build_meter(task_of(images), "noise", **defaults | options)
+        meter_of(images, "noise", **defaults | options)
 
 
 def test_statistics_of_another_extractor_are_refused(tmp_path):
@@ -228,4 +222,4 @@ def test_statistics_of_another_extractor_are_refused(tmp_path):
     path = tmp_path / "inception.npz"
     np.savez(path, mu=np.zeros(2048), sigma=np.eye(2048))
     with pytest.raises(ConfigError, match="of 2048 features; accepted: 16, as pixels:4x4 has"):
-        build_meter(task_of(images), "noise", metrics=["fd"], statistics=path)
+        meter_of(images, "noise", metrics=["fd"], statistics=path)
