@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_dict
 from sparsejax import schema
 from sparsejax.diffusion import noise_schedules
 from sparsejax.errors import ConfigError, nearest, require
+from sparsejax.nested import flatten
 from sparsejax.schema import KEYS, NETWORK_SECTIONS, STRUCTURES, Key
 from sparsejax.seeds import MAX_SEED
 from sparsejax.sparsity.methods import METHODS
@@ -160,7 +161,7 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
     base = config.optimizer.base_learning_rate
     if base is not None:
         config.optimizer.learning_rate = base * config.batch_size
-    flat = _flatten(config.to_dict())
+    flat = flatten(config.to_dict(), ".")
     for key in KEYS:
         value = flat[key.path]
         check_type(key, value)
@@ -226,7 +227,7 @@ def complete(tree: Saved) -> ConfigDict:
       ConfigError: a key that is none, or a value of another type than its key's.
     """
     config, known = default_config(), {key.path: key for key in KEYS}
-    for path, value in _flatten(tree).items():
+    for path, value in flatten(tree, ".").items():
         if value == {}:  # a section without keys
             continue
         if path.startswith(tuple(f"{section}." for section in NETWORK_SECTIONS)):
@@ -333,19 +334,9 @@ def differing_keys(
     Returns:
       Lines `key: now X, saved Y`, sorted by key.
     """
-    now, then = _flatten(json.loads(to_json(config))), _flatten(saved)
+    now, then = flatten(json.loads(to_json(config)), "."), flatten(saved, ".")
     return [
         f"{key}: now {now.get(key)!r}, saved {then.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
         if now.get(key) != then.get(key) and not f"{key}.".startswith(tuple(f"{k}." for k in free))
     ]
-
-
-def _flatten(tree: Saved, prefix: str = "") -> Saved:
-    flat: Saved = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
+from sparsejax import nested
 from sparsejax.atomic import replacing
 
 FORMAT = "1"
@@ -123,7 +124,7 @@ def load_sparse(path: str | os.PathLike[str]) -> tuple[Tree, Tree, dict[str, str
         shapes = _read_dictionary(metadata, _SHAPES_KEY)
         _check_sums(tensors, _read_dictionary(metadata, _SUMS_KEY))
         params, masks = _unpack({name: _to_array(one) for name, one in tensors.items()}, shapes)
-        return _nest(params), _nest(masks), metadata
+        return nested.nest(params), nested.nest(masks), metadata
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -155,23 +156,28 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
 
 
-def _flatten(tree: Tree, name: str = "") -> dict[str, Array]:
-    """Return `{path: array}` of nested dictionaries; refuse what paths can't say."""
+def _flatten(tree: Tree) -> dict[str, Array]:
+    """Return `{path: array}` of nested dictionaries; raise ValueError for what paths can't say."""
     if not isinstance(tree, Mapping):
-        if not name or isinstance(tree, list | tuple):
-            kind = type(tree).__name__
-            raise ValueError(f"{name or 'the tree'} is a {kind}; accepted: nested dictionaries")
-        array = np.asarray(tree)
-        native = array.dtype.isnative
-        return {name: array if native else array.astype(array.dtype.newbyteorder("="))}
+        kind = type(tree).__name__
+        raise ValueError(f"the tree is a {kind}; accepted: nested dictionaries")
     if not tree:
-        raise ValueError(f"{name or 'the tree'} is an empty dictionary")
+        raise ValueError("the tree is an empty dictionary")
     flat: dict[str, Array] = {}
-    for key, child in tree.items():
-        if not isinstance(key, str) or not key or "/" in key:
-            where = name or "the tree"
-            raise ValueError(f"{where} has the key {key!r}; accepted: text without slashes")
-        flat |= _flatten(child, f"{name}/{key}" if name else key)
+    for path, leaf in nested.leaves(tree):
+        for depth, key in enumerate(path):
+            if not isinstance(key, str) or not key or "/" in key:
+                where = "/".join(path[:depth]) or "the tree"
+                raise ValueError(f"{where} has the key {key!r}; accepted: text without slashes")
+        name = "/".join(path)
+        if isinstance(leaf, Mapping):
+            raise ValueError(f"{name} is an empty dictionary")
+        if isinstance(leaf, list | tuple):
+            kind = type(leaf).__name__
+            raise ValueError(f"{name} is a {kind}; accepted: nested dictionaries")
+        array = np.asarray(leaf)
+        native = array.dtype.isnative
+        flat[name] = array if native else array.astype(array.dtype.newbyteorder("="))
     return flat
 
 
@@ -263,16 +269,3 @@ def _unpack_mask(name: str, packed: Array | None, shape: Any, values: Array) -> 
     if bits[size:].any() or values.shape != (np.count_nonzero(bits),):
         raise ValueError(f"the mask of {name} doesn't fit values of shape {values.shape}")
     return bits[:size].reshape(shape)
-
-
-def _nest(flat: dict[str, Array]) -> Tree:
-    tree: dict[str, Any] = {}
-    for name, leaf in sorted(flat.items()):
-        *parents, last = name.split("/")
-        node = tree
-        for part in parents:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{name} lies below another leaf")
-        node[last] = leaf
-    return tree

@@ -7,12 +7,12 @@ them, `FD[classifier:digits]`: it compares with itself alone, never with an FID.
 import hashlib
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import numpy as np
 import optax
 
 from sparsejax.metrics.cache import load_or_compute
+from sparsejax.nested import flatten, nest
 from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.seeds import check_seed
 from sparsejax.types import Array, NumpyArray, Params
@@ -57,10 +57,10 @@ def load_classifier(name: str, images: NumpyArray, labels: NumpyArray) -> tuple[
 
     def train() -> dict[str, NumpyArray]:
         params = jax.device_get(train_classifier(model, images, labels))
-        return flax.traverse_util.flatten_dict(params, sep="/")
+        return flatten(params)
 
     arrays = load_or_compute(f"classifier-{name}-{RECIPE}-{digest.hexdigest()[:16]}", train)
-    return model, flax.traverse_util.unflatten_dict(arrays, sep="/")
+    return model, nest(arrays)
 
 
 def train_classifier(
