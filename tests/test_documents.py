@@ -5,7 +5,6 @@ import functools
 import io
 import pathlib
 import re
-import runpy
 import subprocess
 import sys
 
@@ -28,65 +27,75 @@ def test_the_own_loop_example_learns_and_stays_sparse():
 
 
 @functools.cache
-def run_example(name):
-    """Run a file of docs/; return its names, and what it printed as `printed`."""
+def run_example(library, optimizer="packed"):
+    """Run a loop of docs/ with either optimizer; return its names, what it printed, first masks."""
+    path = ROOT / "docs" / f"own_loop_{library}.py"
+    code = path.read_text()
+    (other,) = re.findall("or, for those of all: (.*)", code)
+    (ours,) = re.findall(r" = (sparsity\.packed\(.*)", code)
+    code = code.replace(ours, other) if optimizer == "sparse_updates" else code
+    before, loop = code.split("\nfor step in")
+    names = {}
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        names = runpy.run_path(str(ROOT / "docs" / f"{name}.py"))
-    return names | {"printed": out.getvalue()}
+        exec(compile(before, path, "exec"), names)
+        first = names["masks"]
+        exec(compile(f"for step in{loop}", path, "exec"), names)
+    return names | {"printed": out.getvalue(), "first_masks": first}
 
 
-def holes_of(tree, mask):
+def holes_of(tree, masks):
     """What arrays of the parameters' shapes hold where the mask is False."""
-    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(mask), strict=True)
+    pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(masks), strict=True)
     return np.concatenate([np.asarray(x)[~np.broadcast_to(m, x.shape)] for x, m in pairs])
 
 
+def params_and_state(library, names):
+    if library != "nnx":
+        return names["params"], names["state"]
+    nnx, model = names["nnx"], names["model"]
+    return nnx.as_pure((nnx.state(model, nnx.Param), names["optimizer"].opt_state))
+
+
+@pytest.mark.parametrize("optimizer", ["packed", "sparse_updates"])
 @pytest.mark.parametrize("library", ["nnx", "equinox", "haiku"])
-def test_the_loops_of_other_libraries_learn_and_stay_sparse(library):
-    """`sparse_updates`, then `packed`, whose state moves with the topology."""
+def test_the_loops_of_other_libraries_learn_and_stay_sparse(library, optimizer):
+    """With packed state, which moves with the topology, and with the other that they name."""
     if library != "nnx":
         missing = f"NOT TESTED: {library} is not installed; pip install -e '.[test]'"
         pytest.importorskip(library, reason=missing)
-    names = run_example(f"own_loop_{library}")
-    lines = names["printed"].splitlines()
-    assert [line.split(":")[0] for line in lines] == ["sparse_updates", "packed"]
-    assert all(float(line.split()[2]) < 0.01 for line in lines)
-    assert all(names["counts"].sparsifiable.density == pytest.approx(0.2, abs=1e-3) for _ in lines)
-    # What the last of them left, the packed one.
-    mask = names["mask"]
-    if library == "nnx":
-        params, state = names["nnx"].as_pure(
-            (names["nnx"].state(names["model"], names["nnx"].Param), names["optimizer"].opt_state)
-        )
-    else:
-        params, state = names["trained"], names["state"]
-        assert any(
-            (a != b).any()
-            for a, b in zip(*map(jax.tree.leaves, (mask, names["first_mask"])), strict=True)
-        )
-    assert holes_of(params, mask).size > 1000
-    assert not holes_of(params, mask).any()
-    dense = {path_name(path) for path, m in jax.tree_util.tree_leaves_with_path(mask) if not m.ndim}
-    assert {"nnx": "out/kernel", "equinox": "embed/weight", "haiku": "embed/embeddings"}[
-        library
-    ] in dense
-    for index, m in zip(*map(jax.tree.leaves, (state.indices, mask)), strict=True):
-        if m.ndim:
-            np.testing.assert_array_equal(index, np.flatnonzero(m))
+    names = run_example(library, optimizer)
+    assert float(names["printed"].split()[1]) < 0.01
+    assert re.search(r"density=0\.200\d+\)$", names["printed"].strip())
+    masks = names["masks"]
+    params, state = params_and_state(library, names)
+    pairs = zip(*map(jax.tree.leaves, (masks, names["first_masks"])), strict=True)
+    assert any((a != b).any() for a, b in pairs)
+    assert holes_of(params, masks).size > 1000
+    assert not holes_of(params, masks).any()
+    paths = jax.tree_util.tree_leaves_with_path(masks)
+    dense = {path_name(path) for path, mask in paths if not mask.ndim}
+    embedding = {"nnx": "out/kernel", "equinox": "embed/weight", "haiku": "embed/embeddings"}
+    assert embedding[library] in dense
+    if optimizer == "sparse_updates":
+        assert not holes_of(state[0].mu, masks).any()
+        return
+    for index, mask in zip(*map(jax.tree.leaves, (state.indices, masks)), strict=True):
+        if mask.ndim:
+            np.testing.assert_array_equal(index, np.flatnonzero(mask))
 
 
 def test_the_loop_in_nnx_resets_state_and_keeps_it_in_the_optimizer():
     """After a topology update, moments of inactive weights are zero in `nnx.Optimizer` itself."""
-    names = run_example("own_loop_nnx")
-    nnx, model, mask = names["nnx"], names["model"], names["mask"]
-    optimizer = names["transforms"].sparse_updates(names["optax"].adamw(1e-2))
-    optimizer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+    names = run_example("nnx", "sparse_updates")
+    nnx, optimizer = names["nnx"], names["optimizer"]
     ones = jax.tree.map(jax.numpy.ones_like, nnx.as_pure(optimizer.opt_state))
     nnx.update(optimizer.opt_state, nnx.state(ones))
-    mask = names["change_topology"](jax.random.key(0), model, optimizer, mask, 0.5)
+    masks = names["update_topology"](
+        jax.random.key(0), names["model"], optimizer, names["masks"], 0.5
+    )
     moments = nnx.as_pure(optimizer.opt_state)[0].mu
-    for moment, m in zip(*map(jax.tree.leaves, (moments, mask)), strict=True):
-        np.testing.assert_array_equal(moment, np.broadcast_to(m, moment.shape))
+    for moment, mask in zip(*map(jax.tree.leaves, (moments, masks)), strict=True):
+        np.testing.assert_array_equal(moment, np.broadcast_to(mask, moment.shape))
 
 
 def test_the_readme_shows_the_own_loop_as_it_is():
