@@ -35,6 +35,7 @@ OptState: TypeAlias = optax.OptState
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 Schedule: TypeAlias = Callable[[ArrayLike], ArrayLike]  # of the step
 
+Example: TypeAlias = dict[str, Any]  # one record of a dataset, its features by name
 Batch: TypeAlias = dict[str, Any]  # arrays [batch, ...] by name
 Batches: TypeAlias = Iterator[Batch]
 Samples: TypeAlias = Any  # array [count, ...] of jax or numpy

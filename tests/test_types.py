@@ -16,7 +16,6 @@ UNTYPED = {
     "reports",
     "sparsity",
     "training",
-    "data",
 }
 
 

@@ -10,31 +10,37 @@ Other keys are passed over.
 
 import functools
 import hashlib
+import pathlib
 import zipfile
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from sparsejax.data.decoding import encode
 from sparsejax.data.items import Item, SourceError, check, check_integers, reason
+from sparsejax.types import NumpyArray
+
+Read: TypeAlias = Callable[[int], bytes]  # an item's encoded bytes
 
 SPLITS = ("train", "validation", "test")
 
 
-def digest(path):
+def digest(path: pathlib.Path) -> str:
     """Return the file's sha256, a hexadecimal string; `path` is a pathlib.Path."""
     status = path.stat()
     return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.cache
-def _sha256(path, size, time):
+def _sha256(path: pathlib.Path, size: int, time: int) -> str:
     """Hash a file; its size and modification time say when to do so again."""
     del size, time
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def channels(path):
+def channels(path: pathlib.Path) -> int:
     """Return the channels of an npz's images, 1 or 3, reading no more than its headers.
 
     Args:
@@ -61,7 +67,7 @@ def channels(path):
     return 1 if len(shape) == 3 else _checked_images(shape)[3]
 
 
-def items(path):
+def items(path: pathlib.Path) -> list[Item]:
     """List the images of an npz in their order.
 
     Args:
@@ -91,20 +97,20 @@ def items(path):
     ]
 
 
-def _pixels(arrays):
+def _pixels(arrays: dict[str, NumpyArray]) -> tuple[Read, int]:
     images = arrays["images"]
     check(images.dtype == np.uint8, f"images are {images.dtype}, not uint8")
     _checked_images(images.shape)
     return lambda i: encode(images[i]), len(images)
 
 
-def _checked_images(shape):
+def _checked_images(shape: Sequence[int]) -> Sequence[int]:
     fits = min(shape, default=0) > 0 and (len(shape) == 3 or len(shape) == 4 and shape[3] in (1, 3))
     check(fits, f"images have the shape {list(shape)}, not [count, height, width, 1 or 3]")
     return shape
 
 
-def _ragged(arrays):
+def _ragged(arrays: dict[str, NumpyArray]) -> tuple[Read, int]:
     encoded, offsets = arrays["jpeg"], arrays["offsets"]
     check(encoded.dtype == np.uint8 and encoded.ndim == 1, "jpeg isn't a row of uint8")
     check(offsets.size > 1, "offsets are fewer than two")

@@ -10,16 +10,18 @@ import importlib.util
 import io
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import jax
 import tensorflow_datasets as tfds
 from absl import logging
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from sparsejax.data.digits import Digits
 from sparsejax.data.files import Files
 from sparsejax.data.sketch_builders import Kanjivg, QuickdrawStrokes, Vmnist, VmnistLike
-from sparsejax.data.stamps import stamp_splits
+from sparsejax.data.stamps import Stamp, stamp_splits
 from sparsejax.errors import ConfigError, require
 from sparsejax.storage import require_writable
 
@@ -37,13 +39,13 @@ SKETCHES = tuple(_SKETCH_BUILDERS)
 DATASETS = (*IMAGES, *SKETCHES)
 
 
-def full_name(settings):
+def full_name(settings: ConfigDict) -> str:
     """Return the builder's full name, with config and version; see `open_builder`."""
     with _quiet(progress=False):
         return _create(*_arguments(settings)).info.full_name
 
 
-def stamp(settings):
+def stamp(settings: ConfigDict) -> dict[str, Stamp]:
     """Return what the dataset is made from, by the config key of its place.
 
     Args:
@@ -66,7 +68,7 @@ def stamp(settings):
     return {"task.data_dir": stamp_splits(builder.info.splits)}
 
 
-def open_builder(settings):
+def open_builder(settings: ConfigDict) -> tfds.core.DatasetBuilder:
     """Return a dataset's builder, prepared as array_record.
 
     Process 0 prepares it and the others wait; every process must call this.
@@ -84,12 +86,14 @@ def open_builder(settings):
     return _open(*_arguments(settings), full_name(settings))
 
 
-def _arguments(settings):
+def _arguments(settings: ConfigDict) -> tuple[str, str, str, tuple[str, ...]]:
     return settings.dataset, settings.source, settings.data_dir, settings.words
 
 
 @functools.cache
-def _open(dataset, source, data_dir, words, full_name):
+def _open(
+    dataset: str, source: str, data_dir: str, words: tuple[str, ...], full_name: str
+) -> tfds.core.DatasetBuilder:
     """Prepare and open, once for each content: `full_name` changes with that of the source."""
     with _quiet(progress=dataset != "digits" and sys.stderr.isatty()):
         builder = _create(dataset, source, data_dir, words)
@@ -114,24 +118,26 @@ def _open(dataset, source, data_dir, words, full_name):
     return builder
 
 
-def _create(dataset, source, data_dir, words):
+def _create(
+    dataset: str, source: str, data_dir: str, words: tuple[str, ...]
+) -> tfds.core.DatasetBuilder:
     require(dataset in DATASETS, "task.dataset", dataset, ", ".join(DATASETS))
     have_source = ("files", *SKETCHES)
     accepted = f"'' with the dataset {dataset}; those with a source are {', '.join(have_source)}"
     require(not source or dataset in have_source, "task.source", source, accepted)
-    data_dir = data_dir or None
+    folder = data_dir or None
     if dataset in SKETCHES:
         require(source, "task.source", source, _SKETCH_BUILDERS[dataset].ACCEPTED)
-        return _SKETCH_BUILDERS[dataset](source, words, data_dir=data_dir)
+        return _SKETCH_BUILDERS[dataset](source, words, data_dir=folder)
     if dataset == "digits":
-        return Digits(data_dir=data_dir)
+        return Digits(data_dir=folder)
     if dataset == "files":
         require(source, "task.source", source, "the path of your images")
-        return Files(source, data_dir=data_dir)
-    return tfds.builder(PUBLISHED[dataset], data_dir=data_dir)
+        return Files(source, data_dir=folder)
+    return tfds.builder(PUBLISHED[dataset], data_dir=folder)
 
 
-def _check_can_be_prepared(dataset, builder):
+def _check_can_be_prepared(dataset: str, builder: tfds.core.DatasetBuilder) -> None:
     """Raise a ConfigError that lists what is missing for tensorflow-datasets to prepare a set."""
     missing = []
     if importlib.util.find_spec("tensorflow") is None:
@@ -156,7 +162,7 @@ def _check_can_be_prepared(dataset, builder):
         )
 
 
-def _command(dataset, builder):
+def _command(dataset: str, builder: tfds.core.DatasetBuilder) -> str:
     # tensorflow-datasets' own command, tfds build, would need apache-beam too.
     data_dir = pathlib.Path(builder.data_dir).parents[2]
     return (
@@ -167,7 +173,7 @@ def _command(dataset, builder):
 
 
 @contextlib.contextmanager
-def _quiet(progress):
+def _quiet(progress: bool) -> Iterator[None]:
     """Hold back tensorflow-datasets' notes on TensorFlow and OpenCV, which aren't needed."""
     (tfds.enable_progress_bar if progress else tfds.disable_progress_bar)()
     verbosity = logging.get_verbosity()

@@ -4,7 +4,9 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from sparsejax.types import Pictures
 
 METHOD = "centre crop, bicubic"
 _ORIENTATION = 0x0112  # in EXIF
@@ -22,7 +24,7 @@ _EXIF_WARNINGS = "Corrupt EXIF|Metadata Warning|Tag data larger|Truncated File R
 warnings.filterwarnings("ignore", _EXIF_WARNINGS, UserWarning, r"PIL\.TiffImagePlugin")
 
 
-def decode(encoded, size, channels):
+def decode(encoded: bytes, size: int, channels: int) -> Pictures:
     """Decode an image and bring it to size x size pixels as Latent Diffusion does.
 
     Centre crop to the shorter side, then Pillow's bicubic resize (CompVis/latent-diffusion,
@@ -51,7 +53,7 @@ def decode(encoded, size, channels):
     return np.asarray(image).reshape(size, size, channels)
 
 
-def _open(encoded):
+def _open(encoded: bytes) -> ImageFile.ImageFile:
     if not encoded:
         raise ValueError("it is empty")
     try:
@@ -60,7 +62,7 @@ def _open(encoded):
         raise OSError("it is no image that Pillow can identify") from error
 
 
-def _upright(image):
+def _upright(image: ImageFile.ImageFile) -> Image.Image:
     """Load an image and turn it as its EXIF orientation says, 1 to 8; anything else is ignored.
 
     `ImageOps.exif_transpose` would write the rest of EXIF anew, which fails where it is odd.
@@ -68,11 +70,11 @@ def _upright(image):
     if image.format == "TIFF":
         return _upright_tiff(image)
     image.load()  # a PNG's EXIF may stand behind its pixels
-    method = _UPRIGHT.get(_orientation(image))
-    return image if method is None else image.transpose(method)
+    orientation = _orientation(image)
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _upright_tiff(image):
+def _upright_tiff(image: ImageFile.ImageFile) -> Image.Image:
     """Load a TIFF, which Pillow turns by itself; keep from it the tags that it could trip over."""
     orientation, exif = _orientation(image), image.getexif()
     for tag in list(exif):
@@ -84,7 +86,7 @@ def _upright_tiff(image):
     return image
 
 
-def _orientation(image):
+def _orientation(image: Image.Image) -> int | None:
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # Pillow raises many kinds on broken EXIF.
@@ -92,7 +94,7 @@ def _orientation(image):
     return orientation if isinstance(orientation, int) else None  # no text, no fraction
 
 
-def _to_mode(image, mode):
+def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Convert any Pillow image to 8 bits of greyscale or RGB; transparency is dropped."""
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose range isn't known")
@@ -108,7 +110,7 @@ def _to_mode(image, mode):
     return image if image.mode == mode else image.convert(mode)
 
 
-def encode(pixels):
+def encode(pixels: Pictures) -> bytes:
     """Encode [height, width] or [height, width, 1 or 3] uint8 as PNG bytes, lossless.
 
     By Pillow: tensorflow-datasets would need TensorFlow to encode an array.

@@ -4,10 +4,13 @@ Part of the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin and Ka
 CC BY 4.0.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import tensorflow_datasets as tfds
 
 from sparsejax.data.decoding import encode
+from sparsejax.types import Example
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -15,7 +18,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
@@ -27,11 +30,13 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             license="CC BY 4.0",
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, Example]]]:
         del dl_manager
         return {"train": self._generate_examples()}
 
-    def _generate_examples(self):
+    def _generate_examples(self) -> Iterator[tuple[int, Example]]:
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -6,13 +6,17 @@ raises `sparsejax.data.items.SourceError` where nothing at all can be read.
 
 import hashlib
 import os
-from typing import NamedTuple
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from sparsejax.data.items import reason
+from sparsejax.types import NumpyArray, Value
 
 SPLITS = ("train", "validation", "test")
+T = TypeVar("T")
 _TRAIN, _VALIDATION = 85, 5  # of 100; the rest is for the test
 
 
@@ -26,7 +30,7 @@ class Drawing(NamedTuple):
     name: str
     split: str
     label: int
-    strokes: list[np.ndarray]
+    strokes: list[NumpyArray]
 
 
 class Broken(NamedTuple):
@@ -36,7 +40,10 @@ class Broken(NamedTuple):
     reason: str
 
 
-def attempt(name, read, *arguments):
+Found: TypeAlias = Drawing | Broken
+
+
+def attempt(name: str, read: Callable[..., T], *arguments: Value) -> T | Broken:
     """Return `read(*arguments)`, or Broken with the reason, whatever goes wrong.
 
     Args:
@@ -55,7 +62,7 @@ def attempt(name, read, *arguments):
         return Broken(name, reason(error))
 
 
-def with_times(strokes):
+def with_times(strokes: Sequence[NumpyArray]) -> list[NumpyArray]:
     """Add the times of a pen of constant speed, on the paper and between strokes in the air.
 
     Args:
@@ -79,12 +86,12 @@ def with_times(strokes):
     return [timed[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def as_text(name):
+def as_text(name: str) -> str:
     r"""Return a file's name as text that UTF-8 can hold; other bytes become \xNN."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def split_of(key):
+def split_of(key: str) -> str:
     """Return a key's split, by its hash: 85 % train, 5 % validation, 10 % test.
 
     Args:
@@ -94,7 +101,7 @@ def split_of(key):
     return SPLITS[(place >= _TRAIN) + (place >= _TRAIN + _VALIDATION)]
 
 
-def digest(folder, paths):
+def digest(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> str:
     """Hash names, sizes and modification times of files in a folder, without opening them.
 
     Args:

@@ -5,6 +5,8 @@ import logging
 import os
 import pathlib
 import re
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -12,9 +14,10 @@ from tensorflow_datasets.core.utils import tqdm_utils
 
 from sparsejax.data import archives, folders
 from sparsejax.data.decoding import decode
-from sparsejax.data.items import SourceError, reason
-from sparsejax.data.stamps import stamp_file, stamp_folder
+from sparsejax.data.items import Item, SourceError, reason
+from sparsejax.data.stamps import Stamp, stamp_file, stamp_folder
 from sparsejax.errors import ConfigError
+from sparsejax.types import Example, Value
 
 logger = logging.getLogger(__name__)
 # Its own level: while datasets are opened, absl's logging, quietened, holds back all others.
@@ -39,7 +42,7 @@ class Files(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, source, **kwargs):
+    def __init__(self, source: str, **kwargs: Value) -> None:
         """Look at the source, without reading the images yet.
 
         Args:
@@ -60,22 +63,22 @@ class Files(tfds.core.GeneratorBasedBuilder):
         config = tfds.core.BuilderConfig(name=f"{name}-{digest[:16]}")
         super().__init__(config=config, **kwargs)
 
-    def stamp(self):
+    def stamp(self) -> Stamp:
         """Return the stamp of the source (`sparsejax.data.stamps`)."""
         if self.path.is_dir():
             return stamp_folder(self.path, folders.images(self.path))
         return stamp_file(self.path)
 
-    def _kind(self):
+    def _kind(self) -> ModuleType:
         if not self.path.exists():
             raise SourceError("it doesn't exist")
         return folders if self.path.is_dir() else archives
 
-    def _refusal(self, problem):
+    def _refusal(self, problem: object) -> ConfigError:
         message = f"config.task.source is {self.source!r}: {problem}; accepted: {ACCEPTED}"
         return ConfigError(message)
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
@@ -86,7 +89,9 @@ class Files(tfds.core.GeneratorBasedBuilder):
             description=__doc__,
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, Iterator[tuple[int, Example]]]:
         del dl_manager
         try:
             items = self._kind().items(self.path)
@@ -103,22 +108,24 @@ class Files(tfds.core.GeneratorBasedBuilder):
         splits = dict.fromkeys(item.split for item in items)
         return {split: self._generate_examples(items, split) for split in splits}
 
-    def _generate_examples(self, items, split):
+    def _generate_examples(
+        self, items: Sequence[Item], split: str
+    ) -> Iterator[tuple[int, Example]]:
         for index, item in enumerate(items):
             if item.split == split:
                 yield index, {"image": item.read(), "label": item.label}
 
 
-def short_name(source):
+def short_name(source: str) -> str:
     """Return the name of a folder, or of an npz without its ending."""
     path = pathlib.Path(source).expanduser().absolute()
     return path.stem if path.suffix.lower() == ".npz" else path.name
 
 
-def _broken(items, channels):
+def _broken(items: Sequence[Item], channels: int) -> list[str]:
     """Decode every image once; return a line for each that fails."""
 
-    def problem(item):
+    def problem(item: Item) -> str | None:
         try:
             decode(item.read(), 1, channels)
         except Exception as error:  # Pillow raises many kinds on broken files.

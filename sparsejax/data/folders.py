@@ -3,13 +3,26 @@
 import functools
 import hashlib
 import os
+import pathlib
+from collections.abc import Sequence
 
 from PIL import features
 
 from sparsejax.data import listing
 from sparsejax.data.items import Item, SourceError
 
-EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".dib", ".gif")
+EXTENSIONS: tuple[str, ...] = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".apng",
+    ".webp",
+    ".bmp",
+    ".dib",
+    ".gif",
+)
 EXTENSIONS += (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi")
 # What a build of Pillow may lack.
 EXTENSIONS += (".avif",) if features.check("avif") else ()
@@ -23,7 +36,7 @@ SPLITS = {
 }
 
 
-def digest(folder):
+def digest(folder: pathlib.Path) -> str:
     """Hash names, sizes and modification times of the images in a folder, without opening them.
 
     Args:
@@ -43,7 +56,7 @@ def digest(folder):
     return content.hexdigest()
 
 
-def items(folder):
+def items(folder: pathlib.Path) -> list[Item]:
     """List the images of a folder, sorted by name.
 
     If the folder has subfolders named after splits (train, validation, val, valid, test), they
@@ -76,7 +89,7 @@ def items(folder):
     ]
 
 
-def images(folder):
+def images(folder: pathlib.Path) -> list[pathlib.Path]:
     """List the images of a folder, sorted; hidden files and links to folders are passed over.
 
     Args:
@@ -95,23 +108,23 @@ def images(folder):
     return paths
 
 
-def left_out(folder):
+def left_out(folder: pathlib.Path) -> str:
     """Say what lies in a folder and is no image by its ending; see `listing.left_out`."""
     others = [path for path in listing.visible(folder) if not _is_image(path)]
     return listing.left_out(others, folder)
 
 
-def _is_image(path):
+def _is_image(path: pathlib.Path) -> bool:
     if path.suffix.lower() not in EXTENSIONS:
         return False
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
-def _is_in_split(parts):
+def _is_in_split(parts: tuple[str, ...]) -> bool:
     return len(parts) > 1 and parts[0].lower() in SPLITS
 
 
-def _labels(places):
+def _labels(places: Sequence[tuple[str, ...]]) -> list[int]:
     if any(len(parts) == 1 for parts in places):
         return [0] * len(places)
     classes = {name: index for index, name in enumerate(sorted({parts[0] for parts in places}))}

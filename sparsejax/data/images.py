@@ -12,6 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from sparsejax.data import decoding
 from sparsejax.data.builders import DATASETS, IMAGES, SKETCHES, full_name, open_builder
@@ -20,6 +21,7 @@ from sparsejax.data.splits import check_split
 from sparsejax.errors import require
 from sparsejax.rendering.pixels import PICTURES, are_finite, to_pixels, to_unit_range
 from sparsejax.seeds import check_seed
+from sparsejax.types import Batches, Example, NumpyArray, Pictures
 
 __all__ = [
     "DATASETS",
@@ -38,7 +40,7 @@ __all__ = [
 _THREADS = max(2, min(8, os.cpu_count() or 2))
 
 
-def open_images(settings, split):
+def open_images(settings: ConfigDict, split: str) -> grain.MapDataset:
     """Open a dataset for random access, preparing it on disk the first time.
 
     Images are decoded as they are read, cropped and resized (`decoding.decode`).
@@ -64,14 +66,14 @@ def open_images(settings, split):
     source = builder.as_data_source(split=split, decoders=decoders)
     channels = builder.info.features["image"].shape[-1]
 
-    def example(record):
+    def example(record: Example) -> Example:
         image = decoding.decode(record["image"], size, channels)
         return {"image": image, "label": int(record.get("label", 0))}
 
     return grain.MapDataset.source(source).map(example)
 
 
-def load_images(settings, split):
+def load_images(settings: ConfigDict, split: str) -> tuple[Pictures, NumpyArray]:
     """Load a dataset into memory, once; errors are those of `open_images`.
 
     Args:
@@ -85,7 +87,7 @@ def load_images(settings, split):
 
 
 @functools.cache
-def _load(settings, split, description):
+def _load(settings: ConfigDict, split: str, description: str) -> tuple[Pictures, NumpyArray]:
     """Load; the description tells one content of the same files from another."""
     del description
     dataset = open_images(settings, split)
@@ -95,7 +97,7 @@ def _load(settings, split, description):
     return images, np.array([example["label"] for example in examples], np.int64)
 
 
-def describe(settings, split):
+def describe(settings: ConfigDict, split: str) -> str:
     """Say exactly which pixels `open_images` gives, to be kept with what is computed from them.
 
     Returns:
@@ -106,12 +108,19 @@ def describe(settings, split):
     return f"{full_name(settings)} {split}, {decoding.METHOD} to {size}x{size}"
 
 
-def label(settings):
+def label(settings: ConfigDict) -> str:
     """Return a short name for figures: of the dataset, or of the source of `files`."""
     return short_name(settings.source) if settings.dataset == "files" else settings.dataset
 
 
-def image_batches(dataset, batch_size, seed, start, stop, flip=False):
+def image_batches(
+    dataset: Pictures | grain.MapDataset,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    flip: bool = False,
+) -> Batches:
     """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
 
     A batch is a function of the step: shuffling and flips are seeded, epochs follow one another
@@ -135,7 +144,7 @@ def image_batches(dataset, batch_size, seed, start, stop, flip=False):
     processes, process = jax.process_count(), jax.process_index()
     in_memory = isinstance(dataset, np.ndarray)
 
-    def image(index):
+    def image(index: int) -> Pictures:
         return dataset[index] if in_memory else dataset[index]["image"]
 
     images = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat().map(image)
@@ -149,5 +158,5 @@ def image_batches(dataset, batch_size, seed, start, stop, flip=False):
     return iter(batches.slice(steps).to_iter_dataset(read_options=options))
 
 
-def _flip(image, rng):
+def _flip(image: Pictures, rng: np.random.Generator) -> Pictures:
     return image[:, ::-1] if rng.random() < 0.5 else image

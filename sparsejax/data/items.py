@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsejax.types import NumpyArray
+
 
 class Item(NamedTuple):
     """One image: `name` in messages, `split`, `label` int, `read() -> encoded bytes`."""
@@ -19,14 +21,14 @@ class SourceError(Exception):
     """A folder or npz that can't be used; the message completes "<source>: ..."."""
 
 
-def reason(error):
+def reason(error: BaseException) -> str:
     """Return what an exception says, on one line; its kind too where that isn't in plain words."""
     text = " ".join(str(error).split())
     plain = isinstance(error, OSError | ValueError) and text
     return text if plain else f"{type(error).__name__} {text}".strip()
 
 
-def check(condition, problem):
+def check(condition: object, problem: str) -> None:
     """Refuse a source.
 
     Args:
@@ -40,7 +42,7 @@ def check(condition, problem):
         raise SourceError(problem)
 
 
-def check_integers(key, array, count):
+def check_integers(key: str, array: NumpyArray, count: int) -> None:
     """Raise a SourceError if the array `key` of an npz isn't of integers [count]."""
     fits = np.issubdtype(array.dtype, np.integer) and array.shape == (count,)
     check(fits, f"{key} is {array.dtype} {list(array.shape)}, not integers [{count}]")

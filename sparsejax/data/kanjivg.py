@@ -5,12 +5,15 @@ kanji/05b57.svg, kanji/05b57-Kaisho.svg. A stroke is a `path` whose id is kvg:NA
 stand in the order in which they are drawn. The canvas is 109 wide and high.
 """
 
+import functools
+import pathlib
 import re
 import xml.etree.ElementTree as ET
 import zipfile
+from collections.abc import Callable, Iterable, Iterator
 
 from sparsejax.data import listing
-from sparsejax.data.drawings import Broken, Drawing, as_text, attempt, split_of, with_times
+from sparsejax.data.drawings import Broken, Drawing, Found, as_text, attempt, split_of, with_times
 from sparsejax.data.items import SourceError, reason
 from sparsejax.data.svg_paths import flatten
 
@@ -19,7 +22,7 @@ _NAME = re.compile(r"([0-9a-fA-F]{1,8})(-[^/]+)?")
 _STROKE = re.compile(r"kvg:.+-s\d+")
 
 
-def files(folder):
+def files(folder: pathlib.Path) -> list[pathlib.Path]:
     """List the SVG files of a folder, sorted: those in it, and in folders named `kanji` below.
 
     Args:
@@ -32,11 +35,11 @@ def files(folder):
     return [folder / name for name in _characters([_relative(path, folder) for path in found])]
 
 
-def left_out(path):
+def left_out(path: pathlib.Path) -> str:
     """Say which files of a zip or folder aren't read; see `listing.left_out`."""
     if path.is_dir():
-        chosen = set(files(path))
-        return listing.left_out([p for p in listing.visible(path) if p not in chosen], path)
+        read = set(files(path))
+        return listing.left_out([p for p in listing.visible(path) if p not in read], path)
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
     chosen = set(_characters(names))
@@ -44,11 +47,11 @@ def left_out(path):
     return listing.left_out([name for name in visible if name not in chosen])
 
 
-def _relative(path, folder):
+def _relative(path: pathlib.Path, folder: pathlib.Path) -> str:
     return path.relative_to(folder).as_posix()
 
 
-def read(path):
+def read(path: pathlib.Path) -> Iterator[Found]:
     """Read the characters of the publisher's zip, or of a folder of SVG files, sorted by name.
 
     The split is that of the hash of the code point, so a character's variants share theirs; the
@@ -73,12 +76,12 @@ def read(path):
         raise SourceError(f"it is no zip, or damaged ({reason(error)})") from error
     with archive:
         for member in _characters(archive.namelist()):
-            yield _character(member.rpartition("/")[2], lambda m=member: archive.read(m))
+            yield _character(member.rpartition("/")[2], functools.partial(archive.read, member))
 
 
-def _characters(names):
+def _characters(names: Iterable[str]) -> list[str]:
     """Sort the names of SVG files by their last part and refuse any that comes twice."""
-    chosen = {}
+    chosen: dict[str, str] = {}
     for name in sorted(names):
         *folders, last = name.split("/")
         is_svg = last.lower().endswith(".svg") and not last.startswith(".")
@@ -94,7 +97,7 @@ def _characters(names):
     return [chosen[stem] for stem in sorted(chosen)]
 
 
-def _character(file, read_bytes):
+def _character(file: str, read_bytes: Callable[[], bytes]) -> Found:
     """Read one file; `file` is its name, without folders."""
     name = as_text(file[: -len(".svg")])
     parts = _NAME.fullmatch(name)
@@ -103,14 +106,16 @@ def _character(file, read_bytes):
     paths = attempt(name, lambda: _paths(read_bytes()))
     if isinstance(paths, Broken):
         return paths
-    strokes = [attempt(f"{name} {stroke}", flatten, d, SPACING) for stroke, d in paths]
-    for stroke in strokes:
-        if isinstance(stroke, Broken):
-            return stroke
+    strokes = []
+    for stroke, d in paths:
+        points = attempt(f"{name} {stroke}", flatten, d, SPACING)
+        if isinstance(points, Broken):
+            return points
+        strokes.append(points)
     return Drawing(name, split_of(f"{int(parts[1], 16):05x}"), 0, with_times(strokes))
 
 
-def _paths(content):
+def _paths(content: bytes) -> list[tuple[str, str]]:
     """List id and `d` of the strokes in an SVG file's bytes."""
     # As text, so that no other encoding hides an entity; entities could grow without end.
     try:
@@ -129,5 +134,5 @@ def _paths(content):
         if kind in ("svg", "g", "path") and "transform" in element.attrib:
             raise ValueError("it has a transform, which isn't read")
         if kind == "path" and _STROKE.fullmatch(element.get("id", "")):
-            found.append((element.get("id"), element.get("d", "")))
+            found.append((element.get("id", ""), element.get("d", "")))
     return found

@@ -10,6 +10,8 @@ mirrored latent.
 import json
 import math
 import pathlib
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import grain
 import jax
@@ -18,16 +20,30 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from rich.progress import track
 
 from sparsejax.atomic import replacing, write_text
+from sparsejax.data.stamps import Stamp
 from sparsejax.errors import ConfigError
 from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.seeds import check_seed
 from sparsejax.storage import require_writable
+from sparsejax.types import ArrayLike, Batch, Batches, NumpyArray, PathLike, Shape
+
+Encode: TypeAlias = Callable[[NumpyArray], ArrayLike]
 
 _SHARD = 1024  # images
 _FORMAT = 1
 
 
-def encode_dataset(folder, images, encode, shape, identity, *, flip, batch_size=32, content=None):
+def encode_dataset(
+    folder: PathLike,
+    images: grain.MapDataset,
+    encode: Encode,
+    shape: Shape,
+    identity: Stamp,
+    *,
+    flip: bool,
+    batch_size: int = 32,
+    content: Stamp | None = None,
+) -> None:
     """Encode images into a cache; what an earlier run left whole is kept.
 
     Args:
@@ -67,7 +83,9 @@ def encode_dataset(folder, images, encode, shape, identity, *, flip, batch_size=
     _write_stamp(folder, stamp | {"std": std})
 
 
-def open_latents(folder, identity, content=None):
+def open_latents(
+    folder: PathLike, identity: Stamp, content: Stamp | None = None
+) -> tuple[grain.MapDataset, float]:
     """Open a finished cache.
 
     Args:
@@ -90,7 +108,7 @@ def open_latents(folder, identity, content=None):
     return _read_shards(pathlib.Path(folder), stamp), stamp["std"]
 
 
-def read_std(folder, first_stage):
+def read_std(folder: PathLike, first_stage: str) -> float:
     """Return the standard deviation of a cache's latents, whatever images they are of.
 
     Args:
@@ -110,7 +128,9 @@ def read_std(folder, first_stage):
     return stamp["std"]
 
 
-def latent_batches(latents, scale, batch_size, seed, start, stop):
+def latent_batches(
+    latents: grain.MapDataset, scale: float, batch_size: int, seed: int, start: int, stop: int
+) -> Batches:
     """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
 
     As `images.image_batches`; where a cache holds both versions of an image, one is drawn.
@@ -128,7 +148,7 @@ def latent_batches(latents, scale, batch_size, seed, start, stop):
     """
     processes, process = jax.process_count(), jax.process_index()
 
-    def choose(versions, rng):
+    def choose(versions: NumpyArray, rng: np.random.Generator) -> Batch:
         return {"latent": scale * versions[rng.integers(len(versions))]}
 
     dataset = latents.seed(check_seed(seed)).shuffle().repeat().random_map(choose)
@@ -138,7 +158,7 @@ def latent_batches(latents, scale, batch_size, seed, start, stop):
     return iter(dataset.slice(steps).to_iter_dataset(read_options=options))
 
 
-def _read_stamp(folder):
+def _read_stamp(folder: PathLike) -> Stamp | None:
     path = pathlib.Path(folder) / "stamp.json"
     if not path.exists():
         return None
@@ -149,7 +169,7 @@ def _read_stamp(folder):
         return {"identity": {}}
 
 
-def _check_stamp(folder, identity, content):
+def _check_stamp(folder: PathLike, identity: Stamp, content: Stamp | None) -> Stamp | None:
     """Return a cache's stamp, or None; refuse one that says something else than is asked for."""
     stamp = _read_stamp(folder)
     if stamp is None:
@@ -171,12 +191,14 @@ def _check_stamp(folder, identity, content):
     return stamp
 
 
-def _without_name(identity):
+def _without_name(identity: Stamp) -> Stamp:
     """Leave out the name of the set of images, which changes with its place."""
     return identity | {"images": str(identity.get("images")).partition(" ")[2]}
 
 
-def _encode_part(images, encode, flip, batch_size):
+def _encode_part(
+    images: grain.MapDataset, encode: Encode, flip: bool, batch_size: int
+) -> NumpyArray:
     """Return the latents of some images, [count, versions, h, w, c] float32."""
     batches = images.batch(batch_size).to_iter_dataset(
         read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
@@ -193,11 +215,11 @@ def _encode_part(images, encode, flip, batch_size):
     return np.concatenate(encoded)
 
 
-def _shard_path(folder, index, shards):
+def _shard_path(folder: PathLike, index: int, shards: int) -> pathlib.Path:
     return pathlib.Path(folder) / f"latents-{index:05d}-of-{shards:05d}.array_record"
 
 
-def _write_shard(path, latents):
+def _write_shard(path: pathlib.Path, latents: NumpyArray) -> None:
     with replacing(path) as partial:
         # One latent a group: they are read one by one, in random order. Noise doesn't compress.
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
@@ -206,7 +228,7 @@ def _write_shard(path, latents):
         writer.close()
 
 
-def _read_shards(folder, stamp):
+def _read_shards(folder: PathLike, stamp: Stamp) -> grain.MapDataset:
     shards, shape = stamp["shards"], tuple(stamp["record"])
     paths = [str(_shard_path(folder, index, shards)) for index in range(shards)]
     source = grain.sources.ArrayRecordDataSource(paths)
@@ -215,11 +237,11 @@ def _read_shards(folder, stamp):
     )
 
 
-def _write_stamp(folder, stamp):
+def _write_stamp(folder: pathlib.Path, stamp: Stamp) -> None:
     write_text(folder / "stamp.json", json.dumps(stamp, indent=2) + "\n")
 
 
-def _standard_deviation(latents):
+def _standard_deviation(latents: Iterable[NumpyArray]) -> float:
     """Return the standard deviation of all values of a dataset, float64."""
     count, total, squares = 0, 0.0, 0.0
     for latent in latents:

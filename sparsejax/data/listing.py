@@ -3,14 +3,17 @@
 import collections
 import os
 import pathlib
+from collections.abc import Sequence
+from typing import NoReturn
 
 from sparsejax.data.items import SourceError
+from sparsejax.types import PathLike
 
 _CLUTTER = ("Thumbs.db", "ehthumbs.db", "desktop.ini")
 _LISTED = 10  # endings
 
 
-def visible(folder):
+def visible(folder: pathlib.Path) -> list[pathlib.Path]:
     """List all files in a folder and below, and links to folders, but for hidden ones.
 
     Args:
@@ -23,7 +26,7 @@ def visible(folder):
       SourceError: a folder can't be read.
     """
 
-    def refuse(error):
+    def refuse(error: OSError) -> NoReturn:
         raise SourceError(f"{error.filename} can't be read: {error.strerror}") from error
 
     found = []
@@ -35,12 +38,12 @@ def visible(folder):
     return sorted(found)
 
 
-def is_visible(name):
+def is_visible(name: str) -> bool:
     """Tell whether a file of this name, without folders, is neither hidden nor a desktop's own."""
     return not name.startswith(".") and name not in _CLUTTER
 
 
-def left_out(paths, folder=""):
+def left_out(paths: Sequence[PathLike], folder: PathLike = "") -> str:
     """Say which files aren't read: how many, of which endings, and the first one's name.
 
     Args:
@@ -56,14 +59,14 @@ def left_out(paths, folder=""):
     """
     if not paths:
         return ""
-    paths = [pathlib.Path(path) for path in paths]
-    kinds = collections.Counter(map(_kind, paths)).most_common()
-    listed = ", ".join(f"{kind} ({count})" for kind, count in kinds[:_LISTED])
+    files = [pathlib.Path(path) for path in paths]
+    kinds = collections.Counter(map(_kind, files)).most_common()
+    listed = ", ".join(f"{kind} ({number})" for kind, number in kinds[:_LISTED])
     more = ", ..." if len(kinds) > _LISTED else ""
-    files = "1 file" if len(paths) == 1 else f"{len(paths):,} files"
-    first = paths[0].relative_to(folder)
-    return f"{files} left out: {listed}{more}; the first is {first}"
+    count = "1 file" if len(files) == 1 else f"{len(files):,} files"
+    first = files[0].relative_to(folder)
+    return f"{count} left out: {listed}{more}; the first is {first}"
 
 
-def _kind(path):
+def _kind(path: pathlib.Path) -> str:
     return "folders" if path.is_dir() else path.suffix.lower() or "no ending"

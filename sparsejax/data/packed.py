@@ -13,17 +13,20 @@ and optionally
 Other keys are passed over. Strokes have no times: these are the pen's way so far.
 """
 
+import pathlib
 import zipfile
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sparsejax.data.drawings import SPLITS, Broken, Drawing, attempt, split_of, with_times
+from sparsejax.data.drawings import SPLITS, Broken, Drawing, Found, attempt, split_of, with_times
 from sparsejax.data.items import SourceError, check, check_integers, reason
+from sparsejax.types import NumpyArray
 
 _KEYS = ("points", "offsets", "scale", "label", "split", "words")
 
 
-def keys(path):
+def keys(path: pathlib.Path) -> set[str]:
     """Return the keys of an npz, a set, without reading its arrays.
 
     Args:
@@ -39,7 +42,7 @@ def keys(path):
         raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
 
 
-def read(path, words=()):
+def read(path: pathlib.Path, words: Sequence[str] = ()) -> Iterator[Found]:
     """Read the drawings of an npz in their order.
 
     Args:
@@ -72,11 +75,13 @@ def read(path, words=()):
     for i in np.flatnonzero(labels >= 0) if words else range(count):
         name, drawn = f"item {i}", points[offsets[i] : offsets[i + 1]]
         strokes = attempt(name, _strokes, drawn, scale.item())
-        is_broken = isinstance(strokes, Broken)
-        yield strokes if is_broken else Drawing(name, splits[i], int(labels[i]), strokes)
+        if isinstance(strokes, Broken):
+            yield strokes
+        else:
+            yield Drawing(name, splits[i], int(labels[i]), strokes)
 
 
-def _points_and_offsets(arrays):
+def _points_and_offsets(arrays: dict[str, NumpyArray]) -> tuple[NumpyArray, NumpyArray]:
     points, offsets = arrays["points"], arrays["offsets"]
     shape = f"points are {points.dtype} {list(points.shape)}, not numbers [points, 3]"
     check(points.ndim == 2 and points.shape[1] == 3 and _is_number(points), shape)
@@ -89,7 +94,7 @@ def _points_and_offsets(arrays):
     return points, offsets
 
 
-def _splits(arrays, count):
+def _splits(arrays: dict[str, NumpyArray], count: int) -> list[str]:
     if "split" not in arrays:
         return [split_of(f"item {i}") for i in range(count)]
     numbers = arrays["split"]
@@ -99,7 +104,7 @@ def _splits(arrays, count):
     return [names[number] for number in numbers]
 
 
-def _chosen(labels, words, arrays):
+def _chosen(labels: NumpyArray, words: Sequence[str], arrays: dict[str, NumpyArray]) -> NumpyArray:
     """Number the labels anew by `words`; -1 where a drawing's word isn't among them."""
     check("words" in arrays, "it has no key words to choose by")
     held = [str(word) for word in arrays["words"].ravel()]
@@ -111,7 +116,7 @@ def _chosen(labels, words, arrays):
     return np.array([order.get(word, -1) for word in held])[labels]
 
 
-def _strokes(drawn, scale):
+def _strokes(drawn: NumpyArray, scale: float) -> list[NumpyArray]:
     """Cut a drawing's points [points, 3] into strokes, with times; ValueError if they don't fit."""
     if not np.isfinite(drawn).all():
         raise ValueError("values that aren't finite")
@@ -122,5 +127,5 @@ def _strokes(drawn, scale):
     return with_times(np.split(drawn[:, :2] / scale, np.flatnonzero(drawn[:, 2]) + 1)[:-1])
 
 
-def _is_number(array):
+def _is_number(array: NumpyArray) -> bool:
     return np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)

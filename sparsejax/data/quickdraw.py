@@ -6,18 +6,21 @@ network didn't recognize (`recognized` is false) are kept.
 """
 
 import json
+import pathlib
 import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from sparsejax.data import listing
-from sparsejax.data.drawings import Drawing, as_text, attempt, split_of, with_times
+from sparsejax.data.drawings import Drawing, Found, as_text, attempt, split_of, with_times
 from sparsejax.data.items import SourceError
+from sparsejax.types import NumpyArray, Value
 
 _WORD = re.compile(rb'\s*{\s*"word"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
-def files(path):
+def files(path: pathlib.Path) -> list[pathlib.Path]:
     """List the ndjson files of a source, sorted.
 
     Args:
@@ -36,22 +39,22 @@ def files(path):
     return found
 
 
-def left_out(path):
+def left_out(path: pathlib.Path) -> str:
     """Say which files of a folder aren't read, folders in it included; see `listing.left_out`."""
     if not path.is_dir():
         return ""
     return listing.left_out([file for file in _visible(path) if not _is_ndjson(file)], path)
 
 
-def _visible(folder):
+def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(file for file in folder.iterdir() if listing.is_visible(file.name))
 
 
-def _is_ndjson(file):
+def _is_ndjson(file: pathlib.Path) -> bool:
     return file.suffix.lower() == ".ndjson" and file.is_file()
 
 
-def read(path, words=()):
+def read(path: pathlib.Path, words: Sequence[str] = ()) -> Iterator[Found]:
     """Read drawings line by line, in the order of the files' names.
 
     The split is that of the hash of `key_id`; the label is the word's place among the sorted
@@ -78,10 +81,10 @@ def read(path, words=()):
         word = _word(line)
         if word in others:
             continue
-        yield attempt(name, _drawing, line, name, labels.get(word))
+        yield attempt(name, _drawing, line, name, labels.get(word or "", 0))
 
 
-def _drawing(line, name, label):
+def _drawing(line: bytes, name: str, label: int) -> Drawing:
     try:
         key, strokes = _parse(line)
         return Drawing(name, split_of(key), label, strokes)
@@ -89,7 +92,7 @@ def _drawing(line, name, label):
         raise ValueError("it is no JSON in UTF-8, or cut short") from error
 
 
-def _lines(path):
+def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     for file in files(path):
         name = as_text(file.name)
         with file.open("rb") as lines:
@@ -98,12 +101,13 @@ def _lines(path):
                     yield f"{name} line {number}", line
 
 
-def _words(path):
+def _words(path: pathlib.Path) -> set[str]:
     """The words that the files hold; lines that can't be read are passed over."""
-    return {_word(line) for _, line in _lines(path)} - {None}
+    words = (_word(line) for _, line in _lines(path))
+    return {word for word in words if word is not None}
 
 
-def _word(line):
+def _word(line: bytes) -> str | None:
     """Return a line's word, or None; without parsing its drawing where `word` comes first."""
     start = _WORD.match(line)
     try:
@@ -113,7 +117,7 @@ def _word(line):
     return word if isinstance(word, str) else None
 
 
-def _parse(line):
+def _parse(line: bytes) -> tuple[str, list[NumpyArray]]:
     """Return key_id and strokes of a line; raise ValueError where it doesn't fit."""
     record = json.loads(line)
     if not isinstance(record, dict):
@@ -137,7 +141,7 @@ def _parse(line):
     return key, strokes
 
 
-def _stroke(lists):
+def _stroke(lists: Value) -> NumpyArray:
     """Turn lists of x, y and perhaps t into an array [points, 2 or 3]."""
     fits = isinstance(lists, list) and len(lists) in (2, 3)
     if not fits or not all(isinstance(values, list) for values in lists):

@@ -9,14 +9,17 @@ import hashlib
 import logging
 import pathlib
 import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from sparsejax.data import archives, drawings, kanjivg, packed, quickdraw, strokes
+from sparsejax.data.drawings import Found
 from sparsejax.data.items import SourceError
-from sparsejax.data.stamps import stamp_file, stamp_folder
+from sparsejax.data.stamps import Stamp, stamp_file, stamp_folder
 from sparsejax.errors import ConfigError, require
+from sparsejax.types import Example, Value
 
 logger = logging.getLogger(__name__)
 # Its own level: while datasets are opened, absl's logging, quietened, holds back all others.
@@ -27,7 +30,7 @@ _LISTED = 20
 _NPZ = "an npz in the packed layout (sparsejax/data/packed.py)"
 
 
-class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # tfds has no types
     """tfds builder: `points` [n, 4] float32 of a preprocessed drawing, `label` int64, `name`.
 
     The columns are x, y, pen, t; see `sparsejax.data.strokes`. The config's name holds the
@@ -39,7 +42,7 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ACCEPTED = _NPZ
     HAS_WORDS = False
 
-    def __init__(self, source, words=(), **kwargs):
+    def __init__(self, source: str, words: tuple[str, ...] = (), **kwargs: Value) -> None:
         """Look at the source, without reading the drawings yet.
 
         Args:
@@ -68,17 +71,17 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         config = tfds.core.BuilderConfig(name=f"{name}-{strokes.VERSION}-{digest}")
         super().__init__(config=config, **kwargs)
 
-    def stamp(self):
+    def stamp(self) -> Stamp:
         """Return the stamp of the source (`sparsejax.data.stamps`)."""
         if self.path.is_dir():
             return stamp_folder(self.path, self._files())
         # A drawing of an ndjson file has its name from it, and from its name its place in the set.
         return stamp_file(self.path, named=self.path.suffix.lower() == ".ndjson")
 
-    def _is_packed(self):
+    def _is_packed(self) -> bool:
         return self.path.is_file() and self.path.suffix.lower() == ".npz"
 
-    def _digest(self):
+    def _digest(self) -> str:
         """Hash the content of the source; raise a SourceError if it is no such thing."""
         if self._is_packed():
             self._check_keys(packed.keys(self.path))
@@ -88,28 +91,28 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 return drawings.digest(self.path, files)
         return archives.digest(self.path)
 
-    def _check_keys(self, keys):
+    def _check_keys(self, keys: set[str]) -> None:
         """Raise a SourceError if an npz with these keys belongs to another dataset."""
 
-    def _files(self):
+    def _files(self) -> list[pathlib.Path]:
         """List the publisher's files in a source that is no npz."""
         raise SourceError("it is no npz")
 
-    def _publishers(self):
+    def _publishers(self) -> Iterator[Found]:
         """Read a source that is no npz."""
         raise SourceError("it is no npz")
 
-    def _files_left_out(self):
+    def _files_left_out(self) -> str:
         """Say which files of a source that is no npz aren't read."""
         return ""
 
-    def _refusal(self, problem):
+    def _refusal(self, problem: object) -> ConfigError:
         return ConfigError(
             f"config.task.source is {self.source!r}: {problem}; accepted with the dataset "
             f"{self.name}: {self.ACCEPTED}"
         )
 
-    def _info(self):
+    def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             features=tfds.features.FeaturesDict(
                 {
@@ -121,15 +124,17 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             description=__doc__,
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> dict[str, list[tuple[str, Example]]]:
         del dl_manager
         examples, left_out = collections.defaultdict(list), []
         try:
             for found in self._drawings():
-                example, problem = _prepared(found)
-                if problem:
-                    left_out.append(problem)
-                else:
+                example = _prepared(found)
+                if isinstance(example, drawings.Broken):
+                    left_out.append(example)
+                elif isinstance(found, drawings.Drawing):
                     examples[found.split].append((found.name, example))
         except SourceError as error:
             raise self._refusal(error) from error
@@ -148,10 +153,10 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             logger.warning("%s", _report(summary, left_out))
         return {split: examples[split] for split in drawings.SPLITS if split in examples}
 
-    def _drawings(self):
+    def _drawings(self) -> Iterator[Found]:
         return packed.read(self.path, self.words) if self._is_packed() else self._publishers()
 
-    def _generate_examples(self):
+    def _generate_examples(self) -> None:
         """Unused: `_split_generators` gives the generators themselves."""
 
 
@@ -161,13 +166,13 @@ class QuickdrawStrokes(Sketches):
     ACCEPTED = f"a .ndjson file (raw or simplified), a folder of them, or {_NPZ}"
     HAS_WORDS = True
 
-    def _files(self):
+    def _files(self) -> list[pathlib.Path]:
         return quickdraw.files(self.path)
 
-    def _publishers(self):
+    def _publishers(self) -> Iterator[Found]:
         return quickdraw.read(self.path, self.words)
 
-    def _files_left_out(self):
+    def _files_left_out(self) -> str:
         return quickdraw.left_out(self.path)
 
 
@@ -176,20 +181,20 @@ class Kanjivg(Sketches):
 
     ACCEPTED = f"KanjiVG's zip (kanji/NAME.svg), a folder of its SVG files, or {_NPZ}"
 
-    def _files(self):
+    def _files(self) -> list[pathlib.Path]:
         return kanjivg.files(self.path) if self.path.is_dir() else [self.path]
 
-    def _publishers(self):
+    def _publishers(self) -> Iterator[Found]:
         return kanjivg.read(self.path)
 
-    def _files_left_out(self):
+    def _files_left_out(self) -> str:
         return kanjivg.left_out(self.path)
 
 
 class Vmnist(Sketches):
     """VMNIST, handwritten digits as strokes, packed in an npz; see `Sketches`."""
 
-    def _check_keys(self, keys):
+    def _check_keys(self, keys: set[str]) -> None:
         if "mnist_index" in keys:
             problem = "it has the key mnist_index: MNIST's pictures, traced, are no VMNIST"
             raise SourceError(f"{problem} (config.task.dataset = 'vmnist_like')")
@@ -200,22 +205,22 @@ class VmnistLike(Sketches):
 
     ACCEPTED = f"{_NPZ} with mnist_index"
 
-    def _check_keys(self, keys):
+    def _check_keys(self, keys: set[str]) -> None:
         if "mnist_index" not in keys:
             raise SourceError("it lacks the key mnist_index (which pictures were traced)")
 
 
-def _prepared(found):
-    """Return a Drawing's example and None, or None and why there is none, a Broken."""
+def _prepared(found: Found) -> Example | drawings.Broken:
+    """Return a Drawing's example, or why there is none, a Broken."""
     if isinstance(found, drawings.Broken):
-        return None, found
+        return found
     points = drawings.attempt(found.name, strokes.preprocess, found.strokes)
     if isinstance(points, drawings.Broken):
-        return None, points
-    return {"points": points, "label": found.label, "name": found.name}, None
+        return points
+    return {"points": points, "label": found.label, "name": found.name}
 
 
-def _line(summary, left_out):
+def _line(summary: str, left_out: Sequence[drawings.Broken]) -> str:
     """Say in a line what was left out: how many for each reason, and the first by name."""
     if not left_out:
         return summary
@@ -224,7 +229,7 @@ def _line(summary, left_out):
     return f"{summary}: {reasons}; the first is {left_out[0].name}"
 
 
-def _report(summary, left_out):
+def _report(summary: str, left_out: Sequence[drawings.Broken]) -> str:
     """Say what was left out: how many for each reason, then the first by name."""
     counts = collections.Counter(reason for _, reason in left_out).most_common(_LISTED)
     lines = [f"{count} times: {reason}" for reason, count in counts]

@@ -5,18 +5,21 @@ representation.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import grain
 import jax
 import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
 from sparsejax.data.builders import SKETCHES, full_name, open_builder
 from sparsejax.data.splits import check_split
 from sparsejax.data.strokes import MAX_POINTS, REPRESENTATIONS, VERSION, represent
 from sparsejax.errors import require
 from sparsejax.seeds import check_seed
+from sparsejax.types import Batch, Batches, NumpyArray
 
 _MULTIPLE = 8  # of which padded lengths are
 
@@ -29,16 +32,16 @@ class Sketches(NamedTuple):
       offsets: [count + 1] int64; drawing i is `points[offsets[i]:offsets[i + 1]]`.
     """
 
-    points: np.ndarray
-    offsets: np.ndarray
+    points: NumpyArray
+    offsets: NumpyArray
 
     @property
-    def lengths(self):
+    def lengths(self) -> NumpyArray:
         """Number of points of each drawing, [count] int32."""
         return np.diff(self.offsets).astype(np.int32)
 
 
-def load_sketches(settings, split):
+def load_sketches(settings: ConfigDict, split: str) -> Sketches:
     """Load the drawings of a split, preparing the dataset on disk the first time.
 
     Args:
@@ -54,7 +57,7 @@ def load_sketches(settings, split):
     return _load_split(settings, split)[0]
 
 
-def load_labels(settings, split):
+def load_labels(settings: ConfigDict, split: str) -> NumpyArray:
     """Load the labels of a split: a drawing's class, or 0 where the dataset has none.
 
     Args:
@@ -70,7 +73,7 @@ def load_labels(settings, split):
     return _load_split(settings, split)[1]
 
 
-def check_sketches(settings, split):
+def check_sketches(settings: ConfigDict, split: str) -> None:
     """Check dataset, representation and split without loading; see `load_sketches`."""
     require(settings.dataset in SKETCHES, "task.dataset", settings.dataset, ", ".join(SKETCHES))
     accepted = ", ".join(REPRESENTATIONS)
@@ -79,13 +82,13 @@ def check_sketches(settings, split):
     check_split(settings, split, open_builder(settings))
 
 
-def _load_split(settings, split):
+def _load_split(settings: ConfigDict, split: str) -> tuple[Sketches, NumpyArray]:
     check_sketches(settings, split)
     return _load(ml_collections.FrozenConfigDict(settings), split, describe(settings, split))
 
 
 @functools.cache
-def _load(settings, split, description):
+def _load(settings: ConfigDict, split: str, description: str) -> tuple[Sketches, NumpyArray]:
     """Load Sketches and labels; the description tells contents of the same files apart."""
     del description
     records = list(open_builder(settings).as_data_source(split=split))
@@ -95,12 +98,12 @@ def _load(settings, split, description):
     return Sketches(np.concatenate(drawings), offsets), labels
 
 
-def describe(settings, split):
+def describe(settings: ConfigDict, split: str) -> str:
     """Say exactly which drawings `load_sketches` gives for these settings and this split."""
     return f"{full_name(settings)} {split}, {VERSION}, {settings.representation}"
 
 
-def bucket_bounds(lengths, count):
+def bucket_bounds(lengths: NumpyArray, count: int) -> tuple[int, ...]:
     """Choose the padded lengths that waste the least.
 
     Args:
@@ -115,10 +118,10 @@ def bucket_bounds(lengths, count):
     shorter = np.searchsorted(np.sort(lengths), ends, side="right").tolist()
 
     @functools.cache
-    def best(last, count):
+    def best(last: int, count: int) -> tuple[int, tuple[int, ...]]:
         """Return padded points and bounds up to `ends[last]` with at most `count` buckets."""
         end = int(ends[last])
-        choices = [(shorter[last] * end, (end,))]
+        choices: list[tuple[int, tuple[int, ...]]] = [(shorter[last] * end, (end,))]
         for before in range(last if count > 1 else 0):
             points, bounds = best(before, count - 1)
             points += (shorter[last] - shorter[before]) * end
@@ -129,7 +132,7 @@ def bucket_bounds(lengths, count):
     return best(int(np.searchsorted(ends, lengths.max())), count)[1]
 
 
-def padding(lengths, bounds):
+def padding(lengths: NumpyArray, bounds: Sequence[int]) -> float:
     """Return the share of padding where each drawing is padded to the next bound, a float.
 
     Args:
@@ -140,7 +143,9 @@ def padding(lengths, bounds):
     return 1 - lengths.sum() / padded.sum()
 
 
-def sketch_batches(sketches, bounds, batch_size, seed, start, stop):
+def sketch_batches(
+    sketches: Sketches, bounds: Sequence[int], batch_size: int, seed: int, start: int, stop: int
+) -> Batches:
     """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
 
     All drawings of a batch come from one bucket and are padded to its bound; a step's bucket is
@@ -175,7 +180,7 @@ def sketch_batches(sketches, bounds, batch_size, seed, start, stop):
     processes, process = jax.process_count(), jax.process_index()
     share = batch_size // processes
 
-    def batch(step):
+    def batch(step: int) -> Batch:
         stream = streams[chosen[step]]
         first = earlier[step] * batch_size + process * share
         indices = [stream[first + i] for i in range(share)]
@@ -186,7 +191,7 @@ def sketch_batches(sketches, bounds, batch_size, seed, start, stop):
     return iter(steps.to_iter_dataset(read_options=options))
 
 
-def ordered_batches(sketches, buckets, batch_size):
+def ordered_batches(sketches: Sketches, buckets: int, batch_size: int) -> Batches:
     """Iterate once over all drawings, in an order that depends on nothing but their lengths.
 
     Args:
@@ -198,14 +203,14 @@ def ordered_batches(sketches, buckets, batch_size):
       Iterator of batches as `pad` makes them.
     """
     bounds = bucket_bounds(sketches.lengths, buckets)
-    buckets = np.searchsorted(bounds, sketches.lengths)
+    bucket = np.searchsorted(bounds, sketches.lengths)
     for b, bound in enumerate(bounds):
-        members = np.flatnonzero(buckets == b)
+        members = np.flatnonzero(bucket == b)
         for first in range(0, len(members), batch_size):
             yield pad(sketches, members[first : first + batch_size], bound)
 
 
-def pad(sketches, indices, length):
+def pad(sketches: Sketches, indices: NumpyArray, length: int) -> Batch:
     """Gather drawings into arrays of one length.
 
     Args:

@@ -1,9 +1,12 @@
 """Splits of a dataset, as tensorflow-datasets names and slices them."""
 
+import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
+
 from sparsejax.errors import ConfigError
 
 
-def check_split(settings, split, builder):
+def check_split(settings: ConfigDict, split: str, builder: tfds.core.DatasetBuilder) -> None:
     """Refuse a split that the dataset doesn't have, or that selects nothing.
 
     Args:

@@ -6,11 +6,17 @@ written there.
 
 import hashlib
 import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 from sparsejax.data import archives
 
+Stamp: TypeAlias = dict[str, Any]  # of JSON values
+Splits: TypeAlias = Mapping[str, Any]  # of tfds.core.SplitInfo
 
-def stamp_file(path, named=False):
+
+def stamp_file(path: pathlib.Path, named: bool = False) -> Stamp:
     """Return the stamp of one file: its size and a hash of its bytes.
 
     Args:
@@ -24,7 +30,7 @@ def stamp_file(path, named=False):
     return stamp | {"name": path.name} if named else stamp
 
 
-def stamp_folder(folder, paths):
+def stamp_folder(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> Stamp:
     """Return the stamp of files in a folder: a hash of their names and sizes.
 
     Args:
@@ -40,7 +46,7 @@ def stamp_folder(folder, paths):
     return {"files": len(names), "bytes": total, "sha256": content.hexdigest()}
 
 
-def stamp_splits(splits):
+def stamp_splits(splits: Splits) -> Stamp:
     """Return the stamp of a prepared set: each split's number of examples and of bytes.
 
     Args:
@@ -49,7 +55,7 @@ def stamp_splits(splits):
     return {"splits": {name: [s.num_examples, s.num_bytes] for name, s in sorted(splits.items())}}
 
 
-def describe(stamp):
+def describe(stamp: Stamp) -> str:
     """Say in a few words what a stamp is of.
 
     Example:

@@ -7,11 +7,14 @@ drawings: those of `sparsejax.data.strokes` have their farthest point 10 away fr
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
+
+from sparsejax.types import NumpyArray
 
 _COMPARED = ("strokes", "ink length", "stroke length", "width", "height")
 
 
-def stroke_statistics(drawings):
+def stroke_statistics(drawings: ArrayLike) -> dict[str, NumpyArray]:
     """Count and measure drawings, each by itself.
 
     Args:
@@ -67,7 +70,7 @@ def stroke_statistics(drawings):
     }
 
 
-def compare_strokes(drawings, reference):
+def compare_strokes(drawings: ArrayLike, reference: ArrayLike) -> dict[str, float]:
     """Return the Wasserstein-1 distances between what is measured on two sets of drawings.
 
     The number of points is left out: a sampler draws it from the training data before the network
@@ -93,6 +96,6 @@ def compare_strokes(drawings, reference):
     }
 
 
-def _sums(owner, values, count):
+def _sums(owner: NumpyArray, values: NumpyArray, count: int) -> NumpyArray:
     """Return each drawing's sum of values, [count] float64; `owner` is the drawing of each."""
     return np.bincount(owner, values, minlength=count).astype(np.float64)

@@ -8,7 +8,11 @@ stroke; time from 0 to 1. From it come `threeseqabs` (the points themselves) and
 Das et al. (2023), ChiroDiff, and its published code.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+
+from sparsejax.types import NumpyArray
 
 VERSION = "chirodiff-1"  # changes with the preprocessing
 REPRESENTATIONS = ("threeseqdel", "threeseqabs")
@@ -24,7 +28,7 @@ class UnusableDrawingError(ValueError):
     """A drawing that the preprocessing leaves out; the message says why."""
 
 
-def preprocess(strokes):
+def preprocess(strokes: Sequence[NumpyArray]) -> NumpyArray:
     """Bring a drawing to ChiroDiff's scale and resample it evenly along its strokes.
 
     The first 25 strokes, of these the ones of two points or more; origin at the first point;
@@ -73,11 +77,11 @@ def preprocess(strokes):
     return points.astype(np.float32)
 
 
-def _radius(strokes):
+def _radius(strokes: Sequence[NumpyArray]) -> float:
     return max(np.hypot(stroke[:, 0], stroke[:, 1]).max() for stroke in strokes)
 
 
-def _resample(stroke):
+def _resample(stroke: NumpyArray) -> NumpyArray:
     """Space points evenly along a stroke; time goes evenly from its start to its end."""
     steps = np.hypot(*np.diff(stroke[:, :2], axis=0).T)
     along = np.append(0, np.cumsum(steps))
@@ -89,7 +93,7 @@ def _resample(stroke):
     return np.stack([*(np.interp(where, along, stroke[:, i]) for i in (0, 1)), time], axis=1)
 
 
-def represent(points, representation):
+def represent(points: NumpyArray, representation: str) -> NumpyArray:
     """Return the sequence that a model learns.
 
     Args:

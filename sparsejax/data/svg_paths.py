@@ -6,10 +6,16 @@ only paths that were checked and written anew.
 
 import math
 import re
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from fontTools.pens.basePen import BasePen
 from fontTools.svgLib.path import parse_path
+
+from sparsejax.types import NumpyArray
+
+Point: TypeAlias = tuple[float, float]
 
 _SPACE = r"[ \t\r\n\f]*+"
 _BETWEEN = f"{_SPACE},?+{_SPACE}"
@@ -24,7 +30,7 @@ _COMMAND = re.compile("([MmZzLlHhVvCcSsQqTtAa])")
 _CUBIC = np.array([[1, 0, 0, 0], [-3, 3, 0, 0], [3, -6, 3, 0], [-1, 3, -3, 1]])  # of 1, t, ...
 
 
-def flatten(path, spacing):
+def flatten(path: str, spacing: float) -> NumpyArray:
     """Follow a path that is drawn without lifting the pen.
 
     Lines, quadratic and cubic curves and arcs are cut evenly in their parameter; arcs within
@@ -69,7 +75,7 @@ def flatten(path, spacing):
     return np.concatenate([curves[:1, 0], points])
 
 
-def _checked(path):
+def _checked(path: str) -> str:
     """Write a path anew: one command for each set of numbers, one space between all."""
     before, *pieces = _COMMAND.split(path)
     if not path.strip():
@@ -91,7 +97,7 @@ def _checked(path):
     return " ".join(written)
 
 
-def _written(command, numbers):
+def _written(command: str, numbers: str | Sequence[str]) -> str:
     """Write a command with its numbers, of which `findall` gives a tuple, or a str if it is one."""
     numbers = [numbers] if isinstance(numbers, str) else numbers
     values = [repr(float(number)) for number in numbers]
@@ -105,22 +111,25 @@ def _written(command, numbers):
 class _Curves(BasePen):
     """Collects what is drawn as cubic curves, each of four points."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self.start = None
-        self.curves = []
+        self.start: Point | None = None
+        self._last: Point = (0.0, 0.0)
+        self.curves: list[tuple[Point, Point, Point, Point]] = []
 
-    def _moveTo(self, point):  # noqa: N802
+    def _moveTo(self, point: Point) -> None:  # noqa: N802
         if self.start is not None and math.dist(point, self._last) > 1e-9:
             raise ValueError("the pen lifts within it")
         self.start = self._last = point
 
-    def _lineTo(self, point):  # noqa: N802
+    def _lineTo(self, point: Point) -> None:  # noqa: N802
         (x, y), (u, v) = self._last, point
         third, two_thirds = ((2 * x + u) / 3, (2 * y + v) / 3), ((x + 2 * u) / 3, (y + 2 * v) / 3)
         self._curveToOne(third, two_thirds, point)
 
-    def arcTo(self, rx, ry, rotation, large, sweep, end):  # noqa: N802
+    def arcTo(  # noqa: N802
+        self, rx: float, ry: float, rotation: float, large: bool, sweep: bool, end: Point
+    ) -> None:
         """Draw an elliptical arc as SVG 1.1, F.6.2 and F.6.6, say of parameters out of range."""
         start = self._getCurrentPoint()
         if end == start:
@@ -131,13 +140,15 @@ class _Curves(BasePen):
         for curve in _arc(start, rx, ry, math.radians(rotation), large, sweep, end):
             self.curveTo(*map(tuple, curve))
 
-    def _curveToOne(self, first, second, point):  # noqa: N802
+    def _curveToOne(self, first: Point, second: Point, point: Point) -> None:  # noqa: N802
         self.curves.append((self._last, first, second, point))
         self._last = point
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what isn't finite is refused
-def _arc(start, rx, ry, rotation, large, sweep, end):
+def _arc(
+    start: Point, rx: float, ry: float, rotation: float, large: bool, sweep: bool, end: Point
+) -> NumpyArray:
     """Cut an elliptical arc into cubic curves, [curves, 3, 2]: two control points and the end.
 
     SVG 1.1, F.6.5, but for the centre, from which a large circle's points would be lost to
@@ -145,14 +156,14 @@ def _arc(start, rx, ry, rotation, large, sweep, end):
     origin, the chord goes along `e` from sin -h to sin h, the arc bulges along `n`, and its points
     are e sin a + n (cos a - cos h) for a from -h to h.
     """
-    start, end = np.array(start), np.array(end)
+    first, last = np.array(start), np.array(end)
     turn = np.array(
         [[math.cos(rotation), -math.sin(rotation)], [math.sin(rotation), math.cos(rotation)]]
     )
     # Radii relative to the larger one: no square of them vanishes or is infinite.
     scale = max(rx, ry)
     axes = np.array([rx / scale, ry / scale])
-    half = (turn.T @ ((end - start) / 2)) / axes
+    half = (turn.T @ ((last - first) / 2)) / axes
     length = math.hypot(*half)
     scale = max(scale, length)  # F.6.6: radii too small grow until they are just enough
     e = half / length
@@ -165,6 +176,6 @@ def _arc(start, rx, ry, rotation, large, sweep, end):
     points = e * np.sin(a) + n * rise
     reach = 4 / 3 * math.tan(h / count / 2) * (e * np.cos(a) - n * np.sin(a))
     curves = np.stack([points[:-1] + reach[:-1], points[1:] - reach[1:], points[1:]], axis=1)
-    curves = (start + end) / 2 + (scale * axes * curves) @ turn.T
-    curves[-1, 2] = end  # free of rounding
+    curves = (first + last) / 2 + (scale * axes * curves) @ turn.T
+    curves[-1, 2] = last  # free of rounding
     return curves
