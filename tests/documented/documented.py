@@ -52,7 +52,7 @@ TINY = [
 NOT_RUN = [
     (r"^train\.py --distributed$", "needs several processes; test_processes.py has them"),
     (r"--config\.seed=[12]( |$)", "repeats seed 0"),
-    (r"--inception-weights", "needs the published weights of Inception"),
+    (r"--extractor inception", "needs the published weights of Inception"),
     (r"^benchmarks/topology\.py", "sorts 215 M weights for minutes"),
     (r"^benchmarks/full_unet\.py", "takes 15 GiB and minutes at the published size"),
     (r"^benchmarks/(chirodiff|against_pytorch)\.py", "needs an interpreter with PyTorch"),
