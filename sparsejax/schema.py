@@ -1,7 +1,7 @@
-"""Every config key in one table: type, default, meaning, accepted values.
+"""The schema: type, default, meaning and accepted values of every config key.
 
-`configuration.default_config` is made from it, and so is docs/configs.md. Arguments of networks
-(`model.*`) follow from the network's own fields: `families.arguments.network_keys`.
+`configuration.default_config` and docs/configs.md are generated from it. Arguments of networks
+(`model.*`) come from the fields of the network: see `families.arguments.network_keys`.
 """
 
 import ast
@@ -21,7 +21,7 @@ LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 DROP_SCHEDULES = ("cosine", "constant", "linear")
 STRUCTURES = ("weight", "block", "channel")
 SAMPLERS = ("ddim", "ddpm")
-# Sections whose keys are arguments of a network.
+# Sections that hold the arguments of a network.
 NETWORK_SECTIONS = ("model", "first_stage.model")
 
 
@@ -32,12 +32,12 @@ class Key(NamedTuple):
     """One config key.
 
     Attributes:
-      path: below `config`, with dots.
-      type: bool, int, float, str, tuple, `tuple[int, ...]`, or one of them `| None`.
-      default: its value where nothing else is said.
-      meaning: in words.
-      accepted: a tuple of values or a registry, whose keys they are; or a range in one of the
-        forms that `within` reads; None where other keys or the data decide.
+      path: dotted path below `config`.
+      type: bool, int, float, str, tuple, `tuple[int, ...]`, or one of these `| None`.
+      default: default value.
+      meaning: one-line description.
+      accepted: accepted values: a tuple, the keys of a registry, or a range in one of the forms
+        that `within` reads; None where it depends on other keys or on the data.
     """
 
     path: str
@@ -49,51 +49,60 @@ class Key(NamedTuple):
 
 KEYS = (
     Key("name", str, "experiment", "first part of the default workdir's name"),
-    Key("seed", int, 0, "weights, masks, batches and noise follow from it", f"0 to {MAX_SEED}"),
+    Key("seed", int, 0, "seed of weights, masks, data order and noise", f"0 to {MAX_SEED}"),
     Key("steps", int, 1000, "optimizer steps", "1 or more"),
-    Key("batch_size", int, 128, "examples per step, over all devices and microbatches"),
+    Key(
+        "batch_size",
+        int,
+        128,
+        "global batch size: examples per step, all devices and microbatches together",
+    ),
     Key("task.name", str, "images", "model family: images, autoencoder, latents, strokes"),
     Key("task.dataset", str, "", "name of the dataset; `files` for images of your own"),
-    Key("task.source", str, "", "its files, if the dataset is `files` or of pen strokes"),
+    Key("task.source", str, "", "path of the files, for `files` and pen strokes"),
     Key("task.image_size", int, 0, "height and width in pixels"),
-    Key("task.split", str, "train", "training examples, sliced as in `train[:12500]`"),
-    Key("task.reference_split", str, "train", "examples that samples are compared with"),
-    Key("task.flip", bool, False, "mirror every second image"),
-    Key("task.data_dir", str, "", "folder of tensorflow-datasets (default: its own)"),
+    Key("task.split", str, "train", "training split; slices such as `train[:12500]` work"),
+    Key("task.reference_split", str, "train", "split that samples are compared with"),
+    Key("task.flip", bool, False, "mirror images with probability 1/2, drawn anew in each epoch"),
+    Key("task.data_dir", str, "", "data folder of tensorflow-datasets (default: its own default)"),
     Key("task.kind", str, "vq", "network: vq or kl (autoencoder), birnn or transformer (strokes)"),
     Key(
         "task.regulariser",
         float,
         1.0,
-        "autoencoder: weight of the model's own loss; 1e-6 in published KL models",
+        "autoencoder: weight of the codebook or KL loss; 1e-6 in published KL models",
         "0 or more",
     ),
-    Key(
-        "task.latents_dir", str, "", "latents: folder of their cache (default: by the first stage)"
-    ),
+    Key("task.latents_dir", str, "", "latents: cache folder (default: next to the first stage)"),
     Key(
         "task.latent_scale",
         float | None,
         None,
-        "latents: factor (default: 1 / their standard deviation)",
+        "latents: scale factor (default: 1 / standard deviation of the latents)",
         "more than 0",
     ),
     Key(
         "task.words",
         tuple[str, ...],
         (),
-        "strokes: words of QuickDraw (default: all in the source)",
+        "strokes: QuickDraw categories to keep (default: all in the source)",
     ),
     Key(
         "task.representation",
         str,
         "threeseqdel",
-        "strokes: steps of the pen (threeseqdel) or points (threeseqabs)",
+        "strokes: offsets between points (threeseqdel) or absolute points (threeseqabs)",
     ),
-    Key("task.buckets", int, 5, "strokes: number of padded lengths of batches", "1 or more"),
-    Key("first_stage.path", str, "", "latents: file, or workdir of a run, of the first stage"),
-    Key("first_stage.kind", str, "vq", "vq or kl, if the file does not say", ("vq", "kl")),
-    Key("diffusion.steps", int, 1000, "diffusion steps T", "2 to 1000000"),
+    Key("task.buckets", int, 5, "strokes: number of length buckets", "1 or more"),
+    Key("first_stage.path", str, "", "latents: the first stage, a file or the workdir of a run"),
+    Key(
+        "first_stage.kind",
+        str,
+        "vq",
+        "first stage's type, where the file does not say",
+        ("vq", "kl"),
+    ),
+    Key("diffusion.steps", int, 1000, "number of diffusion steps T", "2 to 1000000"),
     Key("diffusion.schedule", str, "linear", "noise schedule: linear, scaled_linear, cosine"),
     Key(
         "diffusion.start",
@@ -110,55 +119,92 @@ KEYS = (
         "(0, 1)",
     ),
     Key("optimizer.name", str, "adam", "optax optimizer", OPTIMIZERS),
-    Key("optimizer.learning_rate", float, 1e-3, "after warm-up, before decay", "more than 0"),
+    Key(
+        "optimizer.learning_rate",
+        float,
+        1e-3,
+        "peak learning rate, after warm-up and before decay",
+        "more than 0",
+    ),
     Key(
         "optimizer.base_learning_rate",
         float | None,
         None,
-        "if set, learning_rate is this times batch_size, as in Latent Diffusion",
+        "if set, learning_rate = base_learning_rate * batch_size, as in Latent Diffusion",
         "more than 0",
     ),
     Key(
         "optimizer.schedule",
         str,
         "constant",
-        "constant, or decay to 0 by cosine or linear",
+        "learning-rate schedule after warm-up; cosine and linear decay to 0",
         LEARNING_RATE_SCHEDULES,
     ),
-    Key("optimizer.warmup_steps", int, 0, "steps of linear warm-up", "0 or more"),
-    Key("optimizer.b1", float, 0.9, "decay of the first moment; momentum of sgd", "[0, 1)"),
-    Key("optimizer.b2", float, 0.999, "decay of the second moment", "[0, 1)"),
-    Key("optimizer.weight_decay", float, 0.0, "decoupled, of adamw and lion", "0 or more"),
-    Key("optimizer.clip_norm", float, 0.0, "largest global gradient norm; 0: any", "0 or more"),
-    Key("optimizer.accumulate", int, 1, "microbatches per step", "1 or more"),
+    Key("optimizer.warmup_steps", int, 0, "linear warm-up steps", "0 or more"),
+    Key("optimizer.b1", float, 0.9, "decay rate of the first moment; momentum for sgd", "[0, 1)"),
+    Key("optimizer.b2", float, 0.999, "decay rate of the second moment", "[0, 1)"),
     Key(
-        "optimizer.packed", bool, False, "keep moments and EMA of active weights alone: less memory"
+        "optimizer.weight_decay",
+        float,
+        0.0,
+        "decoupled weight decay, adamw and lion only",
+        "0 or more",
     ),
-    Key("ema.decay", float, 0.9999, "limit of the decay of the averaged weights", "[0, 1)"),
+    Key(
+        "optimizer.clip_norm",
+        float,
+        0.0,
+        "gradients are clipped to this global norm; 0 disables clipping",
+        "0 or more",
+    ),
+    Key(
+        "optimizer.accumulate", int, 1, "gradient accumulation: microbatches per step", "1 or more"
+    ),
+    Key(
+        "optimizer.packed",
+        bool,
+        False,
+        "store moments and EMA for active weights only, to save memory",
+    ),
+    Key("ema.decay", float, 0.9999, "EMA decay of the weights, after warm-up", "[0, 1)"),
     Key("sparsity.method", str, "rigl", "sparse training method", METHODS),
-    Key("sparsity.level", float, 0.5, "fraction of zeros among sparsifiable weights", "[0, 1)"),
-    Key("sparsity.structure", str, "weight", "what is pruned and regrown as one", STRUCTURES),
-    Key("sparsity.block_size", int, 64, "input and output channels of a block", "1 or more"),
-    Key("sparsity.compiled", bool, True, "static blocks or channels: train without inactive ones"),
+    Key(
+        "sparsity.level",
+        float,
+        0.5,
+        "sparsity S: fraction of sparsifiable weights that are zero",
+        "[0, 1)",
+    ),
+    Key("sparsity.structure", str, "weight", "unit that is pruned and regrown", STRUCTURES),
+    Key(
+        "sparsity.block_size",
+        int,
+        64,
+        "block: side length, in input and output channels",
+        "1 or more",
+    ),
+    Key(
+        "sparsity.compiled", bool, True, "static with blocks or channels: train the compact network"
+    ),
     Key(
         "sparsity.distribution",
         str,
         "erdos_renyi_kernel",
-        "sparsities of layers",
+        "how sparsity is distributed over layers",
         DISTRIBUTIONS,
     ),
     Key(
         "sparsity.drop_fraction",
         float,
         0.5,
-        "share of active weights replaced at the first update",
+        "fraction of active weights replaced at the first update",
         "[0, 1]",
     ),
     Key(
         "sparsity.drop_schedule",
         str,
         "cosine",
-        "decay of drop_fraction to 0 at `end`, or constant",
+        "schedule of drop_fraction; cosine and linear decay to 0 at `end`",
         DROP_SCHEDULES,
     ),
     Key("sparsity.update_interval", int, 100, "steps between topology updates", "1 or more"),
@@ -173,46 +219,63 @@ KEYS = (
         "sparsity.end",
         int | None,
         None,
-        "no topology updates from this step on (default: 0.75 steps)",
+        "first step without topology updates (default: 0.75 * steps)",
         "0 or more",
     ),
     Key(
         "sparsity.includes_end",
         bool | None,
         None,
-        "an update is due at `end` itself (default: False; True in runs saved without this key)",
+        "update at step `end` itself (default: False; True in runs saved without this key)",
     ),
-    Key("sparsity.custom", tuple, (), "((pattern, sparsity), ...) by layer; the first match holds"),
-    Key("checkpoint.every", int, 500, "steps between checkpoints; 0: at the end only", "0 or more"),
-    Key("checkpoint.keep", int, 2, "number of checkpoints kept", "1 or more"),
+    Key(
+        "sparsity.custom",
+        tuple,
+        (),
+        "per-layer sparsities ((pattern, sparsity), ...); the first match wins",
+    ),
+    Key("checkpoint.every", int, 500, "steps between checkpoints; 0: only at the end", "0 or more"),
+    Key("checkpoint.keep", int, 2, "number of checkpoints to keep", "1 or more"),
     Key(
         "checkpoint.init_from",
         str,
         "",
-        "first weights: a workdir, sparse file or published weights",
+        "initial weights: a workdir, a sparse file or published weights",
     ),
-    Key("log.every", int, 50, "steps between lines of metrics.jsonl", "1 or more"),
-    Key("log.tensorboard", bool, True, "write metrics for TensorBoard too"),
-    Key("sample.every", int, 500, "steps between sample grids; 0: at the end only", "0 or more"),
+    Key("log.every", int, 50, "steps between entries in metrics.jsonl", "1 or more"),
+    Key("log.tensorboard", bool, True, "also write metrics for TensorBoard"),
+    Key("sample.every", int, 500, "steps between sample grids; 0: only at the end", "0 or more"),
     Key("sample.count", int, 64, "samples per grid", "1 or more"),
     Key("sample.sampler", str, "ddim", "sampler", SAMPLERS),
-    Key("sample.steps", int, 50, "ddim: number of steps"),
-    Key("sample.eta", float, 0.0, "ddim: 0 deterministic, 1 as much noise as ddpm", "[0, 1]"),
+    Key("sample.steps", int, 50, "ddim: number of sampling steps"),
     Key(
-        "sample.clip", float | None, None, "limit of predicted data (default: none)", "more than 0"
+        "sample.eta", float, 0.0, "ddim: 0 is deterministic, 1 adds as much noise as ddpm", "[0, 1]"
+    ),
+    Key(
+        "sample.clip",
+        float | None,
+        None,
+        "predicted x_0 is clipped to [-clip, clip] (default: no clipping)",
+        "more than 0",
     ),
     Key(
         "sample.set_alpha_to_one",
         bool | None,
         None,
-        "ddim: end at the predicted data, not at alpha_bar_0 (default: False; strokes: True)",
+        "ddim: end at alpha_bar = 1 rather than alpha_bar_0 (default: False; strokes: True)",
     ),
-    Key("sample.noise_weight", float, 1.0, "ddpm: factor of the noise's deviation", "0 or more"),
+    Key(
+        "sample.noise_weight",
+        float,
+        1.0,
+        "ddpm: factor on the standard deviation of the noise",
+        "0 or more",
+    ),
     Key(
         "sample.lengths",
         tuple[int, ...],
         (),
-        "strokes: points of samples, in turn (default: as in the training data)",
+        "strokes: lengths of samples in points, cycled through (default: drawn from the data)",
     ),
 )
 
@@ -220,19 +283,19 @@ _WORDS = {bool: "True or False", int: "a whole number", float: "a finite number"
 
 
 def is_optional(type_: KeyType) -> bool:
-    """Tell whether None is a value of a key of this type."""
+    """Return whether a key of this type can be None."""
     return isinstance(type_, types.UnionType) and types.NoneType in typing.get_args(type_)
 
 
 def without_none(type_: KeyType) -> KeyType:
-    """Return the type of a key's values other than None: `float` of `float | None`."""
+    """Return a type without its None: `float` for `float | None`."""
     if not is_optional(type_):
         return type_
     return next(t for t in typing.get_args(type_) if t is not types.NoneType)
 
 
 def describe_type(type_: KeyType) -> str:
-    """Return what values of a type are, in words.
+    """Describe the values of a type in words.
 
     Example:
       >>> describe_type(float | None), describe_type(tuple[int, ...])
@@ -248,7 +311,7 @@ def describe_type(type_: KeyType) -> str:
 
 
 def describe_accepted(key: Key) -> str:
-    """Return what a key may hold, in words: choices or range, with the type where it matters."""
+    """Describe the accepted values of a key: its choices, or its type and range."""
     if isinstance(key.accepted, tuple | dict):
         return ", ".join(map(str, key.accepted))
     text = describe_type(key.type)
@@ -256,7 +319,7 @@ def describe_accepted(key: Key) -> str:
 
 
 def has_type(type_: KeyType, value: Value) -> bool:
-    """Tell whether a value is of a key's type: no bool for a number, no fraction for an int.
+    """Return whether a value has a key's type; a bool is no number and a float no int.
 
     Example:
       >>> has_type(int, True), has_type(float, 1), has_type(tuple[int, ...], (1, 2.5))
@@ -282,7 +345,7 @@ def has_type(type_: KeyType, value: Value) -> bool:
 
 
 def as_type(type_: KeyType, value: Value) -> Value:
-    """Return a value as a key holds it: floats for whole numbers, tuples for lists (of JSON)."""
+    """Convert a value to a key's type: whole numbers to floats, lists (from JSON) to tuples."""
     plain = without_none(type_)
     if plain is float and has_type(int, value):
         return float(value)
@@ -292,7 +355,7 @@ def as_type(type_: KeyType, value: Value) -> Value:
 
 
 def is_accepted(key: Key, value: Value) -> bool:
-    """Tell whether a value of the right type is among the choices, or in the range, of a key."""
+    """Return whether a value of the right type is one of a key's choices, or in its range."""
     if key.accepted is None or value is None:
         return True
     if isinstance(key.accepted, tuple | dict):
@@ -301,7 +364,7 @@ def is_accepted(key: Key, value: Value) -> bool:
 
 
 def within(value: float, interval: str) -> bool:
-    """Tell whether a number lies in a range that is given in words.
+    """Return whether a number lies in a range such as `[0, 1)` or `1 or more`.
 
     Args:
       value: a number.
@@ -318,15 +381,15 @@ def within(value: float, interval: str) -> bool:
 
 
 def parse(type_: KeyType, text: str) -> Value:
-    """Return the value that a text on the command line stands for.
+    """Parse a value given on the command line.
 
     Args:
-      type_: of the key.
-      text: `None` where the type allows it; `true`, `t`, `1` and their opposites for bool; Python
-        literals for tuples, a single one being a tuple of one.
+      type_: type of the key.
+      text: `None` if the type allows it; `true`, `t`, `1` and their opposites for bool; Python
+        literals for tuples, where a single value is a tuple of one.
 
     Raises:
-      ValueError: the text stands for no value of the type.
+      ValueError: `text` is not a value of the type.
 
     Example:
       >>> parse(float | None, "None"), parse(float, "1e-3"), parse(tuple[int, ...], "1,2")
