@@ -7,8 +7,6 @@ weight are choices made here; so is what isn't known of the sparse paper: ERK di
 cosine decay of the drop fraction until three quarters of the run, the update interval.
 """
 
-import os
-
 from ml_collections import ConfigDict
 
 from sparsejax.configuration import default_config, set_sparsity
@@ -77,8 +75,3 @@ def get_config(arg: str = "") -> ConfigDict:
 def variant_name(name: str, arg: str) -> str:
     """Return the name of an experiment, with the variant that its argument chooses."""
     return "_".join([name, *(word for word in arg.split(",") if word in VARIANTS)])
-
-
-def data_path(name: str) -> str:
-    """Return the path of a file of strokes below the folder `SPARSEJAX_DATA`."""
-    return os.path.join(os.environ.get("SPARSEJAX_DATA", "../shared/data"), name)

@@ -1,18 +1,17 @@
 """Latent Diffusion on Imagenette at 64 px: the whole pipeline, small.
 
-Train the first stage before (imagenette64_vq.py). The first call encodes the images and keeps
-the latents beside the first stage.
+Train the first stage before, on the same images (imagenette64_vq.py says where they are to be
+had). The first call encodes the images and keeps the latents beside the first stage.
 
-    python train.py --config configs/imagenette64_ldm.py:rigl,0.5   # 43 M parameters, a CPU night
-    python train.py --config configs/imagenette64_ldm.py:small,rigl,0.5
-    python train.py --config configs/imagenette64_ldm.py:small,dense
+    S=--config.task.source=imagenette2-160
+    python train.py --config configs/imagenette64_ldm.py:rigl,0.5 $S  # 43 M parameters, a CPU night
+    python train.py --config configs/imagenette64_ldm.py:small,rigl,0.5 $S
+    python train.py --config configs/imagenette64_ldm.py:small,dense $S
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
 update interval; `small` takes the small first stage and 500 steps of a UNet of 4.6 M
 parameters: six minutes on two CPU cores, enough to see that everything works and no more.
 """
-
-import os
 
 from ml_collections import ConfigDict
 
@@ -27,8 +26,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_size = 64
     config.task.name = "latents"
     config.task.dataset = "files"
-    folder = os.environ.get("SPARSEJAX_DATA", "../shared/data")
-    config.task.source = f"{folder}/imagenette64_jpeg.npz"
     config.task.image_size = 64
     config.task.reference_split = "validation"
     config.task.flip = True

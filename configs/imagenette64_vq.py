@@ -1,16 +1,13 @@
 """First stage for Imagenette at 64 px: a VQ autoencoder of factor 4, 64x64x3 to 16x16x3.
 
-Reads the images from imagenette64_jpeg.npz in the folder SPARSEJAX_DATA (default ../shared/data);
-a folder or npz of your own works too.
+    S=--config.task.source=imagenette2-160
+    python train.py --config configs/imagenette64_vq.py $S          # 5 M parameters, a CPU night
+    python train.py --config configs/imagenette64_vq.py:small $S    # 0.7 M parameters, 20 minutes
 
-    python train.py --config configs/imagenette64_vq.py          # 5 M parameters, a CPU night
-    python train.py --config configs/imagenette64_vq.py:small    # 0.7 M parameters, 20 minutes
-
-Images of your own: --config.task.source=my/images --config.task.reference_split=train (or their
-split of another name). The second stage is imagenette64_ldm.py.
+The source is the folder in https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz (99 MB),
+or a folder or npz of your own images, with --config.task.reference_split=train if they are one
+split. The second stage is imagenette64_ldm.py.
 """
-
-import os
 
 from ml_collections import ConfigDict
 
@@ -25,8 +22,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_size = 32
     config.task.name = "autoencoder"
     config.task.dataset = "files"
-    folder = os.environ.get("SPARSEJAX_DATA", "../shared/data")
-    config.task.source = f"{folder}/imagenette64_jpeg.npz"
     config.task.image_size = 64
     config.task.reference_split = "validation"
     config.task.flip = True

@@ -1,13 +1,13 @@
 """Sparse ChiroDiff on KanjiVG, 11,662 characters of Chinese and Japanese writing as strokes.
 
-    python train.py --config configs/kanjivg_chirodiff.py:rigl,0.5
-    python train.py --config configs/kanjivg_chirodiff.py:static,0.75 --config.seed=1
-    python train.py --config configs/kanjivg_chirodiff.py:cpu,dense
-    python train.py --config configs/kanjivg_chirodiff.py --config.task.source=kanjivg-main.zip
+    Z=--config.task.source=kanjivg-20240807-main.zip
+    python train.py --config configs/kanjivg_chirodiff.py:rigl,0.5 $Z
+    python train.py --config configs/kanjivg_chirodiff.py:static,0.75 $Z --config.seed=1
+    python train.py --config configs/kanjivg_chirodiff.py:cpu,dense $Z
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval, `cpu` (half an hour on one core), `short` (minutes). The source is the
-publisher's zip (kanjivg.tagaini.net), a folder of its SVGs, or a packed npz.
+update interval, `cpu` (half an hour on one core), `short` (minutes). The source is the zip of
+https://github.com/KanjiVG/kanjivg/releases, a folder of its SVGs, or a packed npz.
 """
 
 from ml_collections import ConfigDict
@@ -20,5 +20,4 @@ def get_config(arg: str = "") -> ConfigDict:
     config = chirodiff.get_config(arg)
     config.name = chirodiff.variant_name("kanjivg_chirodiff", arg)
     config.task.dataset = "kanjivg"
-    config.task.source = chirodiff.data_path("kanjivg_abs.npz")
     return config

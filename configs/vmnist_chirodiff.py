@@ -1,7 +1,8 @@
 """Sparse ChiroDiff on handwritten digits as strokes.
 
     python train.py --config configs/vmnist_chirodiff.py:rigl,0.5 --config.task.source=vmnist.npz
-    python train.py --config configs/vmnist_chirodiff.py:like,rigl,0.5
+    python train.py --config configs/vmnist_chirodiff.py:like,rigl,0.5 \
+        --config.task.source=vmnist_like.npz
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
 update interval, `cpu` (half an hour on one core), `short` (minutes), `like`. The source is an npz
@@ -23,5 +24,4 @@ def get_config(arg: str = "") -> ConfigDict:
         "vmnist_like_chirodiff" if like else "vmnist_chirodiff", arg
     )
     config.task.dataset = "vmnist_like" if like else "vmnist"
-    config.task.source = chirodiff.data_path("vmnist_like.npz" if like else "vmnist.npz")
     return config

@@ -26,6 +26,7 @@ from sparsejax.families.registry import NETWORKS, model_keys
 from sparsejax.keys_page import keys_page
 from sparsejax.metrics.distances import inception_score, kernel_distance
 from sparsejax.schema import KEYS
+from sparsejax.training.loop import train
 from sparsejax.training.metrics_log import MetricsLog
 from sparsejax.training.runs import read_config
 from sparsejax.training.state import named_key
@@ -183,6 +184,25 @@ def test_the_network_of_another_kind_is_asked_for_its_arguments():
         load_config(file, overrides[:1])
     with pytest.raises(ConfigError, match="config.task.kind is 'gru'; accepted: birnn"):
         load_config(file, [("model.heads", "2"), ("task.kind", "gru")])
+
+
+@pytest.mark.parametrize(
+    ("name", "accepted"),
+    [
+        (
+            "kanjivg_chirodiff",
+            "path of KanjiVG's zip .*https://github.com/KanjiVG/kanjivg/releases",
+        ),
+        ("quickdraw_chirodiff", "ndjson .*https://github.com/googlecreativelab/quickdraw-dataset"),
+        ("vmnist_chirodiff", "path of an npz in the packed layout"),
+        ("imagenette64_vq", "path of a folder of images"),
+    ],
+)
+def test_data_that_a_config_leaves_to_the_user_are_asked_for(tmp_path, name, accepted):
+    config = resolve(load_config(str(ROOT / "configs" / f"{name}.py")))
+    with pytest.raises(ConfigError, match=f"^config.task.source is ''; accepted: .*{accepted}"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

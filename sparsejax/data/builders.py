@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from sparsejax.data.digits import Digits
-from sparsejax.data.files import Files
+from sparsejax.data.files import ACCEPTED, Files
 from sparsejax.data.sketch_builders import Kanjivg, QuickdrawStrokes, Vmnist, VmnistLike
 from sparsejax.data.stamps import Stamp, stamp_splits
 from sparsejax.errors import ConfigError, require
@@ -127,12 +127,13 @@ def _create(
     require(not source or dataset in have_source, "task.source", source, accepted)
     folder = data_dir or None
     if dataset in SKETCHES:
-        require(source, "task.source", source, _SKETCH_BUILDERS[dataset].ACCEPTED)
+        where = f"with the dataset {dataset}, the path of {_SKETCH_BUILDERS[dataset].ACCEPTED}"
+        require(source, "task.source", source, where)
         return _SKETCH_BUILDERS[dataset](source, words, data_dir=folder)
     if dataset == "digits":
         return Digits(data_dir=folder)
     if dataset == "files":
-        require(source, "task.source", source, "the path of your images")
+        require(source, "task.source", source, f"the path of {ACCEPTED}")
         return Files(source, data_dir=folder)
     return tfds.builder(PUBLISHED[dataset], data_dir=folder)
 

@@ -163,7 +163,10 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 class QuickdrawStrokes(Sketches):
     """Quick, Draw!: Google's ndjson files, raw or simplified; see `Sketches`."""
 
-    ACCEPTED = f"a .ndjson file (raw or simplified), a folder of them, or {_NPZ}"
+    ACCEPTED = (
+        "a .ndjson file (raw or simplified, linked from "
+        f"https://github.com/googlecreativelab/quickdraw-dataset), a folder of them, or {_NPZ}"
+    )
     HAS_WORDS = True
 
     def _files(self) -> list[pathlib.Path]:
@@ -179,7 +182,10 @@ class QuickdrawStrokes(Sketches):
 class Kanjivg(Sketches):
     """KanjiVG: the publisher's zip of SVG files, or a folder of them; see `Sketches`."""
 
-    ACCEPTED = f"KanjiVG's zip (kanji/NAME.svg), a folder of its SVG files, or {_NPZ}"
+    ACCEPTED = (
+        "KanjiVG's zip (kanjivg-DATE-main.zip of https://github.com/KanjiVG/kanjivg/releases), "
+        f"a folder of its SVG files, or {_NPZ}"
+    )
 
     def _files(self) -> list[pathlib.Path]:
         return kanjivg.files(self.path) if self.path.is_dir() else [self.path]

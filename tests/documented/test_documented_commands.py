@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-import zipfile
 
 import jax
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 
 from sparsejax.models import first_stage
 from sparsejax.models.autoencoder import VQModel
-from tests.data.sketches import svg
+from tests.data.sets import EXCERPTS, write
 from tests.documented import documented
 from tests.families.test_strokes import write_scribbles
 
@@ -49,10 +48,17 @@ def is_part_of_any(command, scripts):
 SCRIPTS = [script for document in DOCUMENTS for script in blocks_of(document)]
 
 
-def write_photos(path, size):
+def write_photos(place):
+    """Pictures of three classes, 16 to train and 8 for validation, as an npz and as a folder."""
     rng = np.random.default_rng(0)
-    images = rng.integers(256, size=(24, size, size, 3), dtype=np.uint8)
-    np.savez(path, images=images, labels=np.arange(24) % 3, split=np.arange(24) // 16)
+    images = rng.integers(256, size=(24, 64, 64, 3), dtype=np.uint8)
+    labels, split = np.arange(24) % 3, np.arange(24) // 16
+    np.savez(place / "photos.npz", images=images, labels=labels, split=split)
+    files = {
+        f"{('train', 'val')[part]}/n{label}/{i}.png": image
+        for i, (image, label, part) in enumerate(zip(images, labels, split, strict=True))
+    }
+    write(place / "imagenette2-160", **files)
 
 
 def write_first_stage(path):
@@ -78,17 +84,9 @@ def place(tmp_path_factory):
     (place / "docs").mkdir()
     for script in (ROOT / "docs").glob("*.py"):
         shutil.copy(script, place / "docs")
-    data = place / "data"
-    data.mkdir()
-    write_scribbles(data / "kanjivg_abs.npz")
-    write_scribbles(data / "vmnist_like.npz", label=np.arange(60) % 10, mnist_index=np.arange(60))
-    write_photos(data / "imagenette64_jpeg.npz", 64)
-    write_photos(place / "photos.npz", 64)
-    with zipfile.ZipFile(place / "kanjivg-20240807-main.zip", "w") as archive:
-        for i in range(20):
-            archive.writestr(
-                f"kanji/{i:05x}.svg", svg(f"M{i},9h20", "M9,9v30l5,5", name=f"{i:05x}")
-            )
+    write_scribbles(place / "vmnist_like.npz", label=np.arange(60) % 10, mnist_index=np.arange(60))
+    write_photos(place)
+    shutil.copy(EXCERPTS / "kanjivg.zip", place / "kanjivg-20240807-main.zip")
     write_first_stage(place / "first_stage.safetensors")
     return place
 
@@ -105,7 +103,6 @@ def shell(place):
     environment = os.environ | {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "SPARSEJAX_DATA": str(place / "data"),
     }
 
     def run(script):
