@@ -35,7 +35,7 @@ from rich.table import Table
 
 from sparsejax.configuration import default_config, resolve
 from sparsejax.diffusion.noise_schedules import linear_betas, noise_schedule
-from sparsejax.families.denoising import denoising_task
+from sparsejax.families.denoising import denoising_model
 from sparsejax.models.convert import unet_from_torch, unet_to_torch
 from sparsejax.sparsity.methods import get_method
 from sparsejax.training.optimizers import build_optimizer
@@ -79,9 +79,9 @@ def make_config(settings):
     return resolve(config)
 
 
-def make_task(config):
-    """Return the task: the UNet on examples that are given."""
-    return denoising_task(config, config.task.image_size, batches=None, reference=None)
+def make_model(config):
+    """Return the Model: the UNet on examples that are given."""
+    return denoising_model(config, config.task.image_size, "image")
 
 
 def prepare(folder, arguments):
@@ -103,7 +103,7 @@ def prepare(folder, arguments):
         fan_in = np.prod(array.shape[1:], dtype=int)
         return rng.normal(0, fan_in**-0.5, array.shape).astype(np.float32)
 
-    params = jax.jit(make_task(make_config(settings)).init)(named_key(0, "init"))
+    params = jax.jit(make_model(make_config(settings)).init)(named_key(0, "init"))
     weights = unet_to_torch(params)
     np.savez(folder / "weights.npz", **{name: fill(array) for name, array in weights.items()})
     shape = (arguments.batch, arguments.size, arguments.size, 3)
@@ -145,26 +145,26 @@ def measure(arguments):
 
 def measure_draws(settings, params, example, draws):
     """Return the network's outputs, and the seconds of the first draw and of the others."""
-    task = make_task(make_config(settings))
-    draw = make_sampler(task, named_key(0, "samples"), settings["batch"])
+    model = make_model(make_config(settings))
+    draw = make_sampler(model, model.frozen(), named_key(0, "samples"), settings["batch"])
     params = jax.device_put(params)
     seconds = timed(lambda: draw(params), 1), timed(lambda: draw(params), draws)
     inputs = params, example["x"], example["t"].astype(np.int32)
-    full = make_task(make_config(settings | {"dtype": "float32"}))
+    full = make_model(make_config(settings | {"dtype": "float32"}))
     with jax.default_matmul_precision("highest"):
         outputs = {"float32": jax.jit(full.apply)(*inputs)}
-    outputs["timed"] = jax.jit(task.apply)(*inputs)
+    outputs["timed"] = jax.jit(model.apply)(*inputs)
     return outputs, seconds
 
 
 def measure_training(settings, params, example, steps):
     """Return the seconds of the first train step and of later ones."""
     config = make_config(settings)
-    task, optimizer = make_task(config), build_optimizer(config)
-    masks = get_method("dense").init(None, params, layer_sparsities(config.sparsity, task))
+    model, optimizer = make_model(config), build_optimizer(config)
+    masks = get_method("dense").init(None, params, layer_sparsities(config.sparsity, model))
     state = replicate(state_from(jax.tree.map(jnp.asarray, params), masks, optimizer))
     step = data_parallel(
-        make_train_step(task, optimizer, ema_limit=config.ema.decay), donate_state=True
+        make_train_step(model, optimizer, ema_limit=config.ema.decay), donate_state=True
     )
     batch = jax.device_put(shard_batch({"latent": example["x"]}))
     key = named_key(0, "steps")

@@ -38,7 +38,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from configs.vmnist_chirodiff import get_config  # noqa: E402
 from sparsejax.configuration import resolve  # noqa: E402
 from sparsejax.data.strokes import SPACING  # noqa: E402
-from sparsejax.families import build_task  # noqa: E402
+from sparsejax.families import build_data, build_model  # noqa: E402
 from sparsejax.models.chirodiff import BiGRUDenoiser  # noqa: E402
 from sparsejax.models.convert import chirodiff_from_torch  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
@@ -96,15 +96,15 @@ def prepare(folder):
         split=np.zeros(DRAWINGS, int),
     )
     config = make_config(folder, "dense", 0.0)
-    task = build_task(config)
+    data = build_data(config)
     batches, counts = {}, collections.Counter()
-    for batch in task.batches(0, BATCHES):
+    for batch in data.batches(0, BATCHES):
         length = batch["points"].shape[1]
         counts[length] += 1
         batches.setdefault(length, batch)
     for length, batch in batches.items():
         np.savez(folder / f"batch_{length}.npz", **batch)
-    lengths = task.frozen()["lengths"]
+    lengths = np.asarray(data.facts()["lengths"])
     optimizer = ("learning_rate", "weight_decay", "b1", "b2", "clip_norm")
     settings = {
         "batch_size": config.batch_size,
@@ -137,11 +137,11 @@ def measure(arguments):
     settings = json.loads((folder / "settings.json").read_text())
     lengths = settings["sample_lengths"]
     config = make_config(folder, arguments.method, arguments.level, lengths)
-    task = build_task(config)
-    optimizer = build_optimizer(config, task)
-    state = replicate(create_state(config, task, optimizer))
+    model = build_model(config, build_data(config).facts())
+    optimizer = build_optimizer(config, model)
+    state = replicate(create_state(config, model, optimizer))
     step = data_parallel(
-        make_train_step(task, optimizer, ema_limit=config.ema.decay), donate_state=True
+        make_train_step(model, optimizer, ema_limit=config.ema.decay), donate_state=True
     )
     key = named_key(config.seed, "steps")
     batches = {n: shard_batch(dict(np.load(folder / f"batch_{n}.npz"))) for n in settings["shares"]}
@@ -159,7 +159,7 @@ def measure(arguments):
     first = rounds(1)
     rounds(1)
     seconds = rounds(arguments.steps)
-    draw = make_sampler(task, named_key(config.seed, "samples"), SAMPLES)
+    draw = make_sampler(model, model.frozen(), named_key(config.seed, "samples"), SAMPLES)
     drawn = [timed(lambda: draw(ema_params_of(state))) for _ in range(arguments.draws + 1)]
     first["sample"] = drawn[0]
     sample = statistics.median(drawn[1:])

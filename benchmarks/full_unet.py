@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsejax.configuration import default_config, resolve
-from sparsejax.families.denoising import denoising_task
+from sparsejax.families.denoising import denoising_model
 from sparsejax.sparsity.methods import get_method
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import build_optimizer, drop_fraction_schedule
@@ -51,16 +51,16 @@ def measure(arguments):
     config.sparsity.level = arguments.sparsity
     config.sample.steps = 1
     config = resolve(config)
-    task = denoising_task(config, size, batches=None, reference=None)
-    optimizer = build_optimizer(config, task)
-    state = replicate(create_state(config, task, optimizer))
-    flops = sum(task.layer_flops(state.params).values())
+    model = denoising_model(config, size, "image")
+    optimizer = build_optimizer(config, model)
+    state = replicate(create_state(config, model, optimizer))
+    flops = sum(model.layer_flops(state.params).values())
 
     latents = np.random.default_rng(0).normal(size=(arguments.batch, size, size, 3))
     batch = shard_batch({"latent": latents.astype(np.float32)})
     key = named_key(0, "steps")
     step = data_parallel(
-        make_train_step(task, optimizer, ema_limit=config.ema.decay), donate_state=True
+        make_train_step(model, optimizer, ema_limit=config.ema.decay), donate_state=True
     )
     figures = {"flops": flops}
     (state, _), figures["step_first"] = timed(lambda: step(state, batch, key))
@@ -73,7 +73,7 @@ def measure(arguments):
     if get_method(config.sparsity.method).is_dynamic:
         update = data_parallel(
             make_topology_update(
-                task,
+                model,
                 optimizer,
                 get_method(config.sparsity.method),
                 drop_fraction_schedule(config.sparsity),
@@ -84,7 +84,7 @@ def measure(arguments):
         (state, _), figures["update_first"] = timed(lambda: update(state, batch, keys))
         (state, _), figures["update"] = timed(lambda: update(state, batch, keys))
     figures["training_memory"] = peak_memory()
-    draw = make_sampler(task, named_key(0, "samples"), arguments.batch)
+    draw = make_sampler(model, model.frozen(), named_key(0, "samples"), arguments.batch)
     _, figures["sample_first"] = timed(lambda: draw(ema_params_of(state)))
     _, figures["sample"] = timed(lambda: draw(ema_params_of(state)))
     if jax.default_backend() != "cpu":

@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from configs.digits import get_config  # noqa: E402
 from sparsejax.configuration import resolve  # noqa: E402
-from sparsejax.families import build_task  # noqa: E402
+from sparsejax.families import build_data, build_model  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, shard_batch  # noqa: E402
 from sparsejax.training.state import create_state, named_key  # noqa: E402
@@ -34,10 +34,10 @@ def prepare(method, batch):
     config = get_config(method)
     config.batch_size = batch
     config = resolve(config)
-    task, optimizer = build_task(config), build_optimizer(config)
-    step = data_parallel(make_train_step(task, optimizer, ema_limit=0.99), donate_state=True)
-    state = create_state(config, task, optimizer)
-    examples = shard_batch(next(task.batches(0, 1)))
+    model, optimizer = build_model(config), build_optimizer(config)
+    step = data_parallel(make_train_step(model, optimizer, ema_limit=0.99), donate_state=True)
+    state = create_state(config, model, optimizer)
+    examples = shard_batch(next(build_data(config).batches(0, 1)))
     key = named_key(0, "steps")
 
     def run():

@@ -27,7 +27,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks.timing import interleaved, machine  # noqa: E402
 from configs.latent_diffusion import get_config  # noqa: E402
 from sparsejax.configuration import resolve  # noqa: E402
-from sparsejax.families.denoising import denoising_task  # noqa: E402
+from sparsejax.families.denoising import denoising_model  # noqa: E402
 from sparsejax.sparsity.masks import dense_masks, target_active  # noqa: E402
 from sparsejax.sparsity.packing import static_counts  # noqa: E402
 from sparsejax.sparsity.transforms import packed, sparse_updates  # noqa: E402
@@ -46,9 +46,9 @@ def unet(channels, sparsity):
     config.model.model_channels = channels
     config.sparsity.level = sparsity
     config = resolve(config)
-    task = denoising_task(config, 64, batches=None, reference=None)
-    params = jax.eval_shape(task.init, jax.random.key(0))
-    return params, layer_sparsities(config.sparsity, task)
+    model = denoising_model(config, 64, "image")
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return params, layer_sparsities(config.sparsity, model)
 
 
 def packed_optimizer(counts):

@@ -23,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from benchmarks import structured  # noqa: E402
 from benchmarks.timing import interleaved  # noqa: E402
 from sparsejax.compact.states import without_inactive  # noqa: E402
+from sparsejax.families import build_model  # noqa: E402
 from sparsejax.training.sampling import make_sampler  # noqa: E402
 from sparsejax.training.state import named_key  # noqa: E402
 
@@ -42,15 +43,17 @@ def prepare(arguments, structure, level, params, dense_sampler):
     config = structured.make_config(
         arguments, structure, level, **{"sample.steps": arguments.ddim_steps}
     )
-    task = structured.build_task(config)
-    masks = structured.draw_masks(config, task)
+    model = build_model(config)
+    masks = structured.draw_masks(config, model)
     params = jax.device_put(structured.mask(params, masks))
-    figures = structured.costs(task, params, masks)
-    small_task, small = without_inactive(config.sparsity, task, params, masks)
+    figures = structured.costs(model, params, masks)
+    small_model, small = without_inactive(config.sparsity, model, params, masks)
     figures["bytes"] = sum(x.nbytes for x in jax.tree.leaves(small))
     sampler = dense_sampler
     if small is not params or dense_sampler is None:
-        sampler = make_sampler(small_task, named_key(0, "samples"), arguments.batch)
+        sampler = make_sampler(
+            small_model, small_model.frozen(), named_key(0, "samples"), arguments.batch
+        )
     began = time.perf_counter()
     drawn = sampler(small)
     figures["first"] = time.perf_counter() - began
@@ -67,9 +70,7 @@ def main():
     arguments = parser.parse_args()
     names = [("dense", 0.0), *structured.models(arguments.models or MODELS)]
     functions, figures = {}, {}
-    params = structured.draw_params(
-        structured.build_task(structured.make_config(arguments, *names[0]))
-    )
+    params = structured.draw_params(build_model(structured.make_config(arguments, *names[0])))
     dense_sampler = None
     for name in names:
         sampler, small, figures[name] = prepare(arguments, *name, params, dense_sampler)

@@ -20,7 +20,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import structured  # noqa: E402
 from benchmarks.timing import interleaved  # noqa: E402
-from sparsejax.compact.states import compile_network, pack_state, packed_task  # noqa: E402
+from sparsejax.compact.states import compile_network, pack_state, packed_model  # noqa: E402
+from sparsejax.families import build_model  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
 from sparsejax.training.state import named_key, state_from  # noqa: E402
@@ -29,10 +30,10 @@ from sparsejax.training.steps import make_train_step  # noqa: E402
 MODELS = "weight:0.9,block:0.75,block:0.9,channel:0.5"
 
 
-def make_step(config, task):
+def make_step(config, model):
     """Return the compiled train step."""
-    optimizer = build_optimizer(config, task)
-    return data_parallel(make_train_step(task, optimizer, ema_limit=0.9999), donate_state=True)
+    optimizer = build_optimizer(config, model)
+    return data_parallel(make_train_step(model, optimizer, ema_limit=0.9999), donate_state=True)
 
 
 def make_run(step, state, arguments):
@@ -58,14 +59,14 @@ def make_run(step, state, arguments):
 def prepare(arguments, structure, level, params, masked_step):
     """Return a function that takes a step of one model, and figures."""
     config = structured.make_config(arguments, structure, level)
-    task = structured.build_task(config)
-    masks = structured.draw_masks(config, task)
+    model = build_model(config)
+    masks = structured.draw_masks(config, model)
     params = structured.mask(params, masks)
-    costs = structured.costs(task, params, masks)
-    optimizer = build_optimizer(config, task)
+    costs = structured.costs(model, params, masks)
+    optimizer = build_optimizer(config, model)
     if structure == "dense":
         state = state_from(params, jax.tree.map(jax.numpy.asarray, masks), optimizer)
-        run, figures = make_run(make_step(config, task), state, arguments)
+        run, figures = make_run(make_step(config, model), state, arguments)
         return run, costs | figures
     # Masks of full shape everywhere: one program for all masked networks.
     full = jax.tree.map(lambda m, p: jax.numpy.broadcast_to(m, p.shape), masks, params)
@@ -73,10 +74,10 @@ def prepare(arguments, structure, level, params, masked_step):
     if structure == "weight":
         return run, costs | expected
     del run, full
-    network = compile_network(config.sparsity, task, masks)
+    network = compile_network(config.sparsity, model, masks)
     state = state_from(params, jax.tree.map(jax.numpy.asarray, masks), optimizer)
-    state, task = pack_state(network, state), packed_task(network, task)
-    run, figures = make_run(make_step(config, task), state, arguments)
+    state, model = pack_state(network, state), packed_model(network, model)
+    run, figures = make_run(make_step(config, model), state, arguments)
     wrong = np.max(np.abs(np.divide(figures["metrics"], expected["metrics"]) - 1))
     return run, costs | figures | {"error": float(wrong)}
 
@@ -86,8 +87,8 @@ def main():
     arguments = structured.parser(__doc__).parse_args()
     names = [("dense", 0.0), *structured.models(arguments.models or MODELS)]
     dense = structured.make_config(arguments, *names[0])
-    task = structured.build_task(dense)
-    params, masked_step = structured.draw_params(task), make_step(dense, task)
+    model = build_model(dense)
+    params, masked_step = structured.draw_params(model), make_step(dense, model)
     functions, figures = {}, {}
     for name in names:
         functions[name], figures[name] = prepare(arguments, *name, params, masked_step)

@@ -1,4 +1,4 @@
-"""The UNets that the benchmarks of structured sparsity run: config, task, weights and masks."""
+"""The UNets that the benchmarks of structured sparsity run: config, model, weights and masks."""
 
 import argparse
 import json
@@ -12,7 +12,6 @@ from rich.table import Table
 
 from benchmarks.timing import machine
 from sparsejax.configuration import default_config, resolve
-from sparsejax.families.denoising import denoising_task
 from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.training.plan import build_method, layer_sparsities
 
@@ -59,14 +58,9 @@ def make_config(arguments, structure, level, **changes):
     return resolve(config)
 
 
-def build_task(config):
-    """Return the Task of the UNet, without data."""
-    return denoising_task(config, config.task.image_size, batches=None, reference=None)
-
-
-def draw_params(task):
+def draw_params(model):
     """Return params, host arrays; no weight of a kernel is zero by initialisation."""
-    params = jax.eval_shape(task.init, jax.random.key(0))
+    params = jax.eval_shape(model.init, jax.random.key(0))
     rng = np.random.default_rng(0)
 
     def leaf(path, x):
@@ -79,11 +73,11 @@ def draw_params(task):
     return jax.tree_util.tree_map_with_path(leaf, params)
 
 
-def draw_masks(config, task):
+def draw_masks(config, model):
     """Return the masks of a model, host arrays."""
-    params = jax.eval_shape(task.init, jax.random.key(0))
-    method = build_method(config.sparsity, task)
-    sparsities = layer_sparsities(config.sparsity, task)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    method = build_method(config.sparsity, model)
+    sparsities = layer_sparsities(config.sparsity, model)
     return jax.device_get(method.init(jax.random.key(1), params, sparsities))
 
 
@@ -92,9 +86,9 @@ def mask(params, masks):
     return jax.tree.map(lambda param, mask: np.where(mask, param, np.float32(0)), params, masks)
 
 
-def costs(task, params, masks):
+def costs(model, params, masks):
     """Return density, FLOPs, and how many times fewer FLOPs than dense that is."""
-    flops = task.layer_flops(params)
+    flops = model.layer_flops(params)
     dense, sparse = sum(flops.values()), forward_flops(flops, masks)
     total = sum(x.size for x in jax.tree.leaves(params))
     return {

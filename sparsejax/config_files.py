@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from sparsejax import schema
 from sparsejax.configuration import check_type, complete, require_key, set_key
 from sparsejax.errors import ConfigError, require
-from sparsejax.families.registry import NETWORKS, model_keys
+from sparsejax.families.registry import FAMILIES, model_keys
 from sparsejax.schema import Key
 from sparsejax.types import Value
 
@@ -108,8 +108,8 @@ def _name_network(config: ConfigDict, section: str) -> None:
     """Refuse arguments of a network whose name is none."""
     if section == "model.":
         name = config.task.name
-        require(name in NETWORKS, "task.name", name, ", ".join(NETWORKS))
-        require(False, "task.kind", config.task.kind, ", ".join(NETWORKS[name]))
+        require(name in FAMILIES, "task.name", name, ", ".join(FAMILIES))
+        require(False, "task.kind", config.task.kind, ", ".join(FAMILIES[name].networks))
     require(False, "first_stage.kind", config.first_stage.kind, "vq, kl")
 
 

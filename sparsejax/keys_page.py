@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from sparsejax import schema
 from sparsejax.families.arguments import network_keys
-from sparsejax.families.registry import NETWORKS
+from sparsejax.families.registry import FAMILIES
 from sparsejax.schema import Key, KeyType
 
 _HEAD = """# Config keys
@@ -49,8 +49,8 @@ def keys_page() -> str:
         parts.append(f"\n## {group or 'The run'}\n\n{_table(keys)}")
     parts.append(_NETWORKS)
     found: dict[type[nn.Module], list[str]] = {}
-    for task, kinds in NETWORKS.items():
-        for kind, network in kinds.items():
+    for task, family in FAMILIES.items():
+        for kind, network in family.networks.items():
             names = f"`task.name={task}`" + (f", `task.kind={kind}`" if kind else "")
             found.setdefault(network, []).append(names)
     for network, places in found.items():

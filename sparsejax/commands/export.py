@@ -29,7 +29,6 @@ from sparsejax.models.convert import unet_to_torch
 from sparsejax.models.diffusers_config import unet_diffusers_config
 from sparsejax.models.diffusers_layout import unet_to_diffusers
 from sparsejax.models.pipelines import (
-    FirstStage,
     export_pipeline,
     has_same_steps,
     scheduler_config,
@@ -122,10 +121,10 @@ def _write_tensors(path, tensors, metadata):
     return path
 
 
-def _input_size(task, params):
+def _input_size(model, params):
     """Return the height of the UNet's input: its first layer costs 2 FLOPs a weight and pixel."""
     kernel = params["input_blocks_0_0"]["kernel"]
-    pixels = task.layer_flops(params)["input_blocks_0_0/kernel"] / (2 * kernel.size)
+    pixels = model.layer_flops(params)["input_blocks_0_0/kernel"] / (2 * kernel.size)
     return math.isqrt(round(pixels))
 
 
@@ -180,30 +179,30 @@ def _export_dense(workdir, output, ema):
     from sparsejax.training import runs
 
     config = runs.read_config(workdir)
-    if config.task.name not in ("images", "latents"):
+    model, params, masks = runs.load_run(workdir, ema=ema)
+    if not isinstance(model.network, UNet):
         raise ValueError(
-            f"{workdir} is a run of the task {config.task.name!r}; accepted: images, latents, or "
-            "--sparse"
+            f"{workdir} is a run of the task {config.task.name!r}, whose network has no such "
+            "layout; accepted: images, latents, or --sparse"
         )
-    task, params, masks = runs.load_run(workdir, ema=ema)
-    model = UNet(**(config.model.to_dict() | {"dtype": None}))
+    network = model.network.clone(dtype=None)
     first_stage, problem = None, ""
-    if config.task.name == "latents":
+    if model.first_stage:
         try:
-            first_stage = _first_stage(config, task)
+            first_stage = model.first_stage()
         except ValueError as error:
             problem = str(error)
-    metadata = _metadata(config, model, first_stage) | {"weights": "ema" if ema else "last step"}
-    size = _input_size(task, params)
-    written = export_unet(params, masks, output, model, sample_size=size, metadata=metadata)
+    metadata = _metadata(config, network, first_stage) | {"weights": "ema" if ema else "last step"}
+    size = _input_size(model, params)
+    written = export_unet(params, masks, output, network, sample_size=size, metadata=metadata)
     says = f"no pipeline of diffusers was written: {problem}"
     if not problem:
-        more, says = _export_pipeline(config, model, output / "diffusers", first_stage)
+        more, says = _export_pipeline(config, network, output / "diffusers", first_stage)
         written += more
     table = Table(f"in {output}", "MB")
     for path in written:
         table.add_row(str(path.relative_to(output)), f"{path.stat().st_size / 1e6:.2f}")
-    differences = compvis_differences(model)
+    differences = compvis_differences(network)
     if differences:
         says += f"\nunet.safetensors is not for CompVis's own code: {differences}"
     return table, says
@@ -252,12 +251,3 @@ def _export_pipeline(config, model, folder, first_stage):
     ]
     differs = "; ".join(note for holds, note in notes if holds)
     return written, f"{says}; samples will differ: {differs}" if differs else says
-
-
-def _first_stage(config, task):
-    """Return the FirstStage of a run on latents."""
-    from sparsejax.families import latents
-
-    _, model = latents.find_first_stage(config.first_stage)
-    frozen = task.frozen()
-    return FirstStage(model, frozen["params"], float(frozen["scale"]), config.task.image_size)

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parse_with_config(parser, argv)
     # Here, since they take seconds, for which --help and a mistyped flag shouldn't wait.
     from sparsejax.configuration import resolve
-    from sparsejax.families import build_task
+    from sparsejax.families import build_data
 
-    build_task(resolve(flags.config)).prepare()
+    build_data(resolve(flags.config)).prepare()
     print("The data is ready.")

@@ -11,12 +11,12 @@ from sparsejax.compact.network import compile_blocks, compile_channels
 from sparsejax.training.state import TrainState
 
 
-def compile_network(sparsity, task, masks):
-    """Compile the network of a task, where the structure of its masks allows.
+def compile_network(sparsity, model, masks):
+    """Compile the network of a model, where the structure of its masks allows.
 
     Args:
       sparsity: `config.sparsity`, resolved.
-      task: Task.
+      model: Model.
       masks: concrete masks.
 
     Returns:
@@ -28,38 +28,38 @@ def compile_network(sparsity, task, masks):
     if sparsity.structure == "block":
         compiled = compile_blocks(masks, sparsity.block_size)
     else:
-        params = jax.eval_shape(task.init, jax.random.key(0))
-        compiled = compile_channels(masks, task.units(params))
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        compiled = compile_channels(masks, model.units(params))
     return compiled if compiled.layers else None
 
 
-def without_inactive(sparsity, task, params, masks):
-    """Return a task and parameters that compute the same with less, to sample and to measure.
+def without_inactive(sparsity, model, params, masks):
+    """Return a model and parameters that compute the same with less, to sample and to measure.
 
     Args:
       sparsity: `config.sparsity`, resolved.
-      task: Task.
+      model: Model.
       params: masked params.
       masks: concrete masks.
 
     Returns:
-      Tuple of Task and what it takes in place of params; those given where nothing is compiled.
+      Tuple of Model and what it takes in place of params; those given where nothing is compiled.
     """
-    compiled = compile_network(sparsity, task, masks)
+    compiled = compile_network(sparsity, model, masks)
     if compiled is None:
-        return task, params
+        return model, params
     ready = jax.jit(lambda params: compiled.prepare(compiled.pack(params)))(params)
-    return task._replace(apply=compiled.bind(task.apply)), ready
+    return model._replace(apply=compiled.bind(model.apply)), ready
 
 
-def packed_task(compiled, task):
-    """Return the task on packed params."""
-    bound = compiled.bind(task.apply)
+def packed_model(compiled, model):
+    """Return the model on packed params."""
+    bound = compiled.bind(model.apply)
 
     def apply(packed, *inputs, **options):
         return bound(compiled.prepare(packed), *inputs, **options)
 
-    return task._replace(apply=apply)
+    return model._replace(apply=apply)
 
 
 def pack_state(compiled, state):

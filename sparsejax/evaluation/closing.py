@@ -12,6 +12,7 @@ from rich.table import Table
 
 from sparsejax.atomic import write_text
 from sparsejax.errors import ConfigError
+from sparsejax.families import build_data
 from sparsejax.quantities import quantity
 from sparsejax.reports import plots
 from sparsejax.sparsity import costs
@@ -20,7 +21,7 @@ from sparsejax.sparsity.methods import get_method
 from sparsejax.training import runs
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.optimizers import update_schedule
-from sparsejax.training.sampling import make_sampler
+from sparsejax.training.sampling import frozen_of, make_sampler
 from sparsejax.training.state import named_key
 
 _PICTURES = ("samples.png", "curves.png", "layers.png")
@@ -66,12 +67,12 @@ def _read_summary(workdir):
     return summary if whole and not _SHOWN - summary.keys() else None
 
 
-def run_costs(config, task, params, masks, steps=None, lines=()):
+def run_costs(config, model, params, masks, steps=None, lines=()):
     """Count parameters and FLOPs of a run, dense and sparse, from its masks and its schedule.
 
     Args:
       config: resolved ConfigDict.
-      task: Task.
+      model: Model.
       params: parameters.
       masks: their masks.
       steps: how many were taken so far; all of them if None.
@@ -87,7 +88,7 @@ def run_costs(config, task, params, masks, steps=None, lines=()):
     """
     method = config.sparsity.method
     steps = config.steps if steps is None else steps
-    layer_flops = task.layer_flops(params)
+    layer_flops = model.layer_flops(params)
     dense, sparse = (costs.forward_flops(layer_flops, m) for m in (dense_masks(params), masks))
     counts = summarize(params, masks)
     examples = steps * config.batch_size
@@ -109,9 +110,9 @@ def run_costs(config, task, params, masks, steps=None, lines=()):
         "training_flops_dense": 3 * dense * examples,
         "training_flops_formula": by_formula * examples,
         "training_flops_run": as_run * config.batch_size,
-        "passes_per_sample": task.passes_per_sample,
-        "sampling_flops_dense": task.passes_per_sample * dense,
-        "sampling_flops": task.passes_per_sample * sparse,
+        "passes_per_sample": model.passes_per_sample,
+        "sampling_flops_dense": model.passes_per_sample * dense,
+        "sampling_flops": model.passes_per_sample * sparse,
     }
 
 
@@ -170,33 +171,34 @@ def _seconds(before, line):
 
 def _close(workdir):
     config = runs.read_config(workdir)
-    task, params, masks = runs.load_run(workdir)
+    model, params, masks = runs.load_run(workdir)
     params, masks = jax.tree.map(jax.numpy.asarray, (params, masks))
     lines = read_metrics(workdir / "metrics.jsonl")
     count = config.sample.count
     key = named_key(config.seed, "samples")
-    sample = make_sampler(task, key, count)
+    data = build_data(config)
+    sample = make_sampler(model, frozen_of(model, data), key, count)
     samples = sample(params)
     began = time.perf_counter()
     sample(params)
     seconds = time.perf_counter() - began
 
-    summary = run_costs(config, task, params, masks, lines=lines)
+    summary = run_costs(config, model, params, masks, lines=lines)
     if jax.process_index() == 0:
-        real = task.reference()[:count]
-        plots.save_samples(workdir / "samples.png", task.render(samples), task.render(real))
+        real = data.reference()[:count]
+        plots.save_samples(workdir / "samples.png", model.render(samples), model.render(real))
         plots.save_curves(workdir / "curves.png", lines)
         counts = summarize(params, masks).layers
-        in_order = {name: counts[name] for name in task.layer_flops(params) if name in counts}
-        task.illustrate(samples, workdir)
-        task.export(params, workdir)
+        in_order = {name: counts[name] for name in model.layer_flops(params) if name in counts}
+        model.illustrate(samples, workdir)
+        model.export(params, workdir)
         plots.save_layer_densities(workdir / "layers.png", in_order, summary["sparsity"])
     return (
         summary
         | measured(lines)
         | {
             "sampling_seconds": seconds / count,
-            "files": [*_PICTURES, *task.closing_files],
+            "files": [*_PICTURES, *model.closing_files],
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         }
     )

@@ -14,19 +14,16 @@ from rich.table import Table
 from sparsejax import command_line
 from sparsejax.atomic import write_text
 from sparsejax.compact.states import without_inactive
-from sparsejax.data.builders import SKETCHES
-from sparsejax.data.images import PICTURES, are_finite, label
+from sparsejax.data.images import PICTURES, are_finite
 from sparsejax.errors import ConfigError, require
 from sparsejax.evaluation import closing
 from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.evaluation.provenance import provenance
-from sparsejax.families import build_task
-from sparsejax.families.strokes import RASTER_SIZE
+from sparsejax.families import build_data, build_model
 from sparsejax.metrics.extractors import EXTRACTORS
 from sparsejax.metrics.measures import METRICS, SUBSET_SIZE, build_meter
 from sparsejax.quantities import quantity
 from sparsejax.rendering.images import save_pngs
-from sparsejax.rendering.raster import RASTER_VERSION
 from sparsejax.reports.report import write_report
 from sparsejax.reports.tables import measure_names
 from sparsejax.seeds import check_seed
@@ -35,7 +32,7 @@ from sparsejax.sparsity.methods import get_method
 from sparsejax.storage import require_writable
 from sparsejax.training import runs
 from sparsejax.training.metrics_log import read_metrics
-from sparsejax.training.sampling import make_sampler
+from sparsejax.training.sampling import frozen_of, make_sampler
 from sparsejax.training.state import ema_params_of, named_key
 
 logger = logging.getLogger(__name__)
@@ -48,18 +45,18 @@ _COMPARED = tuple(f"task.{key}" for key in _DATA)
 _COMPARED_HELD_OUT = ("task.representation", "diffusion.steps", "diffusion.schedule")
 
 
-def check_comparable(names, configs, task):
+def check_comparable(names, configs, data):
     """Refuse runs of different data, whose numbers mean different things.
 
     Args:
       names: of the runs, for the message.
       configs: their resolved configs.
-      task: Task of the first.
+      data: Data of the first.
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
-    for key in _COMPARED + (_COMPARED_HELD_OUT if task.held_out else ()):
+    for key in _COMPARED + (_COMPARED_HELD_OUT if data.held_out else ()):
         section, name = key.split(".")
         first = configs[0][section][name]
         for run, config in zip(names, configs, strict=True):
@@ -67,27 +64,26 @@ def check_comparable(names, configs, task):
             require(ours == first, key, ours, f"{first!r}, to compare {run}")
 
 
-def meter_of(config, task=None, **options):
+def meter_of(config, model=None, data=None, **options):
     """Return the Meter for the runs of a config.
 
     Args:
       config: resolved ConfigDict.
-      task: its Task, if there is one already.
+      model: its Model, if there is one already.
+      data: its Data, if there is one already.
       **options: of `measures.build_meter`.
 
     Raises:
       ConfigError: the options can't work.
     """
-    settings = config.task
-    task = task or build_task(config)
-    split = settings.reference_split
-    if settings.dataset in SKETCHES:
-        split += f" as rasters {RASTER_VERSION} of {RASTER_SIZE} pixels"
-
-    def reference():
-        return np.asarray(task.to_images(task.reference()))
-
-    return build_meter(reference, label(settings), split=split, labelled=task.labelled, **options)
+    model, data = model or build_model(config), data or build_data(config)
+    return build_meter(
+        lambda: np.asarray(model.to_images(data.reference())),
+        data.label,
+        split=data.split,
+        labelled=data.labelled,
+        **options,
+    )
 
 
 def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
@@ -111,37 +107,39 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     check_batch(batch)
     workdir = pathlib.Path(workdir)
     config = runs.read_config(workdir)
-    task, state = runs.load_state(workdir)
-    for warning in task.warnings:
+    model, state = runs.load_state(workdir)
+    data = build_data(config)
+    frozen = frozen_of(model, data)
+    for warning in model.warnings:
         logger.warning("%s: %s", workdir, warning)
     step = int(state.step)
     lines = runs.read_metrics_until(workdir, step)
     params = jax.tree.map(jax.numpy.asarray, ema_params_of(state))
-    small_task, small = without_inactive(config.sparsity, task, params, state.masks)
+    small_model, small = without_inactive(config.sparsity, model, params, state.masks)
     drawn, seconds = [], []
 
     def images():
-        batches = _draw(small_task, small, meter.count, batch, seed, seconds)
+        batches = _draw(small_model, frozen, small, meter.count, batch, seed, seconds)
         for index, samples in enumerate(batches):
             _check_finite(workdir, samples, index * batch)
-            if task.statistics or not drawn:
+            if model.statistics or not drawn:
                 drawn.append(samples)
-            pictures = task.to_images(samples)
+            pictures = model.to_images(samples)
             if png:
                 save_pngs(png, pictures, index * batch)
             yield pictures
 
     measures = meter.measure(images())
-    if task.statistics:
-        found = task.statistics(np.concatenate(drawn), task.reference())
+    if model.statistics:
+        found = model.statistics(np.concatenate(drawn), data.reference())
         measures |= {f"{name}@{meter.count}": value for name, value in found.items()}
-    if task.held_out:
-        measures[HELD_OUT] = held_out_loss(small_task, small)
-    _save_artifacts(workdir / "evaluation", task, drawn[0], state.masks)
+    if data.held_out:
+        measures[HELD_OUT] = held_out_loss(small_model, data.held_out(), small)
+    _save_artifacts(workdir / "evaluation", model, drawn[0], data.reference(), state.masks)
     return (
         {"run": workdir.name, "seed": config.seed}
-        | _topology(config, state, task)
-        | closing.run_costs(config, task, params, state.masks, step, lines)
+        | _topology(config, state, model)
+        | closing.run_costs(config, model, params, state.masks, step, lines)
         | closing.measured(read_metrics(workdir / "metrics.jsonl"))
         | {"sampling_seconds": min(seconds[1:] or seconds), "reference": meter.reference}
         | {"measures": measures, "pictures": PICTURES, "config": config.to_dict()}
@@ -170,10 +168,10 @@ def _check_finite(workdir, samples, start):
         )
 
 
-def _draw(task, params, count, batch, seed, seconds):
+def _draw(model, frozen, params, count, batch, seed, seconds):
     """Yield samples in batches of one shape; seconds a sample are appended to `seconds`."""
     batch = min(batch, count)
-    sample = make_sampler(task, named_key(seed, "evaluation"), batch)
+    sample = make_sampler(model, frozen, named_key(seed, "evaluation"), batch)
     for start in range(0, count, batch):
         began = time.perf_counter()
         samples = sample(params, start)
@@ -181,13 +179,13 @@ def _draw(task, params, count, batch, seed, seconds):
         yield samples[: count - start]
 
 
-def _topology(config, state, task):
+def _topology(config, state, model):
     """Describe what the run made of its topology."""
     sparsity = config.sparsity
     is_dynamic = get_method(sparsity.method).is_dynamic
     layers = summarize(state.params, state.masks).layers
     ever = summarize(state.params, unpack_bits(state.ever_active, state.params)).layers
-    names = [name for name in task.layer_flops(state.params) if name in layers]
+    names = [name for name in model.layer_flops(state.params) if name in layers]
     sparse = [name for name in names if layers[name].density < 1]
     weights = sum(layers[name].weights for name in sparse)
     structure = "weight" if sparsity.method == "dense" else sparsity.structure
@@ -201,11 +199,10 @@ def _topology(config, state, task):
     }
 
 
-def _save_artifacts(folder, task, samples, masks):
+def _save_artifacts(folder, model, samples, real, masks):
     folder.mkdir(exist_ok=True)
-    real = task.reference()[:_SHOWN]
-    for name, examples in (("samples", samples[:_SHOWN]), ("real", real)):
-        Image.fromarray(task.render(examples)).save(folder / f"{name}.png")
+    for name, examples in (("samples", samples), ("real", real)):
+        Image.fromarray(model.render(examples[:_SHOWN])).save(folder / f"{name}.png")
     leaves = jax.tree_util.tree_leaves_with_path(masks)
     packed = {path_name(path): np.packbits(np.asarray(mask)) for path, mask in leaves if mask.ndim}
     np.savez(folder / "masks.npz", **packed)
@@ -239,12 +236,12 @@ def evaluate_runs(workdirs, output, *, seed=0, batch=256, png=False, **options):
     configs = [runs.read_config(workdir) for workdir in workdirs]
     for workdir in workdirs:
         runs.require_checkpoint(workdir)
-    task = build_task(configs[0])
-    check_comparable(workdirs, configs, task)
+    data = build_data(configs[0])
+    check_comparable(workdirs, configs, data)
     require_writable(output, "--output")
     for workdir in workdirs:
         require_writable(workdir / "evaluation", "a folder of --workdirs")
-    meter = meter_of(configs[0], task, **options)
+    meter = meter_of(configs[0], data=data, **options)
     output.mkdir(parents=True, exist_ok=True)
     rows = []
     for workdir in workdirs:

@@ -1,6 +1,14 @@
-"""Model families. A task is one record of functions; training knows nothing else of it."""
+"""Model families. Training knows a Model and a Data by their records, and nothing else."""
 
-from sparsejax.families.registry import build_task, network_arguments, stamp_data
-from sparsejax.families.task import Task
+from sparsejax.families.family import Data, Facts, Model
+from sparsejax.families.registry import build_data, build_model, network_arguments, stamp_data
 
-__all__ = ["Task", "build_task", "network_arguments", "stamp_data"]
+__all__ = [
+    "Data",
+    "Facts",
+    "Model",
+    "build_data",
+    "build_model",
+    "network_arguments",
+    "stamp_data",
+]

@@ -10,12 +10,9 @@ from ml_collections import ConfigDict
 
 from sparsejax import schema
 from sparsejax.configuration import check_type, require_key
-from sparsejax.diffusion.noise_schedules import remaining_signal
 from sparsejax.errors import require
 from sparsejax.schema import Key
 
-# Of sqrt(alpha_bar_T), above which sampling from pure noise is noticeably wrong.
-_LARGEST_SIGNAL = 0.05
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -78,22 +75,6 @@ def build_module(cls: type[nn.Module], arguments: ConfigDict, section: str) -> A
     return cls(**(arguments | {"dtype": DTYPES[arguments["dtype"]]}))
 
 
-def warnings_of(schedule):
-    """Return what a run's user should know of its noise schedule: lines, most often none.
-
-    Args:
-      schedule: NoiseSchedule.
-    """
-    signal = remaining_signal(schedule)
-    if signal <= _LARGEST_SIGNAL:
-        return ()
-    return (
-        f"sampling begins with pure noise, but after all {schedule.steps} diffusion steps "
-        f"sqrt(alpha_bar) is {signal:.3f}, more than {_LARGEST_SIGNAL}: samples will not follow "
-        "the data (see config.diffusion)",
-    )
-
-
 def is_count(value):
     """Tell whether a value is a whole number, 1 or more."""
     return schema.has_type(int, value) and value >= 1
@@ -111,17 +92,3 @@ def check_batch_size(config, count):
     """
     accepted = f"{count:,} or less, the number of examples of task.split ({config.task.split!r})"
     require(config.batch_size <= count, "batch_size", config.batch_size, accepted)
-
-
-def check_sampling(config):
-    """Refuse a number of sampling steps that the diffusion process doesn't have.
-
-    Args:
-      config: resolved ConfigDict.
-
-    Raises:
-      ConfigError: names the config key, its value and what is accepted.
-    """
-    steps, total = config.sample.steps, config.diffusion.steps
-    fits = config.sample.sampler == "ddpm" or 1 <= steps <= total  # ddpm takes all of them
-    require(fits, "sample.steps", steps, f"1 to {total} (diffusion.steps)")

@@ -1,21 +1,17 @@
 """The first stage: an autoencoder trained to reconstruct images."""
 
-import functools
 import pathlib
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from sparsejax.data import images as data
-from sparsejax.errors import require
+from sparsejax.data.builders import stamp
+from sparsejax.errors import ConfigError, require
 from sparsejax.families.arguments import build_module, is_count
-from sparsejax.families.images import (
-    check_channels,
-    prepare_images,
-    reference_images,
-    training_batches,
-)
-from sparsejax.families.task import Task
+from sparsejax.families.family import Data, Facts, Family, Model
+from sparsejax.families.images import images_data
 from sparsejax.models.first_stage import FILE, KINDS, load_first_stage, save_first_stage
 from sparsejax.models.flops import layer_flops
 from sparsejax.rendering.images import image_grid
@@ -23,42 +19,37 @@ from sparsejax.rendering.images import image_grid
 _RECONSTRUCTED_AT_ONCE = 8  # images on a device
 
 
-def autoencoder_task(config):
-    """Return the Task of a first stage on the images of `config.task`.
+def autoencoder_model(config: ConfigDict, facts: Facts | None = None) -> Model:
+    """Return the Model of a first stage.
 
     The loss is |x - reconstruction|, averaged, plus `task.regulariser` times the model's own
     loss; what published first stages used beyond that stands in `models.autoencoder`. Samples
-    are reconstructions of the images of `reference_split`.
+    are reconstructions of the images of `reference_split`, the Data's `inputs`.
 
     Args:
       config: resolved ConfigDict; `task.kind` names the model, `model` holds its arguments.
+      facts: none are needed.
 
     Returns:
-      Task; samples and reference are [count, height, width, channels] float32 in [-1, 1].
+      Model; samples are [count, height, width, channels] float32 in [-1, 1].
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
+    del facts
     settings = config.task
-    model = build_autoencoder(settings.kind, config.model, "task.kind", "model")
+    network = build_autoencoder(settings.kind, config.model, "task.kind", "model")
     weight = settings.regulariser
-    size, factor = settings.image_size, model.factor
-    require(
-        size >= factor and size % factor == 0, "task.image_size", size, f"multiples of {factor}"
-    )
-    require(
-        config.sparsity.method == "dense",
-        "sparsity.method",
-        config.sparsity.method,
-        "dense: only the UNet is sparsified",
-    )
-    check_channels(config)
-    shape = (size, size, model.in_channels)
-    latent_shape = (size // factor, size // factor, model.z_channels)
+    size, factor = settings.image_size, network.factor
+    fits = size >= factor and size % factor == 0
+    require(fits, "task.image_size", size, f"multiples of {factor}")
+    method = config.sparsity.method
+    require(method == "dense", "sparsity.method", method, "dense: only the UNet is sparsified")
+    latent_shape = (size // factor, size // factor, network.z_channels)
 
     def apply(params, x, noise=None, *, train=False, rngs=None):
         del train, rngs
-        return model.apply({"params": params}, x, noise)
+        return network.apply({"params": params}, x, noise)
 
     def loss(apply, params, batch, keys, train):
         x = batch["image"]
@@ -71,32 +62,40 @@ def autoencoder_task(config):
         indices = (start + jnp.arange(count)) % len(frozen)
 
         def reconstruct(index):
-            return apply(params, to_float(frozen[index])[None])[0][0]
+            return apply(params, data.to_unit_range(frozen[index])[None])[0][0]
 
         return jax.lax.map(reconstruct, indices, batch_size=_RECONSTRUCTED_AT_ONCE)
 
-    def to_float(pixels):
-        return pixels.astype(jnp.float32) / 127.5 - 1
+    def frozen():
+        raise ConfigError(
+            "config.task.name is 'autoencoder': its samples are reconstructions of images, not "
+            "made from noise; accepted: images, latents, strokes"
+        )
 
-    example = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    return Task(
-        init=lambda key: model.init(key, jnp.zeros(example.shape))["params"],
+    example = jax.ShapeDtypeStruct((1, size, size, network.in_channels), jnp.float32)
+    return Model(
+        network=network,
+        init=lambda key: network.init(key, jnp.zeros(example.shape))["params"],
         apply=apply,
         loss=loss,
         sample=sample,
-        frozen=lambda: jnp.asarray(data.load_images(settings, settings.reference_split)[0]),
+        frozen=frozen,
         render=image_grid,
-        batches=functools.partial(training_batches, config),
-        reference=functools.partial(reference_images, settings),
-        labelled=lambda: data.load_images(settings, settings.split),
-        layer_flops=lambda params: layer_flops(model, params, example),
+        layer_flops=lambda params: layer_flops(network, params, example),
         passes_per_sample=1,
-        prepare=lambda: prepare_images(config),
-        load=lambda path: load_first_stage(path, model),
+        load=lambda path: load_first_stage(path, network),
         export=lambda params, folder: save_first_stage(
             pathlib.Path(folder) / FILE, params, settings.kind, config.model.to_dict()
         ),
         closing_files=(FILE,),
+    )
+
+
+def autoencoder_data(config: ConfigDict) -> Data:
+    """Return the Data of the images of `config.task`, as of `images_data`, to be reconstructed."""
+    settings = config.task
+    return images_data(config)._replace(
+        inputs=lambda: jnp.asarray(data.load_images(settings, settings.reference_split)[0])
     )
 
 
@@ -125,3 +124,11 @@ def build_autoencoder(kind, arguments, kind_key, key):
     accepted = f"multiples of {groups} (norm_groups)"
     require(model.channels % groups == 0, f"{key}.channels", model.channels, accepted)
     return model
+
+
+FAMILY = Family(
+    model=autoencoder_model,
+    data=autoencoder_data,
+    networks=KINDS,
+    stamp=lambda config: stamp(config.task),
+)

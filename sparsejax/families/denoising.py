@@ -1,17 +1,21 @@
 """Diffusion by the Latent Diffusion UNet and eps-prediction, on whatever kind of picture.
 
-The part that pixels and latents share: `images_task` and `latents_task` add the data.
+The part that pixels and latents share: `images_model` and `latents_model` name what is denoised.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from sparsejax.diffusion import noise_schedules, process, samplers
 from sparsejax.errors import require
-from sparsejax.families.arguments import build_module, check_sampling, is_count, warnings_of
-from sparsejax.families.task import Task
+from sparsejax.families.arguments import build_module, is_count
+from sparsejax.families.family import Model
+from sparsejax.families.sampling import check_sampling, passes_per_sample, run_sampler, warnings_of
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.published import check_params, load_unet
 from sparsejax.models.unet import UNet
@@ -19,28 +23,34 @@ from sparsejax.models.units import unet_units
 from sparsejax.rendering.images import image_grid
 
 
-def denoising_task(config, size, *, batches, reference, decode=None, **others):
-    """Return the Task of a UNet that denoises examples [size, size, model.in_channels].
+def denoising_model(
+    config: ConfigDict,
+    size: int,
+    example: str,
+    *,
+    decode: Callable[..., jax.Array] | None = None,
+    **others: Any,
+) -> Model:
+    """Return the Model of a UNet that denoises examples [size, size, model.in_channels].
 
     Args:
       config: resolved ConfigDict; `model` holds arguments of `models.unet.UNet`, its dtype by
         name.
       size: height and width of what is denoised.
-      batches: the Task's; a batch holds one array, the examples.
-      reference: the Task's.
+      example: name of the examples in a batch.
       decode: `decode(frozen, examples) -> images`; examples are images themselves if None.
-      **others: fields of the Task that hold as they are.
+      **others: fields of the Model that hold as they are.
 
     Returns:
-      Task; samples are images [count, height, width, channels] float32 in [-1, 1].
+      Model; samples are images [count, height, width, channels] float32 in [-1, 1].
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
-    model = _build_model(config, size)
+    network = _build_network(config, size)
     schedule = _noise_schedule(config.diffusion)
     check_sampling(config)
-    shape = (size, size, model.in_channels)
+    shape = (size, size, network.in_channels)
     example_inputs = (
         jax.ShapeDtypeStruct((1, *shape), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
@@ -48,42 +58,69 @@ def denoising_task(config, size, *, batches, reference, decode=None, **others):
 
     def init(key):
         inputs = (jnp.zeros(x.shape, x.dtype) for x in example_inputs)
-        return model.init(key, *inputs)["params"]
+        return network.init(key, *inputs)["params"]
 
     def apply(params, x, t, *, train=False, rngs=None):
         keys = rngs and rngs["dropout"]
-        return model.apply({"params": params}, x, t, train=train, dropout_keys=keys)
+        return network.apply({"params": params}, x, t, train=train, dropout_keys=keys)
 
     def sample(apply, params, frozen, key, count, start=0):
         drawn = _sample(schedule, shape, config.sample, apply, params, key, count, start)
         return decode(frozen, drawn) if decode else drawn
 
     def load(path):
-        params = load_unet(path, model=model)
+        params = load_unet(path, model=network)
         check_params(params, jax.eval_shape(init, jax.random.key(0)), path)
         return params
 
-    is_ddpm = config.sample.sampler == "ddpm"
-    return Task(
+    return Model(
+        network=network,
         init=init,
         apply=apply,
-        loss=functools.partial(_loss, schedule),
+        loss=functools.partial(_loss, schedule, example),
         sample=sample,
         render=image_grid,
-        batches=batches,
-        reference=reference,
-        layer_flops=lambda params: layer_flops(model, params, *example_inputs),
-        passes_per_sample=schedule.steps if is_ddpm else config.sample.steps,
+        layer_flops=lambda params: layer_flops(network, params, *example_inputs),
+        passes_per_sample=passes_per_sample(config),
+        schedule=schedule,
         load=load,
         warnings=warnings_of(schedule),
-        units=lambda params: unet_units(params, model.norm_groups, model.num_head_channels),
+        units=lambda params: unet_units(params, network.norm_groups, network.num_head_channels),
+        widths=_widths(network),
+        narrow=functools.partial(_narrow, network),
         **others,
     )
 
 
-def _loss(schedule, apply, params, batch, keys, train):
+def _widths(network):
+    """Return the even widths with as many attention heads and channels per GroupNorm group.
+
+    At least half as many channels per group, that is.
+    """
+    full, head = network.model_channels, network.num_head_channels
+    widths = range(4 if network.freq_shift else 2, full + 1, 2)
+    return tuple(w for w in widths if _norm_groups(network, w) and not head * w % full)
+
+
+def _norm_groups(network, width):
+    """Return the number of groups for a width: at most the full model's, at least half of it."""
+    full = network.norm_groups
+    divisors = [groups for groups in range(-(-full // 2), full + 1) if width % groups == 0]
+    return max(divisors, default=0)
+
+
+def _narrow(network, width):
+    """Return the arguments of a UNet of another width and the same depth."""
+    return {
+        "num_head_channels": network.num_head_channels * width // network.model_channels,
+        "norm_groups": _norm_groups(network, width),
+        "model_channels": width,
+    }
+
+
+def _loss(schedule, example, apply, params, batch, keys, train):
     """Mean eps loss; t, noise and dropout are drawn per example, from the example's own key."""
-    (x_0,) = batch.values()
+    x_0 = batch[example]
 
     def draw(key):
         t_key, noise_key, dropout_key = jax.random.split(key, 3)
@@ -101,20 +138,8 @@ def _sample(schedule, shape, settings, apply, params, key, count, start):
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     x_T, noise = samplers.example_noise(keys, shape)  # noqa: N806
     denoise = functools.partial(apply, params)
-    if settings.sampler == "ddpm":
-        return samplers.ddpm_sample(
-            denoise, schedule, x_T, noise, noise_weight=settings.noise_weight, clip=settings.clip
-        )
-    return samplers.ddim_sample(
-        denoise,
-        schedule,
-        x_T,
-        noise,
-        steps=settings.steps,
-        eta=settings.eta,
-        clip=settings.clip,
-        last_alpha=1.0 if settings.set_alpha_to_one else None,
-    )
+    ends_at_one = bool(settings.set_alpha_to_one)
+    return run_sampler(schedule, settings, denoise, x_T, noise, ends_at_one=ends_at_one)
 
 
 def _noise_schedule(diffusion):
@@ -131,7 +156,7 @@ def _noise_schedule(diffusion):
     )
 
 
-def _build_model(config, size):
+def _build_network(config, size):
     """Return the UNet of `config.model`, checked against the size of what it denoises."""
     model = build_module(UNet, config.model, "model")
     _check_sizes(model)
@@ -190,7 +215,7 @@ def sampling_schedules(config):
       them where `sample.sampler` is `ddpm`.
 
     Raises:
-      ConfigError: see `denoising_task`.
+      ConfigError: see `denoising_model`.
     """
     schedule, settings = _noise_schedule(config.diffusion), config.sample
     steps = schedule.steps if settings.sampler == "ddpm" else settings.steps

@@ -1,41 +1,70 @@
 """Diffusion on the pixels of small images."""
 
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from ml_collections import ConfigDict
+
 from sparsejax.data import images as data
+from sparsejax.data.builders import stamp
 from sparsejax.errors import require
 from sparsejax.families.arguments import check_batch_size
-from sparsejax.families.denoising import denoising_task
+from sparsejax.families.denoising import denoising_model
+from sparsejax.families.family import Data, Facts, Family, Model
+from sparsejax.models.unet import UNet
 
 _IN_MEMORY = 2**30  # bytes of pixels; larger sets are decoded while training
 
 
-def images_task(config):
-    """Return the Task of a UNet on the images of `config.task`.
+def images_model(config: ConfigDict, facts: Facts | None = None) -> Model:
+    """Return the Model of a UNet on images of `config.task.image_size`.
 
     Args:
-      config: resolved ConfigDict; see `denoising_task`.
+      config: resolved ConfigDict; see `denoising_model`.
+      facts: none are needed.
 
     Returns:
-      Task; samples and reference are [count, height, width, channels] float32 in [-1, 1].
+      Model; samples are [count, height, width, channels] float32 in [-1, 1].
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
+    del facts
+    return denoising_model(config, config.task.image_size, "image")
+
+
+def images_data(config: ConfigDict) -> Data:
+    """Return the Data of the images of `config.task`.
+
+    Args:
+      config: resolved ConfigDict.
+
+    Returns:
+      Data; batches and reference are [count, height, width, channels] float32 in [-1, 1].
+
+    Raises:
+      ConfigError: the images aren't there, or have other channels than the model's input.
+    """
     settings = config.task
     check_channels(config)
-    return denoising_task(
-        config,
-        settings.image_size,
+    return Data(
         batches=lambda start, stop: training_batches(config, start, stop),
         reference=lambda: reference_images(settings),
+        label=data.label(settings),
+        split=settings.reference_split,
         labelled=lambda: data.load_images(settings, settings.split),
         prepare=lambda: prepare_images(config),
     )
 
 
-def check_channels(config):
-    """Refuse a model whose input doesn't have the channels of the images.
+def check_channels(config: ConfigDict) -> None:
+    """Check that the model's input has the channels of the images.
 
-    Opens the training split, so that missing data is refused here too.
+    Opens the training split.
+
+    Raises:
+      ConfigError: it has others, or the images aren't there.
     """
     image = data.open_images(config.task, config.task.split)[0]["image"]
     accepted = f"{image.shape[2]}, the channels of {data.label(config.task)}"
@@ -43,7 +72,7 @@ def check_channels(config):
     require(channels == image.shape[2], "model.in_channels", channels, accepted)
 
 
-def prepare_images(config):
+def prepare_images(config: ConfigDict) -> grain.MapDataset:
     """Open the training images, preparing them on disk the first time.
 
     Opens `reference_split` too, which is read only when training is over.
@@ -61,7 +90,7 @@ def prepare_images(config):
     return images
 
 
-def training_batches(config, start, stop):
+def training_batches(config: ConfigDict, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
     """Return the iterator over the training images of steps `start` to `stop - 1`."""
     settings = config.task
     images = data.open_images(settings, settings.split)
@@ -72,6 +101,14 @@ def training_batches(config, start, stop):
     )
 
 
-def reference_images(settings):
+def reference_images(settings: ConfigDict) -> np.ndarray:
     """Return the images of `reference_split`, [count, height, width, channels] in [-1, 1]."""
     return data.to_unit_range(data.load_images(settings, settings.reference_split)[0])
+
+
+FAMILY = Family(
+    model=images_model,
+    data=images_data,
+    networks={None: UNet},
+    stamp=lambda config: stamp(config.task),
+)

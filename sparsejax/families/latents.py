@@ -14,44 +14,101 @@ from sparsejax.data.builders import stamp
 from sparsejax.data.stamps import stamp_file, stamp_folder
 from sparsejax.errors import ConfigError, require
 from sparsejax.families.autoencoder import build_autoencoder
-from sparsejax.families.denoising import denoising_task
+from sparsejax.families.denoising import denoising_model
+from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.families.images import prepare_images, reference_images
 from sparsejax.models import first_stage
+from sparsejax.models.pipelines import FirstStage
 from sparsejax.models.published import FREE_ARGUMENTS, comparable
+from sparsejax.models.unet import UNet
 
 _ENCODED_AT_ONCE = 16  # images on a device
 _DECODED_AT_ONCE = 8
 
 
-def latents_task(config):
-    """Return the Task of a UNet on the latents of the images of `config.task`.
+def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
+    """Return the Model of a UNet on the latents of images.
 
-    The first stage is a file, or the workdir of a finished run of the task `autoencoder`. The
-    training images are encoded once, by `prepare`, and cached (`data.latents`).
+    The first stage is a file, or the workdir of a finished run of the task `autoencoder`. Where
+    it is missing and the facts tell what the network has to know of it, a Model comes back all
+    the same, which samples latents if it is given `()` in place of what `frozen` returns.
 
     Args:
       config: resolved ConfigDict; `first_stage.path` names the first stage, and for a file
-        that doesn't say it itself, `kind` and `model` how it is built. See `denoising_task`.
+        that doesn't say it itself, `kind` and `model` how it is built. See `denoising_model`.
+      facts: `latent_size`, height and width of the latents; `first_stage`, the digest of the
+        weights that make them; `latent_scale`, by which the network sees them multiplied, once
+        they are made. By default the first stage is looked at, and the scale is unknown.
 
     Returns:
-      Task; samples and reference are [count, height, width, channels] float32 in [-1, 1].
+      Model; samples are [count, height, width, channels] float32 in [-1, 1].
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
     settings = config.task
-    path, model = find_first_stage(config.first_stage)
-    size, factor = settings.image_size, model.factor
-    fits = size >= factor and size % factor == 0
-    require(fits, "task.image_size", size, f"multiples of {factor}, the first stage's factor")
-    channels = config.model.in_channels
-    accepted = f"{model.z_channels}, of the first stage's latents"
-    require(channels == model.z_channels, "model.in_channels", channels, accepted)
+    stage = functools.cache(lambda: _load_first_stage(config.first_stage))
+    size = facts["latent_size"] if facts else latent_size(config)
+
+    def frozen():
+        _, params = stage()
+        if facts is None or "latent_scale" not in facts:
+            raise ConfigError(
+                f"config.task.latent_scale is {settings.latent_scale}, and no finished latent "
+                "cache of this first stage tells it; accepted: the number that training used, or "
+                "the cache in config.task.latents_dir"
+            )
+        ours = first_stage.digest(params)
+        if facts["first_stage"] != ours:
+            raise ConfigError(
+                f"config.first_stage.path is {config.first_stage.path!r}, whose weights (digest "
+                f"{ours}) aren't those of the training; accepted: the first stage of digest "
+                f"{facts['first_stage']}"
+            )
+        return {"params": params, "scale": np.float32(facts["latent_scale"])}
+
+    def decode(frozen, z):
+        """Decode scaled latents [count, h, w, c], few at once: decoders need much memory."""
+        if not frozen:
+            return z
+        network, _ = stage()
+
+        def decode_one(z):
+            return network.apply({"params": frozen["params"]}, z[None], method="decode")[0]
+
+        return jax.lax.map(decode_one, z / frozen["scale"], batch_size=_DECODED_AT_ONCE)
+
+    def pipeline_stage():
+        network, params = stage()
+        return FirstStage(network, params, float(frozen()["scale"]), settings.image_size)
+
+    return denoising_model(
+        config, size, "latent", decode=decode, frozen=frozen, first_stage=pipeline_stage
+    )
+
+
+def latents_data(config: ConfigDict) -> Data:
+    """Return the Data of the latents of the images of `config.task`.
+
+    The training images are encoded once, by `prepare`, and cached (`data.latents`).
+
+    Args:
+      config: resolved ConfigDict; see `latents_model`.
+
+    Returns:
+      Data; the reference is images [count, height, width, channels] float32 in [-1, 1].
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    settings = config.task
+    size = latent_size(config)
+    path, network = find_first_stage(config.first_stage)
     scale = settings.latent_scale
-    beside = path.parent / "latents" / f"{data.label(settings)}-{size}"
+    beside = path.parent / "latents" / f"{data.label(settings)}-{settings.image_size}"
     folder = pathlib.Path(settings.latents_dir or beside)
-    load = functools.cache(lambda: _load(path, model))
-    shape = (size // factor, size // factor, model.z_channels)
+    load = functools.cache(lambda: _load(path, network))
+    shape = (size, size, network.z_channels)
 
     def identity():
         return {
@@ -63,7 +120,7 @@ def latents_task(config):
     def prepare():
         images = prepare_images(config)
         if jax.process_index() == 0:
-            encode = _make_encode(model, load())
+            encode = _make_encode(network, load())
             cache.encode_dataset(
                 folder,
                 images,
@@ -83,28 +140,39 @@ def latents_task(config):
             latents, scale or 1 / std, config.batch_size, config.seed, start, stop
         )
 
-    def frozen():
-        used = scale or 1 / cache.read_std(folder, first_stage.digest(load()))
-        return {"params": load(), "scale": np.float32(used)}
+    def facts():
+        known = {"latent_size": size, "first_stage": first_stage.digest(load())}
+        try:
+            used = scale or 1 / cache.read_std(folder, known["first_stage"])
+        except ConfigError:  # nothing is encoded yet, or no longer
+            return known
+        return known | {"latent_scale": used}
 
-    def decode(frozen, z):
-        """Decode scaled latents [count, h, w, c], few at once: decoders need much memory."""
-
-        def decode_one(z):
-            return model.apply({"params": frozen["params"]}, z[None], method="decode")[0]
-
-        return jax.lax.map(decode_one, z / frozen["scale"], batch_size=_DECODED_AT_ONCE)
-
-    return denoising_task(
-        config,
-        size // factor,
+    return Data(
         batches=batches,
         reference=lambda: reference_images(settings),
-        labelled=lambda: data.load_images(settings, settings.split),
-        decode=decode,
-        frozen=frozen,
+        label=data.label(settings),
+        split=settings.reference_split,
+        facts=facts,
         prepare=prepare,
+        labelled=lambda: data.load_images(settings, settings.split),
     )
+
+
+def latent_size(config: ConfigDict) -> int:
+    """Return the height and width of the latents, the model checked against the first stage.
+
+    Raises:
+      ConfigError: there is no first stage, or it doesn't fit the images or the model.
+    """
+    _, network = find_first_stage(config.first_stage)
+    size, factor = config.task.image_size, network.factor
+    fits = size >= factor and size % factor == 0
+    require(fits, "task.image_size", size, f"multiples of {factor}, the first stage's factor")
+    channels = config.model.in_channels
+    accepted = f"{network.z_channels}, of the first stage's latents"
+    require(channels == network.z_channels, "model.in_channels", channels, accepted)
+    return size // factor
 
 
 def stamp_first_stage(settings):
@@ -163,6 +231,12 @@ def _first_stage_file(settings):
     return path
 
 
+def _load_first_stage(settings):
+    """Return the first stage's network and parameters."""
+    path, network = find_first_stage(settings)
+    return network, _load(path, network)
+
+
 def _load(path, model):
     try:
         return first_stage.load_first_stage(path, model)
@@ -185,3 +259,10 @@ def _make_encode(model, params):
         return latents.reshape(-1, *latents.shape[2:])
 
     return over_devices
+
+
+def _stamp(config):
+    return stamp(config.task) | {"first_stage.path": stamp_first_stage(config.first_stage)}
+
+
+FAMILY = Family(model=latents_model, data=latents_data, networks={None: UNet}, stamp=_stamp)

@@ -10,23 +10,19 @@ from ml_collections import ConfigDict
 
 from sparsejax.atomic import write_text
 from sparsejax.data import sketches as data
-from sparsejax.data.images import to_pixels
+from sparsejax.data.builders import stamp
+from sparsejax.data.images import label, to_pixels
 from sparsejax.data.stroke_statistics import compare_strokes
 from sparsejax.data.strokes import PEN_UP, SCALE
 from sparsejax.diffusion import noise_schedules, process, samplers
-from sparsejax.errors import require
-from sparsejax.families.arguments import (
-    build_module,
-    check_batch_size,
-    check_sampling,
-    is_count,
-    warnings_of,
-)
-from sparsejax.families.task import Task
+from sparsejax.errors import ConfigError, require
+from sparsejax.families.arguments import build_module, check_batch_size, is_count
+from sparsejax.families.family import Data, Facts, Family, Model
+from sparsejax.families.sampling import check_sampling, passes_per_sample, run_sampler, warnings_of
 from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, TransformerDenoiser
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.units import bigru_units
-from sparsejax.rendering import rasterize, stroke_grid, svg_grid, to_gif
+from sparsejax.rendering import RASTER_VERSION, rasterize, stroke_grid, svg_grid, to_gif
 
 KINDS = {"birnn": BiGRUDenoiser, "transformer": TransformerDenoiser}
 # Side of the images that metrics read: on 32 pixels a classifier is trained in two minutes of one
@@ -43,26 +39,84 @@ _LABELLED = 5000  # drawings to train a classifier on
 logger = logging.getLogger(__name__)
 
 
-def strokes_task(config):
-    """Return the Task of a ChiroDiff denoiser on the drawings of `config.task`.
+def strokes_model(config: ConfigDict, facts: Facts | None = None) -> Model:
+    """Return the Model of a ChiroDiff denoiser.
 
     Args:
       config: resolved ConfigDict; `model` holds arguments of the denoiser that `task.kind`
         names.
+      facts: `lengths`, the numbers of points of the training drawings, from which the lengths
+        of samples are drawn. Without them the Model neither samples nor counts FLOPs.
 
     Returns:
-      Task; samples and reference are drawings [count, length, 3] float32: absolute x and y (y
-      down), pen 0 in a stroke, 1 on its last point, 2 behind the drawing's end. Their images are
-      rasters of 32x32 pixels.
+      Model; samples are drawings [count, length, 3] float32: absolute x and y (y down), pen 0 in a
+      stroke, 1 on its last point, 2 behind the drawing's end. Their pictures are rasters of 32x32
+      pixels.
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    schedule = _noise_schedule(config.diffusion)
+    network = _build_network(config)
+    check_sampling(config)
+    _check_clip(config)
+    constants = _constants(network)
+    lengths = np.asarray(facts["lengths"], np.int32) if facts else None
+
+    def init(key):
+        return network.init(key, *_inputs(1))["params"]
+
+    def apply(params, noisy, t, lengths, timestamps, *, train=False, rngs=None):
+        del rngs
+        variables = {"params": params} | constants
+        return network.apply(variables, noisy, t, lengths, timestamps, train=train)
+
+    def sample(*args, **options):
+        bounds = data.bucket_bounds(_known(lengths), config.task.buckets)
+        return _sample(schedule, bounds, config, *args, **options)
+
+    def frozen():
+        return {"lengths": np.asarray(config.sample.lengths or _known(lengths), np.int32)}
+
+    def layer_flops_of_mean_drawing(params):
+        mean_length = round(_known(lengths).mean())
+        return layer_flops(network, params, *_inputs(mean_length), **constants)
+
+    return Model(
+        network=network,
+        init=init,
+        apply=apply,
+        loss=functools.partial(_loss, schedule),
+        sample=sample,
+        render=stroke_grid,
+        layer_flops=layer_flops_of_mean_drawing,
+        passes_per_sample=passes_per_sample(config),
+        schedule=schedule,
+        warnings=warnings_of(schedule),
+        frozen=frozen,
+        units=bigru_units if config.task.kind == "birnn" else lambda params: {},
+        widths=_widths(network),
+        narrow=lambda width: {"hidden": width},
+        to_images=to_images,
+        statistics=compare_strokes,
+        illustrate=_illustrate,
+        closing_files=("samples.svg", "samples.gif"),
+    )
+
+
+def strokes_data(config: ConfigDict) -> Data:
+    """Return the Data of the drawings of `config.task`.
+
+    Args:
+      config: resolved ConfigDict.
+
+    Returns:
+      Data; the reference is drawings [count, length, 3], as `strokes_model` samples them.
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
     settings = config.task
-    schedule = _noise_schedule(config.diffusion)
-    model = _build_model(config)
-    check_sampling(config)
-    _check_clip(config)
     data.check_sketches(settings, settings.reference_split)
     sketches = data.load_sketches(settings, settings.split)
     bounds = data.bucket_bounds(sketches.lengths, settings.buckets)
@@ -70,17 +124,7 @@ def strokes_task(config):
     accepted = f"whole numbers from 1 to {bounds[-1]}"
     fit = all(is_count(n) and n <= bounds[-1] for n in given)
     require(fit, "sample.lengths", given, accepted)
-    mean_length = round(sketches.lengths.mean())
     labels = data.load_labels(settings, settings.split)
-    constants = _constants(model)
-
-    def init(key):
-        return model.init(key, *_inputs(1))["params"]
-
-    def apply(params, noisy, t, lengths, timestamps, *, train=False, rngs=None):
-        del rngs
-        variables = {"params": params} | constants
-        return model.apply(variables, noisy, t, lengths, timestamps, train=train)
 
     def batches(start, stop):
         share = 100 * data.padding(sketches.lengths, bounds)
@@ -105,31 +149,35 @@ def strokes_task(config):
         chosen = np.linspace(0, len(labels) - 1, min(len(labels), _LABELLED)).astype(np.int64)
         return to_images(drawings(sketches, chosen)), labels[chosen]
 
-    def layer_flops_of_mean_drawing(params):
-        return layer_flops(model, params, *_inputs(mean_length), **constants)
-
-    is_ddpm = config.sample.sampler == "ddpm"
-    return Task(
-        init=init,
-        apply=apply,
-        loss=functools.partial(_loss, schedule),
-        sample=functools.partial(_sample, schedule, bounds, config),
-        render=stroke_grid,
+    return Data(
         batches=batches,
         reference=reference,
-        layer_flops=layer_flops_of_mean_drawing,
-        passes_per_sample=schedule.steps if is_ddpm else config.sample.steps,
-        warnings=warnings_of(schedule),
-        frozen=lambda: {"lengths": np.asarray(given or sketches.lengths, np.int32)},
-        units=bigru_units if settings.kind == "birnn" else lambda params: {},
+        label=label(settings),
+        split=f"{settings.reference_split} as rasters {RASTER_VERSION} of {RASTER_SIZE} pixels",
+        facts=lambda: {"lengths": sketches.lengths.tolist()},
         prepare=lambda: check_batch_size(config, len(sketches.lengths)),
         held_out=held_out,
-        to_images=to_images,
         labelled=labelled if np.ptp(labels) else None,
-        statistics=compare_strokes,
-        illustrate=_illustrate,
-        closing_files=("samples.svg", "samples.gif"),
     )
+
+
+def _known(lengths):
+    """Return the lengths of the training drawings, where they are known.
+
+    Raises:
+      ConfigError: they aren't.
+    """
+    if lengths is None:
+        raise ConfigError(
+            "the lengths of the training drawings aren't known; accepted: a run or a sparse file "
+            "that holds them, or one whose data (config.task.source) is here"
+        )
+    return lengths
+
+
+def _widths(network):
+    heads = getattr(network, "heads", 1)
+    return tuple(range(heads, network.hidden + 1, heads))
 
 
 def to_images(samples):
@@ -216,12 +264,13 @@ def _sample(schedule, bounds, config, apply, params, frozen, key, count, start=0
     def denoise_padded_to(bound, keys, lengths):
         x_T, noise = samplers.example_noise(keys, (bounds[-1], 3))  # noqa: N806
         times = even_times(bound, lengths, config.task.representation)
-        drawn = _run_sampler(
+        drawn = run_sampler(
             schedule,
             config.sample,
             lambda x, t: apply(params, x, t, lengths, times),
             x_T[:, :bound],
             lambda i: noise(i)[:, :bound],
+            ends_at_one=config.sample.set_alpha_to_one is not False,
         )
         return jnp.pad(drawn, [(0, 0), (0, bounds[-1] - bound), (0, 0)])
 
@@ -250,23 +299,6 @@ def _sample_lengths(settings, lengths, keys, indices):
     return jax.vmap(draw)(keys)
 
 
-def _run_sampler(schedule, settings, denoise, x_T, noise):  # noqa: N803
-    if settings.sampler == "ddpm":
-        return samplers.ddpm_sample(
-            denoise, schedule, x_T, noise, noise_weight=settings.noise_weight, clip=settings.clip
-        )
-    return samplers.ddim_sample(
-        denoise,
-        schedule,
-        x_T,
-        noise,
-        steps=settings.steps,
-        eta=settings.eta,
-        clip=settings.clip,
-        last_alpha=None if settings.set_alpha_to_one is False else 1.0,
-    )
-
-
 def _noise_schedule(diffusion):
     known = diffusion.schedule in _SCHEDULES
     require(known, "diffusion.schedule", diffusion.schedule, ", ".join(_SCHEDULES))
@@ -284,7 +316,7 @@ def _check_clip(config):
     require(not diverges or config.sample.clip, "sample.clip", config.sample.clip, accepted)
 
 
-def _build_model(config):
+def _build_network(config):
     kind = config.task.kind
     require(kind in KINDS, "task.kind", kind, ", ".join(KINDS))
     fixed = {"steps": config.diffusion.steps, "representation": config.task.representation}
@@ -302,3 +334,11 @@ def _build_model(config):
         accepted = f"divisors of {model.hidden} (hidden)"
         require(model.hidden % model.heads == 0, "model.heads", model.heads, accepted)
     return model
+
+
+FAMILY = Family(
+    model=strokes_model,
+    data=strokes_data,
+    networks=KINDS,
+    stamp=lambda config: stamp(config.task),
+)

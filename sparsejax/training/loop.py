@@ -15,11 +15,11 @@ from sparsejax.compact.states import (
     compile_network,
     outline,
     pack_state,
-    packed_task,
+    packed_model,
     unpack_state,
 )
 from sparsejax.errors import ConfigError, require
-from sparsejax.families import build_task, network_arguments
+from sparsejax.families import build_data, build_model, network_arguments
 from sparsejax.sparse_files import is_sparse_file
 from sparsejax.sparsity.costs import forward_flops
 from sparsejax.sparsity.masks import summarize
@@ -41,7 +41,7 @@ from sparsejax.training.plan import (
     trains_compiled,
 )
 from sparsejax.training.progress import progress_bar
-from sparsejax.training.sampling import make_sampler
+from sparsejax.training.sampling import frozen_of, make_sampler
 from sparsejax.training.state import create_state, ema_params_of, named_key, state_from
 from sparsejax.training.steps import make_topology_update, make_train_step
 from sparsejax.training.stopping import stopping
@@ -70,50 +70,69 @@ def train(config, workdir):
     workdir = pathlib.Path(workdir)
     config = runs.resolve_for(workdir, config)
     _check_batch(config)
-    task = build_task(config)
-    layer_sparsities(config.sparsity, task)
-    build_structure(config.sparsity, task)
+    facts, data = runs.read_facts(workdir), None
+    model = build_model(config, facts)
+    layer_sparsities(config.sparsity, model)
+    build_structure(config.sparsity, model)
     before = runs.saved_config(workdir)
     is_trained = before and checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
     # A finished run needs its data for another reference split alone.
     if not is_trained or before["task"]["reference_split"] != config.task.reference_split:
-        if jax.process_index() == 0:
-            runs.check_writable(workdir)
-        task.prepare()
-    optimizer = build_optimizer(config, task)
-    state, pending = _first_state(config, workdir, task, optimizer)
+        model, data, facts = _prepare(config, workdir)
+    optimizer = build_optimizer(config, model)
+    state, pending = _first_state(config, workdir, model, optimizer)
     is_main = jax.process_index() == 0
     start = int(state.step)
     accepted = f"{start} or more: {workdir} is trained that far"
     require(config.steps >= start, "steps", config.steps, accepted)
     if is_main:
         runs.save_config(workdir, config)
+        if facts is not None:
+            runs.save_facts(workdir, facts)
         checkpoints.set_aside_after(workdir / "checkpoints", start)
     if start == config.steps:
         return True
+    if data is None:  # the last checkpoint is damaged
+        model, data, facts = _prepare(config, workdir)
     if is_main and before and before["steps"] != config.steps:
         _announce_other_steps(config, before["steps"], start)
     # From here on: a signal is waited for until the last checkpoint is written whole.
     with stopping() as (request, is_stop_due):
         request.after = "compilation and the first step"
-        return _take_steps(config, workdir, task, optimizer, state, pending, request, is_stop_due)
+        return _take_steps(
+            config, workdir, model, data, optimizer, state, pending, request, is_stop_due
+        )
 
 
-def _take_steps(config, workdir, task, optimizer, state, pending, request, is_stop_due):
+def _prepare(config, workdir):
+    """Make the data ready; return the Model that knows its facts, the data and the facts."""
+    data = build_data(config)
+    if jax.process_index() == 0:
+        runs.check_writable(workdir)
+    data.prepare()
+    facts = runs.read_facts(workdir)
+    if facts is None:
+        facts = data.facts()
+    return build_model(config, facts), data, facts
+
+
+def _take_steps(config, workdir, model, data, optimizer, state, pending, request, is_stop_due):
     """Take the steps that are left; return whether all were taken."""
     is_main, start = jax.process_index() == 0, int(state.step)
     counts = summarize(state.params, state.masks)
     if is_main:
-        _announce(config, task, counts)
-        log_structure(config.sparsity, task)
-    task, state, whole = _without_inactive(config.sparsity, task, state)
+        _announce(config, model, counts)
+        log_structure(config.sparsity, model)
+    model, state, whole = _without_inactive(config.sparsity, model, state)
     state = replicate(state)
 
-    train_step, topology_update = _compiled_functions(config, task, optimizer)
+    train_step, topology_update = _compiled_functions(config, model, optimizer)
     due = update_schedule(config.sparsity).is_due if topology_update else lambda step: False
     steps_key = named_key(config.seed, "steps")
     keys = (steps_key, named_key(config.seed, "topology"))
-    save_samples = _sample_writer(config, workdir, task) if is_main else lambda step, state: None
+    save_samples = lambda step, state: None  # noqa: E731
+    if is_main:
+        save_samples = _sample_writer(config, workdir, model, data)
 
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(
@@ -127,7 +146,7 @@ def _take_steps(config, workdir, task, optimizer, state, pending, request, is_st
         density = None if changes else counts.sparsifiable.density
         show = stack.enter_context(progress_bar(config.steps, start, density))
 
-        for step, batch in enumerate(task.batches(start, config.steps), start + 1):
+        for step, batch in enumerate(data.batches(start, config.steps), start + 1):
             batch = shard_batch(batch)
             state, metrics = train_step(state, batch, steps_key)
             request.after = "this step"
@@ -153,25 +172,25 @@ def _take_steps(config, workdir, task, optimizer, state, pending, request, is_st
     return True
 
 
-def _without_inactive(sparsity, task, state):
+def _without_inactive(sparsity, model, state):
     """Leave out what a fixed structure never uses.
 
     Returns:
-      Tuple of the Task and the TrainState to train, and a function that makes the whole state of
+      Tuple of the Model and the TrainState to train, and a function that makes the whole state of
       such a state, to be saved.
     """
     network = None
     if trains_compiled(sparsity):
-        network = compile_network(sparsity, task, state.masks)
+        network = compile_network(sparsity, model, state.masks)
     if network is None:
-        return task, state, lambda state: state
+        return model, state, lambda state: state
     logger.info("%d layers are trained without what is inactive", len(network.layers))
     first = outline(state)
     packed = pack_state(network, state)
-    return packed_task(network, task), packed, lambda state: unpack_state(network, state, first)
+    return packed_model(network, model), packed, lambda state: unpack_state(network, state, first)
 
 
-def _announce(config, task, counts):
+def _announce(config, model, counts):
     """Say what is trained, since the first steps take long: they compile."""
     sparsity = config.sparsity
     print(
@@ -180,7 +199,7 @@ def _announce(config, task, counts):
         f"{jax.devices()[0].device_kind}; the first steps compile",
         flush=True,
     )
-    for line in task.warnings:
+    for line in model.warnings:
         logger.warning(line)
     updates = update_schedule(sparsity).count_due(config.steps)
     if get_method(sparsity.method).is_dynamic and not updates:
@@ -225,19 +244,19 @@ def _check_batch(config):
     require(size >= parts and size % parts == 0, "batch_size", size, accepted)
 
 
-def _first_state(config, workdir, task, optimizer):
+def _first_state(config, workdir, model, optimizer):
     """Return the state to begin with and the metrics not yet written at that point."""
-    restored = runs.restore_state(workdir, config, task)
+    restored = runs.restore_state(workdir, config, model)
     if restored is not None:
         state, extra = restored
         logger.info("resumed %s after step %d", workdir, int(state.step))
         return state, extra["pending"]
     if config.checkpoint.init_from:
-        return _state_of_other_weights(config, task, optimizer), []
-    return create_state(config, task, optimizer), []
+        return _state_of_other_weights(config, model, optimizer), []
+    return create_state(config, model, optimizer), []
 
 
-def _state_of_other_weights(config, task, optimizer):
+def _state_of_other_weights(config, model, optimizer):
     """Begin with the weights that `checkpoint.init_from` names.
 
     Of another run, or a sparse file of one: its EMA weights (of a file, those it holds), and its
@@ -251,10 +270,10 @@ def _state_of_other_weights(config, task, optimizer):
     elif is_sparse_file(path):
         other, params, other_masks = _load_weights(runs.read_sparse_run, path)
     else:
-        params = _load_weights(task.load, path)
+        params = _load_weights(model.load, path)
     _compare_network(config, other, path)
-    _compare_diffusion(config, other, path)
-    state = create_state(config, task, optimizer)
+    _compare_diffusion(config, model, other, path)
+    state = create_state(config, model, optimizer)
     takes_masks = other is not None and _same_masks(config.sparsity, other.sparsity)
     masks = other_masks if takes_masks else state.masks
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, state.params):
@@ -274,9 +293,9 @@ def _compare_network(config, other, path):
         require(same, f"model.{name}", ours, f"{theirs.get(name)!r}, as in {path}")
 
 
-def _compare_diffusion(config, other, path):
+def _compare_diffusion(config, model, other, path):
     """Warn where the weights that a run begins with were trained on other noise."""
-    if other is None or config.task.name == "autoencoder":
+    if other is None or model.schedule is None:
         return
     ours, theirs = config.diffusion.to_dict(), other.diffusion.to_dict()
     differing = [
@@ -306,29 +325,29 @@ def _load_weights(load, path):
         raise ConfigError(f"config.checkpoint.init_from is {str(path)!r}: {error}") from error
 
 
-def _compiled_functions(config, task, optimizer):
+def _compiled_functions(config, model, optimizer):
     accumulate = config.optimizer.accumulate
     train_step = data_parallel(
-        make_train_step(task, optimizer, ema_limit=config.ema.decay, accumulate=accumulate),
+        make_train_step(model, optimizer, ema_limit=config.ema.decay, accumulate=accumulate),
         donate_state=True,
     )
-    method = build_method(config.sparsity, task)
+    method = build_method(config.sparsity, model)
     if not method.is_dynamic:
         return train_step, None
     fraction = drop_fraction_schedule(config.sparsity)
-    density = jax.tree.map(lambda s: 1.0 - s, layer_sparsities(config.sparsity, task))
+    density = jax.tree.map(lambda s: 1.0 - s, layer_sparsities(config.sparsity, model))
     update = data_parallel(
         make_topology_update(
-            task, optimizer, method, fraction, density=density, accumulate=accumulate
+            model, optimizer, method, fraction, density=density, accumulate=accumulate
         ),
         donate_state=True,
     )
-    return train_step, _recording_flops(update, task) if method.changes_density else update
+    return train_step, _recording_flops(update, model) if method.changes_density else update
 
 
-def _recording_flops(topology_update, task):
+def _recording_flops(topology_update, model):
     """Put into the metrics of an update what a forward pass cost in the steps before it."""
-    layer_flops = task.layer_flops(jax.eval_shape(task.init, jax.random.key(0)))
+    layer_flops = model.layer_flops(jax.eval_shape(model.init, jax.random.key(0)))
 
     def update(state, batch, keys):
         before = forward_flops(layer_flops, state.masks)
@@ -338,13 +357,15 @@ def _recording_flops(topology_update, task):
     return update
 
 
-def _sample_writer(config, workdir, task):
+def _sample_writer(config, workdir, model, data):
     key, folder = named_key(config.seed, "samples"), workdir / "samples"
-    sampler = functools.cache(lambda: make_sampler(task, key, config.sample.count))
+    sampler = functools.cache(
+        lambda: make_sampler(model, frozen_of(model, data), key, config.sample.count)
+    )
 
     def save_samples(step, state):
         folder.mkdir(exist_ok=True)
-        grid = task.render(sampler()(jax.device_get(ema_params_of(state))))
+        grid = model.render(sampler()(jax.device_get(ema_params_of(state))))
         Image.fromarray(grid).save(folder / f"{step:08d}.png")
 
     return save_samples

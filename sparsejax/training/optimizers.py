@@ -30,12 +30,12 @@ def learning_rate_schedule(config):
     return optax.join_schedules([warmup, after], [o.warmup_steps])
 
 
-def build_optimizer(config, task=None):
+def build_optimizer(config, model=None):
     """Return the optimizer of `config.optimizer`, wrapped so that inactive weights stay zero.
 
     Args:
       config: resolved ConfigDict.
-      task: Task; needed if `optimizer.packed`, which wants to know the layers' sizes.
+      model: Model; needed if `optimizer.packed`, which wants to know the layers' sizes.
 
     Returns:
       `optax.GradientTransformationExtraArgs`; its init and its update take `masks=` by keyword.
@@ -60,7 +60,7 @@ def build_optimizer(config, task=None):
         return sparse_updates(inner)
     return packed(
         inner,
-        active_counts(config, task),
+        active_counts(config, model),
         ema_decay=lambda count: ema_decay(count, config.ema.decay),
     )
 

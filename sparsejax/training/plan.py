@@ -12,39 +12,39 @@ from sparsejax.sparsity.methods import get_method
 logger = logging.getLogger(__name__)
 
 
-def build_method(sparsity, task):
+def build_method(sparsity, model):
     """Return the method of `config.sparsity`, moving what its structure names.
 
     Args:
       sparsity: `config.sparsity`, resolved.
-      task: Task.
+      model: Model.
 
     Returns:
       `sparsity.methods.Method`.
 
     Raises:
-      ConfigError: the task's network has no such structure.
+      ConfigError: the network has no such structure.
     """
-    return get_method(sparsity.method, build_structure(sparsity, task))
+    return get_method(sparsity.method, build_structure(sparsity, model))
 
 
-def build_structure(sparsity, task):
+def build_structure(sparsity, model):
     """Return the `sparsity.structure.Structure` of `config.sparsity`; see `build_method`."""
     if sparsity.method == "dense" or sparsity.structure == "weight":
         return structures.WEIGHT
     if sparsity.structure == "block":
-        _check_blocks(sparsity, task)
+        _check_blocks(sparsity, model)
         return structures.block(sparsity.block_size)
-    return structures.channel(channel_groups(task), task.init)
+    return structures.channel(channel_groups(model), model.init)
 
 
-def channel_groups(task):
-    """Return the groups of channels of a task's network, `{name: [Member, ...]}`.
+def channel_groups(model):
+    """Return the groups of channels of a network, `{name: [Member, ...]}`.
 
     Raises:
       ConfigError: it has none.
     """
-    groups = task.units(_abstract_params(task))
+    groups = model.units(_abstract_params(model))
     accepted = "weight, block: channels of this network can't be left out by themselves"
     require(groups, "sparsity.structure", "channel", accepted)
     return {
@@ -52,24 +52,24 @@ def channel_groups(task):
     }
 
 
-def _abstract_params(task):
-    return jax.eval_shape(task.init, jax.random.key(0))
+def _abstract_params(model):
+    return jax.eval_shape(model.init, jax.random.key(0))
 
 
-def _check_blocks(sparsity, task):
+def _check_blocks(sparsity, model):
     size = sparsity.block_size
-    shapes = [leaf.shape for leaf in jax.tree.leaves(_abstract_params(task))]
+    shapes = [leaf.shape for leaf in jax.tree.leaves(_abstract_params(model))]
     fits = any(structures.fits_blocks(shape, size) for shape in shapes)
     accepted = "a size that divides the input and output channels of some layer"
     require(fits, "sparsity.block_size", size, accepted)
 
 
-def layer_sparsities(sparsity, task):
+def layer_sparsities(sparsity, model):
     """Return the sparsity of each layer, or of each group of channels, that the config asks for.
 
     Args:
       sparsity: `config.sparsity`, resolved.
-      task: Task.
+      model: Model.
 
     Returns:
       Pytree of Python floats with the structure of params, or `{group: float}`.
@@ -78,28 +78,28 @@ def layer_sparsities(sparsity, task):
       ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer, or the
         structure doesn't suit the network.
     """
-    params, custom = _abstract_params(task), sparsity.custom
+    params, custom = _abstract_params(model), sparsity.custom
     if sparsity.structure == "channel" and sparsity.method != "dense":
         accepted = "() with channels: the same share is left out of every group"
         require(not custom, "sparsity.custom", custom, accepted)
-        return structures.channel_sparsities(channel_groups(task), params, sparsity.level)
+        return structures.channel_sparsities(channel_groups(model), params, sparsity.level)
     try:
         return get_distribution(sparsity.distribution)(params, sparsity.level, custom=custom)
     except ValueError as error:
         require(False, "sparsity.custom", custom, f"pairs (pattern, sparsity) [{error}]")
 
 
-def log_structure(sparsity, task):
+def log_structure(sparsity, model):
     """Log what the structure leaves out, and which keys it ignores.
 
     Args:
       sparsity: `config.sparsity`, resolved.
-      task: Task.
+      model: Model.
     """
     if sparsity.method == "dense" or sparsity.structure == "weight":
         return
-    groups = channel_groups(task) if sparsity.structure == "channel" else ()
-    size, params = sparsity.block_size, _abstract_params(task)
+    groups = channel_groups(model) if sparsity.structure == "channel" else ()
+    size, params = sparsity.block_size, _abstract_params(model)
     structures.log_exceptions(sparsity.structure, params, size, groups)
     if groups:
         logger.info("structure channel ignores sparsity.distribution = %s", sparsity.distribution)

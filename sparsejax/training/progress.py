@@ -30,8 +30,8 @@ def progress_bar(steps, start, density):
         TextColumn("training"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
-        TextColumn("{task.fields[speed]} steps/s"),
+        TextColumn("loss {model.fields[loss]}"),
+        TextColumn("{model.fields[speed]} steps/s"),
         TextColumn(said),
         TimeRemainingColumn(),
     )

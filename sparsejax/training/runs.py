@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import pathlib
+from typing import Any
 
 import jax
 import ml_collections
@@ -21,7 +22,7 @@ from sparsejax.configuration import (
 )
 from sparsejax.data.stamps import describe
 from sparsejax.errors import ConfigError
-from sparsejax.families import build_task, stamp_data
+from sparsejax.families import Facts, Model, build_data, build_model, stamp_data
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.sparsity.distributions import DISTRIBUTIONS
 from sparsejax.sparsity.methods import METHODS
@@ -32,9 +33,10 @@ from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.state import create_state, ema_params_of
 
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
-_FILES = ("config.json", "data.json", "metrics.jsonl", "summary.json")
+_FILES = ("config.json", "data.json", "facts.json", "metrics.jsonl", "summary.json")
 _FILES += ("samples.png", "curves.png", "layers.png")
 _STAMP = "data.json"  # what the run is trained on, wherever it lies
+_FACTS = "facts.json"  # what its Model has to know of that
 
 
 def default_workdir(config):
@@ -135,6 +137,28 @@ def save_config(workdir, config):
         write_text(workdir / _STAMP, json.dumps(stamp_data(config), indent=2) + "\n")
 
 
+def save_facts(workdir: str | pathlib.Path, facts: Facts) -> None:
+    """Write what the Model of a run has to know of its data to workdir/facts.json, once."""
+    path = pathlib.Path(workdir) / _FACTS
+    if not path.exists():
+        write_text(path, json.dumps(facts) + "\n")
+
+
+def read_facts(workdir: str | pathlib.Path) -> Facts | None:
+    """Return what the Model of a run has to know of its data; None if the run doesn't say.
+
+    Raises:
+      ConfigError: facts.json is damaged.
+    """
+    path = pathlib.Path(workdir) / _FACTS
+    return _read_object(path) if path.exists() else None
+
+
+def _build_model(config, facts):
+    """Build the Model of a run; one of before facts were kept has to find its data again."""
+    return build_model(config, build_data(config).facts() if facts is None else facts)
+
+
 def read_config(workdir):
     """Return the resolved config of a run.
 
@@ -197,13 +221,13 @@ def _tuples(value):
     return tuple(_tuples(child) for child in value) if isinstance(value, list) else value
 
 
-def restore_state(workdir, config, task):
+def restore_state(workdir, config, model):
     """Restore the newest whole checkpoint of a run.
 
     Args:
       workdir: path.
       config: the run's resolved config.
-      task: its Task.
+      model: its Model.
 
     Returns:
       Tuple of TrainState (host arrays) and the checkpoint's extra dictionary, or None.
@@ -211,8 +235,8 @@ def restore_state(workdir, config, task):
     folder = pathlib.Path(workdir) / "checkpoints"
     if not checkpoints.list_steps(folder):
         return None
-    optimizer = build_optimizer(config, task)
-    example = jax.eval_shape(lambda: create_state(config, task, optimizer))
+    optimizer = build_optimizer(config, model)
+    example = jax.eval_shape(lambda: create_state(config, model, optimizer))
     return checkpoints.restore_newest(folder, example)
 
 
@@ -237,17 +261,17 @@ def load_state(workdir):
       workdir: a run's workdir.
 
     Returns:
-      Tuple of its Task and its TrainState (host arrays).
+      Tuple of its Model and its TrainState (host arrays).
 
     Raises:
       ConfigError: the workdir holds no run, or no whole checkpoint.
     """
     config = read_config(workdir)
-    task = build_task(config)
-    restored = restore_state(workdir, config, task)
+    model = _build_model(config, read_facts(workdir))
+    restored = restore_state(workdir, config, model)
     if restored is None:
         raise _no_checkpoint(workdir)
-    return task, restored[0]
+    return model, restored[0]
 
 
 def read_metrics_until(workdir, step):
@@ -275,13 +299,13 @@ def load_run(workdir, *, ema=True):
       ema: whether to return the EMA parameters or those of the last step.
 
     Returns:
-      Tuple `(task, params, masks)`.
+      Tuple `(model, params, masks)`.
 
     Raises:
       ConfigError: the workdir holds no run, or no whole checkpoint.
     """
-    task, state = load_state(workdir)
-    return task, ema_params_of(state) if ema else state.params, state.masks
+    model, state = load_state(workdir)
+    return model, ema_params_of(state) if ema else state.params, state.masks
 
 
 def save_sparse_run(workdir, path, *, ema=True):
@@ -289,8 +313,9 @@ def save_sparse_run(workdir, path, *, ema=True):
 
     Args:
       workdir: a run's workdir.
-      path: of the file to write; its folder exists. Its metadata hold the resolved `config` as
-        JSON, `weights`, `ema` or `last step`, and the number of `steps`.
+      path: of the file to write; its folder exists. Its metadata hold the resolved `config` and
+        the `facts` that its Model has to know of the data as JSON, `weights`, `ema` or `last
+        step`, and the number of `steps`.
       ema: whether to write the EMA parameters or those of the last step.
 
     Returns:
@@ -303,8 +328,10 @@ def save_sparse_run(workdir, path, *, ema=True):
       `save_sparse_run("runs/digits-rigl-0.75-0", "model.safetensors")`
     """
     _, state = load_state(workdir)
+    config, facts = read_config(workdir), read_facts(workdir)
     metadata = {
-        "config": to_json(read_config(workdir)),
+        "config": to_json(config),
+        "facts": json.dumps(build_data(config).facts() if facts is None else facts),
         "weights": "ema" if ema else "last step",
         "steps": str(int(state.step)),
     }
@@ -324,33 +351,41 @@ def read_sparse_run(path):
     Raises:
       ValueError: the file is damaged, no sparse file, or one without a config; names the path.
     """
+    config, _, params, masks = _read_sparse(path)
+    return config, params, masks
+
+
+def _read_sparse(path):
+    """Return config, facts (None if the file has none), params and masks of a sparse file."""
     params, masks, metadata = load_sparse(path)
     try:
         config = with_defaults(json.loads(metadata["config"]), str(path))
+        facts = json.loads(metadata["facts"]) if "facts" in metadata else None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds weights and masks, but no config of a run") from error
-    return ml_collections.FrozenConfigDict(_tuples(config)), params, masks
+    return ml_collections.FrozenConfigDict(_tuples(config)), facts, params, masks
 
 
-def load_sparse_run(path):
-    """Load a trained model from a sparse file.
+def load_sparse_run(path: str | pathlib.Path) -> tuple[Model, Any, Any]:
+    """Load a trained model from a sparse file; its data are not needed.
 
     Args:
       path: of a file that `save_sparse_run`, or `python -m sparsejax export --sparse`, wrote.
 
     Returns:
-      Tuple `(task, params, masks)`, as of `load_run`.
+      Tuple `(model, params, masks)`, as of `load_run`.
 
     Raises:
-      ConfigError: the data or the first stage that the config names is not there.
+      ConfigError: the file is of an older version, which didn't keep what the model has to know
+        of the data, and the data aren't there.
       ValueError: see `read_sparse_run`; or the weights don't fit the network of the config.
 
     Example:
-      `task, params, masks = load_sparse_run("model.safetensors")`
+      `model, params, masks = load_sparse_run("model.safetensors")`
     """
-    config, params, masks = read_sparse_run(path)
-    task = build_task(config)
-    expected = jax.eval_shape(task.init, jax.random.key(0))
+    config, facts, params, masks = _read_sparse(path)
+    model = _build_model(config, facts)
+    expected = jax.eval_shape(model.init, jax.random.key(0))
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
         raise ValueError(f"{path} holds weights of another network than its config describes")
-    return task, params, masks
+    return model, params, masks

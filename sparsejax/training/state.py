@@ -54,12 +54,12 @@ def named_key(seed, purpose):
     return jax.random.fold_in(jax.random.key(check_seed(seed)), zlib.crc32(purpose.encode()))
 
 
-def create_state(config, task, optimizer):
+def create_state(config, model, optimizer):
     """Return the state before the first step: masks drawn, params masked, EMA equal to params.
 
     Args:
       config: resolved ConfigDict.
-      task: Task.
+      model: Model.
       optimizer: the optax transformation of the train step.
 
     Returns:
@@ -69,25 +69,25 @@ def create_state(config, task, optimizer):
       ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
     """
     init_key, masks_key = named_key(config.seed, "init"), named_key(config.seed, "masks")
-    sparsities = layer_sparsities(config.sparsity, task)
-    method = build_method(config.sparsity, task)
+    sparsities = layer_sparsities(config.sparsity, model)
+    method = build_method(config.sparsity, model)
     if method.name == "dense":
         logger.info("method dense ignores sparsity.level = %g", config.sparsity.level)
 
     @jax.jit
     def create(init_key, masks_key):
-        params = task.init(init_key)
+        params = model.init(init_key)
         return state_from(params, method.init(masks_key, params, sparsities), optimizer)
 
     return create(init_key, masks_key)
 
 
-def active_counts(config, task):
+def active_counts(config, model):
     """Return how many active weights each layer of the run has, from the first step to the last.
 
     Args:
       config: resolved ConfigDict.
-      task: Task.
+      model: Model.
 
     Returns:
       Pytree as `packing.static_counts` returns it, found by drawing the run's first masks.
@@ -95,9 +95,9 @@ def active_counts(config, task):
     Raises:
       ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
     """
-    params = jax.eval_shape(task.init, named_key(config.seed, "init"))
-    sparsities = layer_sparsities(config.sparsity, task)
-    method = build_method(config.sparsity, task)
+    params = jax.eval_shape(model.init, named_key(config.seed, "init"))
+    sparsities = layer_sparsities(config.sparsity, model)
+    method = build_method(config.sparsity, model)
     return static_counts(method.init(named_key(config.seed, "masks"), params, sparsities))
 
 

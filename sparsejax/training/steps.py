@@ -70,12 +70,12 @@ def example_keys(key, step, local_batch):
     return jax.vmap(lambda index: jax.random.fold_in(step_key, index))(indices)
 
 
-def _mean_gradients(task, accumulate, params, batch, keys):
+def _mean_gradients(model, accumulate, params, batch, keys):
     """Return loss and dense gradients, averaged over microbatches and devices."""
 
     def microbatch_gradients(batch, keys):
         return jax.value_and_grad(
-            lambda params: task.loss(task.apply, params, batch, keys, train=True)
+            lambda params: model.loss(model.apply, params, batch, keys, train=True)
         )(params)
 
     if accumulate == 1:
@@ -97,11 +97,11 @@ def _mean_gradients(task, accumulate, params, batch, keys):
     return jax.lax.pmean(result, AXIS)
 
 
-def make_train_step(task, optimizer, *, ema_limit, accumulate=1):
+def make_train_step(model, optimizer, *, ema_limit, accumulate=1):
     """Return `train_step(state, batch, key) -> (state, metrics)`.
 
     Args:
-      task: Task.
+      model: Model.
       optimizer: transformation wrapped by `sparsity.transforms.sparse_updates` or `packed`.
       ema_limit: decay of the EMA after its warm-up; a packed optimizer keeps its own EMA.
       accumulate: microbatches that the device's batch is split into.
@@ -113,7 +113,7 @@ def make_train_step(task, optimizer, *, ema_limit, accumulate=1):
 
     def train_step(state, batch, key):
         keys = example_keys(key, state.step, len(jax.tree.leaves(batch)[0]))
-        loss, gradients = _mean_gradients(task, accumulate, state.params, batch, keys)
+        loss, gradients = _mean_gradients(model, accumulate, state.params, batch, keys)
         updates, opt_state = optimizer.update(
             gradients, state.opt_state, state.params, masks=state.masks
         )
@@ -129,14 +129,14 @@ def make_train_step(task, optimizer, *, ema_limit, accumulate=1):
     return train_step
 
 
-def make_topology_update(task, optimizer, method, drop_fraction, *, density=None, accumulate=1):
+def make_topology_update(model, optimizer, method, drop_fraction, *, density=None, accumulate=1):
     """Return `topology_update(state, batch, (steps_key, topology_key)) -> (state, metrics)`.
 
     It sees the batch and the keys of the step just taken, at the params that the step made.
     Where the method ignores gradients, none are computed.
 
     Args:
-      task: Task.
+      model: Model.
       optimizer: the train step's.
       method: `sparsity.methods.Method`.
       drop_fraction: optax schedule over global steps.
@@ -154,7 +154,7 @@ def make_topology_update(task, optimizer, method, drop_fraction, *, density=None
         batch_keys = example_keys(steps_key, state.step - 1, len(jax.tree.leaves(batch)[0]))
         key = jax.random.fold_in(topology_key, state.step)
         probe = method.probe(key, state.params, state.masks)
-        _, gradients = _mean_gradients(task, accumulate, probe, batch, batch_keys)
+        _, gradients = _mean_gradients(model, accumulate, probe, batch, batch_keys)
         fraction = drop_fraction(state.step)
         said = {"step": state.step, "density": density}
         params, masks = method.update(key, state.params, state.masks, gradients, fraction, **said)

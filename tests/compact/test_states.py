@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.compact.states import compile_network, packed_task, without_inactive
+from sparsejax.compact.states import compile_network, packed_model, without_inactive
 from sparsejax.configuration import resolve
-from sparsejax.families import build_task
+from sparsejax.families import build_data, build_model
 from sparsejax.sparsity.masks import apply_masks
 from sparsejax.training import loop
 from sparsejax.training.plan import build_method, layer_sparsities
@@ -21,17 +21,17 @@ STRUCTURES = {
 
 
 def masked_model(config):
-    """A task, and params and masks as training makes them, no weight of a kernel zero."""
+    """A Model, and params and masks as training makes them, no weight of a kernel zero."""
     config = resolve(config)
-    task = build_task(config)
-    params = jax.eval_shape(task.init, jax.random.key(0))
+    model = build_model(config)
+    params = jax.eval_shape(model.init, jax.random.key(0))
     leaves, treedef = jax.tree.flatten(params)
     rng = np.random.default_rng(0)
     params = treedef.unflatten([0.1 * rng.standard_normal(x.shape, np.float32) for x in leaves])
-    method = build_method(config.sparsity, task)
-    sparsities = layer_sparsities(config.sparsity, task)
+    method = build_method(config.sparsity, model)
+    sparsities = layer_sparsities(config.sparsity, model)
     masks = jax.device_get(method.init(jax.random.key(1), params, sparsities))
-    return config, task, jax.device_get(apply_masks(params, masks)), masks
+    return config, model, jax.device_get(apply_masks(params, masks)), masks
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
@@ -41,16 +41,16 @@ def test_the_unet_without_inactive_parts_computes_the_same(structure):
         "model.channel_mult": (1, 2),
         "model.attention_resolutions": (2,),
     }
-    config, task, params, masks = masked_model(tiny_config(**changes, **STRUCTURES[structure]))
+    config, model, params, masks = masked_model(tiny_config(**changes, **STRUCTURES[structure]))
     x = jax.random.normal(jax.random.key(2), (3, 8, 8, 1))
     t = jnp.array([0, 10, 999])
-    small_task, small = without_inactive(config.sparsity, task, params, masks)
-    expected = jax.jit(task.apply)(params, x, t)
-    got = jax.jit(small_task.apply)(small, x, t)
+    small_model, small = without_inactive(config.sparsity, model, params, masks)
+    expected = jax.jit(model.apply)(params, x, t)
+    got = jax.jit(small_model.apply)(small, x, t)
     assert jnp.abs(expected).max() > 0.1
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
-    network = compile_network(config.sparsity, task, masks)
+    network = compile_network(config.sparsity, model, masks)
     packed = network.pack(params)
     kernels = [leaf.size for leaf in jax.tree.leaves(packed)]
     active = [
@@ -66,17 +66,17 @@ def test_the_unet_without_inactive_parts_computes_the_same(structure):
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_gradients_without_inactive_parts_are_the_active_ones_of_the_masked_network(structure):
-    config, task, params, masks = masked_model(tiny_config(**STRUCTURES[structure]))
-    network = compile_network(config.sparsity, task, masks)
-    batch = next(task.batches(0, 1))
+    config, model, params, masks = masked_model(tiny_config(**STRUCTURES[structure]))
+    network = compile_network(config.sparsity, model, masks)
+    batch = next(build_data(config).batches(0, 1))
     keys = jax.random.split(jax.random.key(0), len(batch["image"]))
 
-    def gradients(task, params):
-        loss = lambda params: task.loss(task.apply, params, batch, keys, True)  # noqa: E731
+    def gradients(model, params):
+        loss = lambda params: model.loss(model.apply, params, batch, keys, True)  # noqa: E731
         return jax.device_get(jax.jit(jax.grad(loss))(params))
 
-    expected = apply_masks(gradients(task, params), masks)
-    got = gradients(packed_task(network, task), network.pack(params))
+    expected = apply_masks(gradients(model, params), masks)
+    got = gradients(packed_model(network, model), network.pack(params))
     got = apply_masks(got, network.masks)
     zeros = jax.tree.map(np.zeros_like, params)
     jax.tree.map(

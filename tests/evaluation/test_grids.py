@@ -10,7 +10,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.evaluation.baselines import planned_costs, small_dense
 from sparsejax.evaluation.closing import run_costs
 from sparsejax.evaluation.grids import grid
-from sparsejax.families import build_task
+from sparsejax.families import build_model
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.state import create_state
 from tests.training.tiny import tiny_config
@@ -128,9 +128,9 @@ def test_a_grid_that_cannot_run_is_refused_before_it_begins(axes, message):
 
 def test_planned_costs_are_those_of_the_model_that_is_built():
     config = resolve(tiny_config(**{"sparsity.level": 0.9}))
-    task = build_task(config)
-    state = create_state(config, task, build_optimizer(config))
-    built = run_costs(config, task, state.params, state.masks)
+    model = build_model(config)
+    state = create_state(config, model, build_optimizer(config))
+    built = run_costs(config, model, state.params, state.masks)
     planned = planned_costs(config)
     assert planned["parameters"] == built["active_parameters"]
     assert planned["flops"] == pytest.approx(built["forward_flops"], rel=1e-6)
@@ -180,4 +180,4 @@ def test_small_dense_of_strokes_comes_within_half_a_step(tmp_path):
     for match in ("parameters", "flops"):
         small = resolve(small_dense(config, match))
         assert planned_costs(small)[match] == pytest.approx(target[match], rel=1 / 48)
-        jax.eval_shape(build_task(small).init, jax.random.key(0))
+        jax.eval_shape(build_model(small).init, jax.random.key(0))

@@ -6,25 +6,25 @@ import pytest
 from sparsejax.configuration import resolve
 from sparsejax.diffusion import noise_schedules
 from sparsejax.errors import ConfigError
-from sparsejax.families import build_task
+from sparsejax.families import build_data, build_model
 from sparsejax.rendering.images import image_grid
 from tests.training.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
-def task():
-    return build_task(resolve(tiny_config()))
+def model():
+    return build_model(resolve(tiny_config()))
 
 
 def scaled_identity(params, x, t, *, train=False, rngs=None):
     return params * x
 
 
-def test_loss_is_the_eps_loss_at_each_examples_own_noise(task):
+def test_loss_is_the_eps_loss_at_each_examples_own_noise(model):
     """With a denoiser that returns c x_t, the loss is known from t and noise alone."""
-    x_0 = jnp.asarray(task.reference()[:6])
+    x_0 = jnp.asarray(build_data(resolve(tiny_config())).reference()[:6])
     keys = jax.random.split(jax.random.key(3), 6)
-    ours = task.loss(scaled_identity, 0.5, {"image": x_0}, keys, train=True)
+    ours = model.loss(scaled_identity, 0.5, {"image": x_0}, keys, train=True)
 
     alpha_bar = np.cumprod(1 - noise_schedules.cosine_betas(1000))
     errors = []
@@ -37,10 +37,10 @@ def test_loss_is_the_eps_loss_at_each_examples_own_noise(task):
     np.testing.assert_allclose(ours, np.mean(errors), rtol=1e-4)
 
 
-def test_samples_do_not_depend_on_how_they_are_batched(task):
+def test_samples_do_not_depend_on_how_they_are_batched(model):
     key = jax.random.key(0)
-    whole = task.sample(scaled_identity, 0.1, (), key, 6)
-    part = task.sample(scaled_identity, 0.1, (), key, 2, start=4)
+    whole = model.sample(scaled_identity, 0.1, (), key, 6)
+    part = model.sample(scaled_identity, 0.1, (), key, 2, start=4)
     assert whole.shape == (6, 8, 8, 1)
     np.testing.assert_allclose(whole[4:], part, rtol=1e-6)
     # DDIM ends at alpha_bar_0, just below one, so a trace of the noise is left.
@@ -50,8 +50,8 @@ def test_samples_do_not_depend_on_how_they_are_batched(task):
 @pytest.mark.parametrize("settings", [{"sampler": "ddpm"}, {"eta": 1.0}])
 def test_other_samplers_by_config(settings):
     changes = {f"sample.{key}": value for key, value in settings.items()}
-    task = build_task(resolve(tiny_config(**changes, **{"diffusion.steps": 10})))
-    samples = task.sample(scaled_identity, 0.1, (), jax.random.key(0), 3)
+    model = build_model(resolve(tiny_config(**changes, **{"diffusion.steps": 10})))
+    samples = model.sample(scaled_identity, 0.1, (), jax.random.key(0), 3)
     assert np.isfinite(samples).all()
     assert not np.array_equal(samples[0], samples[1])
 
@@ -61,8 +61,8 @@ def test_ddim_ends_where_the_config_says():
     c, ends = 0.1, []
     changes = {"diffusion.schedule": "linear", "diffusion.steps": 10, "sample.clip": None}
     for to_one in (None, False, True):
-        task = build_task(resolve(tiny_config(**changes, **{"sample.set_alpha_to_one": to_one})))
-        ends.append(task.sample(scaled_identity, c, (), jax.random.key(0), 2))
+        model = build_model(resolve(tiny_config(**changes, **{"sample.set_alpha_to_one": to_one})))
+        ends.append(model.sample(scaled_identity, c, (), jax.random.key(0), 2))
     np.testing.assert_array_equal(ends[0], ends[1])
     last, a = np.cumprod(1 - noise_schedules.linear_betas(10))[:2]  # of 5 steps, the last is t = 1
     predicted = (1 - np.sqrt(1 - a) * c) / np.sqrt(a)
@@ -73,14 +73,14 @@ def test_ddim_ends_where_the_config_says():
 
 def test_ddpm_ignores_the_number_of_ddim_steps():
     few = {"diffusion.steps": 4, "sample.steps": 50}
-    assert build_task(resolve(tiny_config(**few, **{"sample.sampler": "ddpm"})))
+    assert build_model(resolve(tiny_config(**few, **{"sample.sampler": "ddpm"})))
     with pytest.raises(ConfigError, match=r"sample.steps is 50; accepted: 1 to 4 \(diffusion"):
-        build_task(resolve(tiny_config(**few)))
+        build_model(resolve(tiny_config(**few)))
 
 
-def test_flops_are_of_one_example(task):
-    params = jax.eval_shape(task.init, jax.random.key(0))
-    flops = task.layer_flops(params)
+def test_flops_are_of_one_example(model):
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    flops = model.layer_flops(params)
     assert flops["input_blocks_0_0/kernel"] == 2 * 64 * 9 * 32
     assert set(flops) > {"middle_block_1/attention/scores", "out_2/kernel"}
 
@@ -95,10 +95,10 @@ def test_grid_enlarges_and_separates():
     assert (grid[56:104, 108:156] == 255).all()
 
 
-def test_the_grid_shows_the_pictures_that_are_measured(task):
+def test_the_grid_shows_the_pictures_that_are_measured(model):
     """Enlarged pixel by pixel, clipped and rounded as what the extractors see."""
     images = np.random.default_rng(0).uniform(-1.5, 1.5, (3, 8, 8, 1))
-    grid, pictures = image_grid(images), task.to_images(images)
+    grid, pictures = image_grid(images), model.to_images(images)
     assert pictures.dtype == np.uint8
     for index, (top, left) in enumerate([(4, 4), (4, 56), (56, 4)]):
         cell = grid[top : top + 48, left : left + 48].reshape(8, 6, 8, 6, 3)

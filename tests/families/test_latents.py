@@ -17,7 +17,7 @@ from sparsejax.data.images import load_images, to_unit_range
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import evaluate
 from sparsejax.evaluation.closing import close_run
-from sparsejax.families import build_task
+from sparsejax.families import build_data, build_model
 from sparsejax.models import first_stage
 from sparsejax.models.autoencoder import VQModel
 from sparsejax.models.published import unet_from_diffusers
@@ -26,6 +26,7 @@ from sparsejax.sparse_files import read_metadata
 from sparsejax.training import load_run, load_sparse_run, loop, runs, save_sparse_run
 from sparsejax.training.metrics_log import read_metrics
 from tests.families.first_stage import first_stage_config, second_stage_config
+from tests.training.tiny import build
 
 MODEL = VQModel(channels=8, channel_mult=(1, 2), num_res_blocks=1, codes=16, norm_groups=4)
 apply = jax.jit(MODEL.apply, static_argnames="method")
@@ -64,7 +65,7 @@ def test_cached_latents_are_the_images_encodings(stages, first_params, latents_c
 
 def test_training_sees_latents_of_unit_variance(stages, latents_cache):
     config = resolve(second_stage_config(*stages[:2]))
-    batches = list(build_task(config).batches(0, 6))
+    batches = list(build_data(config).batches(0, 6))
     assert batches[0]["latent"].shape == (4, 8, 8, 3)
     cached = {latents_cache[0][i].tobytes() for i in range(24)}
     assert len(cached) == 24
@@ -74,13 +75,13 @@ def test_training_sees_latents_of_unit_variance(stages, latents_cache):
 
 def test_samples_are_decoded_latents(stages, first_params, latents_cache):
     """With a denoiser that sees no noise, DDIM's chain is the start, scaled: known by hand."""
-    task = build_task(resolve(second_stage_config(*stages[:2])))
+    model, _ = build(resolve(second_stage_config(*stages[:2])))
 
     def noiseless(params, x, t, *, train=False, rngs=None):
         return jnp.zeros_like(x)
 
     key = jax.random.key(5)
-    samples = task.sample(noiseless, None, task.frozen(), key, 3, start=1)
+    samples = model.sample(noiseless, None, model.frozen(), key, 3, start=1)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(1 + jnp.arange(3))
     start = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (8, 8, 3)))(keys)
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))
@@ -131,11 +132,11 @@ def test_a_run_goes_on_where_data_first_stage_and_latents_have_moved(stages, tmp
     changes = {"task.latents_dir": str(tmp_path / "cache"), "steps": 10}
     moved = second_stage_config(tmp_path / "renamed.npz", tmp_path / "first.safetensors", **changes)
     config = runs.resolve_for(tmp_path / "run", moved)
-    task = build_task(config)
-    task.prepare()
+    data = build_data(config)
+    data.prepare()
     assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
-    theirs = build_task(resolve(second_stage_config(source, first))).batches(8, 10)
-    for ours, batch in zip(task.batches(8, 10), theirs, strict=True):
+    theirs = build_data(resolve(second_stage_config(source, first))).batches(8, 10)
+    for ours, batch in zip(data.batches(8, 10), theirs, strict=True):
         np.testing.assert_array_equal(ours["latent"], batch["latent"])
 
 
@@ -217,22 +218,22 @@ def test_a_gaussian_first_stage_by_config(stages, tmp_path):
     config.task.kind, config.task.regulariser = "kl", 0.1
     del config.model["codes"]
     config.model.z_channels = 4
-    task = build_task(resolve(config))
-    params = jax.jit(task.init)(jax.random.key(0))
-    x = jnp.asarray(task.reference()[:2])
+    model, data = build(resolve(config))
+    params = jax.jit(model.init)(jax.random.key(0))
+    x = jnp.asarray(data.reference()[:2])
     losses = [
-        float(task.loss(task.apply, params, {"image": x}, jax.random.split(key, 2), True))
+        float(model.loss(model.apply, params, {"image": x}, jax.random.split(key, 2), True))
         for key in jax.random.split(jax.random.key(1), 2)
     ]
     assert losses[0] != losses[1]
 
-    task.export(params, tmp_path)
+    model.export(params, tmp_path)
     config = second_stage_config(stages[0], tmp_path)
     config.model.in_channels = config.model.out_channels = 4
     config.task.latent_scale = 0.5
-    second = build_task(resolve(config))
-    second.prepare()
-    (batch,) = second.batches(0, 1)
+    build_data(resolve(config)).prepare()
+    second, latents = build(resolve(config))
+    (batch,) = latents.batches(0, 1)
     assert batch["latent"].shape == (4, 8, 8, 4)
     frozen = second.frozen()
     assert frozen["scale"] == 0.5
@@ -242,11 +243,11 @@ def test_a_gaussian_first_stage_by_config(stages, tmp_path):
 def test_an_exported_unet_loads_again(stages, tmp_path):
     """In CompVis's layout and in diffusers', as one would load published weights."""
     config = resolve(second_stage_config(*stages[:2]))
-    task, params, masks = load_run(stages[2])
-    model = UNet(**(config.model.to_dict() | {"dtype": None}))
-    export_unet(params, masks, tmp_path, model)
+    model, params, masks = load_run(stages[2])
+    network = UNet(**(config.model.to_dict() | {"dtype": None}))
+    export_unet(params, masks, tmp_path, network)
     for path in (tmp_path / "unet.safetensors", tmp_path / "diffusers" / "unet"):
-        jax.tree.map(np.testing.assert_array_equal, task.load(path), params)
+        jax.tree.map(np.testing.assert_array_equal, model.load(path), params)
 
 
 def test_a_sparse_file_rebuilds_the_run_of_either_stage(stages, tmp_path):
@@ -285,10 +286,11 @@ def test_evaluation_writes_pictures(stages, tmp_path):
 @pytest.mark.slow
 def test_reconstructions_stand_beside_their_images(stages):
     """The samples of a first stage are its reconstructions of the reference images, in order."""
-    task, params, _ = load_run(stages[1])
-    reference = task.reference()
+    model, params, _ = load_run(stages[1])
+    data = build_data(runs.read_config(stages[1]))
+    reference = data.reference()
     assert reference.shape == (8, 16, 16, 3)
-    samples = task.sample(task.apply, params, task.frozen(), jax.random.key(0), 4, start=6)
+    samples = model.sample(model.apply, params, data.inputs(), jax.random.key(0), 4, start=6)
     expected, _ = MODEL.apply({"params": params}, reference[[6, 7, 0, 1]])
     np.testing.assert_allclose(samples, expected, atol=1e-5)
 
@@ -297,10 +299,10 @@ def test_the_first_stages_loss_is_the_error_and_the_models_own(stages):
     source = stages[0]
     config = first_stage_config(source)
     config.task.regulariser = 0.5
-    task = build_task(resolve(config))
-    x = jnp.asarray(task.reference()[:2])
+    model, data = build(resolve(config))
+    x = jnp.asarray(data.reference()[:2])
     keys = jax.random.split(jax.random.key(0), 2)
-    ours = task.loss(lambda p, x, noise, train: (0.5 * x, 3.0), None, {"image": x}, keys, True)
+    ours = model.loss(lambda p, x, noise, train: (0.5 * x, 3.0), None, {"image": x}, keys, True)
     # A sum of n numbers in float32, in whatever order, is off by n halves of a unit at most.
     bound = x.size * np.finfo(np.float32).eps / 2
     expected = np.abs(0.5 * np.asarray(x, np.float64)).mean() + 1.5
@@ -335,9 +337,9 @@ def test_a_pipeline_is_the_first_stage_and_the_weights_of_another_run(stages, tm
     export._export_dense(second, tmp_path, ema=True)
     folder = tmp_path / "diffusers"
     config = second_stage_config(source, folder, **{"task.latents_dir": str(first / "latents")})
-    task = build_task(resolve(config))
+    model = build_model(resolve(config))
     _, params, _ = load_run(second)
-    jax.tree.map(np.testing.assert_array_equal, task.load(folder), params)
+    jax.tree.map(np.testing.assert_array_equal, model.load(folder), params)
     for key, value, message in (
         ("model.norm_groups", 16, "unet/config.json describes another network: norm_groups is 8"),
         ("first_stage.model", {"norm_groups": 8}, "first_stage.model.norm_groups is 8; acc"),
@@ -345,13 +347,14 @@ def test_a_pipeline_is_the_first_stage_and_the_weights_of_another_run(stages, tm
         changed = config.copy_and_resolve_references()
         changed.update_from_flattened_dict({key: value})
         with pytest.raises(ValueError, match=message):
-            build_task(resolve(changed)).load(folder)
+            build_model(resolve(changed)).load(folder)
     (folder / "vqvae" / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config.first_stage.path is .* damaged or no JSON"):
-        build_task(resolve(config))
+        build_model(resolve(config))
 
 
-def test_an_export_without_the_latents_cache_lacks_a_pipeline_alone(stages, tmp_path):
+def test_a_run_that_does_not_know_its_scale_lacks_a_pipeline_alone(stages, tmp_path):
+    """A run keeps its scale; one of before this was kept needs the cache of latents."""
     source, first, second = stages
     shutil.copytree(first, tmp_path / "first")
     shutil.rmtree(tmp_path / "first" / "latents")
@@ -360,7 +363,11 @@ def test_an_export_without_the_latents_cache_lacks_a_pipeline_alone(stages, tmp_
     saved = json.loads(path.read_text())
     saved["first_stage"]["path"] = str(tmp_path / "first")
     path.write_text(json.dumps(saved))
+    _, says = export._export_dense(tmp_path / "second", tmp_path / "whole", ema=True)
+    assert "from_pretrained" in says
+    assert (tmp_path / "whole/diffusers/model_index.json").is_file()
+    (tmp_path / "second" / "facts.json").unlink()
     _, says = export._export_dense(tmp_path / "second", tmp_path / "out", ema=True)
-    assert "no pipeline of diffusers was written: latent cache" in says
+    assert "no pipeline of diffusers was written: config.task.latent_scale is None" in says
     assert (tmp_path / "out/diffusers/unet/config.json").is_file()
     assert not (tmp_path / "out/diffusers/model_index.json").exists()

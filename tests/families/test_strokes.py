@@ -18,12 +18,13 @@ from sparsejax.errors import ConfigError
 from sparsejax.evaluation import evaluate
 from sparsejax.evaluation.closing import close_run
 from sparsejax.evaluation.held_out import held_out_loss
-from sparsejax.families import build_task, strokes
+from sparsejax.families import build_data, strokes
 from sparsejax.families.strokes import even_times, to_drawings
 from sparsejax.rendering import rasterize
 from sparsejax.training import loop, runs
 from sparsejax.training.metrics_log import read_metrics
 from tests.data.sets import EXCERPTS
+from tests.training.tiny import build
 
 TINY = {
     "steps": 12,
@@ -84,24 +85,34 @@ def tiny(source, **changes):
 
 
 @pytest.fixture(scope="module")
-def task(source):
-    return build_task(resolve(tiny(source)))
+def built(source):
+    return build(resolve(tiny(source)))
 
 
 @pytest.fixture(scope="module")
-def params(task):
-    return jax.jit(task.init)(jax.random.key(0))
+def model(built):
+    return built[0]
+
+
+@pytest.fixture(scope="module")
+def data(built):
+    return built[1]
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return jax.jit(model.init)(jax.random.key(0))
 
 
 def scaled_identity(params, x, t, lengths, timestamps, *, train=False, rngs=None):
     return params * x
 
 
-def test_loss_is_the_mean_over_each_examples_own_points(task):
+def test_loss_is_the_mean_over_each_examples_own_points(model, data):
     """With a denoiser that returns c x_t, the loss is known from t and noise alone."""
-    batch = next(task.batches(0, 1))
+    batch = next(data.batches(0, 1))
     keys = jax.random.split(jax.random.key(3), 8)
-    ours = task.loss(scaled_identity, 0.5, batch, keys, train=True)
+    ours = model.loss(scaled_identity, 0.5, batch, keys, train=True)
     alpha_bar = np.cumprod(1 - noise_schedules.linear_betas(21, 0.1 / 21, 20 / 21))
     errors = []
     for key, x, length in zip(keys, batch["points"], batch["lengths"], strict=True):
@@ -114,12 +125,12 @@ def test_loss_is_the_mean_over_each_examples_own_points(task):
     np.testing.assert_allclose(ours, np.mean(errors), rtol=1e-4)
 
 
-def test_samples_do_not_depend_on_how_they_are_batched(task, params):
+def test_samples_do_not_depend_on_how_they_are_batched(model, params):
     """Nor on the group, padded to one bound or another, that they are drawn in."""
-    frozen, key = task.frozen(), jax.random.key(0)
-    sample = jax.jit(task.sample, static_argnums=(0, 4))
-    whole = np.asarray(sample(task.apply, params, frozen, key, 64))
-    part = np.asarray(sample(task.apply, params, frozen, key, 3, 7))
+    frozen, key = model.frozen(), jax.random.key(0)
+    sample = jax.jit(model.sample, static_argnums=(0, 4))
+    whole = np.asarray(sample(model.apply, params, frozen, key, 64))
+    part = np.asarray(sample(model.apply, params, frozen, key, 3, 7))
     np.testing.assert_allclose(part, whole[7:10], atol=1e-5 * np.abs(whole).max())
     ends = (whole[..., 2] < 2).sum(1)
     lengths = frozen["lengths"]
@@ -132,8 +143,8 @@ def test_samples_do_not_depend_on_how_they_are_batched(task, params):
 
 def test_lengths_can_be_given(source):
     given = (3, 9)
-    task = build_task(resolve(tiny(source, **{"sample.lengths": given, "sample.sampler": "ddim"})))
-    drawn = task.sample(scaled_identity, 0.1, task.frozen(), jax.random.key(0), 5, start=2)
+    model, _ = build(resolve(tiny(source, **{"sample.lengths": given, "sample.sampler": "ddim"})))
+    drawn = model.sample(scaled_identity, 0.1, model.frozen(), jax.random.key(0), 5, start=2)
     assert ((drawn[..., 2] < 2).sum(1) - 1).tolist() == [3, 9, 3, 9, 3]
     assert np.isfinite(drawn).all()
 
@@ -155,7 +166,7 @@ def test_noise_schedules_that_cannot_work_are_refused_by_their_own_key(
     source, changes, key, accepted
 ):
     with pytest.raises(ConfigError, match=f"config.{key} is .*; accepted: {accepted}"):
-        build_task(resolve(tiny(source, **changes)))
+        build(resolve(tiny(source, **changes)))
 
 
 def test_ddim_of_drawings_ends_where_the_config_says(source):
@@ -163,8 +174,8 @@ def test_ddim_of_drawings_ends_where_the_config_says(source):
     ends = []
     for to_one in (None, True, False):
         changes = {"sample.sampler": "ddim", "sample.steps": 3, "sample.lengths": (4,)}
-        task = build_task(resolve(tiny(source, **changes, **{"sample.set_alpha_to_one": to_one})))
-        drawn = task.sample(scaled_identity, 0.5, task.frozen(), jax.random.key(0), 1)
+        model, _ = build(resolve(tiny(source, **changes, **{"sample.set_alpha_to_one": to_one})))
+        drawn = model.sample(scaled_identity, 0.5, model.frozen(), jax.random.key(0), 1)
         ends.append(np.asarray(drawn)[0, :, :2])
     np.testing.assert_array_equal(ends[0], ends[1])
     assert not np.allclose(ends[0], ends[2], rtol=1e-4)
@@ -191,16 +202,16 @@ def test_samples_are_timed_as_drawings_of_even_pace(representation):
     np.testing.assert_allclose(times[0, : len(points)], points[:, 3], atol=1e-6)
 
 
-def test_the_fourier_matrix_never_changes(task):
+def test_the_fourier_matrix_never_changes(model):
     """Trained weights mean nothing without it: these are numpy's, of seed 0, for all time."""
     inputs = jnp.zeros((1, 2, 3)), jnp.array([20]), jnp.array([2]), jnp.zeros((1, 2))
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
     # All that is left of the network is the last layer's view of the time embedding at t = T.
     params["final_proj_0"]["kernel"] = (
         params["final_proj_0"]["kernel"].at[16:, 0].set(2.0 ** jnp.arange(8))
     )
-    eps = task.apply(params, *inputs)[0, 0, 0]
+    eps = model.apply(params, *inputs)[0, 0, 0]
     angles = 8 * np.pi * np.array([1.76405235, 0.40015721, 0.97873798, 2.2408932])
     expected = np.concatenate([np.sin(angles), np.cos(angles)]) @ 2.0 ** np.arange(8)
     np.testing.assert_allclose(eps, expected, rtol=1e-4)
@@ -210,7 +221,7 @@ def test_the_fourier_matrix_never_changes(task):
 def test_reference_drawings_are_the_data(source, representation):
     """The real drawings have the same form as samples, whatever the representation."""
     config = tiny(source, **{"task.representation": representation})
-    drawings = build_task(resolve(config)).reference()
+    drawings = build_data(resolve(config)).reference()
     assert len(drawings) == 15
     assert set(np.unique(drawings[..., 2])) == {0, 1, 2}
     assert ((drawings[..., 2] == 1).sum(1) == 2).all()
@@ -232,9 +243,9 @@ def pictures_of(path, split):
     return np.array(pictures), labels
 
 
-def assert_labels_fit(task, path):
+def assert_labels_fit(data, path):
     """Every labelled image is a drawing of the training split, each one once, with its label."""
-    images, labels = task.labelled()
+    images, labels = data.labelled()
     assert images.dtype == np.uint8
     pictures, expected = pictures_of(path, 0)
     assert images.shape == pictures.shape
@@ -251,53 +262,53 @@ def assert_labels_fit(task, path):
 @pytest.mark.parametrize("representation", ["threeseqdel", "threeseqabs"])
 def test_labelled_images_are_the_training_drawings(labelled_source, representation):
     config = tiny(labelled_source, **{"task.representation": representation})
-    assert_labels_fit(build_task(resolve(config)), labelled_source)
+    assert_labels_fit(build_data(resolve(config)), labelled_source)
 
 
 def test_labelled_images_of_real_drawings(tmp_path):
     source = EXCERPTS / "quickdraw_eye_mouth.npz"
     changes = {"task.dataset": "quickdraw_strokes", "task.data_dir": str(tmp_path)}
-    assert_labels_fit(build_task(resolve(tiny(source, **changes))), source)
+    assert_labels_fit(build_data(resolve(tiny(source, **changes))), source)
 
 
 def test_labelled_images_are_spread_over_the_split(labelled_source, monkeypatch):
-    task = build_task(resolve(tiny(labelled_source)))
-    images, labels = task.labelled()
+    data = build_data(resolve(tiny(labelled_source)))
+    images, labels = data.labelled()
     monkeypatch.setattr(strokes, "_LABELLED", 12)
-    fewer = task.labelled()
+    fewer = data.labelled()
     chosen = np.linspace(0, 44, 12).astype(int)
     assert chosen.tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44]
     np.testing.assert_array_equal(fewer[0], images[chosen])
     np.testing.assert_array_equal(fewer[1], labels[chosen])
 
 
-def test_a_split_of_one_label_has_no_labelled_images(task, tmp_path, monkeypatch):
-    assert task.labelled is None
+def test_a_split_of_one_label_has_no_labelled_images(data, tmp_path, monkeypatch):
+    assert data.labelled is None
     monkeypatch.setattr(strokes, "rasterize", pytest.fail)  # the labels alone tell
     write_scribbles(tmp_path / "threes.npz", label=np.full(60, 3))
-    assert build_task(resolve(tiny(tmp_path / "threes.npz"))).labelled is None
+    assert build_data(resolve(tiny(tmp_path / "threes.npz"))).labelled is None
 
 
 def test_images_of_samples_are_as_the_labelled_ones(labelled_source):
     """Of the same size and the same range, so that a classifier can read both."""
-    task = build_task(resolve(tiny(labelled_source)))
-    images, labelled = task.to_images(task.reference()), task.labelled()[0]
+    model, data = build(resolve(tiny(labelled_source)))
+    images, labelled = model.to_images(data.reference()), data.labelled()[0]
     assert images.shape[1:] == labelled.shape[1:] == (32, 32, 1)
     for some in (images, labelled):
         assert some.dtype == np.uint8
         assert (some.min(), some.max()) == (0, 255)
         assert ((some < 128).mean((1, 2, 3)) > 0.01).all()
     # Rasters are 8-bit from the start: nothing is lost.
-    np.testing.assert_array_equal(to_unit_range(images), rasterize(task.reference(), 32))
+    np.testing.assert_array_equal(to_unit_range(images), rasterize(data.reference(), 32))
 
 
-def test_samples_are_compared_with_drawings_by_their_strokes(task):
-    reference = task.reference()
-    found = task.statistics(reference, reference)
+def test_samples_are_compared_with_drawings_by_their_strokes(model, data):
+    reference = data.reference()
+    found = model.statistics(reference, reference)
     assert set(found.values()) == {0}
     # A network that predicts nothing: all of the noise stays.
-    drawn = task.sample(scaled_identity, 0.0, task.frozen(), jax.random.key(0), 8)
-    untrained = task.statistics(drawn, reference)
+    drawn = model.sample(scaled_identity, 0.0, model.frozen(), jax.random.key(0), 8)
+    untrained = model.statistics(drawn, reference)
     assert untrained.keys() == found.keys()
     assert untrained["W1[ink length]"] > 20
     assert all(isinstance(value, float) for value in untrained.values())
@@ -316,9 +327,9 @@ def run(source, tmp_path_factory):
 
 def test_a_sparse_file_rebuilds_the_run(run, tmp_path):
     runs.save_sparse_run(run[0], tmp_path / "model.safetensors")
-    task, *model = runs.load_sparse_run(tmp_path / "model.safetensors")
-    jax.tree.map(np.testing.assert_array_equal, model, list(runs.load_run(run[0])[1:]))
-    assert task.passes_per_sample == runs.load_run(run[0])[0].passes_per_sample
+    model, *weights = runs.load_sparse_run(tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, weights, list(runs.load_run(run[0])[1:]))
+    assert model.passes_per_sample == runs.load_run(run[0])[0].passes_per_sample
 
 
 def test_a_resumed_run_sees_the_same_batches(run):
@@ -341,10 +352,10 @@ def test_half_of_the_recurrent_weights_are_inactive(run):
     assert summary["density"] == pytest.approx(0.5, abs=1e-3)
 
 
-def test_costs_are_of_a_drawing_of_mean_length(run, task, params):
-    mean = round(task.frozen()["lengths"].mean())
+def test_costs_are_of_a_drawing_of_mean_length(run, model, params):
+    mean = round(model.frozen()["lengths"].mean())
     weights = sum(x.size for x in jax.tree.leaves(params) if x.ndim == 2)
-    assert sum(task.layer_flops(params).values()) == 2 * weights * mean
+    assert sum(model.layer_flops(params).values()) == 2 * weights * mean
 
 
 def test_a_closed_run_has_its_pictures(run):
@@ -353,16 +364,16 @@ def test_a_closed_run_has_its_pictures(run):
     assert np.asarray(Image.open(run[0] / "samples.png").convert("L")).std() > 5
 
 
-def test_held_out_loss_is_the_same_for_every_run(run, source, task):
+def test_held_out_loss_is_the_same_for_every_run(run, source, model, data):
     _, params, _ = runs.load_run(run[0])
     params = jax.tree.map(jnp.asarray, params)
-    loss = held_out_loss(task, params)
-    other = build_task(resolve(tiny(source, seed=5, **{"task.buckets": 1})))
-    assert held_out_loss(other, params) == loss
-    assert held_out_loss(task, params, seed=1) != loss
+    loss = held_out_loss(model, data.held_out(), params)
+    other, others = build(resolve(tiny(source, seed=5, **{"task.buckets": 1})))
+    assert held_out_loss(other, others.held_out(), params) == loss
+    assert held_out_loss(model, data.held_out(), params, seed=1) != loss
     # A denoiser that predicts nothing is left with the whole noise: a mean square of one.
-    silent = task._replace(apply=lambda params, x, *args, **kwargs: jnp.zeros_like(x))
-    assert held_out_loss(silent, {}, draws=16) == pytest.approx(1, abs=0.03)
+    silent = model._replace(apply=lambda params, x, *args, **kwargs: jnp.zeros_like(x))
+    assert held_out_loss(silent, data.held_out(), {}, draws=16) == pytest.approx(1, abs=0.03)
 
 
 def test_runs_are_compared_by_held_out_loss_and_strokes(run, tmp_path):
@@ -407,12 +418,12 @@ def test_a_config_that_cannot_work_is_refused(source, key, value, accepted):
     if key == "task.dataset":
         config.task.source = ""
     with pytest.raises(ConfigError, match=rf"config\.{key} is .*{accepted}"):
-        build_task(resolve(config))
+        build(resolve(config))
 
 
 def test_a_batch_larger_than_the_training_split_is_refused(source, tmp_path):
     """45 drawings in two buckets: a bucket of fewer than a batch is no matter."""
-    build_task(resolve(tiny(source, batch_size=45))).prepare()
+    build_data(resolve(tiny(source, batch_size=45))).prepare()
     message = r"config\.batch_size is 46; accepted: 45 or less, .* of task\.split \('train'\)"
     with pytest.raises(ConfigError, match=message):
         loop.train(tiny(source, batch_size=46), tmp_path / "run")
@@ -423,20 +434,20 @@ def test_ddim_on_the_cosine_schedule_needs_a_limit(source):
     """Its last alpha_bar is 4e-33: predicted x_0 would be anything."""
     ddim = {"diffusion.schedule": "cosine", "sample.sampler": "ddim"}
     with pytest.raises(ConfigError, match=r"config\.sample\.clip is None; accepted: a number"):
-        build_task(resolve(tiny(source, **ddim)))
-    task = build_task(resolve(tiny(source, **ddim, **{"sample.clip": 10.0, "sample.steps": 21})))
-    drawn = task.sample(scaled_identity, 0.9, task.frozen(), jax.random.key(0), 3)
+        build(resolve(tiny(source, **ddim)))
+    model, _ = build(resolve(tiny(source, **ddim, **{"sample.clip": 10.0, "sample.steps": 21})))
+    drawn = model.sample(scaled_identity, 0.9, model.frozen(), jax.random.key(0), 3)
     assert np.abs(drawn[..., :2]).max() < 11
 
 
 def test_a_transformer_by_config(source):
     config = tiny(source, **{"task.kind": "transformer", "model.hidden": 8})
-    task = build_task(resolve(config))
-    params = jax.jit(task.init)(jax.random.key(0))
-    batch = next(task.batches(0, 1))
+    model, data = build(resolve(config))
+    params = jax.jit(model.init)(jax.random.key(0))
+    batch = next(data.batches(0, 1))
     keys = jax.random.split(jax.random.key(0), 8)
-    loss = jax.jit(lambda p: task.loss(task.apply, p, batch, keys, True))(params)
+    loss = jax.jit(lambda p: model.loss(model.apply, p, batch, keys, True))(params)
     assert 0.3 < loss < 5
     config.model.heads = 3
     with pytest.raises(ConfigError, match=r"config\.model\.heads is 3; accepted: divisors of 8"):
-        build_task(resolve(config))
+        build(resolve(config))

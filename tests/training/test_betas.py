@@ -11,7 +11,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.evaluation import sweep
 from sparsejax.evaluation.baselines import small_dense
 from sparsejax.evaluation.grids import grid
-from sparsejax.families import build_task
+from sparsejax.families import build_model
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.sparsity.masks import dense_masks, summarize
 from sparsejax.training import load_run, loop, runs
@@ -84,7 +84,7 @@ def test_a_cosine_has_no_first_and_last_beta():
 def test_betas_that_cannot_work_are_refused_by_their_own_key(key, value, others, accepted):
     """Not by another key's, such as sample.steps, for which nothing would be left."""
     with pytest.raises(ConfigError, match=rf"config.diffusion.{key} is .*; accepted: {accepted}"):
-        build_task(resolve(tiny_config(**FEW | {f"diffusion.{key}": value} | others)))
+        build_model(resolve(tiny_config(**FEW | {f"diffusion.{key}": value} | others)))
 
 
 def test_a_run_saved_with_null_keeps_its_betas(old_run, caplog):
@@ -174,9 +174,9 @@ def test_a_sweep_keeps_the_results_of_runs_with_their_betas_and_mixes_none(old_r
 )
 def test_training_says_when_diffusion_does_not_end_in_noise(changes, signal, caplog):
     config = resolve(tiny_config(**FEW | changes))
-    task = build_task(config)
+    model = build_model(config)
     weights = {"kernel": np.ones((2, 2))}
-    loop._announce(config, task, summarize(weights, dense_masks(weights)))
+    loop._announce(config, model, summarize(weights, dense_masks(weights)))
     lines = [line for line in warnings_in(caplog) if "sqrt(alpha_bar)" in line]
     if signal is None:
         assert lines == []

@@ -74,9 +74,9 @@ def pruned(tmp_path_factory, _registered):
 def masks_after(workdir, step):
     """What the checkpoint of a step holds, read without the loop."""
     config = runs.read_config(workdir)
-    task = runs.build_task(config)
+    model = runs.build_model(config)
     example = jax.eval_shape(
-        lambda: runs.create_state(config, task, runs.build_optimizer(config, task))
+        lambda: runs.create_state(config, model, runs.build_optimizer(config, model))
     )
     abstract = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), example._asdict())
     return checkpoints._restore((workdir / "checkpoints").resolve(), step, abstract)[0]["masks"]
@@ -93,16 +93,16 @@ def forward_flops(layer_flops, masks):
 
 def costs_of(workdir, steps=None):
     config = runs.read_config(workdir)
-    task, state = runs.load_state(workdir)
+    model, state = runs.load_state(workdir)
     lines = runs.read_metrics_until(workdir, int(state.step))
-    return closing.run_costs(config, task, state.params, state.masks, steps, lines)
+    return closing.run_costs(config, model, state.params, state.masks, steps, lines)
 
 
 def test_costs_are_summed_over_the_density_of_each_step(pruned):
     """Against a sum by hand: dense for two steps, then what the checkpoints hold."""
     config = runs.read_config(pruned)
-    task, state = runs.load_state(pruned)
-    layer_flops = task.layer_flops(state.params)
+    model, state = runs.load_state(pruned)
+    layer_flops = model.layer_flops(state.params)
     dense = float(sum(layer_flops.values()))
     after = {s: forward_flops(layer_flops, masks_after(pruned, s)) for s in (2, 4, 6, 8)}
     by_step = [dense] * 2 + [after[2]] * 2 + [after[4]] * 2 + [after[6]] * 2 + [after[8]] * 4
@@ -132,9 +132,9 @@ def test_costs_survive_a_kill(pruned, tmp_path):
 
 def test_costs_of_a_run_that_lost_its_metrics_are_refused(pruned):
     config = runs.read_config(pruned)
-    task, state = runs.load_state(pruned)
+    model, state = runs.load_state(pruned)
     with pytest.raises(ConfigError, match="metrics.jsonl doesn't hold the topology update of st"):
-        closing.run_costs(config, task, state.params, state.masks)
+        closing.run_costs(config, model, state.params, state.masks)
 
 
 def test_packed_state_refuses_the_method_by_name(tmp_path):

@@ -42,7 +42,7 @@ def finish(process):
 
 def final_state(workdir):
     config = runs.read_config(workdir)
-    state, _ = runs.restore_state(workdir, config, runs.build_task(config))
+    state, _ = runs.restore_state(workdir, config, runs.build_model(config))
     assert int(state.step) == config.steps
     return state
 

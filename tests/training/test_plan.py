@@ -4,7 +4,7 @@ import pytest
 
 from sparsejax.configuration import default_config, resolve, set_sparsity
 from sparsejax.errors import ConfigError
-from sparsejax.families import build_task
+from sparsejax.families import build_model
 from sparsejax.training import plan
 from sparsejax.training.runs import default_workdir
 from tests.training.tiny import tiny_config
@@ -28,9 +28,9 @@ from tests.training.tiny import tiny_config
 def test_structures_that_cannot_work_are_refused(changes, message):
     def build():
         config = resolve(tiny_config(**{f"sparsity.{key}": v for key, v in changes.items()}))
-        task = build_task(config)
-        plan.layer_sparsities(config.sparsity, task)
-        plan.build_structure(config.sparsity, task)
+        model = build_model(config)
+        plan.layer_sparsities(config.sparsity, model)
+        plan.build_structure(config.sparsity, model)
 
     with pytest.raises(ConfigError, match=message):
         build()
@@ -38,21 +38,21 @@ def test_structures_that_cannot_work_are_refused(changes, message):
 
 def test_a_network_without_groups_of_channels_is_refused():
     config = resolve(tiny_config(**{"sparsity.structure": "channel"}))
-    task = build_task(config)._replace(units=lambda params: {})
+    model = build_model(config)._replace(units=lambda params: {})
     with pytest.raises(ConfigError, match="'channel'; accepted: weight, block"):
-        plan.layer_sparsities(config.sparsity, task)
+        plan.layer_sparsities(config.sparsity, model)
 
 
 def test_what_a_structure_leaves_out_is_logged(caplog):
     with caplog.at_level("INFO", logger="sparsejax"):
         config = resolve(tiny_config(**{"sparsity.structure": "block", "sparsity.block_size": 16}))
-        plan.log_structure(config.sparsity, build_task(config))
+        plan.log_structure(config.sparsity, build_model(config))
     assert "2 layers move single weights: channels are no multiples of 16" in caplog.text
     assert "input_blocks_0_0/kernel" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO", logger="sparsejax"):
         config = resolve(tiny_config(**{"sparsity.structure": "channel"}))
-        plan.log_structure(config.sparsity, build_task(config))
+        plan.log_structure(config.sparsity, build_model(config))
     assert "stay dense: they belong to no group of channels" in caplog.text
     assert "ignores sparsity.distribution" in caplog.text
 

@@ -8,7 +8,7 @@ import pytest
 
 from sparsejax.configuration import resolve
 from sparsejax.errors import ConfigError
-from sparsejax.families import build_task, stamp_data
+from sparsejax.families import build_data, stamp_data
 from sparsejax.training import loop, runs
 from tests.data.sets import encoded, pixels, write
 from tests.data.sketches import line, save_lines, save_packed, save_svgs, svg
@@ -138,7 +138,7 @@ def test_moved_images_give_the_same_batches(tmp_path, photos):
     """However they are named and dated, so that a resumed run ends as if they had not moved."""
     shutil.copytree(photos, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     here, there = (
-        build_task(resolve(config_of(place, **{"task.data_dir": str(tmp_path / "sets")})))
+        build_data(resolve(config_of(place, **{"task.data_dir": str(tmp_path / "sets")})))
         for place in (photos, tmp_path / "elsewhere")
     )
     for ours, theirs in zip(there.batches(1, 4), here.batches(1, 4), strict=True):

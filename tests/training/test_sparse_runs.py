@@ -7,7 +7,7 @@ import pytest
 
 from sparsejax.configuration import resolve
 from sparsejax.errors import ConfigError
-from sparsejax.families import build_task
+from sparsejax.families import build_model
 from sparsejax.models.unet import UNet
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
@@ -29,17 +29,17 @@ def assert_equal(ours, theirs):
 def begin(init_from, **changes):
     """The state that training begins with; only `loop.train` itself is left out."""
     config = resolve(tiny_config(**{"checkpoint.init_from": str(init_from)} | changes))
-    return loop._state_of_other_weights(config, build_task(config), build_optimizer(config))
+    return loop._state_of_other_weights(config, build_model(config), build_optimizer(config))
 
 
 def test_the_file_alone_rebuilds_network_weights_and_masks(tiny_run, path):
-    task, *model = load_sparse_run(path)
-    theirs, *their_model = load_run(tiny_run[0])
-    assert_equal(model, their_model)
-    assert jax.tree.structure(model) == jax.tree.structure(their_model)
+    model, *weights = load_sparse_run(path)
+    theirs, *their_weights = load_run(tiny_run[0])
+    assert_equal(weights, their_weights)
+    assert jax.tree.structure(weights) == jax.tree.structure(their_weights)
     x, t = jnp.ones((1, 8, 8, 1)), jnp.zeros(1, jnp.int32)
-    ours, expected = jax.jit(task.apply), jax.jit(theirs.apply)
-    assert_equal(ours(model[0], x, t), expected(their_model[0], x, t))
+    ours, expected = jax.jit(model.apply), jax.jit(theirs.apply)
+    assert_equal(ours(weights[0], x, t), expected(their_weights[0], x, t))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from sparsejax.diffusion import noise_schedules
-from sparsejax.families import Task, denoising
+from sparsejax.families import Model, denoising
 from sparsejax.models.layers import Dropout
 from sparsejax.sparsity import distributions, masks, packing, topology
 from sparsejax.sparsity.methods import Method, get_method
@@ -41,7 +41,7 @@ def init(key):
     }
 
 
-TASK = Task(init, apply, loss, *[None] * (len(Task._fields) - 3))
+MODEL = Model(None, init, apply, loss, *[None] * (len(Model._fields) - 4))
 
 
 def batch_of(step, size=12):
@@ -64,7 +64,7 @@ def test_a_train_step_equals_one_written_by_hand():
     """Plain SGD with masked gradients, the noise of each example drawn by its global index."""
     optimizer = sparse_updates(optax.sgd(0.1))
     state = first_state(optimizer)
-    step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.9))
+    step = data_parallel(steps.make_train_step(MODEL, optimizer, ema_limit=0.9))
     new, metrics = step(state, shard_batch(batch_of(0)), KEY)
 
     x, noise = batch_of(0)["x"], numpy_noise(0, 12)
@@ -92,11 +92,11 @@ def test_microbatches_change_nothing_but_memory():
     results = []
     for accumulate in (1, 3):
         step = data_parallel(
-            steps.make_train_step(TASK, optimizer, ema_limit=0.9, accumulate=accumulate)
+            steps.make_train_step(MODEL, optimizer, ema_limit=0.9, accumulate=accumulate)
         )
         update = data_parallel(
             steps.make_topology_update(
-                TASK, optimizer, get_method("rigl"), lambda step: 0.4, accumulate=accumulate
+                MODEL, optimizer, get_method("rigl"), lambda step: 0.4, accumulate=accumulate
             )
         )
         state, metrics = step(first_state(optimizer), shard_batch(batch_of(0)), KEY)
@@ -114,7 +114,7 @@ def test_devices_and_microbatches_change_nothing_about_dropout():
         assert train
         return params * Dropout(0.5).apply({}, x, rngs["dropout"])
 
-    task = TASK._replace(apply=apply, loss=functools.partial(denoising._loss, schedule))
+    model = MODEL._replace(apply=apply, loss=functools.partial(denoising._loss, schedule, "image"))
     x = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype(np.float32)
 
     @functools.partial(jax.jit, static_argnums=2)
@@ -122,7 +122,7 @@ def test_devices_and_microbatches_change_nothing_about_dropout():
         def of_device(x):
             keys = steps.example_keys(key, 3, len(x))
             params = jnp.float32(0.7)
-            return steps._mean_gradients(task, accumulate, params, {"image": x}, keys)
+            return steps._mean_gradients(model, accumulate, params, {"image": x}, keys)
 
         return jax.vmap(of_device, axis_name=parallel.AXIS)(parts)
 
@@ -140,9 +140,9 @@ def test_devices_and_microbatches_change_nothing_about_dropout():
 
 def test_topology_update_uses_the_dense_gradient_of_the_same_batch_at_the_new_params():
     optimizer = sparse_updates(optax.chain(optax.clip_by_global_norm(1e-3), optax.adam(0.01)))
-    step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.9))
+    step = data_parallel(steps.make_train_step(MODEL, optimizer, ema_limit=0.9))
     update = data_parallel(
-        steps.make_topology_update(TASK, optimizer, get_method("rigl"), lambda step: 0.2 * step)
+        steps.make_topology_update(MODEL, optimizer, get_method("rigl"), lambda step: 0.2 * step)
     )
     state = first_state(optimizer)
     for i in range(2):
@@ -169,9 +169,9 @@ def test_topology_update_uses_the_dense_gradient_of_the_same_batch_at_the_new_pa
 def test_ema_and_moments_of_grown_weights_are_zero_after_updates(name):
     """Invariants 2 and 3 in the training state, over ten steps with five updates."""
     optimizer = sparse_updates(optax.adam(0.05))
-    step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.9), donate_state=True)
+    step = data_parallel(steps.make_train_step(MODEL, optimizer, ema_limit=0.9), donate_state=True)
     update = data_parallel(
-        steps.make_topology_update(TASK, optimizer, get_method(name), lambda step: 0.5)
+        steps.make_topology_update(MODEL, optimizer, get_method(name), lambda step: 0.5)
     )
     state = first_state(optimizer, level=0.7)
     seen = [np.asarray(state.masks["in"]["kernel"])]
@@ -203,9 +203,9 @@ def test_a_packed_optimizer_trains_as_a_masked_one():
     small = packed(inner, counts, ema_decay=lambda step: steps.ema_decay(step, 0.5))
     results = []
     for optimizer in (sparse_updates(inner), small):
-        step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.5))
+        step = data_parallel(steps.make_train_step(MODEL, optimizer, ema_limit=0.5))
         update = data_parallel(
-            steps.make_topology_update(TASK, optimizer, get_method("rigl"), lambda step: 0.5)
+            steps.make_topology_update(MODEL, optimizer, get_method("rigl"), lambda step: 0.5)
         )
         state, history = first_state(optimizer, level=0.7), []
         for i in range(10):
@@ -240,9 +240,9 @@ def test_ema_begins_where_a_newly_active_weight_does(is_packed):
     if is_packed:
         counts = packing.static_counts(first_state(optimizer).masks)
         optimizer = packed(inner, counts, ema_decay=lambda step: steps.ema_decay(step, 0.9))
-    step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.9))
+    step = data_parallel(steps.make_train_step(MODEL, optimizer, ema_limit=0.9))
     method = Method("shifted", move_in)
-    update = data_parallel(steps.make_topology_update(TASK, optimizer, method, lambda step: 0.5))
+    update = data_parallel(steps.make_topology_update(MODEL, optimizer, method, lambda step: 0.5))
     before, _ = step(first_state(optimizer), shard_batch(batch_of(0)), KEY)
     after, _ = update(before, shard_batch(batch_of(0)), (KEY, KEY))
     old, new = (np.asarray(state.masks["in"]["kernel"]) for state in (before, after))
@@ -261,7 +261,7 @@ def test_magran_computes_no_gradient():
     args = (state, shard_batch(batch_of(0)), (KEY, KEY))
     products = {}
     for name in ("rigl", "magran"):
-        update = steps.make_topology_update(TASK, optimizer, get_method(name), lambda step: 0.5)
+        update = steps.make_topology_update(MODEL, optimizer, get_method(name), lambda step: 0.5)
         text = data_parallel(update).lower(*args).compile().as_text()
         products[name] = text.count(" dot(") + text.count("tanh")
     assert products["rigl"] > 0
@@ -297,8 +297,8 @@ def test_units_larger_than_a_weight_need_no_change_outside_the_method():
     params = init(jax.random.key(0))
     before = blocks.init(jax.random.key(1), params, distributions.uniform(params, 0.5))
     state = state_from(params, before, optimizer)
-    step = data_parallel(steps.make_train_step(TASK, optimizer, ema_limit=0.9))
-    update = data_parallel(steps.make_topology_update(TASK, optimizer, blocks, lambda step: 0.5))
+    step = data_parallel(steps.make_train_step(MODEL, optimizer, ema_limit=0.9))
+    update = data_parallel(steps.make_topology_update(MODEL, optimizer, blocks, lambda step: 0.5))
     state, _ = step(state, shard_batch(batch_of(0)), KEY)
     state, _ = update(state, shard_batch(batch_of(0)), (KEY, KEY))
     for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state.masks), strict=True):

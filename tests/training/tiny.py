@@ -3,6 +3,7 @@
 import os
 
 from configs.digits import get_config
+from sparsejax.families import build_data, build_model
 
 OVERRIDES = {
     "name": "tiny",
@@ -35,3 +36,9 @@ def tiny_flags(**changes):
 def with_devices(count):
     """Return XLA_FLAGS for a process with so many devices."""
     return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+
+
+def build(config):
+    """The Model and the Data of a resolved config, as training builds them."""
+    data = build_data(config)
+    return build_model(config, data.facts()), data

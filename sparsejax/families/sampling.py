@@ -1,0 +1,83 @@
+"""Samplers as a config names them: what every family that diffuses shares."""
+
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from sparsejax.diffusion import samplers
+from sparsejax.diffusion.noise_schedules import NoiseSchedule, remaining_signal
+from sparsejax.errors import require
+
+# Of sqrt(alpha_bar_T), above which sampling from pure noise is noticeably wrong.
+_LARGEST_SIGNAL = 0.05
+
+
+def check_sampling(config: ConfigDict) -> None:
+    """Check that the diffusion process has as many steps as sampling takes.
+
+    Args:
+      config: resolved ConfigDict.
+
+    Raises:
+      ConfigError: names the config key, its value and what is accepted.
+    """
+    steps, total = config.sample.steps, config.diffusion.steps
+    fits = config.sample.sampler == "ddpm" or 1 <= steps <= total  # ddpm takes all of them
+    require(fits, "sample.steps", steps, f"1 to {total} (diffusion.steps)")
+
+
+def passes_per_sample(config: ConfigDict) -> int:
+    """Return the number of forward passes that one sample takes."""
+    is_ddpm = config.sample.sampler == "ddpm"
+    return config.diffusion.steps if is_ddpm else config.sample.steps
+
+
+def run_sampler(
+    schedule: NoiseSchedule,
+    settings: ConfigDict,
+    denoise: Callable[[jax.Array, jax.Array], jax.Array],
+    x_T: jax.Array,  # noqa: N803
+    noise: Callable[[int], jax.Array],
+    *,
+    ends_at_one: bool,
+) -> jax.Array:
+    """Sample as `config.sample` says.
+
+    Args:
+      schedule: noise schedule of the training.
+      settings: `config.sample`.
+      denoise: `denoise(x_t, t) -> eps`.
+      x_T: pure noise [count, ...].
+      noise: the noise of each step; see `samplers.example_noise`.
+      ends_at_one: whether DDIM's last step ends at alpha_bar = 1, or at that of t = 0.
+
+    Returns:
+      Samples [count, ...].
+    """
+    if settings.sampler == "ddpm":
+        return samplers.ddpm_sample(
+            denoise, schedule, x_T, noise, noise_weight=settings.noise_weight, clip=settings.clip
+        )
+    return samplers.ddim_sample(
+        denoise,
+        schedule,
+        x_T,
+        noise,
+        steps=settings.steps,
+        eta=settings.eta,
+        clip=settings.clip,
+        last_alpha=1.0 if ends_at_one else None,
+    )
+
+
+def warnings_of(schedule: NoiseSchedule) -> tuple[str, ...]:
+    """Return what the user of a run should know of its noise schedule: lines, usually none."""
+    signal = remaining_signal(schedule)
+    if signal <= _LARGEST_SIGNAL:
+        return ()
+    return (
+        f"sampling begins with pure noise, but after all {schedule.steps} diffusion steps "
+        f"sqrt(alpha_bar) is {signal:.3f}, more than {_LARGEST_SIGNAL}: samples will not follow "
+        "the data (see config.diffusion)",
+    )
