@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, whenever the process dies."""
+"""Atomic writes: a file is written completely or not at all, even if the process is killed."""
 
 import contextlib
 import os
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yield a path to write to; it takes the place of `path` if the body ends without an error.
+    """Yield a temporary path, which replaces `path` if the body succeeds.
 
     Args:
-      path: of the file to write; its folder exists.
+      path: file to write; its folder must exist.
     """
     path = pathlib.Path(path)
     partial = path.with_name(f"partial-{path.name}")
@@ -20,6 +20,6 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to the file `path`."""
+    """Write `text` to the file `path`, atomically."""
     with replacing(path) as partial:
         partial.write_text(text)

@@ -1,4 +1,4 @@
-"""Command lines: flags, a help text worth reading, messages and errors in plain lines."""
+"""Command lines: flags, help texts, and messages and errors as plain lines."""
 
 import argparse
 import logging
@@ -15,7 +15,7 @@ Flags: TypeAlias = Any  # an argparse.Namespace, or what the values were set on
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line; `--a_b` is `--a-b`; nothing is abbreviated."""
+    """An ArgumentParser with one-line errors and no abbreviations; `--a_b` means `--a-b`."""
 
     def __init__(self, doc: str, **options: Any) -> None:
         super().__init__(
@@ -29,19 +29,19 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--help", "-h", action="help", help="show this text and end")
 
     def error(self, message: str) -> NoReturn:
-        """End with status 2 and one line."""
+        """Exit with status 2 and one line."""
         message = re.sub(r"^argument (\S+): ", r"\1 ", " ".join(message.split()))
         self.exit(2, f"error: {message}; see --help\n")
 
     def parse_args(self, args: Iterable[str] | None = None, namespace: Flags = None) -> Flags:
-        """Parse a command line; an unknown flag ends the program, naming the nearest known one.
+        """Parse a command line; an unknown flag exits with an error that names the nearest one.
 
         Args:
-          args: words of the command line (default: those of this process).
-          namespace: to set the values on (default: a new one).
+          args: command line as a list of words (default: that of this process).
+          namespace: object to set the values on (default: a new namespace).
         """
         argv = [_dashed(word) for word in (sys.argv[1:] if args is None else args)]
-        # What is required is missed last: it may be there, misspelled.
+        # Check required flags last: one may be there, misspelled.
         required = [action for action in self._actions if action.required]
         for action in required:
             action.required = False
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps lines as they are; names defaults that are not nothing."""
+    """Keeps line breaks; appends defaults other than None, False and empty text."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default, text = action.default, action.help
@@ -73,7 +73,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 def _dashed(word: str) -> str:
-    """Return a flag as it is spelled today: older ones had underscores."""
+    """Return a flag with hyphens; older command lines had underscores."""
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
@@ -81,14 +81,14 @@ def _dashed(word: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a flag, with commas between."""
+    """Split the value of a flag at commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def numbers(kind: type) -> Callable[[str], tuple]:
-    """Return a parser of whole numbers (int) or numbers (float) with commas between.
+    """Return a parser of comma-separated whole numbers (int) or numbers (float).
 
-    It raises argparse.ArgumentTypeError for other texts.
+    The parser raises argparse.ArgumentTypeError for any other text.
     """
     accepted = {int: "whole numbers", float: "numbers"}[kind]
 
@@ -102,10 +102,10 @@ def numbers(kind: type) -> Callable[[str], tuple]:
 
 
 def count(text: str) -> int:
-    """Return a whole number, 1 or more.
+    """Parse a whole number, 1 or more.
 
     Raises:
-      argparse.ArgumentTypeError: `text` is none; names what is accepted.
+      argparse.ArgumentTypeError: `text` is something else; says what is accepted.
     """
     if not text.isdecimal() or int(text) < 1:
         raise _refused(text, "a whole number, 1 or more")
@@ -113,10 +113,10 @@ def count(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    """Return a seed.
+    """Parse a seed.
 
     Raises:
-      argparse.ArgumentTypeError: `text` is none; names what is accepted.
+      argparse.ArgumentTypeError: `text` is something else; says what is accepted.
     """
     try:
         return check_seed(int(text))
@@ -125,18 +125,18 @@ def seed(text: str) -> int:
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """Return the seeds that stand in a text with commas between.
+    """Parse comma-separated seeds.
 
     Raises:
-      argparse.ArgumentTypeError: one of them is none; names what is accepted.
+      argparse.ArgumentTypeError: one of them is no seed; says what is accepted.
     """
     return tuple(seed(word) for word in words(text))
 
 
 def one_of(names: Sequence[str]) -> Callable[[str], str]:
-    """Return a parser of one of some names.
+    """Return a parser that accepts one of the given names.
 
-    It raises argparse.ArgumentTypeError, naming the nearest, for other texts.
+    The parser raises argparse.ArgumentTypeError, with the nearest name, for any other text.
     """
 
     def parse(text: str) -> str:
@@ -152,10 +152,10 @@ def _refused(text: str, accepted: str) -> argparse.ArgumentTypeError:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command: a ConfigError is one line on stderr and status 2, messages are plain lines.
+    """Run a command; errors that users can cause become one line on stderr.
 
-    What the system refuses (OSError: a full disk, say) and a loss that is not finite
-    (FloatingPointError) are one line and status 1; any other exception keeps its traceback.
+    ConfigError exits with status 2, OSError (such as a full disk) and FloatingPointError (a loss
+    that is not finite) with status 1; any other exception keeps its traceback.
     """
     show_messages()
     try:
@@ -172,7 +172,7 @@ def moved(module: str, command: str) -> NoReturn:
 
 
 def one_line(error: Exception) -> str:
-    r"""Return an error's message with its lines, if several, joined.
+    r"""Return the message of an error on a single line.
 
     Example:
       >>> one_line(ValueError("of another config:\n  steps: 5\n  seed: 1"))
@@ -183,11 +183,11 @@ def one_line(error: Exception) -> str:
 
 
 def show_messages() -> None:
-    """Write log messages to stderr as plain lines, warnings (of Python too) marked as such.
+    """Write log messages to stderr as plain lines, warnings (also Python's) marked as such.
 
-    Of other libraries, warnings alone.
+    Only warnings of other libraries are shown.
     """
-    for handler in list(logging.root.handlers):  # of libraries, made when they were imported
+    for handler in list(logging.root.handlers):  # added by libraries when they were imported
         logging.root.removeHandler(handler)
     logging.root.addHandler(_Lines())
     logging.getLogger("sparsejax").setLevel(logging.INFO)
@@ -195,7 +195,7 @@ def show_messages() -> None:
 
 
 class _Lines(logging.Handler):
-    """Prints to the stderr of the moment: a progress bar puts its own there, and isn't torn."""
+    """Prints to the current stderr, which a progress bar replaces so that it isn't broken."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.WARNING or record.name.split(".")[0] == "sparsejax"

@@ -1,6 +1,6 @@
-"""Config files: `path.py:argument`, run, and changed by what the command line says.
+"""Load config files, `path.py:argument`, and apply overrides from the command line.
 
-Whatever is wrong with them is one line that names the file or the key.
+Errors are one line that names the file or the key.
 """
 
 import difflib
@@ -20,18 +20,18 @@ from sparsejax.types import Value
 
 
 def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> ConfigDict:
-    """Return the config of a file, some of its keys changed.
+    """Load a config file and apply overrides.
 
     Args:
       file: path of a Python file with a function `get_config`; what follows a colon is its
         argument.
-      overrides: pairs `(key, text)`; texts are read by the type of the key (`schema.parse`).
+      overrides: pairs `(key, text)`; `schema.parse` converts texts to the key's type.
 
     Returns:
       ConfigDict with every key of `schema.KEYS`.
 
     Raises:
-      ConfigError: there is no such file, it doesn't work, or a key or value is none.
+      ConfigError: the file doesn't exist or raises an error, or a key or value is invalid.
     """
     path, colon, argument = file.partition(":")
     get_config = _run_file(path)
@@ -64,7 +64,7 @@ def _run_file(path: str) -> Callable[..., Value]:
 
 
 def _call(path: str, function: Callable[[], Value], named: str) -> Value:
-    """Call what a config file defines; whatever it raises becomes a ConfigError in a line."""
+    """Call code of a config file; any exception becomes a one-line ConfigError."""
     try:
         return function()
     except ConfigError as error:
@@ -81,7 +81,7 @@ def _call(path: str, function: Callable[[], Value], named: str) -> Value:
 
 
 def _override(config: ConfigDict, overrides: Sequence[tuple[str, str | None]]) -> ConfigDict:
-    """Set keys; those of networks last, since others say which network it is."""
+    """Set keys; those of networks last, since other keys choose the network."""
     fixed = {key.path: key for key in schema.KEYS}
     sections = tuple(f"{section}." for section in schema.NETWORK_SECTIONS)
     ours = [pair for pair in overrides if not pair[0].startswith(sections)]
@@ -105,7 +105,7 @@ def _override(config: ConfigDict, overrides: Sequence[tuple[str, str | None]]) -
 
 
 def _name_network(config: ConfigDict, section: str) -> None:
-    """Refuse arguments of a network whose name is none."""
+    """Raise ConfigError: arguments were given for an unknown network."""
     if section == "model.":
         name = config.task.name
         require(name in FAMILIES, "task.name", name, ", ".join(FAMILIES))

@@ -1,8 +1,8 @@
-"""Configs: defaults, checks, what a resumed run may change.
+"""Configs: defaults, checks, and what a resumed run may change.
 
 Configs are `ml_collections.ConfigDict`. `schema.KEYS` documents every key; a file in configs/ sets
-what its experiment needs. `resolve` fills in what follows from other keys and refuses what can't
-work, naming the key, before anything compiles.
+what its experiment needs. `resolve` fills in keys that follow from others and raises ConfigError,
+naming the key, before anything compiles.
 """
 
 import functools
@@ -28,7 +28,7 @@ Saved: TypeAlias = dict[str, Any]  # a config as nested dictionaries, as `json.l
 
 logger = logging.getLogger(__name__)
 
-# Keys, and groups of keys, that don't touch the training: a resumed run may change them.
+# Keys and sections that don't affect training: a resumed run may change them.
 FREE_ON_RESUME = (
     "steps",
     "log",
@@ -37,15 +37,15 @@ FREE_ON_RESUME = (
     "sample",
     "task.reference_split",
 )
-# Where the data lie: free too where what lies there is the same.
+# Paths of data: may change too if the data there are the same.
 PLACES = ("task.source", "task.data_dir", "task.latents_dir", "first_stage.path")
 
 
 def default_config() -> ConfigDict:
-    """Return a config with the default of every key in `schema.KEYS`, a ConfigDict.
+    """Return a ConfigDict with the default of every key in `schema.KEYS`.
 
-    `model` and `first_stage.model` hold arguments of networks, whose defaults hold for those left
-    out.
+    `model` and `first_stage.model` hold arguments of networks; those left out have the network's
+    own defaults.
     """
     config = ml_collections.ConfigDict()
     for section in ("model", "first_stage", "first_stage.model"):
@@ -61,7 +61,7 @@ def default_config() -> ConfigDict:
 
 
 def set_key(config: ConfigDict, path: str, value: Value) -> None:
-    """Set a key of a ConfigDict by its path, making the sections that it lacks."""
+    """Set a key of a ConfigDict by its dotted path; missing sections are created."""
     *sections, name = path.split(".")
     for section in sections:
         if section not in config:
@@ -72,20 +72,20 @@ def set_key(config: ConfigDict, path: str, value: Value) -> None:
 
 
 def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> list[str]:
-    """Set method, level, drop fraction and update interval from a config file's argument.
+    """Set the keys of `config.sparsity` from a config file's argument.
 
     Args:
       config: ConfigDict, changed in place.
-      arg: words with commas between: a method, a structure (`channel`, or `block32` for blocks
-        of 32 channels), and numbers: the sparsity, then the drop fraction; a whole number from 2
-        on is the update interval.
-      variants: other words that the config file knows.
+      arg: comma-separated words: a method, a structure (`channel`, or `block32` for blocks of 32
+        channels), and numbers: the sparsity, then the drop fraction; a whole number of 2 or more
+        is the update interval.
+      variants: other words that the config file accepts.
 
     Returns:
-      Those of the variants that `arg` names.
+      The variants that `arg` contains.
 
     Raises:
-      ConfigError: a word that is none of these.
+      ConfigError: a word is none of these.
 
     Example:
       >>> config = default_config()
@@ -118,7 +118,7 @@ def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> 
 
 
 def structure_words(sparsity: ConfigDict) -> list[str]:
-    """Return what names say of a structure: nothing, `["channel"]`, or `["block32"]`.
+    """Return the part of a run's name for its structure: [], `["channel"]` or `["block32"]`.
 
     Args:
       sparsity: `config.sparsity`.
@@ -130,12 +130,12 @@ def structure_words(sparsity: ConfigDict) -> list[str]:
 
 
 def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
-    """Check a config and fill in the keys that follow from others.
+    """Check a config and fill in keys that follow from others.
 
     Args:
       config: ConfigDict with the schema of `default_config`.
-      saved: the resolved config of the run that is resumed, as nested dictionaries, if any;
-        keys that were filled in keep the values they have there.
+      saved: resolved config of the run that is resumed, if any, as nested dictionaries; keys
+        that were filled in keep their values.
 
     Returns:
       A new, frozen ConfigDict.
@@ -149,7 +149,7 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
         for name in ("begin", "end", "includes_end"):
             if sparsity[name] is None:
                 sparsity[name] = saved["sparsity"][name]
-        # No longer read once there is a checkpoint, so it may be left out, and be gone.
+        # Not read once there is a checkpoint, so it may be left out and may no longer exist.
         checkpoint = config.checkpoint
         checkpoint.init_from = checkpoint.init_from or saved["checkpoint"]["init_from"]
     if sparsity.begin is None:
@@ -177,7 +177,7 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
 
 
 def _check_path(key: str, path: str) -> None:
-    """Refuse a path that the system refuses, other than for want of a file."""
+    """Raise ConfigError for a path that the system rejects, other than a missing file."""
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -188,7 +188,7 @@ def _check_path(key: str, path: str) -> None:
 
 
 def _resolve_betas(config: ConfigDict, saved: Saved | None) -> None:
-    """Fill in the first and last beta of a noise schedule that has them."""
+    """Fill in the first and last beta, for noise schedules that have them."""
     if not _has_beta_limits(config):
         return
     diffusion = config.diffusion
@@ -198,7 +198,7 @@ def _resolve_betas(config: ConfigDict, saved: Saved | None) -> None:
     else:
         limits = noise_schedules.beta_limits(diffusion.schedule, diffusion.steps)
     start, end = (given.get(k, limit) for k, limit in zip(("start", "end"), limits, strict=True))
-    if not saved:  # a resumed run has the betas it began with
+    if not saved:  # a resumed run keeps its betas
         if list(given) == ["start"]:
             accepted = f"(0, {end:g}], where diffusion.end is not given"
             require(start <= end, "diffusion.start", start, accepted)
@@ -207,7 +207,7 @@ def _resolve_betas(config: ConfigDict, saved: Saved | None) -> None:
 
 
 def _has_beta_limits(config: ConfigDict | Saved) -> bool:
-    """Tell whether start and end are keys of a config's schedule; ChiroDiff's linear has none."""
+    """Return whether a config's schedule has start and end; ChiroDiff's linear one doesn't."""
     is_unet = config["task"]["name"] in ("images", "latents")
     return is_unet and config["diffusion"]["schedule"] in noise_schedules.LIMITS
 
@@ -218,13 +218,13 @@ def _range(key: Key) -> str:
 
 
 def complete(tree: Saved) -> ConfigDict:
-    """Return a ConfigDict of the keys in nested dictionaries, with defaults for those left out.
+    """Return a ConfigDict from nested dictionaries, with defaults for missing keys.
 
     Args:
-      tree: nested dictionaries; lists stand for tuples.
+      tree: nested dictionaries; lists become tuples.
 
     Raises:
-      ConfigError: a key that is none, or a value of another type than its key's.
+      ConfigError: an unknown key, or a value of the wrong type.
     """
     config, known = default_config(), {key.path: key for key in KEYS}
     for path, value in flatten(tree, ".").items():
@@ -243,13 +243,13 @@ def complete(tree: Saved) -> ConfigDict:
 def require_key(
     path: str, value: Value, known: Collection[str], accepted: str = "the keys in docs/configs.md"
 ) -> None:
-    """Raise a ConfigError that names the nearest key if a path is no key.
+    """Raise a ConfigError that names the nearest key if a key is unknown.
 
     Args:
-      path: below `config`.
-      value: what it was to hold.
-      known: paths of keys.
-      accepted: which these are, in words.
+      path: dotted path below `config`.
+      value: value given for it.
+      known: paths of the known keys.
+      accepted: description of the known keys.
 
     Raises:
       ConfigError: `path` is not in `known`.
@@ -263,31 +263,31 @@ def require_key(
 
 
 def check_type(key: Key, value: Value) -> None:
-    """Raise a ConfigError if a value is not of the type of a `schema.Key`."""
+    """Raise a ConfigError if a value doesn't have the type of its key."""
     require(schema.has_type(key.type, value), key.path, value, schema.describe_accepted(key))
 
 
 def to_json(config: ConfigDict) -> str:
-    """Return a resolved config as JSON text, keys sorted."""
+    """Return a resolved config as JSON with sorted keys."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def with_defaults(saved: Saved, origin: str = "") -> Saved:
-    """Return a saved config in which keys that are younger than it have their defaults.
+    """Return a saved config with defaults for keys that were added since.
 
-    All but `sparsity.includes_end`: runs that are older than this key had updates at `end`. And
-    runs that were saved without `diffusion.start` and `end` had the betas of 1000 steps, whatever
-    their number of steps, and keep them: a warning says so, once for each origin.
+    Two exceptions keep old runs as they were: without `sparsity.includes_end`, updates happened at
+    `end` itself; without `diffusion.start` and `end`, the betas were those of 1000 steps, whatever
+    the number of steps (a warning says so, once per origin).
 
     Args:
       saved: nested dictionaries, as `json.loads` gives them.
-      origin: path or name of what was saved, for the warning.
+      origin: path or name of the saved run, for the warning.
 
     Returns:
-      The same, with every key of `schema.KEYS`.
+      Nested dictionaries with every key of `schema.KEYS`.
 
     Raises:
-      ConfigError: a key that is none, or a value of another type than its key's.
+      ConfigError: an unknown key, or a value of the wrong type.
     """
     config = complete(saved)
     if "includes_end" not in saved.get("sparsity", {}):
@@ -324,12 +324,12 @@ def _warn_of_unscaled_betas(origin: str, steps: int, start: float, end: float) -
 def differing_keys(
     config: ConfigDict, saved: Saved, free: Sequence[str] = FREE_ON_RESUME
 ) -> list[str]:
-    """List the keys in which a config differs from a saved one.
+    """List the keys whose values differ between a config and a saved one.
 
     Args:
       config: resolved ConfigDict.
       saved: nested dictionaries, as `json.loads` gives them.
-      free: keys, and groups of keys, that may differ; those that a resumed run may change.
+      free: keys and sections that may differ (default: what a resumed run may change).
 
     Returns:
       Lines `key: now X, saved Y`, sorted by key.

@@ -1,6 +1,6 @@
-"""Errors that users can provoke: one line, naming what is wrong and what is accepted.
+"""Errors that users can cause: one line that says what is wrong and what is accepted.
 
-Imports nothing heavy, so every module can raise them.
+This module imports nothing heavy, so any module can use it.
 """
 
 import difflib
@@ -8,27 +8,27 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A config, a file or a workdir that can't work; the message says what would be accepted."""
+    """An invalid config, file or workdir; the message says what is accepted."""
 
 
 def require(condition: object, key: str, value: object, accepted: str) -> None:
-    """Raise a ConfigError that names a config key, its value and what is accepted.
+    """Raise a ConfigError about a config key unless a condition holds.
 
     Args:
-      condition: nothing happens if it is true.
-      key: path of the key below `config`.
-      value: what the key holds.
-      accepted: what it may hold, in words.
+      condition: truth value to check.
+      key: dotted path below `config`.
+      value: value of the key.
+      accepted: description of the accepted values.
 
     Raises:
-      ConfigError: `condition` is false.
+      ConfigError: `condition` is false; names the key, its value and what is accepted.
     """
     if not condition:
         raise ConfigError(f"config.{key} is {value!r}; accepted: {accepted}")
 
 
 def nearest(path: str, known: Iterable[str]) -> str:
-    """Return the known key whose path and last name are most like a mistyped one.
+    """Return the known key most similar to a mistyped one, by its path and its last name.
 
     Example:
       >>> nearest("sparsty.level", ["sparsity.level", "log.every"]), nearest("lvel", ["a.level"])

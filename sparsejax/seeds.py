@@ -1,6 +1,6 @@
-"""Seeds: whole numbers that name one stream of random numbers each.
+"""Checks of seeds.
 
-A JAX key takes its seed modulo 2^32, so a larger one would silently stand for a smaller.
+JAX reduces seeds modulo 2^32, so a larger seed would silently equal a smaller one.
 """
 
 import operator
@@ -10,13 +10,13 @@ ACCEPTED = f"whole numbers from 0 to {MAX_SEED}"
 
 
 def check_seed(seed: int) -> int:
-    """Return a seed as a Python int.
+    """Return a seed as a Python int, checked.
 
     Args:
       seed: Python or numpy integer.
 
     Raises:
-      ValueError: it is no integer, or not in [0, 2^32).
+      ValueError: `seed` is not an integer in [0, 2^32).
 
     Example:
       >>> check_seed(3)

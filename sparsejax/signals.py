@@ -1,10 +1,10 @@
 """Signals that ask a process to stop: Ctrl-C, a closed terminal, a scheduler's SIGTERM.
 
-Python runs its own handlers only between two of its instructions, so not while XLA compiles. Here
-a thread reads signals as they arrive (`signal.set_wakeup_fd`). A process that watches ends in one
-line, with the exit status 128 + the signal's number; within `saving` it is asked to stop instead,
-and only a second Ctrl-C ends it at once. Signals that were ignored at the start stay ignored:
-nohup and background jobs rely on that.
+Python runs signal handlers only between bytecode instructions, and so not while XLA compiles. Here
+a thread reads signals as they arrive (`signal.set_wakeup_fd`). A watched process exits with one
+line and the status 128 + the signal's number; inside `saving` it is asked to stop instead, and only
+a second Ctrl-C exits at once. Signals that were ignored at the start stay ignored, as nohup and
+background jobs require.
 """
 
 import contextlib
@@ -25,20 +25,20 @@ OnStop: TypeAlias = Callable[[], object]
 
 
 class Request:
-    """A request to stop, of which there may be none yet.
+    """A request to stop, which may not have been made yet.
 
     Attributes:
-      signum: the signal that was received first, None so far.
-      after: what has to end first, in words.
+      signum: first signal received, or None.
+      after: what is finished before stopping, for the message.
     """
 
     def __init__(self, on_stop: OnStop | None = None) -> None:
-        """Create a request; `on_stop()` is called, in another thread, when it is made."""
+        """Create a request; `on_stop()` is called in another thread when it is made."""
         self.signum: signal.Signals | None = None
         self.after, self.on_stop = "this step", on_stop
 
 
-# A process has one set of signal handlers, so one state.
+# Signal handlers belong to the process, so this state does too.
 _hint, _is_quiet, _is_watching = "", False, False
 _request: Request | None = None
 _last_request: Request | None = None
@@ -46,13 +46,13 @@ _terminals: tuple[int, ...] = ()
 
 
 def watch(hint: str = "", *, quiet: bool = False) -> None:
-    """Let signals end this process in one line from now on; for the first lines of a script.
+    """From now on, exit with a one-line message on a signal; call it first in a script.
 
-    Does nothing outside of the main thread.
+    Does nothing outside the main thread.
 
     Args:
-      hint: what to say beside the signal's name, such as how to go on.
-      quiet: say nothing, for a process whose parent does.
+      hint: text to add to the message, such as how to resume.
+      quiet: print nothing, for a process whose parent prints.
     """
     global _hint, _is_quiet
     _hint, _is_quiet = hint, quiet
@@ -63,15 +63,15 @@ def watch(hint: str = "", *, quiet: bool = False) -> None:
 def saving(
     on_stop: OnStop | None = None, signums: tuple[signal.Signals, ...] = SIGNALS
 ) -> Iterator[Request]:
-    """Yield a Request: within the context, the first signal only makes that request.
+    """Yield a Request: inside the context, the first signal only makes that request.
 
-    A second SIGINT ends the process at once. Further SIGTERM and SIGHUP change nothing:
-    schedulers and closing terminals send several. Outside of the main thread, and not under
-    `watch`, signals are somebody else's and the request is never made.
+    A second SIGINT exits at once. Further SIGTERMs and SIGHUPs have no effect, because schedulers
+    and closing terminals send several. Outside the main thread, unless `watch` was called, signals
+    belong to someone else and the request is never made.
 
     Args:
-      on_stop: called without arguments, in another thread, when the request is made.
-      signums: which signals to take, unless `watch` took them already.
+      on_stop: called in another thread, without arguments, when the request is made.
+      signums: signals to handle, unless `watch` handles them already.
     """
     global _request, _last_request
     uninstall = None if _is_watching else _install(signums)
@@ -86,12 +86,12 @@ def saving(
 
 
 def received() -> signal.Signals | None:
-    """Return the signal that the last `saving` context was asked to stop by, or None."""
+    """Return the signal that made the last `saving` context's request, or None."""
     return _last_request.signum if _last_request else None
 
 
 def exit_status(signum: int) -> int:
-    """Return the exit status of a process that a signal ended, as shells give it.
+    """Return the exit status that shells report for a process ended by a signal.
 
     Example:
       >>> exit_status(signal.SIGINT)
@@ -101,7 +101,7 @@ def exit_status(signum: int) -> int:
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, whatever became of the terminal."""
+    """Write a line to stderr, even if the terminal is gone."""
     if _is_quiet:
         return
     end_of_typed = "\n" if 2 in _terminals else ""  # the terminal's ^C, or a progress bar
@@ -111,7 +111,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def ignored(signum: int) -> Iterator[None]:
-    """Ignore a signal within the context, so that processes started there ignore it too."""
+    """Ignore a signal inside the context; processes started there ignore it too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -123,13 +123,13 @@ def ignored(signum: int) -> Iterator[None]:
 
 
 def take(signum: int) -> None:
-    """Take a signal (back) from whatever handles it, if this process watches."""
+    """Handle a signal (again), whoever handles it now, if this process is watched."""
     if _is_watching and threading.current_thread() is threading.main_thread():
         signal.signal(signum, _wake)
 
 
 def _install(signums: tuple[signal.Signals, ...]) -> Callable[[], None] | None:
-    """Install handlers and the thread behind them; return a function that undoes it, or None."""
+    """Install the handlers and their thread; return a function that undoes this, or None."""
     global _is_watching, _terminals
     if _is_watching or threading.current_thread() is not threading.main_thread():
         return None
@@ -156,9 +156,9 @@ def _install(signums: tuple[signal.Signals, ...]) -> Callable[[], None] | None:
 
 
 def _is_native(signum: int) -> bool:
-    """Tell whether a signal is handled by native code, of which Python knows nothing.
+    """Return whether native code, unknown to Python, handles a signal.
 
-    JAX does so with SIGTERM in a run of several processes.
+    JAX handles SIGTERM this way in multi-process runs.
     """
     if signal.getsignal(signum) is not signal.SIG_DFL:
         return signal.getsignal(signum) is None
@@ -178,7 +178,7 @@ def _is_terminal(fd: int) -> bool:
 
 
 def _wake(signum: int, frame: FrameType | None) -> None:
-    """Do nothing: Python has written the signal's number to the wakeup file already."""
+    """Do nothing: Python has already written the signal's number to the wakeup file."""
     del signum, frame
 
 
@@ -207,7 +207,7 @@ def _receive(signum: signal.Signals) -> None:
 
 
 def _leave_terminals() -> None:
-    """Write to nowhere instead of to a terminal that is gone, where every print would fail."""
+    """Redirect output from a vanished terminal, where every print would fail, to /dev/null."""
     for fd in _terminals:
         if not _is_terminal(fd):
             null = os.open(os.devnull, os.O_RDWR)
@@ -216,7 +216,7 @@ def _leave_terminals() -> None:
 
 
 def _end(signum: int, line: str) -> NoReturn:
-    # What is printed but still buffered goes first; a thread, since a full pipe would block.
+    # Flush buffered output first, in a thread since a full pipe would block.
     with contextlib.suppress(RuntimeError):
         flushing = threading.Thread(target=_flush, daemon=True)
         flushing.start()
@@ -225,7 +225,7 @@ def _end(signum: int, line: str) -> NoReturn:
     for fd in sorted({1, 2} & set(_terminals))[:1]:
         with contextlib.suppress(OSError):
             os.write(fd, _SHOW_CURSOR.encode())
-    # No exit handlers: native threads may be in the middle of things that these tear down.
+    # No exit handlers: they would tear down what native threads are still using.
     os._exit(exit_status(signum))
 
 

@@ -1,6 +1,6 @@
-"""Sparse models as one safetensors file: active values, packed masks, and no zeros.
+"""Sparse models as a single safetensors file: active values and bit-packed masks, no zeros.
 
-Needs numpy and safetensors only, no jax. docs/sparse_files.md has the layout.
+Needs only numpy and safetensors, not jax. docs/sparse_files.md has the layout.
 """
 
 import json
@@ -35,7 +35,7 @@ Tree: TypeAlias = Any  # nested dictionaries of arrays
 
 
 class Sizes(NamedTuple):
-    """Bytes of a sparse file, and of the same params as dense arrays."""
+    """Sizes in bytes: of a sparse file, and of the same params as dense arrays."""
 
     file: int
     dense: int
@@ -47,22 +47,22 @@ def save_sparse(
     masks: Tree,
     metadata: Mapping[str, str] | None = None,
 ) -> Sizes:
-    """Write a sparse model, whole or not at all.
+    """Write a sparse model, atomically.
 
     Args:
-      path: of the safetensors file to write; its folder exists.
-      params: nested dictionaries of arrays, of numpy or jax; floats (bfloat16 too), integers or
-        booleans; zero wherever the mask is False. A negative zero there is read as zero.
-      masks: the same dictionaries of boolean arrays: of the parameter's shape, or a 0-d True
-        where all of it is stored.
+      path: safetensors file to write; its folder must exist.
+      params: nested dictionaries of arrays, of numpy or jax; floats (also bfloat16), integers or
+        booleans; zero wherever the mask is False. A negative zero there is read back as zero.
+      masks: dictionaries of the same structure with boolean arrays: of the parameter's shape, or
+        a 0-d True to store all of it.
       metadata: `{name: text}` to keep in the file.
 
     Returns:
       Sizes.
 
     Raises:
-      ValueError: a weight is not zero where its mask is False, masks don't fit params, or
-        something else that the file can't hold; names the leaf.
+      ValueError: a weight is not zero where its mask is False, masks don't fit params, or the
+        format can't hold a leaf; names the leaf.
 
     Example:
       `save_sparse("model.safetensors", params, masks, {"trained on": "digits"})`
@@ -95,19 +95,19 @@ def save_sparse(
 def load_sparse(path: str | os.PathLike[str]) -> tuple[Tree, Tree, dict[str, str]]:
     """Read a sparse model.
 
-    bfloat16, which numpy doesn't have, is read as the type of the package ml_dtypes (jax brings
-    it along); where that is not installed, as float32 of the same values.
+    bfloat16, which numpy lacks, is read as the type of the package ml_dtypes (a dependency of jax),
+    or as float32 with the same values if ml_dtypes is not installed.
 
     Args:
-      path: of a file that `save_sparse` wrote.
+      path: file written by `save_sparse`.
 
     Returns:
       Tuple `(params, masks, metadata)`: nested dictionaries of numpy arrays, params zero where
       the mask is False; masks boolean, of the parameter's shape or 0-d True; `{name: text}`.
 
     Raises:
-      ValueError: there is no such file, it is damaged, or no sparse model; names the path and
-        what is wrong.
+      ValueError: the file doesn't exist, is damaged, or is no sparse model; names the path and
+        the problem.
 
     Example:
       `params, masks, metadata = load_sparse("model.safetensors")`
@@ -130,7 +130,7 @@ def load_sparse(path: str | os.PathLike[str]) -> tuple[Tree, Tree, dict[str, str
 
 
 def is_sparse_file(path: str | os.PathLike[str]) -> bool:
-    """Tell whether `path` is a file that `save_sparse` wrote, of whatever version."""
+    """Return whether `path` is a sparse file, of any version of the format."""
     try:
         return _FORMAT_KEY in read_metadata(path)
     except (OSError, ValueError):
@@ -138,13 +138,13 @@ def is_sparse_file(path: str | os.PathLike[str]) -> bool:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Return the metadata of a safetensors file, `{name: text}`, without reading the rest.
+    """Read only the metadata of a safetensors file, `{name: text}`.
 
     Args:
-      path: of the file.
+      path: safetensors file.
 
     Raises:
-      ValueError: there is no such file, or it is damaged or no safetensors file; names the path.
+      ValueError: the file doesn't exist, is damaged, or is no safetensors file; names the path.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -220,7 +220,7 @@ def _check_sums(tensors: dict[str, Any], sums: dict[str, Any]) -> None:
 
 
 def _to_array(tensor: Any) -> Array:
-    """Return the numpy array of what safetensors read."""
+    """Convert what safetensors read to a numpy array."""
     kind, data, shape = tensor["dtype"], tensor["data"], tensor["shape"]
     if kind != "BF16":
         if kind not in _DTYPES:

@@ -16,14 +16,14 @@ DAMAGED = (TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zl
 
 
 def require_writable(folder: str | os.PathLike[str], name: str) -> None:
-    """Refuse a folder that can't be made or written to, by trying; leaves nothing behind.
+    """Raise ConfigError unless a folder can be created and written to; leaves nothing behind.
 
     Args:
-      folder: path, which need not exist.
-      name: of the flag, config key or variable that it comes from, for the message.
+      folder: folder, which need not exist.
+      name: flag, config key or environment variable that named it, for the message.
 
     Raises:
-      ConfigError: names `name`, the folder and the reason.
+      ConfigError: the folder can't be created or written to; names `name`, folder and reason.
     """
     folder = pathlib.Path(folder)
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
@@ -44,10 +44,10 @@ def require_writable(folder: str | os.PathLike[str], name: str) -> None:
 
 
 def storage_problem(error: BaseException) -> str | None:
-    """Return in a line what a disk refused, if that is what an exception is about, or None.
+    """Return a one-line description if an exception reports a storage problem, else None.
 
     Args:
-      error: exception; those of native libraries carry the system's words as text.
+      error: exception; native libraries put the system's message into the text.
     """
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror

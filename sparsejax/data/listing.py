@@ -39,7 +39,7 @@ def visible(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def is_visible(name: str) -> bool:
-    """Tell whether a file of this name, without folders, is neither hidden nor a desktop's own."""
+    """Return whether a file name is neither hidden nor clutter of a desktop."""
     return not name.startswith(".") and name not in _CLUTTER
 
 

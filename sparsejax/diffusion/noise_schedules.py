@@ -1,6 +1,6 @@
-"""Noise schedules: betas, and everything of the forward process that follows from them.
+"""Noise schedules: betas, and the constants of the forward process that follow from them.
 
-Computed in float64 and stored in float32, as the reference implementations do.
+Computed in float64 and stored in float32, as in the reference implementations.
 """
 
 from typing import NamedTuple
@@ -10,16 +10,17 @@ import numpy as np
 
 from sparsejax.types import NumpyArray
 
-# First and last beta at T = 1000: DDPM's, and those of Latent Diffusion's CelebA-HQ and Bedrooms.
+# First and last beta at T = 1000: DDPM's, and those of Latent Diffusion (CelebA-HQ, Bedrooms).
 LIMITS = {"linear": (1e-4, 2e-2), "scaled_linear": (1.5e-3, 1.95e-2)}
 LARGEST_BETA = 0.999
 
 
 def beta_limits(name: str, steps: int) -> tuple[float, float]:
-    """Return the first and the last beta with which any number of steps ends in noise.
+    """Return a first and a last beta with which any number of steps ends in noise.
 
-    The published limits are of 1000 steps. Times 1000 / T, alpha_bar falls as far in T steps
-    (Dhariwal and Nichol 2021 scale so too); limited to 0.999, which fewer than 20 steps need.
+    The published limits are for 1000 steps. Scaled by 1000 / T, they take alpha_bar as far down in
+    T steps (Dhariwal and Nichol 2021 do the same); betas are capped at 0.999, which matters for
+    fewer than 20 steps.
 
     Args:
       name: `linear` or `scaled_linear`.
@@ -39,7 +40,7 @@ def _limits(name: str, steps: int, start: float | None, end: float | None) -> tu
 
 
 def linear_betas(steps: int, start: float | None = None, end: float | None = None) -> NumpyArray:
-    """Return betas that grow linearly, [steps] float64 (DDPM; Ho et al. 2020, section 4).
+    """Return linearly increasing betas, [steps] float64 (DDPM; Ho et al. 2020, section 4).
 
     Args:
       steps: number of diffusion steps T.
@@ -52,7 +53,7 @@ def linear_betas(steps: int, start: float | None = None, end: float | None = Non
 def scaled_linear_betas(
     steps: int, start: float | None = None, end: float | None = None
 ) -> NumpyArray:
-    """Return betas whose square roots grow linearly, [steps] float64.
+    """Return betas whose square roots increase linearly, [steps] float64.
 
     Latent Diffusion's schedule; the defaults are those of its CelebA-HQ and Bedrooms models.
 
@@ -72,8 +73,8 @@ def cosine_betas(steps: int, offset: float = 8e-3, largest: float = LARGEST_BETA
 
     Args:
       steps: number of diffusion steps T.
-      offset: s of the paper; keeps the first betas from vanishing.
-      largest: upper limit of a beta.
+      offset: s in the paper; keeps the first betas from vanishing.
+      largest: upper bound of the betas.
     """
     alpha_bar = _cosine_alpha_bar(steps, offset)
     return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, largest)
@@ -122,7 +123,7 @@ def noise_schedule(betas: NumpyArray, alpha_bar: NumpyArray | None = None) -> No
 
     Args:
       betas: [T] float64, each in [0, 1).
-      alpha_bar: [T] float64, if it is not the product of all 1 - beta so far.
+      alpha_bar: [T] float64, if it is not the cumulative product of 1 - beta.
 
     Returns:
       NoiseSchedule of numpy arrays, float32.
@@ -152,9 +153,9 @@ def noise_schedule(betas: NumpyArray, alpha_bar: NumpyArray | None = None) -> No
 def chirodiff_schedule(name: str, steps: int) -> NoiseSchedule:
     """Return the NoiseSchedule of ChiroDiff's published code.
 
-    `linear` has DDPM's betas times 1000 / T, so that few steps end in noise too, and gives the
-    last sampling step the variance of the one before. `cosine` limits betas to 0.999 but keeps
-    alpha_bar unlimited: next to nothing at the last step.
+    `linear` scales DDPM's betas by 1000 / T, so that few steps also end in noise, and gives the
+    last sampling step the variance of the one before. `cosine` caps betas at 0.999 but not
+    alpha_bar, which is close to zero at the last step.
 
     Args:
       name: `linear` or `cosine`.
@@ -173,9 +174,9 @@ def chirodiff_schedule(name: str, steps: int) -> NoiseSchedule:
 
 
 def vlb_weights(schedule: NoiseSchedule) -> NumpyArray:
-    """Return the weights that turn an eps loss into a term of the variational bound, [T] float32.
+    """Return the weights of the eps loss in the variational bound, [T] float32.
 
-    As Latent Diffusion logs it: beta^2 / (2 sigma^2 alpha (1 - alpha_bar)), the first entry
+    As logged by Latent Diffusion: beta^2 / (2 sigma^2 alpha (1 - alpha_bar)), the first entry
     set to the second (sigma is zero there).
 
     Args:
@@ -191,7 +192,7 @@ def vlb_weights(schedule: NoiseSchedule) -> NumpyArray:
 
 
 def remaining_signal(schedule: NoiseSchedule) -> float:
-    """Return sqrt(alpha_bar_T), the share of the data in what sampling takes for pure noise."""
+    """Return sqrt(alpha_bar_T), the signal left in what sampling takes to be pure noise."""
     return float(schedule.sqrt_alphas_cumprod[-1])
 
 
@@ -213,21 +214,21 @@ def ddim_schedule(
 ) -> DDIMSchedule:
     """Choose `steps` of the T diffusion steps, evenly spaced as in Latent Diffusion.
 
-    Fewer than T steps are t = 1 + floor(i T / S). All T of them include t = 0, and the step from
-    t = 0 ends at alpha_bar = 1 by default: one that ends at alpha_bar_0 would change nothing.
+    Fewer than T steps are t = 1 + floor(i T / S). With all T steps, which include t = 0, the last
+    one ends at alpha_bar = 1 by default: ending at alpha_bar_0 would make it a no-op.
 
     Args:
       schedule: NoiseSchedule with T steps.
       steps: number S of sampling steps, 1 to T.
       eta: 0 for a deterministic trajectory, 1 for DDPM's noise.
-      last_alpha: alpha_bar at which sampling ends: that of t = 0 by default, as in Latent
-        Diffusion; 1 for the predicted x_0 itself, as in ChiroDiff.
+      last_alpha: alpha_bar at which sampling ends (default: that of t = 0, as in Latent
+        Diffusion); 1 ends at the predicted x_0 itself, as in ChiroDiff.
 
     Returns:
-      DDIMSchedule: int32 timesteps, the rest float64 (cast where used).
+      DDIMSchedule: int32 timesteps, everything else float64 (cast where used).
 
     Raises:
-      ValueError: `steps` lies outside 1..T.
+      ValueError: `steps` is not in 1..T.
     """
     total = schedule.steps
     if not 1 <= steps <= total:

@@ -7,7 +7,7 @@ from sparsejax.types import Array, ArrayLike
 
 
 def at(values: ArrayLike, t: Array, ndim: int) -> Array:
-    """Look up `values[t]` and append axes, so that [batch] broadcasts over `ndim` dimensions."""
+    """Return `values[t]` with axes appended, so that [batch] broadcasts over `ndim` dimensions."""
     looked_up = jnp.asarray(values)[t]
     return looked_up.reshape(looked_up.shape + (1,) * (ndim - looked_up.ndim))
 
@@ -73,8 +73,8 @@ def q_posterior(
 def posterior_mean_of_eps(schedule: NoiseSchedule, x_t: Array, t: Array, eps: Array) -> Array:
     """Return the mean of q(x_{t-1} | x_t, x_0) from the noise instead of x_0.
 
-    (x_t - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha): Ho et al. (2020), algorithm 2; no
-    division by alpha_bar, which may be next to nothing at the last t.
+    (x_t - beta / sqrt(1 - alpha_bar) eps) / sqrt(alpha): Ho et al. (2020), algorithm 2. It doesn't
+    divide by alpha_bar, which may be close to zero at the last t.
 
     Args:
       schedule: NoiseSchedule.
@@ -112,7 +112,7 @@ def sequence_eps_loss(eps: Array, noise: Array, lengths: Array) -> Array:
     Args:
       eps: predicted noise, [batch, length, features].
       noise: the noise that was added, the shape of `eps`.
-      lengths: [batch] int; what lies behind counts nothing.
+      lengths: [batch] int; points beyond are ignored.
 
     Returns:
       [batch] float32.

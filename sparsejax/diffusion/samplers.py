@@ -1,9 +1,9 @@
-"""Samplers: DDPM and DDIM, each one loop inside the compiled program.
+"""Samplers: DDPM and DDIM, each a single compiled loop.
 
-A sampler takes `denoise(x, t) -> eps` with x [batch, ...] and t [batch] int32, the start
-x_T, and `noise(i) -> [batch, ...]`, the noise of its i-th iteration: drawn from a key per
-example, so that neither batch size nor the number of devices changes a sample (but for
-rounding), or replayed.
+A sampler takes `denoise(x, t) -> eps` with x [batch, ...] and t [batch] int32, the start x_T, and
+`noise(i) -> [batch, ...]`, the noise of its i-th iteration. `example_noise` draws it from one key
+per example, so that samples depend neither on the batch size nor on the number of devices (up to
+rounding); tests replay recorded noise.
 """
 
 from collections.abc import Callable
@@ -21,11 +21,11 @@ Noise: TypeAlias = Callable[[Array], Array]  # of the number of the iteration
 
 
 def example_noise(keys: Keys, shape: Shape) -> tuple[Array, Noise]:
-    """Return a standard normal start and the `noise` function of a sampler, from a key per example.
+    """Return a standard normal x_T and the `noise` function of a sampler, from one key per example.
 
     Args:
       keys: PRNG keys, [batch].
-      shape: shape of one example, without the batch.
+      shape: shape of one example, without the batch dimension.
 
     Returns:
       Tuple `(x_T [batch, *shape] float32, noise)`.
@@ -59,9 +59,9 @@ def ddim_step(
       eps: predicted noise, the shape of `x`.
       noise: standard normal noise, the shape of `x`.
       alpha: alpha_bar at this step, scalar.
-      alpha_prev: alpha_bar at the step that follows in sampling, scalar.
+      alpha_prev: alpha_bar at the next sampling step (smaller t), scalar.
       sigma: standard deviation of the noise, scalar.
-      clip: if given, the predicted x_0 is clipped to [-clip, clip] and eps made to agree.
+      clip: if given, the predicted x_0 is clipped to [-clip, clip] and eps recomputed from it.
 
     Returns:
       Tuple of x at the next step and the predicted x_0.
@@ -91,17 +91,17 @@ def ddim_sample(
       denoise: `denoise(x, t) -> eps`.
       schedule: NoiseSchedule.
       x_T: standard normal start, [batch, ...].
-      noise: `noise(i) -> [batch, ...]`, i counting from 0 at the noisiest step.
+      noise: `noise(i) -> [batch, ...]`; i = 0 is the noisiest step.
       steps: number of sampling steps, 1 to T.
-      eta: 0 deterministic, 1 as noisy as DDPM.
+      eta: 0 is deterministic, 1 as noisy as DDPM.
       clip: if given, predicted x_0 is clipped to [-clip, clip] (data in pixels).
-      last_alpha: see `schedules.ddim_schedule`.
+      last_alpha: see `noise_schedules.ddim_schedule`.
 
     Returns:
       Samples, the shape of `x_T`.
 
     Raises:
-      ValueError: `steps` lies outside 1..T.
+      ValueError: `steps` is not in 1..T.
     """
     constants = jax.tree.map(jnp.asarray, ddim_schedule(schedule, steps, eta, last_alpha))
     constants = jax.tree.map(lambda x: x[::-1], constants)
@@ -124,7 +124,7 @@ def ddpm_sample(
     noise_weight: float = 1.0,
     clip: float | None = None,
 ) -> Array:
-    """Sample with DDPM's ancestral sampler, one step for each of the T diffusion steps.
+    """Sample with DDPM's ancestral sampler: all T diffusion steps.
 
     Ho et al. (2020), algorithm 2, with the posterior variance.
 
@@ -132,8 +132,8 @@ def ddpm_sample(
       denoise: `denoise(x, t) -> eps`.
       schedule: NoiseSchedule.
       x_T: standard normal start, [batch, ...].
-      noise: `noise(i) -> [batch, ...]`, i counting from 0 at t = T - 1.
-      noise_weight: factor of the posterior's standard deviation.
+      noise: `noise(i) -> [batch, ...]`; i = 0 is t = T - 1.
+      noise_weight: factor on the posterior's standard deviation.
       clip: if given, predicted x_0 is clipped to [-clip, clip] (data in pixels).
 
     Returns:

@@ -179,7 +179,7 @@ class Codebook(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array) -> tuple[Array, Array]:
-        """Quantise z."""
+        """Quantize z."""
 
         def init(key: PRNGKey, shape: Shape) -> Array:
             return jax.random.uniform(key, shape, minval=-self.limit, maxval=self.limit)
@@ -240,8 +240,8 @@ class VQModel(_Autoencoder):
     """An autoencoder whose decoder sees latents rounded to the codes of a codebook.
 
     The defaults are the published VQ-f4, the first stage of the CelebA-HQ and LSUN-Bedrooms
-    models: 55,322,782 parameters. Diffusion runs on the latents before quantisation; decoding
-    quantises first.
+    models: 55,322,782 parameters. Diffusion runs on the latents before quantization; decoding
+    quantizes first.
 
     Attributes:
       codes: number of codes.
@@ -268,7 +268,7 @@ class VQModel(_Autoencoder):
         self.codebook = Codebook(self.codes, self.z_channels, limit, name="quantize")
 
     def encode(self, x: Array) -> Array:
-        """Return latents before quantisation.
+        """Return latents before quantization.
 
         Args:
           x: images in [-1, 1], [batch, height, width, in_channels].
@@ -304,14 +304,14 @@ class VQModel(_Autoencoder):
         return at_least_float32(self.decoder(self.post_quant_conv(z)))
 
     def __call__(self, x: Array, noise: Array | None = None) -> tuple[Array, Array]:
-        """Reconstruct images, gradients passing straight through the quantisation.
+        """Reconstruct images, gradients passing straight through the quantization.
 
         Args:
           x: images in [-1, 1], [batch, height, width, in_channels].
           noise: not used here; `KLModel` takes it.
 
         Returns:
-          Tuple of reconstructions, the shape of `x`, and the quantisation loss, a scalar:
+          Tuple of reconstructions, the shape of `x`, and the quantization loss, a scalar:
           |sg(code) - z|^2 + 0.25 |code - sg(z)|^2, means (van den Oord et al. 2017, equation
           3; the weights are those of the published first stages, whose code puts the 0.25 on
           the codes and not on the commitment).

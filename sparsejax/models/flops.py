@@ -1,6 +1,6 @@
 """FLOPs of each layer of a network, found by calling it with shapes alone.
 
-Two FLOPs for each multiply-add; biases, normalisations and activations are not counted.
+Two FLOPs for each multiply-add; biases, normalizations and activations are not counted.
 XLA's own cost analysis is no base: it drops padded borders, adds elementwise work and counts
 the body of a scan once.
 """

@@ -1,4 +1,4 @@
-"""Layers that the UNet and the autoencoder share: the reference's initialisation, channels last."""
+"""Layers that the UNet and the autoencoder share: the reference's initialization, channels last."""
 
 import math
 import zlib
@@ -169,7 +169,7 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Normalise."""
+        """Normalize."""
         batch, *positions, channels = x.shape
         groups = self.num_groups or channels // (self.group_size or channels)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)

@@ -82,7 +82,7 @@ def scheduler_config(
 
 
 def has_same_steps(timesteps: NumpyArray, total: int) -> bool:
-    """Tell whether diffusers spaces its steps as these are: it rounds T / S down.
+    """Return whether diffusers spaces its steps as these are: it rounds T / S down.
 
     Args:
       timesteps: [S] int, increasing.

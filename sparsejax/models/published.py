@@ -1,4 +1,4 @@
-"""Files of published weights: read without executing anything, recognised, checked.
+"""Files of published weights: read without executing anything, recognized, checked.
 
 Layouts: CompVis Latent Diffusion (a whole training checkpoint, or one network's state dict) and
 Hugging Face diffusers (a file, or a folder with config.json, whose weights may be in shards or in

@@ -60,7 +60,7 @@ def _norm(x: Array, groups: int, name: str, *, epsilon: float, dtype: Dtype = No
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions around an added time embedding, and a skip connection.
+    """Two normalized 3x3 convolutions around an added time embedding, and a skip connection.
 
     Call: x [batch, height, width, channels], embedding [batch, dim] ->
     [batch, height, width, features].
@@ -89,7 +89,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Normalised self-attention over all positions, with a skip connection.
+    """Normalized self-attention over all positions, with a skip connection.
 
     Call: x [batch, height, width, channels] -> the same shape. The qkv projection is laid
     out head by head: [head][q, k, v][channel].
@@ -164,7 +164,7 @@ class UNet(nn.Module):
       num_head_channels: channels of an attention head.
       dropout: dropout rate inside residual blocks.
       norm_groups: groups of every GroupNorm; 32 in the published models. A narrow network
-        wants fewer: a group of one channel would normalise the time embedding away.
+        wants fewer: a group of one channel would normalize the time embedding away.
       dtype: computation dtype; parameters are float32.
       remat: whether the backward pass computes the inside of each block again rather than
         keeping it: less memory, about a third more time.

@@ -15,7 +15,7 @@ def unet_units(params: Params, norm_groups: int, num_head_channels: int) -> Grou
     """Return the units of a Latent Diffusion UNet.
 
     The inner width of a residual block goes by groups of its second GroupNorm, which are
-    normalised apart from each other; attention goes by heads.
+    normalized apart from each other; attention goes by heads.
 
     Args:
       params: of `models.unet.UNet`, arrays or `jax.ShapeDtypeStruct`.
