@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import tempfile
 
 import jax
@@ -22,10 +23,17 @@ ONE_THREAD = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def pytest_configure(config):
-    """Give all workers, and the processes that they start, one folder of compilations.
+    """Let signals through; give workers and processes that they start one compilation cache.
+
+    A shell that runs pytest in the background has it ignore Ctrl-C, and nohup a closed terminal:
+    so would all processes whose signals are tested.
 
     JAX_COMPILATION_CACHE_DIR, where it is set, keeps compilations from one session to the next.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if hasattr(config, "workerinput"):
         return
     if config.getoption("numprocesses", None):

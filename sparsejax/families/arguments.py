@@ -1,5 +1,6 @@
 """Flax modules from the arguments that a config gives them, and checks that tasks share."""
 
+import inspect
 import re
 import typing
 from typing import Any
@@ -44,9 +45,10 @@ def _meanings(cls):
     """Return `{attribute: meaning}` from the docstrings of a class and those it comes from."""
     meanings = {}
     for base in reversed(cls.__mro__):
-        _, _, text = (base.__dict__.get("__doc__") or "").partition("Attributes:\n")
-        text = text.split("\n\n")[0]
-        for name, meaning in re.findall(r"^ {6}(\w+): (.*(?:\n {8}.*)*)", text, re.MULTILINE):
+        # Python 3.13 takes the indentation away by itself.
+        doc = inspect.cleandoc(base.__dict__.get("__doc__") or "")
+        text = doc.partition("Attributes:\n")[2].split("\n\n")[0]
+        for name, meaning in re.findall(r"^ {2}(\w+): (.*(?:\n {4}.*)*)", text, re.MULTILINE):
             meanings[name] = " ".join(meaning.split()).rstrip(".")
     return meanings
 
