@@ -1,5 +1,120 @@
-"""Train and evaluate a grid of methods, sparsities and seeds: see `evaluation.sweep`."""
+r"""Run a grid of methods, sparsities and seeds, one run after another, and report.
 
-from sparsejax.evaluation.sweep import main
+    python -m sparsejax sweep --config configs/digits.py:sweep \
+        --methods dense,small_dense,static,rigl,magran --levels 0.5,0.75,0.9 --seeds 0,1,2
 
-__all__ = ["main"]
+Writes results.jsonl (a line a run), report.md and report.html to --output. The same command goes
+on where it was interrupted, and other grids of the same config may be added to the same folder.
+Every run has a process of its own: where one fails, the others go on, and the next call tries it
+again.
+"""
+
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import jax
+
+from sparsejax import command_line, signals
+from sparsejax.config_flags import parse_with_config
+from sparsejax.evaluation.evaluate import add_measuring, measuring
+from sparsejax.evaluation.grids import BASELINES, grid
+from sparsejax.evaluation.sweep import sweep
+from sparsejax.reports.report import read_results, write_report
+from sparsejax.schema import STRUCTURES
+from sparsejax.sparsity.methods import METHODS
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the grid that the flags describe, and write its report.
+
+    Args:
+      argv: words of the command line (default: those of this process).
+
+    Raises:
+      ConfigError: the grid can't run, or its results can't stand beside those of `--output`.
+      SystemExit: runs failed, or a signal ended the sweep.
+    """
+    flags = parse_with_config(_parser(), argv)
+    jax.config.update("jax_platforms", "cpu")  # the accelerator belongs to the runs
+    output = pathlib.Path(flags.output or f"runs/sweeps/{flags.config.name}")
+    workdirs = pathlib.Path(flags.workdirs or output / "runs")
+    runs = grid(
+        flags.config,
+        methods=flags.methods,
+        levels=flags.levels,
+        structures=flags.structures,
+        drop_fractions=flags.drop_fractions,
+        update_intervals=flags.update_intervals,
+        seeds=flags.seeds,
+    )
+    failed = sweep(runs, output, workdirs, **measuring(flags))
+    if signals.received():
+        _stop(signals.received(), output)
+    if (output / "results.jsonl").exists():  # else every run failed
+        write_report(output, read_results(output), runs=workdirs)
+        print(f"In {output}: results.jsonl, report.md, report.html")
+    if failed:
+        sys.exit("failed: " + "; ".join(f"{name}: {error}" for name, error in failed.items()))
+
+
+def _stop(signum: signal.Signals, output: pathlib.Path) -> NoReturn:
+    signals.say(f"Stopped by {signum.name}. The same command goes on in {output}.")
+    sys.exit(signals.exit_status(signum))
+
+
+def _parser() -> command_line.Parser:
+    parser = command_line.Parser(__doc__, prog="python -m sparsejax sweep")
+    words, numbers = command_line.words, command_line.numbers
+    parser.add_argument(
+        "--methods",
+        metavar="NAMES",
+        type=words,
+        default="dense,static,rigl,magran",
+        help=f"Of {', '.join([*METHODS, *BASELINES])}.",
+    )
+    parser.add_argument(
+        "--levels", type=numbers(float), default="0.5", metavar="NUMBERS", help="Sparsities."
+    )
+    parser.add_argument(
+        "--structures",
+        metavar="NAMES",
+        type=words,
+        default="",
+        help=f"Of {', '.join(STRUCTURES)} (default: the config's).",
+    )
+    parser.add_argument(
+        "--drop-fractions",
+        type=numbers(float),
+        default="",
+        metavar="NUMBERS",
+        help="Drop fractions (default: the config's).",
+    )
+    parser.add_argument(
+        "--update-intervals",
+        type=numbers(int),
+        default="",
+        metavar="NUMBERS",
+        help="Steps between topology updates (default: the config's).",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=command_line.seeds,
+        default="0",
+        metavar="NUMBERS",
+        help="Seeds of the runs.",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="Folder of the results (default: runs/sweeps/<name of the config>).",
+    )
+    parser.add_argument(
+        "--workdirs",
+        metavar="FOLDER",
+        help="Folder of the runs' workdirs (default: <output>/runs).",
+    )
+    add_measuring(parser)
+    return parser
