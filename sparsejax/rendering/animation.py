@@ -1,4 +1,4 @@
-"""Animations of the order in which drawings were drawn."""
+"""Animations that show the order in which drawings were drawn."""
 
 import os
 
@@ -22,16 +22,16 @@ def to_gif(
 ) -> None:
     """Write a looping GIF in which the points of a grid of drawings appear in order.
 
-    All drawings start and end together, each at its own speed. A dot marks the tip of the pen.
-    The last frame is the picture of `stroke_grid`, in fewer colours.
+    All drawings start and end together, each at its own pace. A dot marks the tip of the pen. The
+    last frame is the picture of `stroke_grid` in fewer colours.
 
     Args:
       drawings: [count, length, 3] floats, or one [length, 3], see `placement`.
       path: GIF file to write.
       cell: side of a drawing in pixels.
-      frames: number of frames; frames that would be equal are joined into one.
-      seconds: duration of all frames but the last.
-      hold: duration of the last frame in seconds.
+      frames: number of frames; identical consecutive frames are merged.
+      seconds: duration of all frames except the last.
+      hold: seconds that the last frame stays.
     """
     cells = [_grow(drawing, cell, frames) for drawing in as_drawings(drawings)]
     pictures = [Image.fromarray(tile([c[i] for c in cells], cell)) for i in range(frames)]
@@ -50,7 +50,7 @@ def to_gif(
 
 
 def _grow(drawing: Drawing, cell: int, frames: int) -> Pictures:
-    """Return the pictures of one drawing as it grows, [frames, cell, cell, 3] uint8."""
+    """Return the frames of one drawing, [frames, cell, cell, 3] uint8."""
     marks = ink.marks(drawing, cell)
     sheet = ink.paper(cell, "RGB")
     pictures = np.empty((frames, cell, cell, 3), np.uint8)

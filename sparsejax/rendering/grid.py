@@ -1,4 +1,4 @@
-"""Grids of drawings, one colour a stroke."""
+"""Grids of drawings, one colour per stroke."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,9 @@ from sparsejax.types import Pictures
 
 
 def stroke_grid(drawings: Drawings, cell: int = 96) -> Pictures:
-    """Lay out drawings in a square grid on white; colours tell the order of the strokes.
+    """Lay out drawings in a square grid on white; colours show the order of strokes.
 
-    The order of colours is near-black, blue, orange, purple, vermilion, green, sky blue, then
-    again from the first.
+    Colours cycle through near-black, blue, orange, purple, vermilion, green and sky blue.
 
     Args:
       drawings: [count, length, 3] floats, or one [length, 3], see `placement`.
@@ -34,20 +33,20 @@ def stroke_grid(drawings: Drawings, cell: int = 96) -> Pictures:
 
 
 def grid_shape(count: int) -> tuple[int, int]:
-    """Return rows and columns of a grid of `count` cells, at least one of each."""
+    """Return the rows and columns of a grid with `count` cells, at least one each."""
     columns = max(1, math.ceil(math.sqrt(count)))
     return max(1, math.ceil(count / columns)), columns
 
 
 def tile(pictures: Sequence[Pictures], cell: int) -> Pictures:
-    """Lay out pictures in a square grid, with grey lines of one pixel around them.
+    """Lay out pictures in a square grid, separated by grey lines of one pixel.
 
     Args:
       pictures: sequence of [cell, cell, 3] uint8.
       cell: side of a picture in pixels.
 
     Returns:
-      [grid height, grid width, 3] uint8; cells without a picture are white.
+      [grid height, grid width, 3] uint8; empty cells are white.
     """
     rows, columns = grid_shape(len(pictures))
     grid = np.empty((rows * (cell + 1) + 1, columns * (cell + 1) + 1, 3), np.uint8)

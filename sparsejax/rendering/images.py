@@ -10,7 +10,7 @@ from PIL import Image
 from sparsejax.rendering.pixels import are_finite, to_pixels
 from sparsejax.types import PathLike, Pictures, Samples
 
-_SMALLEST = 48  # pixels that the side of a picture should at least fill
+_SMALLEST = 48  # pixels; smaller images are enlarged
 _GAP = 4
 
 logger = logging.getLogger(__name__)
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 def image_grid(images: Samples) -> Pictures:
     """Lay out images in a square grid on white.
 
-    Images of fewer than 48 pixels are enlarged by a whole number, each pixel a square: the grid
-    shows the 8-bit pictures that are measured, no others. The cell of an image that isn't finite
-    stays white.
+    Images of fewer than 48 pixels are enlarged by a whole factor without interpolation: the grid
+    shows exactly the 8-bit pictures that are measured. Images with values that aren't finite are
+    left white.
 
     Args:
       images: [count, height, width, channels] floats in [-1, 1], 1 or 3 channels.

@@ -1,8 +1,8 @@
-"""Ink on paper: the anti-aliased drawing code that all pixel pictures share.
+"""Ink on paper: the anti-aliased drawing code behind all raster pictures.
 
-Each point adds one mark to its stroke: a disc, and a bar from the point before it. Together they
-make a line with round caps and joints. Marks are drawn without anti-aliasing on a paper that is
-8 times as large, which `shrink` averages.
+Each point adds one mark to its stroke: a disc, and a bar from the previous point. Together they
+form a line with round caps and joints. Marks are drawn without anti-aliasing on paper that is 8
+times as large, which `shrink` averages.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from sparsejax.rendering.placement import Drawing, line_width, place
 from sparsejax.types import Pictures
 
 _FACTOR = 8
-# Pillow rounds the corners of a polygon to whole pixels. With this on either side, slanted lines
-# are on average as wide as level ones, and level ones stay as they are.
+# Pillow rounds the corners of polygons to whole pixels. Widened by this on both sides, slanted
+# lines are on average as wide as horizontal and vertical ones, which don't change.
 _WIDER = 0.2
 
 
 class Mark(NamedTuple):
-    """What one point adds, in pixels of the paper, both ends included.
+    """What one point adds, in pixels of the paper, bounds inclusive.
 
     Attributes:
-      stroke: number of the stroke.
+      stroke: index of the stroke.
       disc: left, top, right, bottom.
-      bar: x and y of its four corners, or None at the start of a stroke.
+      bar: x and y of the four corners, or None at the start of a stroke.
     """
 
     stroke: int
@@ -35,18 +35,18 @@ class Mark(NamedTuple):
 
 
 def marks(drawing: Drawing, size: int) -> list[Mark]:
-    """Return the marks of a drawing, in the order of its points.
+    """Return the marks of a drawing, one per point, in order.
 
     Args:
       drawing: [length, 3] float64, see `placement`.
       size: side of the final picture in pixels.
 
     Returns:
-      List of `Mark`, one a point.
+      List of `Mark`.
     """
     points, stroke = place(drawing, size)
     width = max(1, round(_FACTOR * line_width(size)))
-    # Rounded twice: a half must not become more or less than a half by the noise of floats.
+    # Rounded twice, so that floating-point noise can't push a half up or down.
     corner = np.rint(np.round(_FACTOR * points - width / 2, 6))
     discs = np.concatenate([corner, corner + width - 1], 1)
     centre = corner + (width - 1) / 2
@@ -63,7 +63,7 @@ def marks(drawing: Drawing, size: int) -> list[Mark]:
 
 
 def paper(size: int, mode: str) -> Image.Image:
-    """Return blank paper for a picture of `size` pixels, as a Pillow image of that mode."""
+    """Return blank paper, a Pillow image of this mode, for a picture of `size` pixels."""
     return Image.new(mode, (_FACTOR * size, _FACTOR * size), "white")
 
 
@@ -73,7 +73,7 @@ def draw(sheet: Image.Image, these: Sequence[Mark], colours: Sequence[str]) -> N
     Args:
       sheet: what `paper` returned.
       these: list of `Mark`.
-      colours: colours of the strokes, as Pillow takes them, repeated where they run out.
+      colours: Pillow colours of the strokes, used cyclically.
     """
     pen = ImageDraw.Draw(sheet)
     for mark in these:
@@ -84,11 +84,11 @@ def draw(sheet: Image.Image, these: Sequence[Mark], colours: Sequence[str]) -> N
 
 
 def draw_tip(sheet: Image.Image, mark: Mark, colours: Sequence[str]) -> None:
-    """Draw a disc of twice the line's width where the pen is, in place.
+    """Mark the pen's position by a disc twice as wide as the line, in place.
 
     Args:
       sheet: what `paper` returned.
-      mark: `Mark` of the point that the pen is at.
+      mark: `Mark` of the pen's current point.
       colours: as in `draw`.
     """
     left, top, right, bottom = mark.disc
@@ -98,7 +98,7 @@ def draw_tip(sheet: Image.Image, mark: Mark, colours: Sequence[str]) -> None:
 
 
 def shrink(sheet: Image.Image) -> Pictures:
-    """Average paper to the final picture.
+    """Average paper down to the final picture.
 
     Returns:
       [size, size] uint8 for mode L, [size, size, 3] for RGB.

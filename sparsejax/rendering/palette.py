@@ -1,20 +1,20 @@
-"""Colours for strokes, distinct in print and to the colour-blind (Okabe and Ito, no yellow)."""
+"""Colours of strokes, distinct in print and for colour-blind readers (Okabe and Ito, no yellow)."""
 
 import itertools
 
 import numpy as np
 from PIL import Image, ImageColor
 
-# Near-black, blue, orange, purple, vermilion, green, sky blue: neighbours are the most distinct.
+# Near-black, blue, orange, purple, vermilion, green, sky blue, ordered so that neighbours differ.
 STROKES = ("#1A1A1A", "#0072B2", "#E69F00", "#CC79A7", "#D55E00", "#009E73", "#56B4E9")
 GAP = "#D9D9D9"
 
 
 def indexed() -> Image.Image:
-    """Return the colours of anti-aliased strokes: shades on white, and two strokes that cross.
+    """Return a palette for anti-aliased strokes: shades on white, and mixtures where two cross.
 
     Returns:
-      A Pillow image of mode P to give to `Image.quantize`, of fewer than 256 colours.
+      Pillow image of mode P for `Image.quantize`, with fewer than 256 colours.
     """
     white, gap, *strokes = (np.array(ImageColor.getrgb(name)) for name in ("white", GAP, *STROKES))
     colours = [white, gap]

@@ -1,7 +1,7 @@
-"""Where the points of a drawing lie in a square picture.
+"""Place the points of a drawing in a square picture.
 
-A drawing is an array [length, 3] of absolute x, y (y down, any scale) and the state of the pen:
-0 the stroke goes on, 1 last point of its stroke, 2 no point (padding behind the end).
+A drawing is an array [length, 3] of absolute x, y (y down, any scale) and pen state: 0 the stroke
+continues, 1 last point of its stroke, 2 no point (padding after the end).
 """
 
 from typing import TypeAlias
@@ -16,12 +16,12 @@ Drawings: TypeAlias = ArrayLike  # [count, length, 3], or one [length, 3]
 
 
 def line_width(size: float) -> float:
-    """Return the width of the pen's line in a picture of `size` pixels."""
+    """Return the line width in a picture of `size` pixels."""
     return size / 32
 
 
 def margin(size: float) -> float:
-    """Return the white margin of a picture of `size` pixels, which no ink enters."""
+    """Return the width of the margin, always white, of a picture of `size` pixels."""
     return size / 16
 
 
@@ -35,7 +35,7 @@ def as_drawings(drawings: Drawings) -> NumpyArray:
       [count, length, 3] float64.
 
     Raises:
-      ValueError: the shape is another.
+      ValueError: the array has another shape.
     """
     drawings = np.asarray(drawings, np.float64)
     if drawings.ndim not in (2, 3) or drawings.shape[-1] != 3:
@@ -44,17 +44,17 @@ def as_drawings(drawings: Drawings) -> NumpyArray:
 
 
 def place(drawing: Drawing, size: float) -> tuple[NumpyArray, NumpyArray]:
-    """Fit a drawing into a square picture: centred, as large as fits, its aspect kept.
+    """Fit a drawing into a square picture: centred, as large as possible, aspect ratio kept.
 
-    A row that is not finite is no point, though a pen state of 1 there still ends the stroke.
+    Rows that are not finite are skipped, but a pen state of 1 there still ends the stroke.
 
     Args:
       drawing: [length, 3] float64.
       size: side of the picture in pixels.
 
     Returns:
-      Tuple of the points, [points, 2] float64 from 0 (left or top edge) to `size`, and the number
-      of each point's stroke, [points] int64 from 0 without a gap. Points that are all equal lie
+      Tuple of the points, [points, 2] float64 from 0 (left or top edge) to `size`, and the index
+      of each point's stroke, [points] int64, consecutive from 0. If all points are equal, they lie
       in the centre.
     """
     pen = np.rint(drawing[:, 2])
@@ -64,7 +64,7 @@ def place(drawing: Drawing, size: float) -> tuple[NumpyArray, NumpyArray]:
     if not len(points):
         return points, np.zeros(0, np.int64)
     _, stroke = np.unique(stroke[present], return_inverse=True)
-    points = points / (np.abs(points).max() or 1)  # else the extent of large ones overflows
+    points = points / (np.abs(points).max() or 1)  # the extent of large values would overflow
     low, high = points.min(0), points.max(0)
     extent = (high - low).max() or 1
     side = size - 2 * margin(size) - line_width(size)

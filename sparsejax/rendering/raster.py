@@ -1,4 +1,4 @@
-"""Drawings as black-and-white images, for metrics and classifiers that read images."""
+"""Drawings as greyscale images, for metrics and classifiers of images."""
 
 import numpy as np
 
@@ -7,13 +7,13 @@ from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.rendering.placement import Drawings, as_drawings
 from sparsejax.types import NumpyArray
 
-# Any metric on rasters is defined by these pixels: a change of a single one (line width, margin,
-# smoothing) needs a new version, which belongs beside every number computed from them.
+# Metrics on rasters depend on every pixel: any change (line width, margin, smoothing) needs a new
+# version, which is reported with every number computed from rasters.
 RASTER_VERSION = "strokes-1"
 
 
 def rasterize(drawings: Drawings, size: int = 64) -> NumpyArray:
-    """Draw black ink on white: lines of width size / 32 inside a margin of size / 16.
+    """Draw black on white, with lines of width size / 32 inside a margin of size / 16.
 
     Args:
       drawings: [count, length, 3] floats, or one [length, 3], see `placement`.

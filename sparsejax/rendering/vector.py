@@ -1,4 +1,4 @@
-"""Drawings as SVG, one path a stroke."""
+"""Drawings as SVG, one path per stroke."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def to_svg(drawing: Drawings, size: int = 109) -> str:
       The SVG document.
 
     Raises:
-      ValueError: the drawing has another shape.
+      ValueError: `drawing` is more than one drawing, or has another shape.
     """
     drawings = as_drawings(drawing)
     if len(drawings) != 1:
@@ -72,7 +72,7 @@ def _group(drawing: Drawing, size: int, attributes: str = "") -> str:
 
 
 def _path(points: NumpyArray) -> str:
-    """Return path data; one point is a line of no length, which its round caps make a dot."""
+    """Return path data; a single point becomes a line of length 0, which round caps make a dot."""
     if len(points) == 1:
         points = np.repeat(points, 2, 0)
     return "M" + " L".join(f"{_number(x)} {_number(y)}" for x, y in points)
