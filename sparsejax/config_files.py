@@ -15,6 +15,7 @@ from sparsejax import schema
 from sparsejax.configuration import check_type, complete, require_key, set_key
 from sparsejax.errors import ConfigError, require
 from sparsejax.families.registry import FAMILIES, model_keys
+from sparsejax.plugins import import_modules
 from sparsejax.schema import Key
 from sparsejax.types import Value
 
@@ -33,6 +34,10 @@ def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> 
     Raises:
       ConfigError: the file doesn't exist or raises an error, or a key or value is invalid.
     """
+    imports = next(key for key in schema.KEYS if key.path == "imports")
+    for path, text in overrides:
+        if path == "imports":  # before the file, whose argument may name what they register
+            import_modules(_parse(imports, text))
     path, colon, argument = file.partition(":")
     get_config = _run_file(path)
     config = _call(path, lambda: get_config(argument) if colon else get_config(), file)
@@ -43,6 +48,7 @@ def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> 
         config = complete(config.copy_and_resolve_references().to_dict())
     except ConfigError as error:
         raise ConfigError(f"config file {path}: {error}") from error
+    import_modules(config.imports)
     return _override(config, overrides)
 
 
@@ -114,6 +120,13 @@ def _name_network(config: ConfigDict, section: str) -> None:
 
 
 def _set_text(config: ConfigDict, key: Key, text: str | None) -> None:
+    value = _parse(key, text)
+    require(schema.is_accepted(key, value), key.path, value, schema.describe_accepted(key))
+    set_key(config, key.path, value)
+
+
+def _parse(key: Key, text: str | None) -> Value:
+    """Return the value of a key that a text stands for; it has the key's type."""
     accepted = schema.describe_accepted(key)
     if text is None:
         flag = schema.without_none(key.type) is bool
@@ -124,5 +137,4 @@ def _set_text(config: ConfigDict, key: Key, text: str | None) -> None:
     except ValueError:
         require(False, key.path, text, accepted)
     check_type(key, value)
-    require(schema.is_accepted(key, value), key.path, value, accepted)
-    set_key(config, key.path, value)
+    return value

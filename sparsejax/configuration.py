@@ -19,6 +19,7 @@ from sparsejax import schema
 from sparsejax.diffusion import noise_schedules
 from sparsejax.errors import ConfigError, nearest, require
 from sparsejax.nested import flatten
+from sparsejax.plugins import import_modules
 from sparsejax.schema import KEYS, NETWORK_SECTIONS, STRUCTURES, Key
 from sparsejax.seeds import MAX_SEED
 from sparsejax.sparsity.methods import METHODS
@@ -36,6 +37,7 @@ FREE_ON_RESUME = (
     "checkpoint.keep",
     "sample",
     "task.reference_split",
+    "imports",
 )
 # Paths of data: may change too if the data there are the same.
 PLACES = ("task.source", "task.data_dir", "task.latents_dir", "first_stage.path")
@@ -144,6 +146,7 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
       ConfigError: names the config key, its value and what is accepted.
     """
     config = complete(config.copy_and_resolve_references().to_dict())
+    import_modules(config.imports)
     sparsity = config.sparsity
     if saved:
         for name in ("begin", "end", "includes_end"):

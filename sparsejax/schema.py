@@ -49,6 +49,12 @@ class Key(NamedTuple):
 
 KEYS = (
     Key("name", str, "experiment", "first part of the default workdir's name"),
+    Key(
+        "imports",
+        tuple[str, ...],
+        (),
+        "modules to import first: they register methods of your own (docs/extending.md)",
+    ),
     Key("seed", int, 0, "seed of weights, masks, data order and noise", f"0 to {MAX_SEED}"),
     Key("steps", int, 1000, "optimizer steps", "1 or more"),
     Key(
@@ -312,7 +318,9 @@ def describe_type(type_: KeyType) -> str:
 
 def describe_accepted(key: Key) -> str:
     """Describe the accepted values of a key: its choices, or its type and range."""
-    if isinstance(key.accepted, tuple | dict):
+    if isinstance(key.accepted, dict):
+        return f"{', '.join(key.accepted)}, or what a module of config.imports registers"
+    if isinstance(key.accepted, tuple):
         return ", ".join(map(str, key.accepted))
     text = describe_type(key.type)
     return f"{text}, {key.accepted}" if key.accepted else text

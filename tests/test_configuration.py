@@ -141,7 +141,7 @@ def test_only_keys_that_do_not_touch_the_training_are_free_on_resume():
             assert [line.split(":")[0] for line in differing] in ([], [name])
             free |= set() if differing else {name}
     groups = {f"{group}.{key}" for group in ("sample", "log") for key in saved[group]}
-    alone = {"steps", "task.reference_split", "checkpoint.every", "checkpoint.keep"}
+    alone = {"steps", "imports", "task.reference_split", "checkpoint.every", "checkpoint.keep"}
     assert free == alone | groups
 
 

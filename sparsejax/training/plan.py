@@ -4,7 +4,7 @@ import logging
 
 import jax
 
-from sparsejax.errors import require
+from sparsejax.errors import ConfigError, require
 from sparsejax.sparsity import structure as structures
 from sparsejax.sparsity.distributions import get_distribution
 from sparsejax.sparsity.methods import get_method
@@ -25,7 +25,11 @@ def build_method(sparsity, model):
     Raises:
       ConfigError: the network has no such structure.
     """
-    return get_method(sparsity.method, build_structure(sparsity, model))
+    structure = build_structure(sparsity, model)
+    try:
+        return get_method(sparsity.method, structure)
+    except ValueError as error:
+        raise ConfigError(f"config.sparsity.structure is {structure.name!r}: {error}") from error
 
 
 def build_structure(sparsity, model):

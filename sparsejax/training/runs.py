@@ -23,6 +23,7 @@ from sparsejax.configuration import (
 from sparsejax.data.stamps import describe
 from sparsejax.errors import ConfigError
 from sparsejax.families import Facts, Model, build_data, build_model, stamp_data
+from sparsejax.plugins import import_modules
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.sparsity.distributions import DISTRIBUTIONS
 from sparsejax.sparsity.methods import METHODS
@@ -177,11 +178,16 @@ def read_config(workdir):
             f"workdir {str(workdir)!r} holds no run: there is no {path}; {_runs_near(workdir)}"
         )
     config = ml_collections.FrozenConfigDict(_tuples(_read_saved(path)))
+    try:
+        import_modules(config.imports)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     for key, known in (("method", METHODS), ("distribution", DISTRIBUTIONS)):
         if config.sparsity[key] not in known:
+            value = config.sparsity[key]
             raise ConfigError(
-                f"{path}: config.sparsity.{key} is {config.sparsity[key]!r}, which is not "
-                f"registered here; accepted: {', '.join(known)}, or one that you register first"
+                f"{path}: config.sparsity.{key} is {value!r}, which is not registered; "
+                f"accepted: {', '.join(known)}, or what a module of config.imports registers"
             )
     return config
 

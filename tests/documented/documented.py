@@ -58,8 +58,15 @@ NOT_RUN = [
     (r"^benchmarks/(chirodiff|against_pytorch)\.py", "needs an interpreter with PyTorch"),
 ]
 
+FLAGS = re.DOTALL | re.MULTILINE
 PLACEHOLDERS = {"FOLDER": "docs/results/digits"}
 FIRST_ALONE = ("seeds", "levels", "drop[-_]fractions", "update[-_]intervals")
+
+
+def files_of(document):
+    """Return the code of the files that a document shows; `# name.py` is the first line of each."""
+    blocks = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", document.read_text(), FLAGS)
+    return dict(blocks)
 
 
 def tiny_flags(command):

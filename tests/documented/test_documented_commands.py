@@ -84,6 +84,9 @@ def place(tmp_path_factory):
     (place / "docs").mkdir()
     for script in (ROOT / "docs").glob("*.py"):
         shutil.copy(script, place / "docs")
+    for document in DOCUMENTS:
+        for name, code in documented.files_of(document).items():
+            (place / name).write_text(code)
     write_scribbles(place / "vmnist_like.npz", label=np.arange(60) % 10, mnist_index=np.arange(60))
     write_photos(place)
     shutil.copy(EXCERPTS / "kanjivg.zip", place / "kanjivg-20240807-main.zip")

@@ -1,0 +1,134 @@
+"""docs/extending.md: its code is run, by the commands that it shows."""
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparsejax import sparsity
+from sparsejax.config_files import load_config
+from sparsejax.configuration import resolve
+from sparsejax.errors import ConfigError
+from sparsejax.sparsity import methods
+from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
+from sparsejax.training.metrics_log import read_metrics
+from sparsejax.training.runs import read_config
+from tests.documented.documented import files_of
+from tests.training.tiny import OVERRIDES, tiny_config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DIGITS = ROOT / "configs" / "digits.py"
+FILES = files_of(ROOT / "docs" / "extending.md")
+IMPORTS = ("imports", "my_method")
+
+
+def forget():
+    """As in another process: the module is not imported, the method is not registered."""
+    sys.modules.pop("my_method", None)
+    methods.METHODS.pop("gumbel", None)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, which holds my_method.py and is not on Python's path."""
+    (tmp_path / "my_method.py").write_text(FILES["my_method.py"])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    forget()
+
+
+def test_a_run_of_a_method_from_outside_is_trained_and_loads_again(folder):
+    overrides = [(key, str(value)) for key, value in OVERRIDES.items()]
+    config = load_config(f"{DIGITS}:gumbel,0.75", [*overrides, IMPORTS])
+    assert config.sparsity.method == "gumbel"
+    assert loop.train(config, "run")
+    assert str(folder) not in sys.path
+    updates = [line["replaced"] for line in read_metrics("run/metrics.jsonl") if "replaced" in line]
+    assert len(updates) == 5
+    assert 0 < updates[0] <= 0.5
+    save_sparse_run("run", "model.safetensors")
+
+    forget()
+    _, params, masks = load_run("run")
+    assert "gumbel" in methods.METHODS
+    assert read_config("run").imports == ("my_method",)
+    forget()
+    (folder / "my_method.py").unlink()
+    _, *loaded = load_sparse_run("model.safetensors")
+    for a, b in zip(*map(jax.tree.leaves, ([params, masks], loaded)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ConfigError, match="config.json: config.imports names 'my_method'"):
+        load_run("run")
+
+
+def test_the_method_grows_in_proportion_to_the_gradient(folder):
+    """The share of draws that each of three weights is grown in, against its |gradient|."""
+    resolve(tiny_config(imports=("my_method",)))
+    params = {"kernel": jnp.array([[2.0, 1.0, 0.0, 0.0, 0.0]])}
+    masks = {"kernel": params["kernel"] > 0}
+    gradients = {"kernel": jnp.array([[9.0, 0.0, -1.0, 2.0, 5.0]])}
+    keys = jax.random.split(jax.random.key(0), 500)
+    update = jax.vmap(sparsity.get_method("gumbel").update, (0, None, None, None, None))
+    _, drawn = update(keys, params, masks, gradients, 0.5)
+    share = np.asarray(drawn["kernel"])[:, 0].mean(0)
+    assert share[:2].tolist() == [1.0, 0.0]
+    np.testing.assert_allclose(share[2:], [1 / 8, 2 / 8, 5 / 8], atol=4 * np.sqrt(0.25 / 500))
+
+
+def test_imports_stand_anywhere_on_the_command_line(folder):
+    for overrides in (
+        [IMPORTS, ("sparsity.method", "gumbel")],
+        [("sparsity.method", "gumbel"), IMPORTS],
+    ):
+        forget()
+        config = load_config(str(DIGITS), overrides)
+        assert resolve(config).sparsity.method == "gumbel"
+        assert resolve(config).imports == ("my_method",)
+
+
+HEAD = "from sparsejax.sparsity import *\n"
+FAULTY = {
+    "import nothing_here": r"ModuleNotFoundError in line 1 of .*mine.py: No module named 'nothing_",
+    "x = (": "raises SyntaxError.*never closed",
+    "\nraise SystemExit(3)": "raises SystemExit in line 2 of .*mine.py: 3",
+    f"{HEAD}register_method('rigl', Method)": "'rigl' is sparsejax.sparsity.methods.rigl already",
+    f"{HEAD}Method('a', lambda: 3)": "update of method 'a' can't be called",
+}
+
+
+@pytest.mark.parametrize("code", FAULTY)
+def test_a_module_that_fails_is_named_in_a_line(folder, code):
+    (folder / "mine.py").write_text(code)
+    with pytest.raises(ConfigError, match=FAULTY[code]) as error:
+        load_config(str(DIGITS), [("imports", "mine")])
+    assert str(error.value).startswith("config.imports names 'mine': ")
+    assert "\n" not in str(error.value)
+    sys.modules.pop("mine", None)
+
+
+@pytest.mark.parametrize(
+    "name", ["my_metod", "my_method.a", "my_method.py", "./my_method", "", "."]
+)
+def test_modules_that_are_none_are_named_in_a_line(folder, name):
+    message = f"config.imports names '{name}': .*; accepted: "
+    with pytest.raises(ConfigError, match=message) as error:
+        resolve(tiny_config(imports=(name,)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_method_that_no_module_registers_raises_in_a_line(folder):
+    accepted = "accepted: dense, static, rigl, magran, or what a module of config.imports registers"
+    with pytest.raises(ConfigError, match=f"config.sparsity.method is 'mine'; {accepted}"):
+        resolve(tiny_config(**{"sparsity.method": "mine"}))
+
+
+def test_single_weights_are_all_that_a_plain_method_moves(folder):
+    config = tiny_config(imports=("my_method",))
+    config.sparsity.method, config.sparsity.structure = "gumbel", "block"
+    config.sparsity.block_size = 8
+    message = "config.sparsity.structure is 'block': method 'gumbel' moves single weights; accepted"
+    with pytest.raises(ConfigError, match=message):
+        loop.train(config, folder / "run")
