@@ -1,6 +1,7 @@
 """Sparse-to-sparse training of diffusion models.
 
     python -m sparsejax train --config configs/digits.py:rigl,0.75
+    python -m sparsejax sample --run runs/digits-rigl-0.75-0 --count 64
     python -m sparsejax evaluate --workdirs runs/digits-rigl-0.75-0,runs/digits-dense-0
     python -m sparsejax export --workdir runs/digits-rigl-0.75-0 --output exported --sparse
 
@@ -28,6 +29,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("Train a model, or go on with a run that was interrupted.", _RESUMES),
     "evaluate": Command("Evaluate and compare trained runs.", _REPEATS),
+    "sample": Command("Draw samples from a trained model.", _REPEATS),
     "export": Command("Write a trained model for other programs, or as a sparse file.", _REPEATS),
     "prepare": Command("Prepare the data of a config before training.", _RESUMES),
     "sweep": Command("Train and evaluate a grid of methods, sparsities and seeds.", _RESUMES),

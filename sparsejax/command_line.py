@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import re
 import sys
 import warnings
@@ -99,6 +100,21 @@ def numbers(kind: type) -> Callable[[str], tuple]:
             raise _refused(text, f"{accepted} with commas between") from None
 
     return parse
+
+
+def number(text: str) -> float:
+    """Return a finite number.
+
+    Raises:
+      argparse.ArgumentTypeError: `text` is none; names what is accepted.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise _refused(text, "a finite number")
+    return value
 
 
 def count(text: str) -> int:

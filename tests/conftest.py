@@ -3,6 +3,7 @@
 import collections
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -126,6 +127,16 @@ def tiny_run(made_once):
 
     folder = made_once("tiny_run", make)
     return folder / "tiny", json.loads((folder / "compiled.json").read_text())
+
+
+@pytest.fixture
+def own_logging():
+    """Handlers and level of logging are afterwards as before: commands set their own."""
+    root, ours = logging.root, logging.getLogger("sparsejax")
+    handlers, level = list(root.handlers), ours.level
+    yield
+    root.handlers[:] = handlers
+    ours.setLevel(level)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -22,7 +22,7 @@ from sparsejax.evaluation.evaluate import evaluate_runs
 from sparsejax.evaluation.grids import grid
 from sparsejax.evaluation.sweep import sweep
 from sparsejax.families.arguments import network_keys
-from sparsejax.families.registry import NETWORKS, model_keys
+from sparsejax.families.registry import FAMILIES, model_keys
 from sparsejax.keys_page import keys_page
 from sparsejax.metrics.distances import inception_score, kernel_distance
 from sparsejax.schema import KEYS
@@ -240,16 +240,7 @@ def test_a_larger_seed_of_a_saved_run_is_read_as_what_it_always_was(caplog):
     assert (keys[0] == keys[1]).all()
 
 
-@pytest.fixture
-def _own_logging(monkeypatch):
-    root, ours = logging.root, logging.getLogger("sparsejax")
-    handlers, level = list(root.handlers), ours.level
-    yield
-    root.handlers[:] = handlers
-    ours.setLevel(level)
-
-
-@pytest.mark.usefixtures("_own_logging")
+@pytest.mark.usefixtures("own_logging")
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
@@ -308,7 +299,7 @@ def test_what_is_wrong_with_a_command_is_one_line_and_status_2(
     assert message in line
 
 
-@pytest.mark.usefixtures("_own_logging")
+@pytest.mark.usefixtures("own_logging")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_the_head_of_the_command_and_its_flags_with_dashes(command, capsys):
     with pytest.raises(SystemExit) as exit_of:
@@ -322,13 +313,13 @@ def test_help_has_the_head_of_the_command_and_its_flags_with_dashes(command, cap
     assert text.count(f"python -m sparsejax {command} --") >= 1 + (command == "train")
 
 
-@pytest.mark.usefixtures("_own_logging")
+@pytest.mark.usefixtures("own_logging")
 def test_an_unexpected_exception_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         command_line.run(lambda: 1 / 0)
 
 
-@pytest.mark.usefixtures("_own_logging")
+@pytest.mark.usefixtures("own_logging")
 def test_a_loss_that_is_not_finite_ends_in_one_line(capsys, tmp_path):
     log = MetricsLog(tiny_config(), tmp_path, 0, [], jax.random.key(0))
 
@@ -344,7 +335,7 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(capsys, tmp_path):
     assert line.startswith("error: loss is nan, gradient norm 1.0 at step 1; last good state in ")
 
 
-@pytest.mark.usefixtures("_own_logging")
+@pytest.mark.usefixtures("own_logging")
 def test_messages_are_plain_lines_and_those_of_libraries_warnings_alone(capsys, monkeypatch):
     command_line.show_messages()
     logging.getLogger("sparsejax.training.loop").info("resumed %s", "runs/a")
@@ -359,7 +350,7 @@ def test_messages_are_plain_lines_and_those_of_libraries_warnings_alone(capsys, 
     ]
 
 
-@pytest.mark.usefixtures("_own_logging")
+@pytest.mark.usefixtures("own_logging")
 def test_a_progress_bar_is_not_torn_by_messages(capsys, monkeypatch):
     """On a terminal, rich takes stderr while a bar is shown: messages go above the bar."""
     from rich.console import Console
@@ -399,8 +390,8 @@ def test_the_page_of_config_keys_is_the_schema():
     for key in KEYS:
         assert f"| `{key.path}` |" in page
         assert key.meaning
-    for kinds in NETWORKS.values():
-        for network in kinds.values():
+    for family in FAMILIES.values():
+        for network in family.networks.values():
             for key in network_keys(network):
                 assert f"| `{key.path}` |" in page
                 assert key.meaning

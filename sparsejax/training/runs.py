@@ -32,6 +32,7 @@ from sparsejax.training import checkpoints
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.state import create_state, ema_params_of
+from sparsejax.types import Masks, Params, PathLike
 
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _FILES = ("config.json", "data.json", "facts.json", "metrics.jsonl", "summary.json")
@@ -141,7 +142,7 @@ def save_config(workdir, config):
 def save_facts(workdir: str | pathlib.Path, facts: Facts) -> None:
     """Write what the Model of a run has to know of its data to workdir/facts.json, once."""
     path = pathlib.Path(workdir) / _FACTS
-    if not path.exists():
+    if not os.path.exists(path):
         write_text(path, json.dumps(facts) + "\n")
 
 
@@ -152,10 +153,10 @@ def read_facts(workdir: str | pathlib.Path) -> Facts | None:
       ConfigError: facts.json is damaged.
     """
     path = pathlib.Path(workdir) / _FACTS
-    return _read_object(path) if path.exists() else None
+    return _read_object(path) if os.path.exists(path) else None
 
 
-def _build_model(config, facts):
+def build_model_of(config: ml_collections.FrozenConfigDict, facts: Facts | None) -> Model:
     """Build the Model of a run; one of before facts were kept has to find its data again."""
     return build_model(config, build_data(config).facts() if facts is None else facts)
 
@@ -273,7 +274,7 @@ def load_state(workdir):
       ConfigError: the workdir holds no run, or no whole checkpoint.
     """
     config = read_config(workdir)
-    model = _build_model(config, read_facts(workdir))
+    model = build_model_of(config, read_facts(workdir))
     restored = restore_state(workdir, config, model)
     if restored is None:
         raise _no_checkpoint(workdir)
@@ -357,12 +358,18 @@ def read_sparse_run(path):
     Raises:
       ValueError: the file is damaged, no sparse file, or one without a config; names the path.
     """
-    config, _, params, masks = _read_sparse(path)
+    config, _, params, masks = read_sparse(path)
     return config, params, masks
 
 
-def _read_sparse(path):
-    """Return config, facts (None if the file has none), params and masks of a sparse file."""
+def read_sparse(
+    path: PathLike,
+) -> tuple[ml_collections.FrozenConfigDict, Facts | None, Params, Masks]:
+    """Return config, facts (None if the file has none), params and masks of a sparse file.
+
+    Raises:
+      ValueError: see `read_sparse_run`.
+    """
     params, masks, metadata = load_sparse(path)
     try:
         config = with_defaults(json.loads(metadata["config"]), str(path))
@@ -389,9 +396,18 @@ def load_sparse_run(path: str | pathlib.Path) -> tuple[Model, Any, Any]:
     Example:
       `model, params, masks = load_sparse_run("model.safetensors")`
     """
-    config, facts, params, masks = _read_sparse(path)
-    model = _build_model(config, facts)
+    config, facts, params, masks = read_sparse(path)
+    model = build_model_of(config, facts)
+    check_weights(path, model, params)
+    return model, params, masks
+
+
+def check_weights(path: PathLike, model: Model, params: Params) -> None:
+    """Check that the weights of a sparse file are those of a Model's network.
+
+    Raises:
+      ValueError: their names or shapes differ; names the path.
+    """
     expected = jax.eval_shape(model.init, jax.random.key(0))
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
         raise ValueError(f"{path} holds weights of another network than its config describes")
-    return model, params, masks

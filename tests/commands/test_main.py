@@ -63,7 +63,7 @@ finally:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train", "--help"], ["prepare", "--help"], ["train", "--wrokdir=x"]],
+    [["train", "--help"], ["sample", "--help"], ["prepare", "--help"], ["train", "--wrokdir=x"]],
     ids=" ".join,
 )
 def test_help_and_mistyped_flags_wait_for_no_import(arguments):
@@ -76,12 +76,11 @@ def test_the_console_script_is_the_same_function():
     assert scripts == {"sparsejax": f"{main.__module__}:{main.__name__}"}
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_the_scripts_run_their_command(name):
-    as_script, as_command = python(f"{name}.py", "--a"), python("-m", "sparsejax", name, "--a")
-    assert as_script.stderr == as_command.stderr
-    assert as_script.stderr.startswith("error: there is no flag --a; nearest: ")
-    assert as_script.returncode == as_command.returncode == 2
+@pytest.mark.parametrize(("name", "flag"), [("train", "--workdir"), ("evaluate", "--workdirs")])
+def test_the_scripts_run_their_command(name, flag):
+    done = python(f"{name}.py", f"{flag}s=x")
+    assert done.stderr == f"error: there is no flag {flag}s; nearest: {flag}; see --help\n"
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_the_default_config_is_the_one_of_the_checkout(tmp_path):

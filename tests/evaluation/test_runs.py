@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparsejax.__main__ import run
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing, evaluate
 from sparsejax.evaluation.evaluate import evaluate_run, evaluate_runs, meter_of
@@ -72,6 +73,7 @@ def test_a_closed_run_prints_its_table_again(runs, capsys):
     assert "FLOPs, training (paper's formula)" in printed
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_runs_are_compared_from_the_same_noise(runs, tmp_path):
     workdirs = [str(workdir) for workdir, _ in runs.values()]
     command = [sys.executable, "evaluate.py", f"--workdirs={','.join(workdirs)}", "--samples=60"]
@@ -94,6 +96,9 @@ def test_runs_are_compared_from_the_same_noise(runs, tmp_path):
         pixels = np.stack([np.asarray(Image.open(path)) for path in pictures])
         assert pixels.shape == (60, 8, 8)
         assert len(np.unique(pixels, axis=0)) == 60
+    run("sample", [f"--run={workdirs[0]}", "--count=60", "--batch=25", f"--output={tmp_path}"])
+    pixels = [np.asarray(Image.open(tmp_path / f"samples/rigl/{i:05d}.png")) for i in range(60)]
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["images"][..., 0], pixels)
 
 
 def test_evaluation_repeats_whatever_the_batch(runs):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsejax.commands import export
+from sparsejax.commands import export, sample
 from sparsejax.commands.export import export_unet
 from sparsejax.configuration import resolve
 from sparsejax.data import latents as cache
@@ -22,6 +22,7 @@ from sparsejax.models import first_stage
 from sparsejax.models.autoencoder import VQModel
 from sparsejax.models.published import unet_from_diffusers
 from sparsejax.models.unet import UNet
+from sparsejax.rendering.pixels import to_pixels
 from sparsejax.sparse_files import read_metadata
 from sparsejax.training import load_run, load_sparse_run, loop, runs, save_sparse_run
 from sparsejax.training.metrics_log import read_metrics
@@ -255,6 +256,63 @@ def test_a_sparse_file_rebuilds_the_run_of_either_stage(stages, tmp_path):
         save_sparse_run(workdir, tmp_path / "model.safetensors")
         _, *model = load_sparse_run(tmp_path / "model.safetensors")
         jax.tree.map(np.testing.assert_array_equal, model, list(load_run(workdir)[1:]))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(stages, tmp_path_factory):
+    """A sparse file of the second stage, as on a machine that has neither images nor first stage.
+
+    And the workdir that it is of.
+    """
+    folder = tmp_path_factory.mktemp("elsewhere")
+    workdir = shutil.copytree(stages[2], folder / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["first_stage"]["path"] = config["task"]["source"] = "gone"
+    (workdir / "config.json").write_text(json.dumps(config))
+    save_sparse_run(workdir, folder / "model.safetensors")
+    return folder / "model.safetensors", workdir
+
+
+def sampled(folder, run, *flags):
+    sample.main([f"--run={run}", "--count=3", f"--output={folder}", *map(str, flags)])
+    return dict(np.load(folder / "samples.npz"))
+
+
+def test_without_its_first_stage_a_run_samples_latents(
+    elsewhere, first_params, latents_cache, stages, tmp_path, capsys
+):
+    ours, theirs = (sampled(tmp_path, path) for path in elsewhere)
+    assert list(ours) == ["latents"]
+    assert ours["latents"].shape == (3, 8, 8, 3)
+    np.testing.assert_array_equal(ours["latents"], theirs["latents"])
+    assert [path.name for path in tmp_path.iterdir()] == ["samples.npz"]
+    says = capsys.readouterr().out
+    assert says.count("latents are saved, not pictures: config.first_stage.path is 'gone'") == 2
+
+    decoded = sampled(tmp_path, elsewhere[0], f"--first-stage={stages[1]}", "--png")["images"]
+    z = ours["latents"] * latents_cache[1]
+    expected = to_pixels(apply({"params": first_params}, z, method="decode"))
+    np.testing.assert_allclose(decoded, expected, atol=1)
+    pictures = [np.asarray(Image.open(tmp_path / f"png/{i:05d}.png")) for i in range(3)]
+    np.testing.assert_array_equal(decoded, pictures)
+    again = sampled(tmp_path, stages[2])["images"]  # whose config says where the first stage is
+    np.testing.assert_array_equal(decoded, again)
+
+
+def test_another_first_stage_than_that_of_the_training_is_named(
+    elsewhere, stages, first_params, tmp_path
+):
+    changed = jax.tree.map(lambda x: x + np.float32(1e-3), first_params)
+    path, arguments = tmp_path / "other.safetensors", first_stage_config(stages[0]).model.to_dict()
+    first_stage.save_first_stage(path, changed, "vq", arguments)
+    ours, theirs = first_stage.digest(changed), first_stage.digest(first_params)
+    with pytest.raises(ConfigError, match=f"{ours}.* accepted: .*{theirs}"):
+        sampled(tmp_path, elsewhere[0], f"--first-stage={path}")
+    with pytest.raises(ConfigError, match="--png needs the first stage: .*'gone', which isn't"):
+        sampled(tmp_path, elsewhere[0], "--png")
+    with pytest.raises(ConfigError, match="config.first_stage.path is 'nowhere'; accepted: a file"):
+        sampled(tmp_path, elsewhere[0], "--first-stage=nowhere")
+    assert json.loads(read_metadata(elsewhere[0])["facts"])["first_stage"] == theirs
 
 
 def test_weights_of_another_network_are_refused_by_tensor(stages, tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 
 from configs.vmnist_chirodiff import get_config
+from sparsejax.commands import sample
 from sparsejax.configuration import resolve
 from sparsejax.data.drawings import with_times
 from sparsejax.data.images import to_unit_range
@@ -330,6 +331,24 @@ def test_a_sparse_file_rebuilds_the_run(run, tmp_path):
     model, *weights = runs.load_sparse_run(tmp_path / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, weights, list(runs.load_run(run[0])[1:]))
     assert model.passes_per_sample == runs.load_run(run[0])[0].passes_per_sample
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_a_sparse_file_is_sampled_without_its_data(run, tmp_path, monkeypatch):
+    """The same drawings as from the workdir, bit for bit, and the pictures that are measured."""
+    monkeypatch.setattr(strokes, "strokes_data", lambda config: pytest.fail("opens the data"))
+    runs.save_sparse_run(run[0], tmp_path / "model.safetensors")
+    for source, output in ((run[0], "run"), (tmp_path / "model.safetensors", "file")):
+        flags = ["--count=3", f"--output={tmp_path / output}", "--gif", "--grid"]
+        sample.main([f"--run={source}", *flags])
+    ours, theirs = (np.load(tmp_path / name / "samples.npz") for name in ("run", "file"))
+    assert sorted(ours) == ["images", "samples"]
+    assert ours["samples"].shape[::2] == (3, 3)
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name])
+    np.testing.assert_array_equal(ours["images"], strokes.to_images(ours["samples"]))
+    names = {path.name for path in (tmp_path / "file").iterdir()}
+    assert names == {"samples.npz", "samples.gif", "samples.svg", "grid.png"}
 
 
 def test_a_resumed_run_sees_the_same_batches(run):

@@ -1,0 +1,210 @@
+r"""Draw samples from a trained model: from its workdir, or from nothing but a sparse file.
+
+    python -m sparsejax sample --run runs/digits-rigl-0.75-0
+    python -m sparsejax sample --run model.safetensors --count 1000 --seed 1 --png
+    python -m sparsejax sample --run runs/celebahq_ldm-rigl-0.5-0 --steps 100 --eta 1 \
+        --first-stage vq-f4.ckpt --output faces --grid --png
+
+Writes samples.npz to --output: `images`, the 8-bit pictures [count, height, width, channels] that
+`evaluate` measures with the same seed, count and batch; of drawings also `samples`, their points.
+Unless --png or --gif asks for other pictures, grid.png shows them. A model on latents needs the
+first stage that it was trained with; without it, samples.npz holds `latents` alone.
+"""
+
+import contextlib
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from sparsejax import command_line
+from sparsejax.errors import ConfigError
+from sparsejax.storage import require_writable
+
+_BATCH = 256  # of `evaluate` too: the last bits of samples may depend on it
+_SHOWN = 256  # samples in a grid
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Sample a run.
+
+    Raises:
+      ConfigError: there is no run and no sparse file, or it can't be sampled as the flags say.
+    """
+    flags = _parser().parse_args(argv)
+    # Here, since they take seconds, for which --help and a mistyped flag shouldn't wait.
+    from sparsejax.training.trained import load
+
+    output = pathlib.Path(flags.output or pathlib.Path("samples") / _name(flags.run))
+    require_writable(output, "--output")
+    run = load(flags.run, first_stage=flags.first_stage, steps=flags.steps, eta=flags.eta)
+    _check_outputs(flags, run)
+    for warning in run.model.warnings:
+        logger.warning(warning)
+    how = ", through the compact network" if run.is_compact else ""
+    print(
+        f"{flags.run}: {flags.count} samples, {run.model.passes_per_sample} forward passes each"
+        f"{how}; the first ones compile",
+        flush=True,
+    )
+    arrays, shown = _draw(run, flags, output)
+    written = _write(run, arrays, shown, output, flags)
+    print(f"In {output}: {', '.join(written)}")
+
+
+def _parser():
+    parser = command_line.Parser(__doc__, prog="python -m sparsejax sample")
+    count, number = command_line.count, command_line.number
+    parser.add_argument(
+        "--run", required=True, metavar="RUN", help="Workdir of a run, or a sparse file."
+    )
+    parser.add_argument("--count", type=count, default=64, metavar="N", help="Number of samples.")
+    parser.add_argument(
+        "--seed", type=command_line.seed, default=0, metavar="N", help="Seed of the noise."
+    )
+    parser.add_argument(
+        "--steps", type=count, metavar="N", help="Steps of DDIM (default: config.sample.steps)."
+    )
+    parser.add_argument(
+        "--eta",
+        type=number,
+        metavar="NUMBER",
+        help="Of DDIM, from 0, deterministic, to 1 (default: config.sample.eta).",
+    )
+    parser.add_argument(
+        "--batch",
+        type=count,
+        default=_BATCH,
+        metavar="N",
+        help="Samples drawn at once, over all devices.",
+    )
+    parser.add_argument(
+        "--first-stage",
+        metavar="PATH",
+        help="First stage of a run on latents: a file, a folder of diffusers, or the workdir that "
+        "trained it (default: config.first_stage.path, if it is there).",
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="Folder to write to (default: samples/<name of the run or file>).",
+    )
+    parser.add_argument(
+        "--png", action="store_true", help="Write every picture as png/<index>.png."
+    )
+    parser.add_argument(
+        "--grid",
+        action="store_true",
+        help=f"Write grid.png, of the first {_SHOWN} samples (default: if neither --png "
+        "nor --gif is given).",
+    )
+    parser.add_argument(
+        "--gif", action="store_true", help="Of drawings, write samples.gif and samples.svg."
+    )
+    return parser
+
+
+def _name(run):
+    path = pathlib.Path(run)
+    return path.stem if path.suffix == ".safetensors" else path.resolve().name
+
+
+def _check_outputs(flags, run):
+    if flags.gif and "samples.gif" not in run.model.closing_files:
+        raise ConfigError(f"--gif is for drawings; {flags.run} is a run on {run.config.task.name}")
+    if not run.decodes:
+        wanted = [f"--{name}" for name in ("png", "grid", "gif") if getattr(flags, name)]
+        if wanted:
+            raise ConfigError(f"{', '.join(wanted)} needs the first stage: {_missing(run)}")
+        print(f"latents are saved, not pictures: {_missing(run)}")
+
+
+def _missing(run):
+    path = run.config.first_stage.path
+    return f"config.first_stage.path is {path!r}, which isn't here; --first-stage names another"
+
+
+def _draw(run, flags, output):
+    """Draw all samples; return the arrays of samples.npz and the samples to be shown."""
+    import numpy as np
+
+    from sparsejax.rendering.images import save_pngs
+    from sparsejax.rendering.pixels import to_pixels
+    from sparsejax.training.state import named_key
+
+    model, done = run.model, 0
+    names = ["images"] if run.decodes else ["latents"]
+    if run.decodes and model.to_images is not to_pixels:  # more than the picture tells
+        names.append("samples")
+    parts = {name: [] for name in names}
+    shown = []
+    key = named_key(flags.seed, "evaluation")
+    with _progress(flags.count) as show:
+        for samples in run.sample_batches(key, flags.count, batch=flags.batch):
+            _check_finite(flags.run, samples, done)
+            made = {"latents": samples, "samples": samples}
+            if run.decodes:
+                made["images"] = model.to_images(samples)
+                shown += list(samples[: max(0, _SHOWN - done)])
+                if flags.png:
+                    save_pngs(output / "png", made["images"], done)
+            for name, arrays in parts.items():
+                arrays.append(made[name])
+            done += len(samples)
+            show(done)
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}, np.array(shown)
+
+
+def _check_finite(run, samples, start):
+    from sparsejax.rendering.pixels import are_finite
+
+    bad = [start + i for i, is_finite in enumerate(are_finite(samples)) if not is_finite]
+    if bad:
+        raise ConfigError(
+            f"{run}: {len(bad)} of samples {start} to {start + len(samples) - 1} hold values that "
+            f"aren't finite, the first is {bad[0]}; accepted: a run that hasn't diverged, or more "
+            "--steps"
+        )
+
+
+@contextlib.contextmanager
+def _progress(count):
+    """Show a bar on a terminal while the context lasts; yields `show(done)`."""
+    if not sys.stdout.isatty():
+        yield lambda done: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(TextColumn("sampling"), *columns) as progress:
+        bar = progress.add_task("sampling", total=count)
+        yield lambda done: progress.update(bar, completed=done)
+
+
+def _write(run, arrays, shown, output, flags):
+    """Write all files but single pictures; return the names of everything written."""
+    import numpy as np
+    from PIL import Image
+
+    from sparsejax.atomic import replacing
+
+    output.mkdir(parents=True, exist_ok=True)
+    with replacing(output / "samples.npz") as partial, open(partial, "wb") as file:
+        np.savez(file, **arrays)
+    written = ["samples.npz"]
+    if run.decodes and (flags.grid or not (flags.png or flags.gif)):
+        with replacing(output / "grid.png") as partial:
+            Image.fromarray(run.model.render(shown)).save(partial, format="PNG")
+        written.append("grid.png")
+    if flags.gif:
+        run.model.illustrate(shown, output)
+        written += ["samples.gif", "samples.svg"]
+    return [*written, "png/"] if flags.png else written

@@ -1,0 +1,153 @@
+"""Trained models to sample from: of a workdir, or of nothing but a sparse file."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from sparsejax.compact.states import without_inactive
+from sparsejax.configuration import resolve, set_key
+from sparsejax.errors import ConfigError, require
+from sparsejax.families import Model
+from sparsejax.training import runs
+from sparsejax.training.sampling import make_keyed_sampler
+from sparsejax.types import Masks, NumpyArray, Params, PathLike, PRNGKey
+
+BATCH = 256  # samples drawn at once, as in evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained model, ready to be sampled.
+
+    Attributes:
+      config: resolved config of the run.
+      model: its Model.
+      params: its EMA parameters, or the parameters that the sparse file holds.
+      masks: their masks.
+      decodes: False for a run on latents whose first stage is missing: it samples latents.
+      is_compact: whether it is sampled through a network without what is inactive.
+    """
+
+    config: ml_collections.FrozenConfigDict
+    model: Model
+    params: Params
+    masks: Masks
+    decodes: bool
+    is_compact: bool
+    _sampler: Callable[[int], Callable[[PRNGKey, int], NumpyArray]] = dataclasses.field(repr=False)
+
+    def sample(self, key: PRNGKey, count: int, *, batch: int = BATCH) -> NumpyArray:
+        """Draw samples.
+
+        Args:
+          key: PRNG key; it determines an endless sequence, of which these are the first.
+          count: number of samples.
+          batch: number of samples drawn at once, over all devices; each number compiles anew.
+
+        Returns:
+          Samples [count, ...] float32: images [height, width, channels] in [-1, 1], drawings
+          [length, 3], or latents; `model.to_images` makes 8-bit pictures of images and drawings.
+
+        Raises:
+          ConfigError: a sample isn't finite.
+        """
+        return np.concatenate(list(self.sample_batches(key, count, batch=batch)))
+
+    def sample_batches(
+        self, key: PRNGKey, count: int, *, batch: int = BATCH
+    ) -> Iterator[NumpyArray]:
+        """Yield the samples of `sample`, `batch` at a time."""
+        batch = min(batch, count)
+        draw = self._sampler(batch)
+        for start in range(0, count, batch):
+            yield draw(key, start)[: count - start]
+
+
+def load(
+    path: PathLike,
+    *,
+    first_stage: PathLike | None = None,
+    steps: int | None = None,
+    eta: float | None = None,
+) -> Run:
+    """Load a trained model to sample from it; its data are not needed.
+
+    Args:
+      path: workdir of a run, or a sparse file (`python -m sparsejax export --sparse`).
+      first_stage: of a run on latents, its first stage: a file, a folder of diffusers, or the
+        workdir that trained it (default: where the config says, if it is there).
+      steps: sampling steps of DDIM (default: `config.sample.steps`).
+      eta: of DDIM, from 0, deterministic, to 1 (default: `config.sample.eta`).
+
+    Returns:
+      Run.
+
+    Raises:
+      ConfigError: there is no run and no sparse file, `first_stage` is not the one that the run
+        was trained with, or the run can't be sampled that way.
+
+    Example:
+      `sparsejax.load("runs/digits-rigl-0.75-0").sample(jax.random.key(0), 16)`
+    """
+    path = pathlib.Path(path)
+    config, facts, params, masks = _read(path)
+    config = _changed(config, first_stage, steps, eta)
+    model = runs.build_model_of(config, facts)
+    if path.is_file():
+        _named(runs.check_weights, path, model, params)
+    decodes = model.first_stage is None or bool(first_stage) or _is_there(config.first_stage.path)
+    frozen = model.frozen() if decodes else ()
+    params = jax.tree.map(jnp.asarray, params)
+    compact, small = without_inactive(config.sparsity, model, params, masks)
+
+    @functools.cache
+    def sampler(batch: int) -> Callable[[PRNGKey, int], NumpyArray]:
+        draw = make_keyed_sampler(compact, frozen, batch)
+        return lambda key, start: draw(small, key, start)
+
+    return Run(config, model, params, masks, decodes, compact is not model, sampler)
+
+
+def _read(path):
+    """Return config, facts, params and masks of a workdir or of a sparse file."""
+    if path.is_file():
+        return _named(runs.read_sparse, path)
+    config = runs.read_config(path)
+    return config, runs.read_facts(path), *runs.load_run(path)[1:]
+
+
+def _named(function, *args):
+    """Call what raises a ValueError that names a file; raise it as a ConfigError."""
+    try:
+        return function(*args)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _changed(config, first_stage, steps, eta):
+    """Return a resolved config with what the caller of `load` changes."""
+    sampler = config.sample.sampler
+    changes = {"sample.steps": steps, "sample.eta": eta, "first_stage.path": first_stage}
+    changes = {key: value for key, value in changes.items() if value is not None}
+    changed = ml_collections.ConfigDict(config.to_dict())
+    for key, value in changes.items():
+        if key == "first_stage.path":
+            name = config.task.name
+            require(name == "latents", "task.name", name, "latents, with a first stage")
+            value = str(value)
+        else:
+            accepted = f"the default of a run whose sample.sampler is {sampler}"
+            require(sampler == "ddim", key, value, accepted)
+        set_key(changed, key, value)
+    return resolve(changed, config.to_dict())
+
+
+def _is_there(path):
+    return bool(path) and os.path.exists(path)
