@@ -20,7 +20,6 @@ LONG = {
     "sparsejax/families/strokes.py: strokes_task",
     "sparsejax/reports/figures.py",
     "sparsejax/reports/report.py",
-    "sparsejax/sparsity/structure.py: channel",
 }
 
 

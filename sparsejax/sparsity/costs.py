@@ -6,9 +6,10 @@ times the layer's density; what masks cost and what hardware makes of them is no
 
 from sparsejax.sparsity.masks import summarize
 from sparsejax.sparsity.methods import get_method
+from sparsejax.types import LayerFlops, Masks, Params
 
 
-def active_parameters(params, masks):
+def active_parameters(params: Params, masks: Masks) -> int:
     """Count the parameters that are not masked out, biases and other dense leaves included.
 
     Args:
@@ -21,7 +22,7 @@ def active_parameters(params, masks):
     return summarize(params, masks).total.active
 
 
-def forward_flops(layer_flops, masks):
+def forward_flops(layer_flops: LayerFlops, masks: Masks) -> float:
     """Return the FLOPs of one forward pass with these masks.
 
     Args:
@@ -41,7 +42,7 @@ def forward_flops(layer_flops, masks):
     return float(sum(flops * density.get(name, 1.0) for name, flops in layer_flops.items()))
 
 
-def training_flops(method, f_sparse, f_dense, update_interval):
+def training_flops(method: str, f_sparse: float, f_dense: float, update_interval: int) -> float:
     """Return the mean training FLOPs of one example in one step, by the paper's formula.
 
     Backward costs twice the forward pass. RigL needs the dense gradient of the weights at
@@ -64,16 +65,16 @@ def training_flops(method, f_sparse, f_dense, update_interval):
       >>> training_flops("rigl", 1.0, 4.0, 99)
       3.03
     """
-    method = get_method(method)
-    if method.name == "dense":
+    of = get_method(method)
+    if of.name == "dense":
         return 3.0 * f_dense
-    if not method.uses_gradients:
+    if not of.uses_gradients:
         return 3.0 * f_sparse
     update = 2.0 * f_sparse + f_dense
     return (3.0 * f_sparse * update_interval + update) / (update_interval + 1)
 
 
-def run_flops(method, f_sparse, f_dense, steps, updates):
+def run_flops(method: str, f_sparse: float, f_dense: float, steps: int, updates: int) -> float:
     """Return the training FLOPs of one example over a run, by what the run really did.
 
     Every step trains, at three sparse passes; each update that looks at gradients (RigL's)
@@ -95,8 +96,8 @@ def run_flops(method, f_sparse, f_dense, steps, updates):
     Raises:
       ValueError: unknown method.
     """
-    method = get_method(method)
-    if method.name == "dense":
+    of = get_method(method)
+    if of.name == "dense":
         return 3.0 * f_dense * steps
-    update = (2.0 * f_sparse + f_dense) if method.uses_gradients else 0.0
+    update = (2.0 * f_sparse + f_dense) if of.uses_gradients else 0.0
     return 3.0 * f_sparse * steps + update * updates

@@ -4,16 +4,28 @@ import logging
 import math
 import numbers
 import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
 
 import jax
 import numpy as np
 
 from sparsejax.sparsity.masks import is_sparsifiable, path_name, target_active
+from sparsejax.types import IsSparsifiable, Params, Shape, Sparsities
 
 logger = logging.getLogger(__name__)
 
+Custom: TypeAlias = Sequence[tuple[str, float]]  # ordered pairs (pattern, sparsity)
+Distribution: TypeAlias = Callable[..., Sparsities]
 
-def uniform(params, sparsity, *, custom=(), is_sparsifiable=is_sparsifiable):
+
+def uniform(
+    params: Params,
+    sparsity: float,
+    *,
+    custom: Custom = (),
+    is_sparsifiable: IsSparsifiable = is_sparsifiable,
+) -> Sparsities:
     """Give every sparsifiable layer the same sparsity.
 
     Args:
@@ -41,7 +53,13 @@ def uniform(params, sparsity, *, custom=(), is_sparsifiable=is_sparsifiable):
     return _distribute(params, sparsity, custom, is_sparsifiable, solve)
 
 
-def erdos_renyi(params, sparsity, *, custom=(), is_sparsifiable=is_sparsifiable):
+def erdos_renyi(
+    params: Params,
+    sparsity: float,
+    *,
+    custom: Custom = (),
+    is_sparsifiable: IsSparsifiable = is_sparsifiable,
+) -> Sparsities:
     """Share out the active weights with density proportional to (n_in + n_out)/(n_in n_out).
 
     The dimensions before the last two count as one, so every layer is seen as a matrix of its
@@ -64,7 +82,13 @@ def erdos_renyi(params, sparsity, *, custom=(), is_sparsifiable=is_sparsifiable)
     return _distribute(params, sparsity, custom, is_sparsifiable, solve)
 
 
-def erdos_renyi_kernel(params, sparsity, *, custom=(), is_sparsifiable=is_sparsifiable):
+def erdos_renyi_kernel(
+    params: Params,
+    sparsity: float,
+    *,
+    custom: Custom = (),
+    is_sparsifiable: IsSparsifiable = is_sparsifiable,
+) -> Sparsities:
     """Share out the active weights with density proportional to sum(dims)/prod(dims).
 
     ERK (Evci et al. 2020, section 3): layers with few weights for their fan stay denser. A
@@ -92,14 +116,14 @@ def erdos_renyi_kernel(params, sparsity, *, custom=(), is_sparsifiable=is_sparsi
     return _distribute(params, sparsity, custom, is_sparsifiable, solve)
 
 
-DISTRIBUTIONS = {
+DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform": uniform,
     "erdos_renyi": erdos_renyi,
     "erdos_renyi_kernel": erdos_renyi_kernel,
 }
 
 
-def get_distribution(name):
+def get_distribution(name: str) -> Distribution:
     """Return the distribution function of this name.
 
     Raises:
@@ -110,15 +134,21 @@ def get_distribution(name):
     return DISTRIBUTIONS[name]
 
 
-def _er_weight(shape):
+def _er_weight(shape: Shape) -> float:
     return sum(shape[-2:]) / math.prod(shape[-2:])
 
 
-def _erk_weight(shape):
+def _erk_weight(shape: Shape) -> float:
     return sum(shape) / math.prod(shape)
 
 
-def _distribute(params, sparsity, custom, is_sparsifiable, solve):
+def _distribute(
+    params: Params,
+    sparsity: float,
+    custom: Custom,
+    is_sparsifiable: IsSparsifiable,
+    solve: Callable[[list[Shape]], list[float]],
+) -> Sparsities:
     """Solve for the layers that no custom pair takes; 0.0 for leaves that stay dense."""
     _check_sparsity(sparsity, "sparsity")
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
@@ -133,11 +163,11 @@ def _distribute(params, sparsity, custom, is_sparsifiable, solve):
     free = [name for name in shapes if name not in taken]
     solved = dict(zip(free, solve([shapes[name] for name in free]), strict=True))
     result = dict.fromkeys(names, 0.0) | taken | solved
-    return treedef.unflatten([float(result[name]) for name in names])
+    return jax.tree.unflatten(treedef, [float(result[name]) for name in names])
 
 
-def _match_custom(names, custom):
-    taken = {}
+def _match_custom(names: Iterable[str], custom: Custom) -> dict[str, float]:
+    taken: dict[str, float] = {}
     for pair in custom:
         is_pair = isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
         if isinstance(custom, dict) or not is_pair:
@@ -158,12 +188,14 @@ def _match_custom(names, custom):
     return taken
 
 
-def _check_sparsity(sparsity, what):
+def _check_sparsity(sparsity: float, what: str) -> None:
     if not (isinstance(sparsity, numbers.Real) and 0.0 <= sparsity < 1.0):
         raise ValueError(f"{what} is {sparsity!r}; accepted: [0, 1)")
 
 
-def _share_out(shapes, sparsity, weight):
+def _share_out(
+    shapes: Sequence[Shape], sparsity: float, weight: Callable[[Shape], float]
+) -> list[float]:
     """Return sparsities `1 - epsilon * weight(shape)` that meet the total budget."""
     sizes = np.array([math.prod(shape) for shape in shapes], float)
     weights = np.array([weight(shape) for shape in shapes], float)

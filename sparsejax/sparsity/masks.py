@@ -1,6 +1,7 @@
 """The mask pytree: which weights can be sparse, drawing masks, applying and counting them."""
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,11 +9,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.sparsity.selection import select_top
+from sparsejax.types import (
+    Array,
+    IsSparsifiable,
+    KeyPath,
+    Leaf,
+    Masks,
+    Params,
+    PRNGKey,
+    PyTree,
+    Shape,
+    Sparsities,
+)
 
 _DENSE_NAMES = ("bias", "scale", "offset", "embedding", "embeddings")
 
 
-def path_name(path):
+def path_name(path: KeyPath | str) -> str:
     """Join a pytree key path with slashes: `down/conv/kernel`. Strings pass unchanged.
 
     The last step of a flax nnx state, `.value`, is left out: it names no parameter.
@@ -24,7 +37,7 @@ def path_name(path):
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def is_sparsifiable(path, leaf):
+def is_sparsifiable(path: KeyPath | str, leaf: Leaf) -> bool:
     """Tell whether a parameter can be sparse: a float array of two or more dimensions.
 
     Leaves stay dense whose path ends in `bias`, `scale`, `offset`, `embedding` or `embeddings`,
@@ -53,7 +66,7 @@ def is_sparsifiable(path, leaf):
     return len(leaf.shape) == 2 or sum(length != 1 for length in leaf.shape) > 1
 
 
-def target_active(size, sparsity):
+def target_active(size: int, sparsity: float) -> int:
     """Return how many of `size` weights a layer of this sparsity keeps.
 
     The rule is `size - floor(sparsity * size)`, in float64: at least one, since a sparsity
@@ -62,7 +75,7 @@ def target_active(size, sparsity):
     return size - int(sparsity * size)
 
 
-def dense_masks(params):
+def dense_masks(params: Params) -> Masks:
     """Return the masks of a dense model: a 0-d boolean True for every leaf of `params`.
 
     Args:
@@ -78,7 +91,7 @@ def dense_masks(params):
     return jax.tree.map(lambda _: jnp.asarray(True), params)
 
 
-def random_masks(key, params, sparsities):
+def random_masks(key: PRNGKey, params: Params, sparsities: Sparsities) -> Masks:
     """Draw a random topology with an exact number of active weights in every layer.
 
     Args:
@@ -103,7 +116,7 @@ def random_masks(key, params, sparsities):
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     shapes, counts, shardings = [], [], []
     for (path, leaf), sparsity in zip(
-        paths_and_leaves, treedef.flatten_up_to(sparsities), strict=True
+        paths_and_leaves, _leaves_as(params, sparsities), strict=True
     ):
         if not 0.0 <= sparsity < 1.0:
             raise ValueError(f"sparsity of {path_name(path)} is {sparsity}; accepted: [0, 1)")
@@ -119,36 +132,44 @@ def random_masks(key, params, sparsities):
         these = draw(key, indices, tuple(shapes[i] for i in indices), [counts[i] for i in indices])
         for index, mask in zip(indices, these, strict=True):
             drawn[index] = mask
-    return treedef.unflatten(drawn)
+    return jax.tree.unflatten(treedef, drawn)
 
 
-def place_like(masks, params):
+def place_like(masks: Masks, params: Params) -> Masks:
     """Give full-shape masks the sharding of `params`, where these are committed to devices."""
 
-    def place(mask, param):
+    def place(mask: Array, param: Leaf) -> Array:
         sharding = _sharding_of(param)
         return jax.device_put(mask, sharding) if mask.ndim and sharding is not None else mask
 
     return jax.tree.map(place, masks, params)
 
 
-def _sharding_of(leaf):
+def _leaves_as(params: Params, tree: PyTree) -> list[Leaf]:
+    """Return the leaves of a tree that has the structure of `params`."""
+    structure: PyTree = jax.tree.structure(params)
+    return structure.flatten_up_to(tree)
+
+
+def _sharding_of(leaf: Leaf) -> jax.sharding.Sharding | None:
     """Return the sharding of an array committed to devices; None for any other leaf."""
     is_array = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     return leaf.sharding if is_array and leaf.committed else None
 
 
-def _by_devices(shardings):
+def _by_devices(shardings: Sequence[jax.sharding.Sharding | None]) -> list[tuple[int, ...]]:
     """Group indices by the devices of their arrays, since a program runs on one set of devices."""
-    devices = [sharding and frozenset(sharding.device_set) for sharding in shardings]
-    anywhere = next(filter(None, devices), None)
-    groups = {}
+    devices = [s and frozenset(s.device_set) for s in shardings]
+    anywhere = next((these for these in devices if these), None)
+    groups: dict[frozenset[jax.Device] | None, list[int]] = {}
     for index, these in enumerate(devices):
         groups.setdefault(these or anywhere, []).append(index)
     return [tuple(indices) for indices in groups.values()]
 
 
-def _draw_masks(key, indices, shapes, counts):
+def _draw_masks(
+    key: PRNGKey, indices: Sequence[int], shapes: Sequence[Shape | None], counts: Sequence[int]
+) -> list[Array]:
     """Draw masks in one compiled function; a shape of None gives a 0-d mask."""
     return [
         jnp.asarray(True)
@@ -158,7 +179,7 @@ def _draw_masks(key, indices, shapes, counts):
     ]
 
 
-def apply_masks(params, masks):
+def apply_masks(params: Params, masks: Masks) -> Params:
     """Return `params` with exact zeros wherever the mask is False.
 
     A selection, not a product: a NaN in an inactive weight becomes zero.
@@ -179,7 +200,7 @@ def apply_masks(params, masks):
     return jax.tree.map(lambda param, mask: jnp.where(mask, param, 0), params, masks)
 
 
-def count_active(params, masks):
+def count_active(params: Params, masks: Masks) -> PyTree:
     """Count the active weights of each leaf; may be traced.
 
     Args:
@@ -196,7 +217,7 @@ def count_active(params, masks):
     )
 
 
-def pack_bits(masks):
+def pack_bits(masks: Masks) -> PyTree:
     """Hold eight weights' masks in a byte.
 
     Args:
@@ -212,7 +233,7 @@ def pack_bits(masks):
     return jax.tree.map(lambda mask: jnp.packbits(mask) if mask.ndim else mask, masks)
 
 
-def unpack_bits(packed, params):
+def unpack_bits(packed: PyTree, params: Params) -> Masks:
     """Return the masks that `pack_bits` has packed.
 
     Args:
@@ -223,7 +244,7 @@ def unpack_bits(packed, params):
       Masks of `params`.
     """
 
-    def unpack(bits, param):
+    def unpack(bits: Array, param: Leaf) -> Array:
         if bits.ndim == 0:
             return bits
         size = math.prod(param.shape)
@@ -255,7 +276,9 @@ class Summary(NamedTuple):
     total: LayerSummary
 
 
-def summarize(params, masks, *, is_sparsifiable=is_sparsifiable):
+def summarize(
+    params: Params, masks: Masks, *, is_sparsifiable: IsSparsifiable = is_sparsifiable
+) -> Summary:
     """Count weights and active weights, per layer and in total.
 
     Args:
@@ -272,8 +295,8 @@ def summarize(params, masks, *, is_sparsifiable=is_sparsifiable):
       >>> summarize(params, masks).total
       LayerSummary(weights=6, active=4, density=0.6666666666666666)
     """
-    paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-    mask_leaves = treedef.flatten_up_to(masks)
+    paths_and_leaves = jax.tree_util.tree_leaves_with_path(params)
+    mask_leaves = _leaves_as(params, masks)
     sums = jax.device_get([jnp.sum(mask) for mask in mask_leaves])
     layers, sparsifiable = {}, []
     for (path, leaf), mask, active in zip(paths_and_leaves, mask_leaves, sums, strict=True):
@@ -288,11 +311,11 @@ def summarize(params, masks, *, is_sparsifiable=is_sparsifiable):
     )
 
 
-def _layer_summary(weights, active):
+def _layer_summary(weights: int, active: int) -> LayerSummary:
     return LayerSummary(weights, active, active / weights if weights else 1.0)
 
 
-def _add_up(layers):
+def _add_up(layers: Iterable[LayerSummary]) -> LayerSummary:
     return _layer_summary(
         sum(layer.weights for layer in layers), sum(layer.active for layer in layers)
     )

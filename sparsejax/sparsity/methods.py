@@ -11,13 +11,26 @@ import functools
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TypeAlias
 
 import jax
 
 from sparsejax.sparsity import masks as masks_lib
 from sparsejax.sparsity import topology
-from sparsejax.sparsity.structure import WEIGHT
+from sparsejax.sparsity.structure import WEIGHT, Structure
+from sparsejax.types import (
+    ArrayLike,
+    Gradients,
+    Masks,
+    Params,
+    PRNGKey,
+    PyTree,
+    Scores,
+    Sparsities,
+)
+
+Init: TypeAlias = Callable[[PRNGKey, Params, Sparsities], Masks]
+Update: TypeAlias = Callable[..., tuple[Params, Masks]]
 
 _POSITIONAL = ("key", "params", "masks", "gradients", "fraction")
 
@@ -62,20 +75,20 @@ class Method:
     """
 
     name: str
-    update: Callable[..., tuple[Any, Any]]
-    init: Callable[..., Any] = masks_lib.random_masks
-    probe: Callable[..., Any] = lambda key, params, masks: params
+    update: Update
+    init: Init = masks_lib.random_masks
+    probe: Callable[[PRNGKey, Params, Masks], Params] = lambda key, params, masks: params
     is_dynamic: bool = True
     uses_gradients: bool = False
     changes_density: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.changes_density and not self.is_dynamic:
             raise ValueError(f"method {self.name!r} changes density; accepted: is_dynamic=True")
         object.__setattr__(self, "update", _taking_step_and_density(self.name, self.update))
 
 
-def _taking_step_and_density(name, update):
+def _taking_step_and_density(name: str, update: Update) -> Update:
     """Return `update` that accepts `step` and `density` and drops those it has no parameter for.
 
     Raises:
@@ -97,28 +110,32 @@ def _taking_step_and_density(name, update):
         return update
 
     @functools.wraps(update)
-    def update_ignoring(*args, **kwargs):
+    def update_ignoring(*args: PyTree, **kwargs: PyTree) -> tuple[Params, Masks]:
         return update(*args, **{k: v for k, v in kwargs.items() if k in taken})
 
     return update_ignoring
 
 
-def dense(structure):
+Factory: TypeAlias = Callable[[Structure], Method]
+
+
+def dense(structure: Structure) -> Method:
     """Return the baseline: no masks."""
     del structure
     return Method("dense", _keep, _no_masks, is_dynamic=False)
 
 
-def static(structure):
+def static(structure: Structure) -> Method:
     """Return Static-DM: a random topology that stays."""
     return Method("static", _keep, random_topology(structure), is_dynamic=False)
 
 
-def rigl(structure):
+def rigl(structure: Structure) -> Method:
     """Return RigL-DM: drop the smallest, grow where the mean |dense gradient| is largest."""
 
-    def update(key, params, masks, gradients, fraction, *, step=None, density=None):
-        del step, density
+    def update(
+        key: PRNGKey, params: Params, masks: Masks, gradients: Gradients, fraction: ArrayLike
+    ) -> tuple[Params, Masks]:
         scores = structure.grow_scores(gradients)
         return drop_and_grow(structure, key, params, masks, scores, fraction)
 
@@ -126,21 +143,35 @@ def rigl(structure):
     return Method("rigl", update, init, structure.probe, uses_gradients=True)
 
 
-def magran(structure):
+def magran(structure: Structure) -> Method:
     """Return MagRan-DM: drop the smallest, grow at random."""
 
-    def update(key, params, masks, gradients, fraction, *, step=None, density=None):
-        del gradients, step, density
+    def update(
+        key: PRNGKey, params: Params, masks: Masks, gradients: Gradients, fraction: ArrayLike
+    ) -> tuple[Params, Masks]:
+        del gradients
         scores = _random_scores(key, structure.unit_masks(masks))
         return drop_and_grow(structure, key, params, masks, scores, fraction)
 
     return Method("magran", update, random_topology(structure))
 
 
-METHODS = {"dense": dense, "static": static, "rigl": rigl, "magran": magran}
+METHODS: dict[str, Method | Factory] = {
+    "dense": dense,
+    "static": static,
+    "rigl": rigl,
+    "magran": magran,
+}
 
 
-def drop_and_grow(structure, key, params, masks, grow_scores, fraction):
+def drop_and_grow(
+    structure: Structure,
+    key: PRNGKey,
+    params: Params,
+    masks: Masks,
+    grow_scores: Scores,
+    fraction: ArrayLike,
+) -> tuple[Params, Masks]:
     """Drop the units of smallest magnitude and grow those with the largest scores.
 
     Args:
@@ -160,7 +191,7 @@ def drop_and_grow(structure, key, params, masks, grow_scores, fraction):
     return structure.revive(key, params, masks, after), after
 
 
-def random_topology(structure):
+def random_topology(structure: Structure) -> Init:
     """Return the `init` of a Method that draws which units of a structure are active.
 
     Args:
@@ -170,7 +201,7 @@ def random_topology(structure):
       `init(key, params, sparsities) -> masks`.
     """
 
-    def init(key, params, sparsities):
+    def init(key: PRNGKey, params: Params, sparsities: Sparsities) -> Masks:
         if structure is WEIGHT:
             return masks_lib.random_masks(key, params, sparsities)
         units = jax.eval_shape(structure.pool, params)
@@ -180,25 +211,31 @@ def random_topology(structure):
     return init
 
 
-def _keep(key, params, masks, gradients, fraction, *, step=None, density=None):
-    del key, gradients, fraction, step, density
+def _keep(
+    key: PRNGKey,
+    params: Params,
+    masks: Masks,
+    gradients: Gradients,
+    fraction: ArrayLike,
+) -> tuple[Params, Masks]:
+    del key, gradients, fraction
     return params, masks
 
 
-def _random_scores(key, masks):
+def _random_scores(key: PRNGKey, masks: Masks) -> Scores:
     leaves, treedef = jax.tree.flatten(masks)
     keys = [jax.random.fold_in(key, index) for index in range(len(leaves))]
-    return treedef.unflatten(
-        [jax.random.uniform(k, m.shape) for k, m in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(
+        treedef, [jax.random.uniform(k, m.shape) for k, m in zip(keys, leaves, strict=True)]
     )
 
 
-def _no_masks(key, params, sparsities):
+def _no_masks(key: PRNGKey, params: Params, sparsities: Sparsities) -> Masks:
     del key, sparsities
     return masks_lib.dense_masks(params)
 
 
-def register_method(name, method):
+def register_method(name: str, method: Method | Factory) -> None:
     """Register a method of your own, for `get_method` and `config.sparsity.method`.
 
     Registering a name again from the same place replaces its method, so a module can be reloaded,
@@ -233,7 +270,7 @@ def register_method(name, method):
     METHODS[name] = method
 
 
-def _origin(method):
+def _origin(method: Method | Factory) -> tuple[str, str]:
     """Return the module and name of the function that a method is made of."""
     function = method.update if isinstance(method, Method) else method
     kind = type(function)
@@ -241,7 +278,7 @@ def _origin(method):
     return getattr(function, "__module__", kind.__module__), name
 
 
-def get_method(name, structure=WEIGHT):
+def get_method(name: str, structure: Structure = WEIGHT) -> Method:
     """Return the method of this name: `dense`, `static`, `rigl`, `magran` or a registered one.
 
     Args:

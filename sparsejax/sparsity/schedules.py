@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from sparsejax.types import Array
+
 
 @dataclasses.dataclass(frozen=True)
 class UpdateSchedule:
@@ -27,15 +29,15 @@ class UpdateSchedule:
     end: int
     includes_end: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.update_interval < 1:
             raise ValueError(f"update_interval is {self.update_interval}; accepted: 1 or more")
 
-    def is_due(self, step):
+    def is_due(self, step: int | Array) -> bool | Array:
         """Tell whether the topology changes after optimizer step `step` (int or array)."""
         stop = self.end + 1 if self.includes_end else self.end
         return (self.begin <= step) & (step < stop) & (step % self.update_interval == 0)
 
-    def count_due(self, steps):
+    def count_due(self, steps: int) -> int:
         """Return how many updates a run of this many optimizer steps makes."""
-        return sum(map(self.is_due, range(1, steps + 1)))
+        return sum(bool(self.is_due(step)) for step in range(1, steps + 1))

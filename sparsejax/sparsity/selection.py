@@ -9,8 +9,10 @@ built bit by bit, one counting pass a bit. A second bisection over flat indices 
 import jax.numpy as jnp
 from jax import lax
 
+from sparsejax.types import Array, ArrayLike
 
-def _ordered_bits(scores):
+
+def _ordered_bits(scores: Array) -> Array:
     """Map floats to unsigned integers in the same order, NaN to 1; 0 is left unused.
 
     The bits are read, not the values: on a CPU a denormal compares equal to zero.
@@ -27,21 +29,21 @@ def _ordered_bits(scores):
     return ordered.astype(jnp.promote_types(unsigned, jnp.uint32))
 
 
-def _kth_largest(keys, count, width):
+def _kth_largest(keys: Array, count: Array, width: int) -> Array:
     """Return the largest threshold that at least `count` of the unsigned `keys` reach."""
 
-    def try_bit(i, threshold):
+    def try_bit(i: Array, threshold: Array) -> Array:
         candidate = threshold | (jnp.ones((), keys.dtype) << (width - 1 - i).astype(keys.dtype))
         return jnp.where(_count(keys >= candidate) >= count, candidate, threshold)
 
     return lax.fori_loop(0, width, try_bit, jnp.zeros((), keys.dtype))
 
 
-def _first(ties, count):
+def _first(ties: Array, count: Array) -> Array:
     """Keep the first `count` True entries of the flat boolean array `ties`."""
     index = jnp.arange(ties.size, dtype=jnp.int32)
 
-    def halve(bounds):
+    def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = low + (high - low) // 2
         enough = _count(ties & (index < middle)) >= count
@@ -55,11 +57,11 @@ def _first(ties, count):
     return ties & (index < end)
 
 
-def _count(booleans):
+def _count(booleans: Array) -> Array:
     return jnp.sum(booleans, dtype=jnp.int32)
 
 
-def select_top(scores, count, *, candidates=None):
+def select_top(scores: ArrayLike, count: ArrayLike, *, candidates: Array | None = None) -> Array:
     """Select exactly `count` of the largest scores.
 
     Ties go to the lowest flat index; NaN ranks below every number; -0.0 ties with 0.0. The

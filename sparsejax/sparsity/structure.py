@@ -7,16 +7,32 @@ their contract: full-shape booleans, constant within a unit.
 
 import logging
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.sparsity.masks import apply_masks, is_sparsifiable, path_name, target_active
+from sparsejax.types import (
+    Array,
+    Gradients,
+    IsSparsifiable,
+    KeyPath,
+    Leaf,
+    Masks,
+    NumpyArray,
+    Params,
+    PRNGKey,
+    PyTree,
+    Scores,
+    Shape,
+)
 
 logger = logging.getLogger(__name__)
+
+Units: TypeAlias = PyTree  # an array [units] for each array of params, or for each group
 
 
 class Structure(NamedTuple):
@@ -35,15 +51,17 @@ class Structure(NamedTuple):
     """
 
     name: str
-    pool: Callable[..., Any]
-    grow_scores: Callable[..., Any]
-    unit_masks: Callable[..., Any]
-    spread: Callable[..., Any]
-    probe: Callable[..., Any] = lambda key, params, masks: params
-    revive: Callable[..., Any] = lambda key, params, before, after: apply_masks(params, after)
+    pool: Callable[[Params], Scores]
+    grow_scores: Callable[[Gradients], Scores]
+    unit_masks: Callable[[Masks], Units]
+    spread: Callable[[Units, Params], Masks]
+    probe: Callable[[PRNGKey, Params, Masks], Params] = lambda key, params, masks: params
+    revive: Callable[[PRNGKey, Params, Masks, Masks], Params] = lambda key, params, before, after: (
+        apply_masks(params, after)
+    )
 
 
-def _magnitudes(tree):
+def _magnitudes(tree: PyTree) -> Scores:
     return jax.tree.map(jnp.abs, tree)
 
 
@@ -52,7 +70,7 @@ WEIGHT = Structure(
 )
 
 
-def block(size):
+def block(size: int) -> Structure:
     """Return the structure of blocks: `size` input by `size` output channels, all taps together.
 
     A block's score is the mean over its weights. It comes back at zero, as a weight does. A layer
@@ -70,19 +88,19 @@ def block(size):
       (2, 3)
     """
 
-    def pool(leaf):
+    def pool(leaf: Array) -> Array:
         if not fits_blocks(leaf.shape, size):
             return jnp.abs(leaf)
         rows, columns = leaf.shape[-2] // size, leaf.shape[-1] // size
         parts = jnp.abs(leaf).reshape(-1, rows, size, columns, size)
         return parts.mean((0, 2, 4), dtype=jnp.promote_types(leaf.dtype, jnp.float32))
 
-    def unit_mask(mask):
+    def unit_mask(mask: Array) -> Array:
         if not fits_blocks(mask.shape, size):
             return mask
         return mask.reshape(-1, *mask.shape[-2:])[0, ::size, ::size]
 
-    def spread(units, leaf):
+    def spread(units: Array, leaf: Leaf) -> Array:
         if units.ndim == 0 or not fits_blocks(leaf.shape, size):
             return units
         wide = jnp.repeat(jnp.repeat(units, size, axis=0), size, axis=1)
@@ -98,7 +116,7 @@ def block(size):
     )
 
 
-def fits_blocks(shape, size):
+def fits_blocks(shape: Shape, size: int) -> bool:
     """Tell whether an array of this shape divides into blocks of its last two dimensions."""
     return len(shape) >= 2 and shape[-2] % size == 0 and shape[-1] % size == 0
 
@@ -115,11 +133,14 @@ class Member(NamedTuple):
 
     path: str
     axis: int
-    units: np.ndarray
+    units: NumpyArray
     incoming: bool
 
 
-def channel(groups, init):
+ChannelGroups: TypeAlias = Mapping[str, Sequence[Member]]
+
+
+def channel(groups: ChannelGroups, init: Callable[[PRNGKey], Params]) -> Structure:
     """Return the structure of channels: units that run through several arrays.
 
     Where a unit is inactive, all that leads into it and out of it is: the network is one without
@@ -138,86 +159,46 @@ def channel(groups, init):
     """
     members = _members_by_path(groups)
 
-    def mean_over(tree, accept):
-        """Average |values| over the weights that belong to a unit, by group."""
-        leaves = dict(_named(tree))
-        sums = dict.fromkeys(groups, 0.0)
-        sizes = dict.fromkeys(groups, 0)
-        for name, group in groups.items():
-            for member in filter(accept, group):
-                leaf = leaves[member.path]
-                if len(leaf.shape) < 2:
-                    continue
-                other = tuple(axis for axis in range(leaf.ndim) if axis != member.axis)
-                by_index = jnp.abs(leaf).sum(other, dtype=jnp.float32)
-                count = number_of_units(group)
-                sums[name] += jnp.zeros(count + 1).at[member.units].add(by_index)[:count]
-                indices = np.sum(member.units >= 0) // count
-                sizes[name] += indices * leaf.size // leaf.shape[member.axis]
-        return {name: sums[name] / sizes[name] for name in groups}
-
-    def unit_masks(masks):
-        leaves = dict(_named(masks))
-
-        def of(group):
-            member = next(m for m in group if leaves[m.path].ndim)
-            other = tuple(i for i in range(leaves[member.path].ndim) if i != member.axis)
-            by_index = jnp.any(leaves[member.path], other)
-            count = number_of_units(group)
-            return jnp.zeros(count + 1, bool).at[member.units].max(by_index)[:count]
-
-        return {name: of(group) for name, group in groups.items()}
-
-    def along(units, path, shape, accept, otherwise):
-        """Spread units over one array: an array that broadcasts to `shape`."""
-        result = jnp.full((1,) * len(shape), otherwise)
-        for name, member in members.get(path, ()):
-            if accept(member):
-                by_index = jnp.append(units[name], otherwise)[member.units]
-                other = [axis for axis in range(len(shape)) if axis != member.axis]
-                by_index = jnp.expand_dims(by_index, other)
-                result = result & by_index if otherwise else result | by_index
-        return result
-
-    def spread(units, params):
-        def leaf_mask(path, leaf):
+    def spread(units: Units, params: Params) -> Masks:
+        def leaf_mask(path: KeyPath, leaf: Leaf) -> Array:
             name = path_name(path)
             if name not in members or len(leaf.shape) < 2:
                 return jnp.asarray(True)
-            return jnp.broadcast_to(along(units, name, leaf.shape, _any, True), leaf.shape)
+            return jnp.broadcast_to(_along(members[name], units, leaf.shape), leaf.shape)
 
         return jax.tree_util.tree_map_with_path(leaf_mask, params)
 
-    def begin(key, params, absent, active):
+    def begin(key: PRNGKey, params: Params, absent: Units, active: Units) -> Params:
         """Give units that are `absent` fresh incoming weights from the units that aren't."""
 
-        def leaf(path, param, fresh):
+        def leaf(path: KeyPath, param: Array, fresh: Array) -> Array:
             name = path_name(path)
             if name not in members or param.ndim < 2:
                 return param
-            into = along(absent, name, param.shape, lambda m: m.incoming, False)
-            out_of = along(absent, name, param.shape, lambda m: not m.incoming, False)
-            there = along(active, name, param.shape, _any, True)
+            parts = members[name]
+            into = _along(parts, absent, param.shape, lambda m: m.incoming, otherwise=False)
+            out_of = _along(parts, absent, param.shape, lambda m: not m.incoming, otherwise=False)
+            there = _along(parts, active, param.shape)
             return jnp.where(into & ~out_of & there, fresh, param)
 
         fresh = init(jax.random.fold_in(key, _FRESH))
         return jax.tree_util.tree_map_with_path(leaf, params, fresh)
 
-    def probe(key, params, masks):
-        inactive = {name: ~units for name, units in unit_masks(masks).items()}
+    def probe(key: PRNGKey, params: Params, masks: Masks) -> Params:
+        inactive = {name: ~units for name, units in _unit_masks(groups, masks).items()}
         everywhere = {name: jnp.ones_like(units) for name, units in inactive.items()}
         return begin(key, params, inactive, everywhere)
 
-    def revive(key, params, before, after):
-        old, new = unit_masks(before), unit_masks(after)
+    def revive(key: PRNGKey, params: Params, before: Masks, after: Masks) -> Params:
+        old, new = _unit_masks(groups, before), _unit_masks(groups, after)
         returned = {name: new[name] & ~old[name] for name in groups}
         return begin(key, apply_masks(params, after), returned, new)
 
     return Structure(
         "channel",
-        pool=lambda params: mean_over(params, _any),
-        grow_scores=lambda gradients: mean_over(gradients, lambda member: not member.incoming),
-        unit_masks=unit_masks,
+        pool=lambda params: _mean_over(groups, params, _any),
+        grow_scores=lambda gradients: _mean_over(groups, gradients, lambda m: not m.incoming),
+        unit_masks=lambda masks: _unit_masks(groups, masks),
         spread=spread,
         probe=probe,
         revive=revive,
@@ -227,29 +208,83 @@ def channel(groups, init):
 _FRESH = 2**31 - 1  # what a key is folded with: no index of a layer
 
 
-def _any(member):
+def _any(member: Member) -> bool:
     del member
     return True
 
 
-def _named(tree):
+def _mean_over(
+    groups: ChannelGroups, tree: PyTree, accept: Callable[[Member], bool]
+) -> dict[str, Array]:
+    """Average |values| over the weights that belong to a unit, by group."""
+    leaves = dict(_named(tree))
+    sums: dict[str, Array] = {name: jnp.zeros(()) for name in groups}
+    sizes = dict.fromkeys(groups, 0)
+    for name, group in groups.items():
+        for member in filter(accept, group):
+            leaf = leaves[member.path]
+            if len(leaf.shape) < 2:
+                continue
+            other = tuple(axis for axis in range(leaf.ndim) if axis != member.axis)
+            by_index = jnp.abs(leaf).sum(other, dtype=jnp.float32)
+            count = number_of_units(group)
+            sums[name] += jnp.zeros(count + 1).at[member.units].add(by_index)[:count]
+            indices = np.sum(member.units >= 0) // count
+            sizes[name] += indices * leaf.size // leaf.shape[member.axis]
+    return {name: sums[name] / sizes[name] for name in groups}
+
+
+def _unit_masks(groups: ChannelGroups, masks: Masks) -> dict[str, Array]:
+    """Return which units of each group are active."""
+    leaves = dict(_named(masks))
+
+    def of(group: Sequence[Member]) -> Array:
+        member = next(m for m in group if leaves[m.path].ndim)
+        other = tuple(i for i in range(leaves[member.path].ndim) if i != member.axis)
+        by_index = jnp.any(leaves[member.path], other)
+        count = number_of_units(group)
+        return jnp.zeros(count + 1, bool).at[member.units].max(by_index)[:count]
+
+    return {name: of(group) for name, group in groups.items()}
+
+
+def _along(
+    members: Sequence[tuple[str, Member]],
+    units: Units,
+    shape: Shape,
+    accept: Callable[[Member], bool] = _any,
+    *,
+    otherwise: bool = True,
+) -> Array:
+    """Spread units over one array: an array that broadcasts to `shape`."""
+    result = jnp.full((1,) * len(shape), otherwise)
+    for name, member in members:
+        if accept(member):
+            by_index = jnp.append(units[name], otherwise)[member.units]
+            other = [axis for axis in range(len(shape)) if axis != member.axis]
+            by_index = jnp.expand_dims(by_index, other)
+            result = result & by_index if otherwise else result | by_index
+    return result
+
+
+def _named(tree: PyTree) -> list[tuple[str, Leaf]]:
     return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def _members_by_path(groups):
-    members = {}
+def _members_by_path(groups: ChannelGroups) -> dict[str, list[tuple[str, Member]]]:
+    members: dict[str, list[tuple[str, Member]]] = {}
     for name, group in groups.items():
         for member in group:
             members.setdefault(member.path, []).append((name, member))
     return members
 
 
-def number_of_units(group):
+def number_of_units(group: Sequence[Member]) -> int:
     """Return how many units a group of `Member` has."""
     return int(group[0].units.max()) + 1
 
 
-def channel_sparsities(groups, params, sparsity):
+def channel_sparsities(groups: ChannelGroups, params: Params, sparsity: float) -> dict[str, float]:
     """Find the share of units to leave out of every group, the same for all, for a sparsity.
 
     Where both sides of a kernel are units, leaving out half of them leaves a quarter of the
@@ -268,14 +303,14 @@ def channel_sparsities(groups, params, sparsity):
     counts = {name: number_of_units(group) for name, group in groups.items()}
     covered = [path for path in members if len(leaves[path].shape) >= 2]
 
-    def active(share):
+    def active(share: float) -> float:
         total = 0.0
         for path in covered:
-            density = {}
+            density: dict[int, float] = {}
             for name, member in members[path]:
                 # Members of one axis, such as both directions before a layer, share its length.
                 kept = target_active(counts[name], share) / counts[name]
-                part = np.mean(member.units >= 0)
+                part = float(np.mean(member.units >= 0))
                 density[member.axis] = density.get(member.axis, 0.0) + kept * part
             total += math.prod(leaves[path].shape) * math.prod(density.values())
         return total
@@ -287,14 +322,21 @@ def channel_sparsities(groups, params, sparsity):
     return dict.fromkeys(groups, share)
 
 
-def log_exceptions(structure, params, size=None, groups=(), *, is_sparsifiable=is_sparsifiable):
+def log_exceptions(
+    structure: str,
+    params: Params,
+    size: int | None = None,
+    groups: ChannelGroups | None = None,
+    *,
+    is_sparsifiable: IsSparsifiable = is_sparsifiable,
+) -> list[str]:
     """Log which sparsifiable layers a structure leaves out, and what becomes of them.
 
     Args:
       structure: `block` or `channel`; nothing is said of `weight`.
       params: pytree of arrays or `jax.ShapeDtypeStruct`.
-      size: of blocks.
-      groups: of channels.
+      size: side of a block, if `structure` is `block`.
+      groups: `{name: [Member, ...]}`, if `structure` is `channel`.
       is_sparsifiable: predicate of path and leaf: which layers are looked at.
 
     Returns:
@@ -302,12 +344,12 @@ def log_exceptions(structure, params, size=None, groups=(), *, is_sparsifiable=i
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     layers = {path_name(path): leaf.shape for path, leaf in leaves if is_sparsifiable(path, leaf)}
-    if structure == "block":
+    if structure == "block" and size is not None:
         rule = f"move single weights: channels are no multiples of {size}"
         others = [name for name, shape in layers.items() if not fits_blocks(shape, size)]
     elif structure == "channel":
         rule = "stay dense: they belong to no group of channels"
-        others = [name for name in layers if name not in _members_by_path(dict(groups))]
+        others = [name for name in layers if name not in _members_by_path(groups or {})]
     else:
         return []
     if others:

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 
 from sparsejax.sparsity.masks import count_active
 from sparsejax.sparsity.selection import select_top
+from sparsejax.types import Array, ArrayLike, Masks, Params, PyTree, Scores
 
 __all__ = ["prune", "regrow", "rewire", "select_top"]
 
 
-def prune(params, masks, fraction):
+def prune(params: Params, masks: Masks, fraction: ArrayLike) -> Masks:
     """Deactivate the fraction of each layer's active weights with the smallest magnitude.
 
     Args:
@@ -32,7 +33,7 @@ def prune(params, masks, fraction):
       AssertionError: a full-shape mask has not the shape of its parameter.
     """
 
-    def prune_leaf(param, mask):
+    def prune_leaf(param: Array, mask: Array) -> Array:
         if mask.ndim == 0:
             return mask
         chex.assert_equal_shape([param, mask])
@@ -43,7 +44,7 @@ def prune(params, masks, fraction):
     return jax.tree.map(prune_leaf, params, masks)
 
 
-def regrow(masks, scores, counts, *, exclude=None):
+def regrow(masks: Masks, scores: Scores, counts: PyTree, *, exclude: Masks | None = None) -> Masks:
     """Activate in each layer the inactive weights with the largest scores.
 
     Args:
@@ -60,7 +61,9 @@ def regrow(masks, scores, counts, *, exclude=None):
       AssertionError: a full-shape mask has not the shape of its scores.
     """
 
-    def regrow_leaf(mask, score, count, excluded=None):
+    def regrow_leaf(
+        mask: Array, score: Array, count: ArrayLike, excluded: Array | None = None
+    ) -> Array:
         if mask.ndim == 0:
             return mask
         chex.assert_equal_shape([mask, score])
@@ -74,7 +77,7 @@ def regrow(masks, scores, counts, *, exclude=None):
     return jax.tree.map(regrow_leaf, *trees)
 
 
-def rewire(params, masks, grow_scores, fraction):
+def rewire(params: Params, masks: Masks, grow_scores: Scores, fraction: ArrayLike) -> Masks:
     """Prune by magnitude, then regrow as many weights by `grow_scores`, layer by layer.
 
     The drop-and-grow step of RigL (Evci et al. 2020, algorithm 1) and SET (Mocanu et al.

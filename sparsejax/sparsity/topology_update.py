@@ -1,22 +1,33 @@
 """The topology update of a training loop: one call between two optimizer steps."""
 
 from sparsejax.sparsity.masks import apply_masks
+from sparsejax.sparsity.methods import Method
 from sparsejax.sparsity.transforms import PackedState, reset_inactive
+from sparsejax.types import (
+    ArrayLike,
+    Gradients,
+    Masks,
+    Optimizer,
+    OptState,
+    Params,
+    PRNGKey,
+    Sparsities,
+)
 
 
 def update_topology(
-    method,
-    optimizer,
-    key,
-    params,
-    masks,
-    opt_state,
-    gradients,
-    fraction,
+    method: Method,
+    optimizer: Optimizer,
+    key: PRNGKey,
+    params: Params,
+    masks: Masks,
+    opt_state: OptState,
+    gradients: Gradients,
+    fraction: ArrayLike,
     *,
-    step=None,
-    density=None,
-):
+    step: ArrayLike | None = None,
+    density: Sparsities | None = None,
+) -> tuple[Params, Masks, OptState]:
     """Prune and regrow, and leave parameters and optimizer state ready for the next step.
 
     Call it in place of a step's end, inside `jax.jit` or outside. An EMA of the parameters that
