@@ -13,3 +13,13 @@ def quantity(value: float) -> str:
             digits = 2 if value < 10 * unit else 1 if value < 100 * unit else 0
             return f"{value / unit:.{digits}f} {name}"
     return f"{value:g}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural unless it is one.
+
+    Example:
+      >>> counted(1, "run"), counted(3, "run")
+      ('1 run', '3 runs')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"

@@ -13,7 +13,6 @@ UNTYPED = {
     "compact",
     "evaluation",
     "families",
-    "reports",
     "sparsity/packing",
     "sparsity/transforms",
     "training",

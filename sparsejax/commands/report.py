@@ -11,7 +11,8 @@ import pathlib
 from collections.abc import Sequence
 
 from sparsejax import command_line
-from sparsejax.reports.report import TITLE, read_results, write_report
+from sparsejax.reports.report import TITLE, write_report
+from sparsejax.reports.results import read_results
 
 
 def main(argv: Sequence[str] | None = None) -> None:

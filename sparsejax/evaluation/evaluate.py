@@ -25,7 +25,7 @@ from sparsejax.metrics.measures import METRICS, SUBSET_SIZE, build_meter
 from sparsejax.quantities import quantity
 from sparsejax.rendering.images import save_pngs
 from sparsejax.reports.report import write_report
-from sparsejax.reports.tables import measure_names
+from sparsejax.reports.results import measure_names
 from sparsejax.seeds import check_seed
 from sparsejax.sparsity.masks import path_name, summarize, unpack_bits
 from sparsejax.sparsity.methods import get_method

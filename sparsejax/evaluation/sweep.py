@@ -37,7 +37,7 @@ from sparsejax.evaluation.evaluate import (
 )
 from sparsejax.evaluation.grids import Run
 from sparsejax.rendering.pixels import PICTURES
-from sparsejax.reports.report import read_results
+from sparsejax.reports.results import read_results
 from sparsejax.seeds import check_seed
 from sparsejax.storage import require_writable
 from sparsejax.training import loop

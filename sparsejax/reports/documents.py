@@ -1,27 +1,15 @@
-"""Documents of text, tables and figures, written as Markdown and as one HTML page.
+"""What a document is made of: sections of text, tables, figures and pictures.
 
-The page needs no other file and no JavaScript: figures are SVG in it, pictures PNG. Whatever
-stands in a document is escaped; marked up are only `code` and **bold**.
+Only `code` and **bold** are markup in texts; writers escape everything else.
 """
 
-import base64
-import html
-import io
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
-import matplotlib
 from matplotlib.figure import Figure
-from PIL import Image
 
-from sparsejax.atomic import replacing
-from sparsejax.reports import figures
-from sparsejax.reports.sheets import sheet
-
-_TINY = 200  # pixels: narrower pictures are enlarged with hard edges
-_PLOT_BYTES, _SHEET_BYTES = 150_000, 320_000
-_RESOLUTIONS = (130, 100, 80)  # of plots: letters of 6 points can still be read at the last
-_WIDTHS = (420, 320, 240, 160, 120)  # of pictures in a sheet
+from sparsejax.reports.sheets import Picture
 
 
 class Text(NamedTuple):
@@ -33,7 +21,7 @@ class Text(NamedTuple):
 class Items(NamedTuple):
     """A list of short texts."""
 
-    texts: list
+    texts: list[str]
 
 
 class Table(NamedTuple):
@@ -42,16 +30,16 @@ class Table(NamedTuple):
     Attributes:
       caption: a sentence below its number.
       header: names of the columns.
-      body: list of lists of strings.
+      body: rows of cells.
       words: how many columns from the left hold words, not numbers.
       breaks: indices of rows that begin a part.
     """
 
     caption: str
-    header: list
-    body: list
+    header: list[str]
+    body: list[list[str]]
     words: int = 1
-    breaks: tuple = ()
+    breaks: tuple[int, ...] = ()
 
 
 class Plot(NamedTuple):
@@ -63,18 +51,11 @@ class Plot(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """Pictures to lay side by side: a list of `sheets.Picture`."""
+    """Pictures to lay side by side, with the name of their file and a caption."""
 
     name: str
-    pictures: list
+    pictures: list[Picture]
     caption: str
-
-
-class Folded(NamedTuple):
-    """Blocks that are shown on demand."""
-
-    summary: str
-    blocks: list
 
 
 class Code(NamedTuple):
@@ -84,59 +65,30 @@ class Code(NamedTuple):
     language: str
 
 
+Shown: TypeAlias = Text | Items | Table | Plot | Pictures | Code
+
+
+class Folded(NamedTuple):
+    """Blocks that are shown on demand."""
+
+    summary: str
+    blocks: list[Shown]
+
+
+Block: TypeAlias = Shown | Folded
+
+
 class Section(NamedTuple):
     """A heading and the blocks under it."""
 
     heading: str
-    blocks: list
+    blocks: list[Block]
 
 
-def write_markdown(path, title, sections):
-    """Write a document as Markdown, its figures as PNG into the folder `figures` beside it.
-
-    Args:
-      path: pathlib.Path of the file.
-      title: string.
-      sections: list of Section; the first one may have no heading.
-    """
-    folder = path.parent / "figures"
-    folder.mkdir(exist_ok=True)
-    numbers = _numbered(sections)
-    parts = [f"# {_markdown(title)}"]
-    for heading, blocks in sections:
-        parts += [f"## {_markdown(heading)}"] if heading else []
-        parts += [_markdown_block(block, numbers, folder) for block in blocks]
-    _write(path, "\n\n".join(parts) + "\n")
+Part: TypeAlias = tuple[Section | None, str]  # a section, and what it lacks for want of data
 
 
-def write_html(path, title, sections):
-    """Write a document as one HTML page, with contents after the section without a heading.
-
-    Args:
-      path: pathlib.Path of the file.
-      title: string.
-      sections: list of Section.
-    """
-    numbers = _numbered(sections)
-    contents, body = [], {"": [], "rest": []}
-    for heading, blocks in sections:
-        inside = "\n".join(_html_block(block, numbers) for block in blocks)
-        if heading:
-            name = anchor(heading)
-            contents.append(f'<li><a href="#{name}">{_inline(heading)}</a></li>')
-            inside = f'<h2 id="{name}">{_inline(heading)}</h2>\n{inside}'
-        body["rest" if heading else ""].append(f"<section>\n{inside}\n</section>")
-    page = _PAGE.format(
-        title=html.escape(title),
-        style=_CSS,
-        opening="\n".join(body[""]),
-        contents="".join(contents),
-        body="\n".join(body["rest"]),
-    )
-    _write(path, page)
-
-
-def anchor(text):
+def anchor(text: str) -> str:
     """Return a name for a file or a place in a page.
 
     Example:
@@ -146,8 +98,21 @@ def anchor(text):
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "part"
 
 
-def _numbered(sections):
-    """Return `{id(block): "Figure 3"}` for tables and figures, folded ones too."""
+class Document(NamedTuple):
+    """Sections under a title; `numbers` is `{id(block): "Figure 3"}` for tables and figures."""
+
+    title: str
+    sections: Sequence[Section]
+    numbers: dict[int, str]
+
+
+def number(title: str, sections: Sequence[Section]) -> Document:
+    """Return a document whose tables and figures are numbered, folded ones too.
+
+    Args:
+      title: of the document.
+      sections: the first one may have no heading.
+    """
     names, counts = {}, {"Figure": 0, "Table": 0}
     blocks = [block for section in sections for block in section.blocks]
     for block in blocks:
@@ -156,238 +121,4 @@ def _numbered(sections):
             if kind:
                 counts[kind] += 1
                 names[id(part)] = f"{kind} {counts[kind]}"
-    return names
-
-
-def _write(path, text):
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def _markdown_block(block, numbers, folder):
-    if isinstance(block, Text):
-        return _markdown(block.text)
-    if isinstance(block, Items):
-        return "\n".join(f"- {_markdown(text)}" for text in block.texts)
-    if isinstance(block, Code):
-        return f"```{block.language}\n{block.text}\n```"
-    if isinstance(block, Folded):
-        inside = "\n\n".join(_markdown_block(part, numbers, folder) for part in block.blocks)
-        return f"<details><summary>{_inline(block.summary)}</summary>\n\n{inside}\n\n</details>"
-    caption = f"*{numbers[id(block)]}.* {_markdown(block.caption)}"
-    if isinstance(block, Table):
-        return f"{caption}\n\n{_markdown_table(block)}"
-    png = _plot_png(block.figure) if isinstance(block, Plot) else _pictures_png(block.pictures)
-    (folder / f"{block.name}.png").write_bytes(png)
-    return f"![{numbers[id(block)]}]({folder.name}/{block.name}.png)\n\n{caption}"
-
-
-def _markdown_table(table):
-    ends = ["---"] * table.words + ["---:"] * (len(table.header) - table.words)
-    lines = [[_markdown_cell(cell) for cell in line] for line in (table.header, *table.body)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ends, *lines[1:]))
-
-
-def _markdown_cell(text):
-    return _markdown(text).replace("|", "\\|")
-
-
-def _markdown(text):
-    """Escape what Markdown would take for HTML."""
-    return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-
-
-def _plot_png(figure):
-    """Return a plot as a PNG of less than 150 kB, where it can be read at such a resolution."""
-    for resolution in _RESOLUTIONS:
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(figures.STYLE):
-            figure.savefig(buffer, format="png", dpi=resolution, metadata={"Software": None})
-        png = _small_png(Image.open(buffer).convert("RGB"), _PLOT_BYTES)
-        if len(png) <= _PLOT_BYTES:
-            break
-    return png
-
-
-def _pictures_png(pictures):
-    """Return pictures as one PNG of less than 320 kB: smaller if need be, their titles are not."""
-    for widest in _WIDTHS:
-        png = _small_png(Image.fromarray(sheet(pictures, widest=widest)), _SHEET_BYTES)
-        if len(png) <= _SHEET_BYTES:
-            break
-    return png
-
-
-def _small_png(image, limit):
-    """Return an image as a PNG, of fewer colours where it would be larger than `limit` bytes."""
-    for colours in (None, 256, 64, 32):
-        buffer = io.BytesIO()
-        (image.quantize(colours) if colours else image).save(buffer, "png", optimize=True)
-        if buffer.tell() <= limit:
-            break
-    return buffer.getvalue()
-
-
-def _html_block(block, numbers):
-    if isinstance(block, Text):
-        return f"<p>{_inline(block.text)}</p>"
-    if isinstance(block, Items):
-        return f"<ul>{''.join(f'<li>{_inline(text)}</li>' for text in block.texts)}</ul>"
-    if isinstance(block, Code):
-        return f"<pre><code>{html.escape(block.text)}</code></pre>"
-    if isinstance(block, Folded):
-        inside = "\n".join(_html_block(part, numbers) for part in block.blocks)
-        return f"<details><summary>{_inline(block.summary)}</summary>\n{inside}\n</details>"
-    caption = f"<b>{numbers[id(block)]}.</b> {_inline(block.caption)}"
-    if isinstance(block, Table):
-        return _html_table(block, caption)
-    inside = _svg(block) if isinstance(block, Plot) else _html_pictures(block.pictures)
-    kind = "plot" if isinstance(block, Plot) else "pictures"
-    return f'<figure class="{kind}">\n{inside}\n<figcaption>{caption}</figcaption>\n</figure>'
-
-
-def _html_table(table, caption):
-    kinds = ["word"] * table.words + ["number"] * (len(table.header) - table.words)
-    # A heading may break inside a long name: after a bracket, a colon, before the count.
-    headings = [re.sub(r"([\[\]:])", r"\1<wbr>", _inline(cell)) for cell in table.header]
-    head = "".join(
-        f'<th scope="col" class="{kind}">{cell}</th>'
-        for kind, cell in zip(kinds, headings, strict=True)
-    )
-    lines = []
-    for index, line in enumerate(table.body):
-        begins = ' class="begins"' if index in table.breaks else ""
-        cells = "".join(
-            f'<td class="{kind}">{_inline(cell)}</td>'
-            for kind, cell in zip(kinds, line, strict=True)
-        )
-        lines.append(f"<tr{begins}>{cells}</tr>")
-    body = "\n".join(lines)
-    return (
-        f'<figure class="table">\n<figcaption>{caption}</figcaption>\n'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Table">\n<table>\n'
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>\n</figure>"
-    )
-
-
-def _html_pictures(pictures):
-    items = []
-    for title, pixels in pictures:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="png", optimize=True)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        kind = ' class="tiny"' if pixels.shape[1] < _TINY else ""
-        first, *rest = title.split("\n")
-        text = "<br>".join([f"<b>{html.escape(first)}</b>", *map(html.escape, rest)])
-        alt = html.escape(title.replace("\n", ", "), quote=True)
-        items.append(
-            f'<div><img{kind} src="data:image/png;base64,{data}" alt="{alt}" '
-            f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"><p>{text}</p></div>'
-        )
-    return '<div class="grid">\n' + "\n".join(items) + "\n</div>"
-
-
-def _svg(plot):
-    """Return a figure as SVG to stand in a page: ids of its own, no metadata, any width."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context(figures.STYLE | {"svg.hashsalt": plot.name}):
-        plot.figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{plot.name}-', text)
-    text = re.sub(r'href="#', f'href="#{plot.name}-', text)
-    text = re.sub(r"url\(#", f"url(#{plot.name}-", text)
-    width = round(plot.figure.get_figwidth() * 96)
-    label = html.escape(plot.caption.replace("`", ""), quote=True)
-    shape = f'role="img" aria-label="{label}" style="max-width:{width}px"'
-    text = re.sub(r"<svg\b", f"<svg {shape}", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="Figure">{text}</div>'
-
-
-def _inline(text):
-    """Write a paragraph's text as HTML: escaped, with `code` and **bold**."""
-    text = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
-
-
-_CSS = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem 1.25rem 3rem; max-width: 76rem; background: #fff;
-  color: #1a1a1a; font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue",
-  Arial, "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 1rem 0; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; border-bottom: 1px solid #bbb; }
-p, ul { max-width: 48rem; margin: .6rem 0; }
-ul { padding-left: 1.25rem; }
-a { color: #00558a; }
-code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  font-size: .875em; }
-code { overflow-wrap: anywhere; }
-pre { overflow-x: auto; background: #f4f4f4; padding: .75rem; }
-nav ol { columns: 18rem; padding-left: 1.5rem; }
-figure { margin: 1.5rem 0; }
-figcaption { font-size: .875rem; color: #333; max-width: 52rem; margin: .4rem 0; }
-.scroll { overflow-x: auto; }
-.scroll:focus-visible { outline: 2px solid #0072b2; }
-.scroll svg { display: block; width: 100%; min-width: 30rem; height: auto; }
-table { border-collapse: collapse; font-size: .8125rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .6rem; text-align: right; white-space: nowrap; }
-th { vertical-align: bottom; white-space: normal; border-bottom: 2px solid #555; }
-td { border-bottom: 1px solid #ddd; }
-tr.begins td { border-top: 2px solid #999; }
-.word { text-align: left; }
-td.word:nth-child(n + 2) { white-space: normal; min-width: 12rem; overflow-wrap: anywhere; }
-th:first-child, td:first-child { position: sticky; left: 0; background: #fff; }
-td code { overflow-wrap: normal; }
-details { margin: 1rem 0; }
-summary { cursor: pointer; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
-.grid img { width: 100%; height: auto; display: block; border: 1px solid #ddd; }
-.grid p { margin: .3rem 0 0; font-size: .8125rem; line-height: 1.35; }
-.tiny { image-rendering: pixelated; }
-@media print {
-  @page { margin: 14mm; }
-  html { font-size: 9pt; }
-  body { font-size: 1rem; max-width: none; padding: 0; }
-  h2 { margin-top: 1.5rem; }
-  figure { margin: .75rem 0; }
-  p, ul, figcaption { max-width: none; }
-  nav { display: none; }
-  .scroll, pre { overflow: visible; }
-  .scroll svg { min-width: 0; width: 85%; max-height: 230mm; }
-  pre { white-space: pre-wrap; }
-  figure.plot, .grid > div, tr { break-inside: avoid; }
-  h2, figure.table figcaption { break-after: avoid; }
-  figure.pictures figcaption { break-before: avoid; }
-  table { font-size: 6pt; width: 100%; }
-  th, td { padding: .1rem .2rem; white-space: normal; overflow-wrap: normal; }
-  td code { overflow-wrap: break-word; }
-  th:first-child, td:first-child { position: static; }
-  td.word:nth-child(n + 2) { min-width: 0; }
-  .grid { grid-template-columns: repeat(5, 1fr); }
-  details::details-content { content-visibility: visible; block-size: auto; }
-}
-"""
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
-{opening}
-<nav aria-label="Contents"><ol>{contents}</ol></nav>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+    return Document(title, sections, names)

@@ -9,7 +9,12 @@ import pytest
 import scipy.stats
 from matplotlib.collections import QuadMesh
 
-from sparsejax.reports import figures, plots, tables
+from sparsejax.reports import plots, results, spreads
+from sparsejax.reports.effects import SETTINGS, effect, effect_lines
+from sparsejax.reports.exploration import ever_active, overlaps
+from sparsejax.reports.groups import compare
+from sparsejax.reports.layers import layer_densities
+from sparsejax.reports.pareto import COSTS, pareto
 from sparsejax.sparsity.masks import LayerSummary
 
 FD, HELD_OUT = "FD[classifier:digits]@1797", "held-out loss"
@@ -87,7 +92,7 @@ def make_row(method="rigl", sparsity=0.75, seed=0, p=None, interval=None, layers
         "seconds": 61.5,
     }
     if is_sparse:
-        row["ever_active"] = min(0.99, (figures.sparse_density(row) or 1) * (1 + 2 * (p or 0)))
+        row["ever_active"] = min(0.99, (results.sparse_density(counts) or 1) * (1 + 2 * (p or 0)))
     return row | others
 
 
@@ -109,16 +114,26 @@ def rows():
     return make_rows()
 
 
+def grouped(rows):
+    return compare(rows).groups
+
+
+def draw_effect(rows, measure, setting):
+    groups = grouped(rows)
+    lines = effect_lines(groups, measure, setting)
+    return effect(groups, lines, measure, setting) if lines else None
+
+
 def drawn(rows):
     """Draw all figures but the pictures."""
     yield from (
-        figures.pareto(rows, measure, cost)
-        for measure, cost in itertools.product(tables.measure_names(rows)[:1], figures.COSTS)
+        pareto(grouped(rows), measure, cost)
+        for measure, cost in itertools.product(results.measure_names(rows)[:1], COSTS)
     )
-    measure = tables.measure_names(rows)[0]
-    yield from (figures.effect(rows, measure, setting) for setting in figures.SETTINGS)
-    yield figures.layer_densities(rows)
-    yield figures.ever_active(rows)
+    measure = results.measure_names(rows)[0]
+    yield from (draw_effect(rows, measure, setting) for setting in SETTINGS)
+    yield layer_densities(compare(rows))
+    yield ever_active(grouped(rows))
 
 
 def test_every_axis_says_what_it_shows(rows):
@@ -147,7 +162,7 @@ def test_nothing_is_cut_off(rows):
 
 
 def test_a_mark_of_the_pareto_plot_is_a_mean_with_its_standard_deviation(rows):
-    axes = figures.pareto(rows, FD, "forward_flops").axes[0]
+    axes = pareto(grouped(rows), FD, "forward_flops").axes[0]
     found = {}
     for container in axes.containers:
         mark, _, (bar,) = container
@@ -170,7 +185,7 @@ def test_a_mark_of_the_pareto_plot_is_a_mean_with_its_standard_deviation(rows):
 
 
 def test_marks_of_one_cost_stand_apart_and_methods_differ_in_shape_and_colour(rows):
-    axes = figures.pareto(rows, FD, "active_parameters").axes[0]
+    axes = pareto(grouped(rows), FD, "active_parameters").axes[0]
     marks = [container[0] for container in axes.containers]
     xs = sorted(axes.transData.transform((mark.get_xdata()[0], 1))[0] for mark in marks)
     assert min(np.diff(xs)) > 3
@@ -194,7 +209,7 @@ def structured_rows(levels=(0.5, 0.9)):
 
 def test_structures_differ_in_shape_and_are_named():
     rows = structured_rows()
-    figure = figures.pareto(rows, FD, "forward_flops")
+    figure = pareto(grouped(rows), FD, "forward_flops")
     marks = [container[0] for container in figure.axes[0].containers]
     looks = {(mark.get_marker(), mark.get_markerfacecolor(), mark.get_color()) for mark in marks}
     assert len(looks) == 3 + 3 * 5  # dense ones; of each structure, three and two p = 0.05
@@ -203,16 +218,16 @@ def test_structures_differ_in_shape_and_are_named():
     assert len(set(names)) == len(names)
     assert {"static, block 16", "rigl, channel, p 0.05", "magran, weight, p 0.5"} <= set(names)
     assert "small_dense" in names
-    effect = figures.effect(rows, FD, "drop_fraction")
-    names = [text.get_text() for text in effect.legends[0].get_texts()]
+    figure = draw_effect(rows, FD, "drop_fraction")
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [name.split(",")[0] for name in names] == ["weight", "block 16", "channel"]
-    looks = {(line.get_color(), line.get_marker()) for line in effect.legends[0].get_lines()}
+    looks = {(line.get_color(), line.get_marker()) for line in figure.legends[0].get_lines()}
     assert len(looks) == 3
 
 
 def test_layers_of_different_structures_are_not_averaged():
     rows = structured_rows()
-    figure = figures.layer_densities(rows)
+    figure = layer_densities(compare(rows))
     (mesh,) = (a for a in figure.axes[0].collections if isinstance(a, QuadMesh))
     labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert labels == [
@@ -253,8 +268,8 @@ def check_written_levels(figure):
 
 
 def test_written_levels_overlap_nothing(rows):
-    for cost in figures.COSTS:
-        written = check_written_levels(figures.pareto(rows, FD, cost))
+    for cost in COSTS:
+        written = check_written_levels(pareto(grouped(rows), FD, cost))
         assert set(written) == {"S 0.5", "S 0.75", "S 0.9"}
 
 
@@ -264,29 +279,29 @@ def test_a_level_without_room_is_not_written():
         for level in np.linspace(0.5, 0.6, 11)
     ]
     crowded.append(make_row("dense", 0.0, forward_flops=1e7, measures={FD: 5.0}))
-    written = check_written_levels(figures.pareto(crowded, FD, "forward_flops"))
+    written = check_written_levels(pareto(grouped(crowded), FD, "forward_flops"))
     assert 0 < len(written) < 11
 
 
 def test_the_effect_of_the_drop_fraction_is_shown_where_there_are_two(rows):
-    figure = figures.effect(rows, FD, "drop_fraction")
+    figure = draw_effect(rows, FD, "drop_fraction")
     assert [axes.get_title() for axes in figure.axes] == ["rigl", "magran"]
     (line,) = [
         line
-        for line in figures.effect_lines(rows, FD, "drop_fraction")
+        for line in effect_lines(grouped(rows), FD, "drop_fraction")
         if line[0].method == "magran"
     ]
     assert [(group.sparsity, group.drop_fraction) for group in line] == [(0.9, 0.05), (0.9, 0.5)]
-    assert figures.effect(rows, FD, "update_interval") is None
+    assert draw_effect(rows, FD, "update_interval") is None
     fixed = [row for row in rows if row["drop_fraction"] != 0.05]
-    assert figures.effect(fixed, FD, "drop_fraction") is None
+    assert draw_effect(fixed, FD, "drop_fraction") is None
 
 
 @pytest.mark.parametrize("count", [1, 14, 60, 150])
 def test_the_heat_map_holds_the_mean_density_of_every_layer(count):
     rows = make_rows(seeds=2, layers=count) if count > 1 else [make_row(layers=1)]
     rows[-1]["layers"] = {name: [1, n] for name, (_, n) in rows[-1]["layers"].items()}
-    figure = figures.layer_densities(rows)
+    figure = layer_densities(compare(rows))
     meshes = [
         np.ma.getdata(artist.get_array())
         for axes in figure.axes
@@ -313,36 +328,36 @@ def test_the_heat_map_holds_the_mean_density_of_every_layer(count):
 
 def test_nothing_to_show_is_no_figure():
     dense = [make_row("dense", 0.0, seed) for seed in range(2)]
-    assert figures.layer_densities(dense) is None
-    assert figures.ever_active(dense) is None
-    assert figures.overlaps([]) is None
-    assert figures.pareto(dense, "no such measure", "forward_flops") is None
-    assert figures.pareto([make_row(measures={FD: None})], FD, "forward_flops") is None
+    assert layer_densities(compare(dense)) is None
+    assert ever_active(grouped(dense)) is None
+    assert overlaps([]) is None
+    assert pareto(grouped(dense), "no such measure", "forward_flops") is None
+    assert pareto(grouped([make_row(measures={FD: None})]), FD, "forward_flops") is None
 
 
 @pytest.mark.parametrize("value", [0.0, -3.0, 1e-9, 7e6])
 def test_any_finite_value_can_be_drawn(value):
     rows = [make_row(seed=seed, measures={FD: value + seed}) for seed in range(2)]
     rows.append(make_row("$me$thod_$", 0.5, measures={FD: 1.0}, forward_flops=0.0))
-    figures.pareto(rows, FD, "forward_flops").draw_without_rendering()
+    pareto(grouped(rows), FD, "forward_flops").draw_without_rendering()
 
 
 def test_groups_differ_in_more_than_the_seed(rows):
-    groups = tables.group_rows(reversed(rows))
+    groups = grouped(list(reversed(rows)))
     assert len(groups) == 18
-    assert sum(len(group.rows) for group in groups) == len(rows)
-    assert all([row["seed"] for row in group.rows] == [0, 1, 2] for group in groups)
-    assert [tables.describe(group, groups) for group in groups][:3] == [
+    assert sum(len(group.runs) for group in groups) == len(rows)
+    assert all([run.seed for run in group.runs] == [0, 1, 2] for group in groups)
+    assert [group.name for group in groups][:3] == [
         "dense",
         "small_dense, S 0.5",
         "small_dense_flops, S 0.5",
     ]
-    assert tables.describe(groups[-1], groups) == "magran, S 0.9, p 0.05"
-    longer = tables.group_rows([*rows, make_row("dense", 0.0, steps=900)])
+    assert groups[-1].name == "magran, S 0.9, p 0.05"
+    longer = grouped([*rows, make_row("dense", 0.0, steps=900)])
     assert len(longer) == 19
-    assert "dense, 900 steps" in [tables.describe(group, longer) for group in longer]
-    larger = tables.group_rows([*rows, make_row("dense", 0.0, parameters=9e6)])
-    names = [tables.describe(group, larger) for group in larger]
+    assert "dense, 900 steps" in [group.name for group in longer]
+    larger = grouped([*rows, make_row("dense", 0.0, parameters=9e6)])
+    names = [group.name for group in larger]
     assert names[:2] == ["dense, 701 k parameters", "dense, 9.00 M parameters"]
     assert len(set(names)) == len(names)
 
@@ -352,7 +367,7 @@ def test_the_difference_is_paired_by_seed():
     for seeds in (2, 3, 9):
         ours, theirs = rng.normal(3, 2, seeds), rng.normal(size=seeds)
         # The baseline has a seed more, and another order.
-        found = tables.difference(
+        found = spreads.difference(
             dict(enumerate(ours)), {99: 7.0} | dict(reversed(list(enumerate(theirs))))
         )
         test = scipy.stats.ttest_rel(ours, theirs)
@@ -363,11 +378,11 @@ def test_the_difference_is_paired_by_seed():
 
 
 def test_one_seed_has_no_interval():
-    assert tables.difference({0: 3.0}, {0: 1.0, 1: 2.0}) == (2.0, None, None)
-    assert tables.difference({0: 3.0}, {1: 1.0}) is None
-    assert tables.difference({}, {0: 1.0}) is None
-    assert tables.difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}) == (1.0, 1.0, 1.0)
-    assert not tables.difference({0: 3.0}, {0: 1.0}).excludes_zero
+    assert spreads.difference({0: 3.0}, {0: 1.0, 1: 2.0}) == (2.0, None, None)
+    assert spreads.difference({0: 3.0}, {1: 1.0}) is None
+    assert spreads.difference({}, {0: 1.0}) is None
+    assert spreads.difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}) == (1.0, 1.0, 1.0)
+    assert not spreads.difference({0: 3.0}, {0: 1.0}).excludes_zero
 
 
 def test_values_that_are_no_numbers_have_no_seed():
@@ -375,31 +390,33 @@ def test_values_that_are_no_numbers_have_no_seed():
         make_row("static", 0.5, seed, measures={"loss": v})
         for seed, v in enumerate((1.0, float("nan"), 3.0))
     ]
-    assert tables.by_seed(rows, "loss") == {0: 1.0, 2: 3.0}
+    (group,) = grouped(rows)
+    assert group.by_seed["loss"] == {0: 1.0, 2: 3.0}
+    assert group.numbers["loss"] == [1.0, 3.0]
 
 
 def test_a_number_is_written_with_the_digits_that_its_spread_needs():
     def written(*values):
-        one = tables.spread(list(values))
-        return tables.write_spread(one, tables.decimals([one, None]))
+        one = spreads.spread(list(values))
+        return spreads.write_spread(one, spreads.decimals([one, None]))
 
     assert written(8.1, 8.5) == "8.30 ± 0.28"
     assert written(0.12011, 0.12063) == "0.1204 ± 0.0004"
     assert written(0.903, 0.913) == "0.908 ± 0.007"
     assert written(1234.0) == "1,234"
     assert written(0.0, 0.0) == "0 ± 0"
-    assert tables.write_spread(None, 2) == "–"
-    assert tables.write_spread(tables.Spread(1.0, None, 1), 1, count=3) == "1.0 (n = 1)"
+    assert spreads.write_spread(None, 2) == "–"
+    assert spreads.write_spread(spreads.Spread(1.0, None, 1), 1, count=3) == "1.0 (n = 1)"
 
 
 def test_directions_and_order_of_measures(rows):
-    names = tables.measure_names(rows)
+    names = results.measure_names(rows)
     assert names[0] == FD
     assert not any(" std" in name for name in names)
-    up = [name.split("[")[0] for name in [*names, "IS[a:b]@10"] if tables.higher_is_better(name)]
+    up = [name.split("[")[0] for name in [*names, "IS[a:b]@10"] if results.higher_is_better(name)]
     assert up == ["precision", "recall", "IS"]
     empty = [make_row(measures={"a": math.nan, "b": None, "c": json.loads("Infinity")})]
-    assert tables.measure_names(empty) == []
+    assert results.measure_names(empty) == []
 
 
 def assert_texts_are_whole(figure):

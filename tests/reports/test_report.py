@@ -15,7 +15,8 @@ import scipy.stats
 from PIL import Image
 
 from sparsejax.errors import ConfigError
-from sparsejax.reports import documents, overlap, report
+from sparsejax.reports import markdown, overlap, report
+from sparsejax.reports.results import read_results
 from tests.reports.test_figures import FD, HELD_OUT, make_row, make_rows
 
 _VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
@@ -93,7 +94,7 @@ def written(rows, tmp_path_factory):
     runs = make_runs(folder / "runs", rows)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "results.jsonl").write_text(lines)
-    texts = write(folder, report.read_results(folder), runs=runs, note="DDIM, 50 steps")
+    texts = write(folder, read_results(folder), runs=runs, note="DDIM, 50 steps")
     return folder, *texts
 
 
@@ -517,7 +518,7 @@ def test_the_committed_results_say_what_was_measured():
     results = pathlib.Path(__file__).resolve().parents[2] / "docs" / "results"
     found = {}
     for path in results.glob("*/results.jsonl"):
-        rows = report.read_results(path)
+        rows = read_results(path)
         (found[path.parent.name],) = {row["pictures"] for row in rows}
         for name in ("report.md", "report.html"):
             text = (path.parent / name).read_text(encoding="utf-8")
@@ -540,7 +541,7 @@ def test_damaged_masks_and_pictures_are_left_out(tmp_path):
 
 
 def test_large_pictures_are_made_smaller(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "_SHEET_BYTES", 30_000)
+    monkeypatch.setattr(markdown, "_SHEET_BYTES", 30_000)
     row = make_row("static", 0.5, layers=1, measures={})
     place = make_runs(tmp_path / "runs", [row]) / row["run"] / "evaluation" / "samples.png"
     noise = np.random.default_rng(0).integers(0, 256, (900, 720, 3), np.uint8)
@@ -556,8 +557,8 @@ def test_of_a_run_that_is_there_twice_the_last_line_counts(tmp_path):
     lines = [make_row(seed=0, loss=1.0), make_row(seed=1, loss=2.0), make_row(seed=0, loss=3.0)]
     path = tmp_path / "results.jsonl"
     path.write_text("\n\n".join(map(json.dumps, lines)))
-    assert [row["loss"] for row in report.read_results(path)] == [3.0, 2.0]
-    assert report.read_results(tmp_path) == report.read_results(path)
+    assert [row["loss"] for row in read_results(path)] == [3.0, 2.0]
+    assert read_results(tmp_path) == read_results(path)
 
 
 @pytest.mark.parametrize(
@@ -575,7 +576,7 @@ def test_a_damaged_results_file_is_refused(content, message, tmp_path):
     if content is not None:
         path.write_text(content)
     with pytest.raises(ConfigError, match=message):
-        report.read_results(path)
+        read_results(path)
 
 
 def test_no_rows_are_refused(tmp_path):

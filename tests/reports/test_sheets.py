@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsejax.reports import documents, plots
+from sparsejax.reports import markdown, plots
 from sparsejax.reports.sheets import Picture, sheet
 
 rng = np.random.default_rng(0)
@@ -105,5 +105,5 @@ def test_a_runs_samples_stand_beside_real_ones(tmp_path):
 
 def test_a_sheet_that_would_be_too_large_keeps_its_titles():
     noise = rng.integers(0, 256, (420, 420, 3), np.uint8)
-    data = documents._pictures_png([Picture("of noise", noise)] * 12)
-    assert len(data) < documents._SHEET_BYTES
+    data = markdown._pictures_png([Picture("of noise", noise)] * 12)
+    assert len(data) < markdown._SHEET_BYTES

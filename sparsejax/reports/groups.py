@@ -1,0 +1,187 @@
+"""Runs grouped by setting, with all that tables and figures take from them.
+
+`compare` reads the rows once; what comes after works on groups of runs that differ in nothing but
+the seed: their names, their numbers, the spreads of these.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sparsejax.quantities import quantity
+from sparsejax.reports.results import Row, Run, is_spread, measure_names, read_row
+from sparsejax.reports.spreads import Spread, spreads_of
+
+_METHODS = ("dense", "small_dense", "small_dense_flops", "static", "rigl", "magran")
+_STRUCTURES = ("weight", "block", "channel")
+
+
+class Group(NamedTuple):
+    """Runs of one setting.
+
+    Attributes:
+      method: name of the method or of the small dense model.
+      structure: what is pruned and regrown as one, such as `weight` or `block 64`.
+      sparsity: of the whole model; of a small dense one, that of the model it is as small as.
+      drop_fraction: None where there is none.
+      update_interval: None where there is none.
+      steps: optimizer steps.
+      parameters: of the network; None if the rows don't say.
+      runs: by seed.
+      numbers: the finite numbers of the runs, by measure or key.
+      by_seed: the same as `{seed: number}`.
+      spreads: mean and standard deviation of these numbers.
+      kind: place of the structure among those of the comparison; 0 if the group isn't sparse.
+      labels: the cells that name the group in a table, by heading.
+      series: its name among all groups, but for the sparsity: `rigl, p 0.05`.
+      name: its name among all groups: `rigl, S 0.9, p 0.05`.
+    """
+
+    method: str
+    structure: str
+    sparsity: float
+    drop_fraction: float | None
+    update_interval: int | None
+    steps: int
+    parameters: int | None
+    runs: list[Run]
+    numbers: dict[str, list[float]]
+    by_seed: dict[str, dict[int, float]]
+    spreads: dict[str, Spread]
+    kind: int
+    labels: dict[str, str]
+    series: str
+    name: str
+
+    @property
+    def setting(self) -> tuple[object, ...]:
+        """What all runs of the group have in common, networks of several sizes apart."""
+        return self[:6]
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the runs have masks: neither dense nor a small dense model."""
+        return self.method not in _METHODS[:3]
+
+
+class Comparison(NamedTuple):
+    """Runs to compare.
+
+    Attributes:
+      runs: in the order of the results file.
+      groups: the same by setting, in the order in which they are shown.
+      names: of all measures of which there is a finite number, the most important first.
+      structures: of the sparse groups, single weights first.
+    """
+
+    runs: list[Run]
+    groups: list[Group]
+    names: list[str]
+    structures: list[str]
+
+    @property
+    def measures(self) -> list[str]:
+        """The names but for spreads of other measures, such as `KID std[...]`."""
+        return [name for name in self.names if not is_spread(name)]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is no structure other than single weights."""
+        return self.structures in ([], ["weight"])
+
+
+def compare(rows: Sequence[Row]) -> Comparison:
+    """Read the rows of a results file, and group the runs that differ in the seed only.
+
+    Groups are the same setting and networks of one size. They are in the order of sparsity, then
+    method and structure, then the largest drop fraction first.
+
+    Args:
+      rows: lines of results.jsonl.
+    """
+    runs, names = [read_row(row) for row in rows], measure_names(rows, spreads=True)
+    gathered: dict[tuple, list[Run]] = {}
+    for run in runs:
+        gathered.setdefault(_setting(run.row), []).append(run)
+    groups = [_group(setting, found) for setting, found in gathered.items()]
+    groups = sorted(groups, key=_order)
+    sparse = {group.structure for group in groups if group.is_sparse}
+    structures = sorted(sparse, key=_structure_order)
+    return Comparison(runs, _named(groups, structures), names, structures)
+
+
+def _setting(row):
+    """Return the first fields of a Group; a row older than `structure` is of single weights."""
+    size = row.get("block_size")
+    structure = (row.get("structure") or "weight") + (f" {size}" if size else "")
+    names = ("sparsity", "drop_fraction", "update_interval", "steps", "parameters")
+    return row["method"], structure, *(row.get(name) for name in names)
+
+
+def _group(setting, runs):
+    runs = sorted(runs, key=lambda run: run.seed)
+    numbers: dict[str, list[float]] = {}
+    by_seed: dict[str, dict[int, float]] = {}
+    for run in runs:
+        for name, value in run.numbers.items():
+            numbers.setdefault(name, []).append(value)
+            by_seed.setdefault(name, {})[run.seed] = value
+    return Group(*setting, runs, numbers, by_seed, spreads_of(numbers), 0, {}, "", "")
+
+
+def _order(group):
+    rank = _METHODS.index(group.method) if group.method in _METHODS else len(_METHODS)
+    fraction, interval = -(group.drop_fraction or 0), group.update_interval or 0
+    setting = (_structure_order(group.structure), fraction, interval, group.steps or 0)
+    return group.sparsity, rank, group.method, *setting
+
+
+def _structure_order(name):
+    kind, _, size = name.partition(" ")
+    rank = _STRUCTURES.index(kind) if kind in _STRUCTURES else len(_STRUCTURES)
+    return rank, kind, int(size) if size.isdigit() else 0
+
+
+def _named(groups, structures):
+    """Return the groups with their names; what is the same for all groups is left out."""
+    several = len(structures) > 1
+    return [
+        group._replace(
+            kind=structures.index(group.structure) if group.is_sparse else 0,
+            labels=_labels(group, groups, several),
+            series=", ".join([group.method, *_parts(group, groups, several, level=False)]),
+            name=", ".join([group.method, *_parts(group, groups, several, level=True)]),
+        )
+        for group in groups
+    ]
+
+
+def _labels(group, groups, several):
+    labels = {"method": group.method}
+    if several:
+        labels["structure"] = group.structure if group.is_sparse else "–"
+    labels["S"] = f"{group.sparsity:g}"
+    labels["p"] = _or_dash(group.drop_fraction)
+    labels["dT"] = _or_dash(group.update_interval)
+    if len({other.steps for other in groups}) > 1:
+        labels["steps"] = f"{group.steps:,}"
+    return labels | {"seeds": str(len(group.runs))}
+
+
+def _or_dash(value):
+    return "–" if value is None else f"{value:g}"
+
+
+def _parts(group, groups, several, level):
+    """Return the parts of a name that tell a group from the others."""
+    parts = [group.structure] if group.is_sparse and several else []
+    if level and group.sparsity:
+        parts.append(f"S {group.sparsity:g}")
+    for key, sign in (("drop_fraction", "p"), ("update_interval", "dT")):
+        known = {getattr(other, key) for other in groups} - {None}
+        if len(known) > 1 and getattr(group, key) is not None:
+            parts.append(f"{sign} {getattr(group, key):g}")
+    if len({other.steps for other in groups}) > 1:
+        parts.append(f"{group.steps:,} steps")
+    if sum(other.setting == group.setting for other in groups) > 1:
+        parts.append(f"{quantity(group.parameters or 0)} parameters")
+    return parts

@@ -1,0 +1,185 @@
+"""Rows of results.jsonl, one per run: reading them, and what a single row says."""
+
+import json
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from sparsejax.errors import ConfigError
+
+Row: TypeAlias = dict[str, Any]  # a line of results.jsonl
+JSON: TypeAlias = Any  # a value from JSON
+Layers: TypeAlias = Mapping[str, tuple[int, int]]  # (active, weights) by path
+
+PICTURES = "8-bit"  # what rows say whose samples were clipped and rounded
+HELD_OUT = "held-out loss"
+_REQUIRED = ("run", "method", "sparsity", "seed", "steps", "measures")
+_HIGHER_IS_BETTER = ("precision", "recall", "IS")
+
+
+def read_results(path: str | os.PathLike[str]) -> list[Row]:
+    """Read the lines of a results file; where a run occurs twice, its last line counts.
+
+    Args:
+      path: a .jsonl file, or a folder that holds results.jsonl.
+
+    Returns:
+      List of rows.
+
+    Raises:
+      ConfigError: there is no such file, a line is damaged or lacks a key that is needed, or
+        there is no line.
+    """
+    path = pathlib.Path(path)
+    file = path / "results.jsonl" if os.path.isdir(path) else path
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"results {str(path)!r} can't be read: {error}") from error
+    rows = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{file}, line {number}: no JSON ({error})") from error
+        missing = [key for key in _REQUIRED if not isinstance(row, dict) or key not in row]
+        if missing:
+            raise ConfigError(f"{file}, line {number}: no {', '.join(missing)}")
+        rows[row["run"]] = row
+    if not rows:
+        raise ConfigError(f"{file} holds no runs")
+    return list(rows.values())
+
+
+class Run(NamedTuple):
+    """What a row says of its run, read once.
+
+    Attributes:
+      name: of the run, also of its workdir.
+      seed: of the run.
+      numbers: the finite numbers of the row: its measures, and its own keys.
+      layers: counts of each layer in the order of execution; empty if the row has none.
+      sparse_density: of the layers that are sparse, taken together; None if there is none.
+      measured_on: what features were computed from, `8-bit` pictures or unrounded `floats`.
+      has_gaps: whether a measure is no finite number.
+      row: the line of results.jsonl.
+      shown: the same with absolute paths shortened, which mean nothing on another machine.
+    """
+
+    name: str
+    seed: int
+    numbers: dict[str, float]
+    layers: Layers
+    sparse_density: float | None
+    measured_on: str
+    has_gaps: bool
+    row: Row
+    shown: Row
+
+
+def read_row(row: Row) -> Run:
+    """Return what a row says of its run.
+
+    Example:
+      >>> run = read_row({"run": "a", "seed": 3, "measures": {"FD": 1.5, "KID": None}})
+      >>> run.numbers, run.measured_on
+      ({'seed': 3.0, 'FD': 1.5}, '8-bit')
+    """
+    values = row | row["measures"]
+    numbers = {name: float(value) for name, value in values.items() if is_number(value)}
+    layers = row.get("layers") or {}
+    return Run(
+        row["run"],
+        row["seed"],
+        numbers,
+        layers,
+        sparse_density(layers),
+        _measured_on(row),
+        not all(map(is_number, row["measures"].values())),
+        row,
+        shortened(row),
+    )
+
+
+def is_number(value: JSON) -> bool:
+    """Tell whether a value from JSON is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def sparse_density(layers: Layers) -> float | None:
+    """Return the density of the layers that are sparse, taken together; None if there is none."""
+    sparse = [(active, weights) for active, weights in layers.values() if active < weights]
+    if not sparse:
+        return None
+    return sum(active for active, _ in sparse) / sum(weights for _, weights in sparse)
+
+
+def _measured_on(row):
+    # Older rows don't say so. Inception has always rounded; other measures are of no pictures.
+    of_pictures = any(re.search(r"\[(classifier|pixels)", name) for name in row["measures"])
+    return row.get("pictures", "floats" if of_pictures else PICTURES)
+
+
+def shortened(value: JSON) -> JSON:
+    """Return a value from JSON with its absolute paths shortened to their last part.
+
+    Example:
+      >>> shortened({"source": "/home/somebody/data/digits.npz", "size": 8})
+      {'source': '.../digits.npz', 'size': 8}
+    """
+    if isinstance(value, dict):
+        return {key: shortened(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [shortened(part) for part in value]
+    if isinstance(value, str) and re.match(r"(/|~|[A-Za-z]:\\)", value):
+        return ".../" + re.split(r"[/\\]", value.rstrip("/\\"))[-1]
+    return value
+
+
+def metric_of(measure: str) -> str:
+    """Return the metric of a measure's name.
+
+    Example:
+      >>> metric_of("KID[classifier:digits]@1797"), metric_of("held-out loss")
+      ('KID', 'held-out loss')
+    """
+    return measure.split("[")[0].split("@")[0].strip()
+
+
+def is_spread(measure: str) -> bool:
+    """Tell whether a measure is the spread of another one, such as `KID std[...]`."""
+    return metric_of(measure).endswith(" std")
+
+
+def higher_is_better(measure: str) -> bool:
+    """Tell the direction of a measure by its metric: precision, recall and IS go up."""
+    return metric_of(measure) in _HIGHER_IS_BETTER
+
+
+def headed(measure: str) -> str:
+    """Return a measure's name with an arrow in the direction that is better."""
+    return f"{measure} {'↑' if higher_is_better(measure) else '↓'}"
+
+
+def measure_names(rows: Iterable[Row], spreads: bool = False) -> list[str]:
+    """List the measures of quality, a Frechet distance first.
+
+    Args:
+      rows: lines of results.jsonl.
+      spreads: whether to list `KID std[...]` and the like too.
+
+    Returns:
+      Names of which at least one row has a finite number.
+    """
+    names = dict.fromkeys(
+        name
+        for row in rows
+        for name, value in row["measures"].items()
+        if is_number(value) and (spreads or not is_spread(name))
+    )
+    return sorted(names, key=lambda name: metric_of(name) not in ("FD", "FID"))
