@@ -18,8 +18,6 @@ KNOWN_TOO_WELL = {("compact", "training")}
 LONG = {
     "sparsejax/families/latents.py: latents_task",
     "sparsejax/families/strokes.py: strokes_task",
-    "sparsejax/reports/figures.py",
-    "sparsejax/reports/report.py",
 }
 
 

@@ -22,7 +22,8 @@ from sparsejax.config_flags import parse_with_config
 from sparsejax.evaluation.evaluate import add_measuring, measuring
 from sparsejax.evaluation.grids import BASELINES, grid
 from sparsejax.evaluation.sweep import sweep
-from sparsejax.reports.report import read_results, write_report
+from sparsejax.reports.report import write_report
+from sparsejax.reports.results import read_results
 from sparsejax.schema import STRUCTURES
 from sparsejax.sparsity.methods import METHODS
 

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Sequence
 
 from sparsejax.quantities import counted
-from sparsejax.reports.documents import Code, Folded, Section, Table, Text
+from sparsejax.reports.documents import Block, Code, Folded, Section, Table, Text
 from sparsejax.reports.groups import Comparison
-from sparsejax.reports.results import Run
+from sparsejax.reports.results import JSON, Row, Run
 from sparsejax.reports.spreads import decimals
 
 
@@ -18,7 +18,8 @@ def runs_section(comparison: Comparison) -> Section:
     forms = [(name, f",.{count}f") for name, count in zip(names, digits, strict=True)]
     forms += [("loss", ".4g"), ("seconds", ".0f")]
     is_mixed = len({run.measured_on for run in runs}) > 1
-    body, breaks = [], []
+    body: list[list[str]] = []
+    breaks: list[int] = []
     for group in groups:
         breaks += [len(body)] if body else []
         for run in group.runs:
@@ -48,7 +49,7 @@ def repeat_section(runs: Sequence[Run], output: pathlib.Path) -> Section:
     )
     if (output / "results.jsonl").exists():
         text += " The file lies beside this report."
-    blocks = [Text(text)]
+    blocks: list[Block] = [Text(text)]
     configs = [_flat(run.shown.get("config") or {}) for run in runs]
     names = dict.fromkeys(key for config in configs for key in config)
     varied = []
@@ -67,12 +68,12 @@ def repeat_section(runs: Sequence[Run], output: pathlib.Path) -> Section:
     return Section("To repeat this", blocks)
 
 
-def _uncoded(text):
+def _uncoded(text: str) -> str:
     return str(text).replace("`", "'")
 
 
-def _flat(config, prefix=""):
-    found = {}
+def _flat(config: Row, prefix: str = "") -> dict[str, JSON]:
+    found: dict[str, JSON] = {}
     for key, value in config.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{key}.")

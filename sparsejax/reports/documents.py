@@ -72,7 +72,7 @@ class Folded(NamedTuple):
     """Blocks that are shown on demand."""
 
     summary: str
-    blocks: list[Shown]
+    blocks: Sequence[Shown]
 
 
 Block: TypeAlias = Shown | Folded
@@ -82,7 +82,7 @@ class Section(NamedTuple):
     """A heading and the blocks under it."""
 
     heading: str
-    blocks: list[Block]
+    blocks: Sequence[Block]
 
 
 Part: TypeAlias = tuple[Section | None, str]  # a section, and what it lacks for want of data

@@ -5,11 +5,12 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sparsejax.reports import marks, style
-from sparsejax.reports.documents import Part, Plot, Section, Table, anchor
+from sparsejax.reports.documents import Block, Part, Plot, Section, Table, anchor
 from sparsejax.reports.groups import Comparison, Group
 from sparsejax.reports.results import headed
 from sparsejax.reports.spreads import decimals, difference, spread, write_difference, write_spread
@@ -27,7 +28,8 @@ _STROKES = ("-", "--", "-.", ":")
 
 def effects_section(comparison: Comparison) -> Part:
     """Write the section of a report: a figure and a table for each setting that was varied."""
-    groups, blocks = comparison.groups, []
+    groups = comparison.groups
+    blocks: list[Block] = []
     for setting, measure in itertools.product(_WORDS, comparison.measures[:1]):
         lines = effect_lines(groups, measure, setting)
         if not lines:
@@ -63,7 +65,8 @@ def effect_lines(groups: Sequence[Group], measure: str, setting: str) -> list[Li
     lines: dict[tuple, Line] = {}
     for group in groups:
         if getattr(group, setting) is not None and measure in group.numbers:
-            lines.setdefault(group._replace(**{setting: None}).setting, []).append(group)
+            same = group.without(setting)
+            lines.setdefault(same, []).append(group)
     return [
         sorted(line, key=lambda group: getattr(group, setting))
         for line in lines.values()
@@ -94,7 +97,7 @@ def effect(groups: Sequence[Group], lines: Sequence[Line], measure: str, setting
             name = _name(setting, line, lines)
             gap = min(0.012, 0.04 / len(looks)) * (list(looks).index(name) - (len(looks) - 1) / 2)
             start = _static_like(groups, line[0]) if setting == "drop_fraction" else None
-            _draw(axes, line, measure, setting, looks[name], start, (places, gap))
+            _draw(axes, line, measure, setting, looks[name], start, places, gap)
         axes.set_title(method)
         axes.set_xlabel(SETTINGS[setting].replace(" (", "\n("))
         axes.grid(alpha=0.25)
@@ -105,29 +108,29 @@ def effect(groups: Sequence[Group], lines: Sequence[Line], measure: str, setting
     return figure
 
 
-def _places(lines, setting):
+def _places(lines: Sequence[Line], setting: str) -> list[float]:
     return sorted({getattr(group, setting) for line in lines for group in line})
 
 
-def _other(setting):
+def _other(setting: str) -> str:
     """Return the setting that a line holds fixed."""
     return "update_interval" if setting == "drop_fraction" else "drop_fraction"
 
 
-def _name(setting, line, lines):
+def _name(setting: str, line: Line, lines: Sequence[Line]) -> str:
     key = _other(setting)
     several = len({other[0].structure for other in lines}) > 1
     structure = f"{line[0].structure}, " if several else ""
     return f"{structure}S {line[0].sparsity:g}, {_SIGNS[key]} {getattr(line[0], key) or 0:g}"
 
 
-def _looks(lines, setting):
+def _looks(lines: Sequence[Line], setting: str) -> dict[str, style.Look]:
     """Return `{name: look}`: a colour per level, a mark and a stroke for structure and setting."""
-    colours = (style.BLUE, style.VERMILION, style.GREEN, style.PURPLE, style.BLACK)
-    colours += (style.ORANGE, style.SKY)
+    colours = [style.BLUE, style.VERMILION, style.GREEN, style.PURPLE, style.BLACK]
+    colours += [style.ORANGE, style.SKY]
     levels = sorted({line[0].sparsity for line in lines})
 
-    def other(line):
+    def other(line: Line) -> tuple[int, float]:
         value = getattr(line[0], _other(setting)) or 0
         return line[0].kind, value
 
@@ -147,15 +150,23 @@ def _looks(lines, setting):
     return looks
 
 
-def _static_like(groups, group):
+def _static_like(groups: Sequence[Group], group: Group) -> Group | None:
     """Return the static group that is the same otherwise: a drop fraction of zero."""
     ours = ("static", group.structure, group.sparsity, group.steps)
     return next((g for g in groups if (g.method, g.structure, g.sparsity, g.steps) == ours), None)
 
 
-def _draw(axes, line, measure, setting, look, start, places):
+def _draw(
+    axes: Axes,
+    line: Line,
+    measure: str,
+    setting: str,
+    look: style.Look,
+    start: Group | None,
+    places: Sequence[float],
+    gap: float,
+) -> None:
     """Draw a line with its marks and dots, begun at the static model where there is one."""
-    places, gap = places
     is_log = axes.get_xscale() == "log"
     extent = math.log10(places[-1] / places[0]) if is_log else places[-1]
     zero, *xs = (
@@ -175,7 +186,7 @@ def _draw(axes, line, measure, setting, look, start, places):
         axes.plot(*ends, color=look["color"], linestyle=":", linewidth=0.8)
 
 
-def _set_axis(axes, setting, places):
+def _set_axis(axes: Axes, setting: str, places: Sequence[float]) -> None:
     if setting == "update_interval" and places[-1] > 3 * places[0]:
         axes.set_xscale("log")
         axes.minorticks_off()
@@ -186,7 +197,7 @@ def _set_axis(axes, setting, places):
     axes.set_xticks(shown, labels)
 
 
-def _table(groups, lines, measure, setting):
+def _table(groups: Sequence[Group], lines: Sequence[Line], measure: str, setting: str) -> Table:
     """Return the table of a measure by the setting, with the change from end to end."""
     other = _SIGNS[_other(setting)]
     named = [key for key in ("method", "structure", "S", other, "steps") if key in groups[0].labels]

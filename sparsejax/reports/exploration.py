@@ -2,6 +2,7 @@
 
 import pathlib
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,7 +12,10 @@ from sparsejax.quantities import counted
 from sparsejax.reports import overlap, style
 from sparsejax.reports.documents import Part, Plot, Section, Table, Text
 from sparsejax.reports.groups import Group
-from sparsejax.reports.overlap import Overlap
+from sparsejax.reports.overlap import Overlap, PackedMasks
+from sparsejax.reports.results import Run
+
+Entry: TypeAlias = tuple[Group, Overlap]
 
 
 def ever_active_section(groups: Sequence[Group]) -> Part:
@@ -47,7 +51,7 @@ def ever_active(groups: Sequence[Group]) -> Figure | None:
         one = group.spreads.get("ever_active")
         if group.is_sparse and densities and one:
             shown.append(group)
-            starts.append(np.mean(densities))
+            starts.append(float(np.mean(densities)))
             ends.append((one.mean, one.low, one.high))
     if not shown:
         return None
@@ -62,7 +66,9 @@ def overlap_section(groups: Sequence[Group], folder: pathlib.Path | None) -> Par
       groups: the runs by setting.
       folder: of the runs' workdirs, where masks are read.
     """
-    entries, problems, missing = [], [], 0
+    entries: list[Entry] = []
+    problems: list[str] = []
+    missing = 0
     for group in groups:
         sparse = [run for run in group.runs if group.is_sparse and run.sparse_density]
         masks = [_masks(folder, run, problems) for run in sparse]
@@ -89,16 +95,18 @@ def overlap_section(groups: Sequence[Group], folder: pathlib.Path | None) -> Par
         "Overlap of masks (horizontal) between the seeds of a setting (vertical): mean and range "
         "over pairs of seeds; the tick is what chance gives."
     )
-    blocks = [Text(text), Plot("overlap", figure, caption), _overlap_table(entries)]
+    plot, table = Plot("overlap", figure, caption), _overlap_table(entries)
     said = f"masks of {counted(missing, 'sparse run')} ({_because('not there', problems)})"
-    return Section("Overlap of masks between seeds", blocks), said if missing else ""
+    return Section(
+        "Overlap of masks between seeds", [Text(text), plot, table]
+    ), said if missing else ""
 
 
-def _masks(folder, run, problems):
+def _masks(folder: pathlib.Path | None, run: Run, problems: list[str]) -> PackedMasks | None:
     """Return the masks of a run, or None; what is wrong with them is appended to `problems`."""
     try:
         path = folder and folder / run.name / "evaluation" / "masks.npz"
-        return path and overlap.read_masks(path, run.layers)
+        return overlap.read_masks(path, run.layers) if path else None
     except OSError:
         return None
     except ValueError as error:
@@ -106,11 +114,11 @@ def _masks(folder, run, problems):
         return None
 
 
-def _because(text, problems):
+def _because(text: str, problems: Sequence[str]) -> str:
     return f"{text}; {problems[0]}" if problems else text
 
 
-def _overlap_table(entries):
+def _overlap_table(entries: Sequence[Entry]) -> Table:
     named = [key for key in entries[0][0].labels if key != "seeds"]
     body = [
         [group.labels[key] for key in named]
@@ -125,7 +133,7 @@ def _overlap_table(entries):
 
 
 @style.styled
-def overlaps(entries: Sequence[tuple[Group, Overlap]]) -> Figure | None:
+def overlaps(entries: Sequence[Entry]) -> Figure | None:
     """Plot the overlap of masks between seeds beside what chance gives.
 
     Args:
@@ -146,7 +154,13 @@ def overlaps(entries: Sequence[tuple[Group, Overlap]]) -> Figure | None:
     )
 
 
-def _dumbbells(groups, starts, ends, words, label):
+def _dumbbells(
+    groups: Sequence[Group],
+    starts: Sequence[float],
+    ends: Sequence[tuple[float, float, float]],
+    words: tuple[str, str],
+    label: str,
+) -> Figure:
     """Draw a line for each group from a tick to its mark with an error bar."""
     height = max(1.5 + 0.26 * len(groups), 2.2)
     figure = Figure(figsize=(8.0, height), layout="constrained")
@@ -162,8 +176,13 @@ def _dumbbells(groups, starts, ends, words, label):
     axes.set_xlim(0, max(1.0, 1.02 * max(high for _, _, high in ends)))
     axes.set(xlabel=label, ylabel="method and settings")
     axes.grid(alpha=0.25, axis="x")
-    tick = {"color": style.BLACK, "marker": "|", "markersize": 11, "markeredgewidth": 1.8}
-    mark = {"color": "#777777", "marker": "o", "markersize": 6.5}
+    tick: style.Look = {
+        "color": style.BLACK,
+        "marker": "|",
+        "markersize": 11,
+        "markeredgewidth": 1.8,
+    }
+    mark: style.Look = {"color": "#777777", "marker": "o", "markersize": 6.5}
     handles = [
         Line2D([], [], linestyle="none", label=word, **look)
         for word, look in zip(words, (tick, mark), strict=True)

@@ -5,11 +5,14 @@ the seed: their names, their numbers, the spreads of these.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from sparsejax.quantities import quantity
 from sparsejax.reports.results import Row, Run, is_spread, measure_names, read_row
 from sparsejax.reports.spreads import Spread, spreads_of
+
+# Method, structure, sparsity, drop fraction, update interval, steps, parameters.
+Setting: TypeAlias = tuple[str, str, float, float | None, int | None, int, int | None]
 
 _METHODS = ("dense", "small_dense", "small_dense_flops", "static", "rigl", "magran")
 _STRUCTURES = ("weight", "block", "channel")
@@ -57,6 +60,10 @@ class Group(NamedTuple):
         """What all runs of the group have in common, networks of several sizes apart."""
         return self[:6]
 
+    def without(self, name: str) -> tuple[object, ...]:
+        """Return the setting but for one of its fields."""
+        return tuple(getattr(self, field) for field in self._fields[:6] if field != name)
+
     @property
     def is_sparse(self) -> bool:
         """Whether the runs have masks: neither dense nor a small dense model."""
@@ -99,7 +106,7 @@ def compare(rows: Sequence[Row]) -> Comparison:
       rows: lines of results.jsonl.
     """
     runs, names = [read_row(row) for row in rows], measure_names(rows, spreads=True)
-    gathered: dict[tuple, list[Run]] = {}
+    gathered: dict[Setting, list[Run]] = {}
     for run in runs:
         gathered.setdefault(_setting(run.row), []).append(run)
     groups = [_group(setting, found) for setting, found in gathered.items()]
@@ -109,15 +116,22 @@ def compare(rows: Sequence[Row]) -> Comparison:
     return Comparison(runs, _named(groups, structures), names, structures)
 
 
-def _setting(row):
+def _setting(row: Row) -> Setting:
     """Return the first fields of a Group; a row older than `structure` is of single weights."""
     size = row.get("block_size")
     structure = (row.get("structure") or "weight") + (f" {size}" if size else "")
-    names = ("sparsity", "drop_fraction", "update_interval", "steps", "parameters")
-    return row["method"], structure, *(row.get(name) for name in names)
+    return (
+        row["method"],
+        structure,
+        row["sparsity"],
+        row.get("drop_fraction"),
+        row.get("update_interval"),
+        row["steps"],
+        row.get("parameters"),
+    )
 
 
-def _group(setting, runs):
+def _group(setting: Setting, runs: Sequence[Run]) -> Group:
     runs = sorted(runs, key=lambda run: run.seed)
     numbers: dict[str, list[float]] = {}
     by_seed: dict[str, dict[int, float]] = {}
@@ -128,20 +142,20 @@ def _group(setting, runs):
     return Group(*setting, runs, numbers, by_seed, spreads_of(numbers), 0, {}, "", "")
 
 
-def _order(group):
+def _order(group: Group) -> tuple:
     rank = _METHODS.index(group.method) if group.method in _METHODS else len(_METHODS)
     fraction, interval = -(group.drop_fraction or 0), group.update_interval or 0
     setting = (_structure_order(group.structure), fraction, interval, group.steps or 0)
     return group.sparsity, rank, group.method, *setting
 
 
-def _structure_order(name):
+def _structure_order(name: str) -> tuple[int, str, int]:
     kind, _, size = name.partition(" ")
     rank = _STRUCTURES.index(kind) if kind in _STRUCTURES else len(_STRUCTURES)
     return rank, kind, int(size) if size.isdigit() else 0
 
 
-def _named(groups, structures):
+def _named(groups: Sequence[Group], structures: Sequence[str]) -> list[Group]:
     """Return the groups with their names; what is the same for all groups is left out."""
     several = len(structures) > 1
     return [
@@ -155,7 +169,7 @@ def _named(groups, structures):
     ]
 
 
-def _labels(group, groups, several):
+def _labels(group: Group, groups: Sequence[Group], several: bool) -> dict[str, str]:
     labels = {"method": group.method}
     if several:
         labels["structure"] = group.structure if group.is_sparse else "–"
@@ -167,11 +181,11 @@ def _labels(group, groups, several):
     return labels | {"seeds": str(len(group.runs))}
 
 
-def _or_dash(value):
+def _or_dash(value: float | None) -> str:
     return "–" if value is None else f"{value:g}"
 
 
-def _parts(group, groups, several, level):
+def _parts(group: Group, groups: Sequence[Group], several: bool, level: bool) -> list[str]:
     """Return the parts of a name that tell a group from the others."""
     parts = [group.structure] if group.is_sparse and several else []
     if level and group.sparsity:

@@ -1,12 +1,18 @@
 """The density of each layer, at each level of sparsity and for each structure."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from sparsejax.reports import style
 from sparsejax.reports.documents import Part, Plot, Section
 from sparsejax.reports.groups import Comparison
 from sparsejax.reports.plots import layer_name
+from sparsejax.reports.results import Layers
 
 _LAYERS_IN_A_COLUMN = 40
 
@@ -59,10 +65,10 @@ def layer_densities(comparison: Comparison) -> Figure | None:
     return figure
 
 
-def _densities(comparison):
+def _densities(comparison: Comparison) -> tuple[list[str], list[str], np.ndarray]:
     """Return names of layers, labels of levels, and the mean densities [layers, levels]."""
     several = len(comparison.structures) > 1
-    levels = {}
+    levels: dict[str, list[Layers]] = {}
     for group in comparison.groups:
         if group.is_sparse and group.sparsity:
             level = f"{group.sparsity:g}" + (f"\n{group.structure}" if several else "")
@@ -72,18 +78,25 @@ def _densities(comparison):
     return [layer_name(name) for name in names], list(levels), table
 
 
-def _mean(runs, name):
+def _mean(runs: Sequence[Layers], name: str) -> float:
     found = [run[name] for run in runs if name in run]
-    return np.mean([active / weights for active, weights in found]) if found else np.nan
+    return float(np.mean([active / weights for active, weights in found])) if found else math.nan
 
 
-def _heat_map(axes, table, names, levels):
+def _heat_map(
+    axes: Axes, table: np.ndarray, names: Sequence[str], levels: Sequence[str]
+) -> QuadMesh:
     mesh = axes.pcolormesh(table, cmap="cividis", vmin=0, vmax=1, edgecolors="white", linewidth=0.4)
     for (y, x), value in np.ndenumerate(table):
         if np.isfinite(value):
             colour = "white" if value < 0.5 else "black"
             text = "1" if value == 1 else f"{value:.2f}".removeprefix("0") if value < 1 else ""
-            look = {"ha": "center", "va": "center_baseline", "fontsize": 6, "color": colour}
+            look: style.Look = {
+                "ha": "center",
+                "va": "center_baseline",
+                "fontsize": 6,
+                "color": colour,
+            }
             axes.text(x + 0.5, y + 0.5, text, **look)
     axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=6.5)
     axes.set_xticks(np.arange(len(levels)) + 0.5, levels)

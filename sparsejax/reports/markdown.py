@@ -2,14 +2,16 @@
 
 import io
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import matplotlib
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sparsejax.atomic import write_text
-from sparsejax.reports.documents import Code, Document, Folded, Items, Plot, Table, Text
+from sparsejax.reports.documents import Block, Code, Document, Folded, Items, Plot, Table, Text
 from sparsejax.reports.page import inline
-from sparsejax.reports.sheets import sheet
+from sparsejax.reports.sheets import Picture, sheet
 from sparsejax.reports.style import STYLE
 
 _PLOT_BYTES, _SHEET_BYTES = 150_000, 320_000
@@ -34,7 +36,7 @@ def write_markdown(path: pathlib.Path, document: Document) -> None:
     write_text(path, "\n\n".join(parts) + "\n")
 
 
-def _markdown_block(block, numbers, folder):
+def _markdown_block(block: Block, numbers: Mapping[int, str], folder: pathlib.Path) -> str:
     if isinstance(block, Text):
         return _markdown(block.text)
     if isinstance(block, Items):
@@ -52,22 +54,22 @@ def _markdown_block(block, numbers, folder):
     return f"![{numbers[id(block)]}]({folder.name}/{block.name}.png)\n\n{caption}"
 
 
-def _markdown_table(table):
+def _markdown_table(table: Table) -> str:
     ends = ["---"] * table.words + ["---:"] * (len(table.header) - table.words)
     lines = [[_markdown_cell(cell) for cell in line] for line in (table.header, *table.body)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ends, *lines[1:]))
 
 
-def _markdown_cell(text):
+def _markdown_cell(text: str) -> str:
     return _markdown(text).replace("|", "\\|")
 
 
-def _markdown(text):
+def _markdown(text: str) -> str:
     """Escape what Markdown would take for HTML."""
     return " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _plot_png(figure):
+def _plot_png(figure: Figure) -> bytes:
     """Return a plot as a PNG of less than 150 kB, where it can be read at such a resolution."""
     for resolution in _RESOLUTIONS:
         buffer = io.BytesIO()
@@ -79,7 +81,7 @@ def _plot_png(figure):
     return png
 
 
-def _pictures_png(pictures):
+def _pictures_png(pictures: Sequence[Picture]) -> bytes:
     """Return pictures as one PNG of less than 320 kB: smaller if need be, their titles are not."""
     for widest in _WIDTHS:
         png = _small_png(Image.fromarray(sheet(pictures, widest=widest)), _SHEET_BYTES)
@@ -88,7 +90,7 @@ def _pictures_png(pictures):
     return png
 
 
-def _small_png(image, limit):
+def _small_png(image: Image.Image, limit: int) -> bytes:
     """Return an image as a PNG, of fewer colours where it would be larger than `limit` bytes."""
     for colours in (None, 256, 64, 32):
         buffer = io.BytesIO()

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,10 +13,12 @@ from sparsejax.quantities import quantity
 from sparsejax.reports.spreads import Spread
 from sparsejax.reports.style import Look
 
+Box: TypeAlias = tuple[float, float, float, float]  # left, low, right, high
+
 _CLOSE, _APART = 0.035, 0.035  # marks nearer than this share of the axis are put further apart
 
 
-def side_by_side(axes: Axes, costs: Sequence[float]) -> tuple[Sequence[float], float]:
+def side_by_side(axes: Axes, costs: Sequence[float]) -> tuple[np.ndarray, float]:
     """Set the x axis, and place marks on it in a way that they don't overlap.
 
     Marks closer to each other than they are wide are spread evenly about their place, in their
@@ -28,9 +31,8 @@ def side_by_side(axes: Axes, costs: Sequence[float]) -> tuple[Sequence[float], f
     Returns:
       Where to put the marks, and the distance of neighbours (a share of the axis).
     """
-    costs = np.array(costs)
-    is_log = costs.min() > 0 and costs.max() > 3 * costs.min()
-    places = np.log10(costs) if is_log else costs.astype(float)
+    is_log = min(costs) > 0 and max(costs) > 3 * min(costs)
+    places = np.log10(costs) if is_log else np.array(costs, float)
     extent = np.ptp(places) or abs(places[0]) or 1.0
     put, step = _spread_clusters(places, extent)
     beside = (0.06 if np.ptp(places) else 0.5) * extent
@@ -48,7 +50,7 @@ def side_by_side(axes: Axes, costs: Sequence[float]) -> tuple[Sequence[float], f
     return put, step
 
 
-def _spread_clusters(places, extent):
+def _spread_clusters(places: np.ndarray, extent: float) -> tuple[np.ndarray, float]:
     """Spread the places that are too close; return all places and the step within a cluster."""
     order = np.argsort(places, kind="stable")
     clusters = [[order[0]]]
@@ -67,7 +69,7 @@ def _spread_clusters(places, extent):
     return put, step
 
 
-def _tick(value):
+def _tick(value: float) -> str:
     """Write a tick without the zeros that `quantity` would show: 20 M, 1.5 M."""
     number, _, unit = quantity(value).partition(" ")
     return f"{float(number):g} {unit}".strip() if value > 0 else "0" if value == 0 else ""
@@ -80,7 +82,7 @@ def shift(axes: Axes, x: float, step: float) -> float:
 
 def draw(
     axes: Axes,
-    xs: Sequence[float],
+    xs: Sequence[float] | np.ndarray,
     spreads: Sequence[Spread],
     looks: Sequence[Look],
     dots: Sequence[Sequence[float]],
@@ -100,9 +102,9 @@ def draw(
     """
     for x, one, look, values in zip(xs, spreads, looks, dots, strict=True):
         if len(values):
-            style = {"s": 8, "color": look["color"], "alpha": 0.5, "linewidths": 0}
+            style: Look = {"s": 8, "color": look["color"], "alpha": 0.5, "linewidths": 0}
             axes.scatter([shift(axes, x, aside)] * len(values), values, zorder=zorder, **style)
-        bar = {"linestyle": "none", "elinewidth": 1.2, "capsize": 2.5, "zorder": 3}
+        bar: Look = {"linestyle": "none", "elinewidth": 1.2, "capsize": 2.5, "zorder": 3}
         axes.errorbar(x, one.mean, yerr=one.std, **bar, **look)
 
 
@@ -120,7 +122,7 @@ def write_levels(
     figure: Figure,
     axes: Axes,
     levels: Sequence[float],
-    xs: Sequence[float],
+    xs: Sequence[float] | np.ndarray,
     ends: Sequence[Sequence[float]],
 ) -> None:
     """Write S above the marks of a level that stand together, where there is room.
@@ -136,7 +138,7 @@ def write_levels(
     inch = figure.dpi / 72
     axes.set_ylim(axes.get_ylim())
 
-    def to_points(x, y):
+    def to_points(x: float, y: float) -> np.ndarray:
         return axes.transData.transform((x, y)) / inch
 
     marks = []
@@ -145,7 +147,7 @@ def write_levels(
             values = [value for value in values if value > 0]
         (left, low), (_, high) = to_points(x, min(values)), to_points(x, max(values))
         marks.append((left - 5, low - 5, left + 5, high + 5))
-    taken = []
+    taken: list[Box] = []
     frame = axes.get_window_extent()
     for members in _neighbours(levels, [mark[0] for mark in marks]):
         text = f"S {levels[members[0]]:g}"
@@ -161,12 +163,12 @@ def write_levels(
             if inside and not any(_overlap(box, other) for other in [*marks, *taken]):
                 taken.append(box)
                 middle = axes.transData.inverted().transform(((x + width / 2) * inch, y * inch))
-                style = {"ha": "center", "va": "bottom", "fontsize": 8, "color": "#444444"}
-                axes.text(*middle, text, **style)
+                look: Look = {"ha": "center", "va": "bottom", "fontsize": 8, "color": "#444444"}
+                axes.text(middle[0], middle[1], text, **look)
                 break
 
 
-def _neighbours(levels, lefts):
+def _neighbours(levels: Sequence[float], lefts: Sequence[float]) -> list[list[int]]:
     """Return lists of indices of sparse marks: those of one level that stand together."""
     found = []
     for level in dict.fromkeys(filter(None, levels)):
@@ -180,5 +182,5 @@ def _neighbours(levels, lefts):
     return found
 
 
-def _overlap(one, other):
+def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]

@@ -1,12 +1,12 @@
 """The opening of a report: where its numbers come from, what they mean, what doesn't compare."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sparsejax.quantities import counted
 from sparsejax.reports.documents import Block, Items, Text
 from sparsejax.reports.groups import Comparison
-from sparsejax.reports.results import HELD_OUT, PICTURES, metric_of
+from sparsejax.reports.results import HELD_OUT, PICTURES, Run, metric_of
 
 _BASELINES = {
     "small_dense": "a dense model, narrowed to as many parameters as the sparse one of that S has "
@@ -58,7 +58,7 @@ def opening(comparison: Comparison, note: str, left_out: Sequence[str]) -> list[
     return blocks
 
 
-def _facts(comparison):
+def _facts(comparison: Comparison) -> Iterable[str]:
     runs, groups = comparison.runs, comparison.groups
     seeds = sorted({run.seed for run in runs})
     endings = (re.search(r"@(\d+)$", name) for name in comparison.measures)
@@ -79,17 +79,17 @@ def _facts(comparison):
     return filter(None, facts)
 
 
-def _join(values):
+def _join(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
-def _known(runs, key):
+def _known(runs: Sequence[Run], key: str) -> str:
     values = dict.fromkeys(run.shown[key] for run in runs if run.row.get(key))
     return " / ".join(map(str, values)) or "not recorded"
 
 
-def _versions(runs):
-    versions = {}
+def _versions(runs: Sequence[Run]) -> str:
+    versions: dict[str, dict[str, None]] = {}
     for run in runs:
         for name, version in (run.row.get("versions") or {}).items():
             versions.setdefault(name, {})[version] = None
@@ -98,26 +98,26 @@ def _versions(runs):
     )
 
 
-def _commits(runs):
+def _commits(runs: Sequence[Run]) -> str:
     values = dict.fromkeys(run.row.get("commit") for run in runs)
     return _join(f"`{value}`" if value else "not recorded" for value in values)
 
 
-def _dates(runs):
+def _dates(runs: Sequence[Run]) -> str:
     days = sorted({str(run.row["date"])[:10] for run in runs if run.row.get("date")})
     if not days:
         return "not recorded"
     return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
 
 
-def _duration(seconds):
+def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def _warnings(runs):
+def _warnings(runs: Sequence[Run]) -> list[str]:
     """Say what makes runs of one file hard to compare."""
     rows, found = [run.row for run in runs], []
     floats = [run for run in runs if run.measured_on != PICTURES]
@@ -145,7 +145,7 @@ def _warnings(runs):
     return [" ".join(found)] if found else []
 
 
-def _meanings(comparison):
+def _meanings(comparison: Comparison) -> list[str]:
     """Say what the names in the tables mean."""
     measures = comparison.measures
     metrics = dict.fromkeys(map(metric_of, measures))

@@ -1,11 +1,16 @@
 """How much of their masks two runs share, against what chance gives."""
 
 import itertools
-from typing import NamedTuple
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from sparsejax.reports.results import Layers
 from sparsejax.storage import DAMAGED
+
+PackedMasks: TypeAlias = Mapping[str, np.ndarray]  # uint8, by layer
 
 
 class Overlap(NamedTuple):
@@ -28,7 +33,7 @@ class Overlap(NamedTuple):
     pairs: int
 
 
-def read_masks(path, layers):
+def read_masks(path: str | os.PathLike[str], layers: Layers) -> PackedMasks:
     """Read the packed masks of the layers that are sparse.
 
     Args:
@@ -63,7 +68,7 @@ def read_masks(path, layers):
     return masks
 
 
-def overlap(first, second):
+def overlap(first: PackedMasks, second: PackedMasks) -> float:
     """Return the share of active weights that two runs have in common.
 
     |A and B| / |A|, with A and B the active weights of all sparse layers taken together. Should
@@ -92,7 +97,7 @@ def overlap(first, second):
     return both / ((_active(first) + _active(second)) / 2)
 
 
-def chance(layers):
+def chance(layers: Layers) -> float:
     """Return the overlap to expect of masks that are drawn independently layer by layer.
 
     A layer of n weights, a of them active, shares a^2 / n on average; so sum(a^2 / n) / sum(a)
@@ -113,7 +118,7 @@ def chance(layers):
     return expected / sum(active for active, _ in sparse)
 
 
-def overlap_of_runs(masks, layers):
+def overlap_of_runs(masks: Sequence[PackedMasks], layers: Layers) -> Overlap:
     """Compare every pair of runs.
 
     Args:
@@ -129,9 +134,9 @@ def overlap_of_runs(masks, layers):
     )
 
 
-def _count(packed):
+def _count(packed: np.ndarray) -> int:
     return int(np.bitwise_count(packed).sum(dtype=np.int64))
 
 
-def _active(masks):
+def _active(masks: PackedMasks) -> int:
     return sum(map(_count, masks.values()))

@@ -8,12 +8,14 @@ import html
 import io
 import pathlib
 import re
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 from PIL import Image
 
 from sparsejax.atomic import write_text
 from sparsejax.reports.documents import (
+    Block,
     Code,
     Document,
     Folded,
@@ -23,6 +25,7 @@ from sparsejax.reports.documents import (
     Text,
     anchor,
 )
+from sparsejax.reports.sheets import Picture
 from sparsejax.reports.style import STYLE
 
 _TINY = 200  # pixels: narrower pictures are enlarged with hard edges
@@ -36,7 +39,8 @@ def write_html(path: pathlib.Path, document: Document) -> None:
       document: what to write.
     """
     title, sections, numbers = document
-    contents, body = [], {"": [], "rest": []}
+    contents: list[str] = []
+    body: dict[str, list[str]] = {"": [], "rest": []}
     for heading, blocks in sections:
         inside = "\n".join(_html_block(block, numbers) for block in blocks)
         if heading:
@@ -54,7 +58,7 @@ def write_html(path: pathlib.Path, document: Document) -> None:
     write_text(path, page)
 
 
-def _html_block(block, numbers):
+def _html_block(block: Block, numbers: Mapping[int, str]) -> str:
     if isinstance(block, Text):
         return f"<p>{inline(block.text)}</p>"
     if isinstance(block, Items):
@@ -72,7 +76,7 @@ def _html_block(block, numbers):
     return f'<figure class="{kind}">\n{inside}\n<figcaption>{caption}</figcaption>\n</figure>'
 
 
-def _html_table(table, caption):
+def _html_table(table: Table, caption: str) -> str:
     kinds = ["word"] * table.words + ["number"] * (len(table.header) - table.words)
     # A heading may break inside a long name: after a bracket, a colon, before the count.
     headings = [re.sub(r"([\[\]:])", r"\1<wbr>", inline(cell)) for cell in table.header]
@@ -96,7 +100,7 @@ def _html_table(table, caption):
     )
 
 
-def _html_pictures(pictures):
+def _html_pictures(pictures: Sequence[Picture]) -> str:
     items = []
     for title, pixels in pictures:
         buffer = io.BytesIO()
@@ -113,7 +117,7 @@ def _html_pictures(pictures):
     return '<div class="grid">\n' + "\n".join(items) + "\n</div>"
 
 
-def _svg(plot):
+def _svg(plot: Plot) -> str:
     """Return a figure as SVG to stand in a page: ids of its own, no metadata, any width."""
     buffer = io.StringIO()
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": plot.name}):

@@ -1,13 +1,16 @@
 """Quality against cost: a mark per setting, from the cheapest to the dearest."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sparsejax.reports import marks, style
-from sparsejax.reports.documents import Part, Plot, Section, anchor
+from sparsejax.reports.documents import Block, Part, Plot, Section, anchor
 from sparsejax.reports.groups import Comparison, Group
 from sparsejax.reports.results import HELD_OUT
 
@@ -19,12 +22,14 @@ COSTS = {
 _FILLS = ("full", "hollow", "left", "bottom", "right", "top")
 _MOST_LINES = 12
 
+Rank: TypeAlias = float | tuple[int, int]  # sorted with others of its kind
+
 
 def pareto_section(comparison: Comparison) -> Part:
     """Write the section of a report: a figure per measure and cost."""
     groups, measures = comparison.groups, comparison.measures
     chosen = measures[:1] + [name for name in measures[1:] if name == HELD_OUT]
-    blocks = []
+    blocks: list[Block] = []
     for measure, (cost, words) in itertools.product(chosen, COSTS.items()):
         figure = pareto(groups, measure, cost)
         if figure:
@@ -82,19 +87,19 @@ def pareto(groups: Sequence[Group], measure: str, cost: str) -> Figure | None:
     return figure
 
 
-def _series(group):
+def _series(group: Group) -> tuple:
     """Return what marks of one look have in common: all but the level."""
     setting = (group.drop_fraction, group.update_interval, group.steps)
     return group.method, group.structure, *setting
 
 
-def _looks(groups):
+def _looks(groups: Sequence[Group]) -> list[style.Look]:
     """Return the look of each group's mark.
 
     A method has a colour and, for each structure, a shape; a drop fraction has a filling, an
     update interval a size.
     """
-    looks = []
+    looks: list[style.Look] = []
     for group in groups:
         colour, marker = style.mark(group)
         ours = [other for other in groups if other.method == group.method]
@@ -113,31 +118,36 @@ def _looks(groups):
     return looks
 
 
-def _interval(group):
+def _interval(group: Group) -> tuple[int, int]:
     return group.update_interval or 0, group.steps or 0
 
 
-def _rank(group, groups, key):
+def _rank(group: Group, groups: Sequence[Group], key: Callable[[Group], Rank]) -> int:
     return sorted({key(other) for other in groups}).index(key(group))
 
 
-def _dense_lines(axes, groups, measure):
+def _dense_lines(axes: Axes, groups: Sequence[Group], measure: str) -> None:
     for group in groups:
         if group.method == "dense":
             one = group.spreads[measure]
             axes.axhline(one.mean, color=style.BLACK, linewidth=1, alpha=0.6, zorder=1)
             if one.std:
-                band = {"color": style.BLACK, "alpha": 0.08, "linewidth": 0, "zorder": 0}
+                band: style.Look = {
+                    "color": style.BLACK,
+                    "alpha": 0.08,
+                    "linewidth": 0,
+                    "zorder": 0,
+                }
                 axes.axhspan(one.low, one.high, **band)
 
 
-def _joins_levels(groups):
+def _joins_levels(groups: Sequence[Group]) -> bool:
     """Tell whether lines join the levels of a setting: there are some, and not too many."""
     series = list(map(_series, groups))
     return len(set(series)) < len(series) and len(set(series)) <= _MOST_LINES
 
 
-def _connect_levels(axes, groups, xs, measure):
+def _connect_levels(axes: Axes, groups: Sequence[Group], xs: np.ndarray, measure: str) -> None:
     """Draw a thin line through the levels of each method and setting."""
     means = [group.spreads[measure].mean for group in groups]
     for key in dict.fromkeys(map(_series, groups)) if _joins_levels(groups) else ():
@@ -149,9 +159,10 @@ def _connect_levels(axes, groups, xs, measure):
             axes.plot(*line, color=colour, linewidth=0.8, alpha=0.4, zorder=1)
 
 
-def _legend(groups, looks):
+def _legend(groups: Sequence[Group], looks: Sequence[style.Look]) -> list[Line2D]:
     """Return a handle per series, in the order of the methods."""
-    handles, seen = [], set()
+    handles: list[tuple[str, Line2D]] = []
+    seen: set[tuple] = set()
     for group, look in zip(groups, looks, strict=True):
         if _series(group) in seen:
             continue
@@ -159,7 +170,7 @@ def _legend(groups, looks):
         handle = Line2D([], [], linestyle="none", label=group.series, **look)
         handles.append((group.method, handle))
         if group.method == "dense":
-            line = {"color": style.BLACK, "linewidth": 1, "alpha": 0.6}
+            line: style.Look = {"color": style.BLACK, "linewidth": 1, "alpha": 0.6}
             handles.append(("dense", Line2D([], [], label="dense: mean (± std)", **line)))
     rank = {method: index for index, method in enumerate(style.MARKS)}
     handles.sort(key=lambda handle: rank.get(handle[0], len(rank)))

@@ -1,5 +1,9 @@
 """The pictures of a run: training curves, density of each layer."""
 
+import os
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeAlias
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -7,12 +11,31 @@ from PIL import Image
 
 from sparsejax.reports.sheets import Picture, sheet
 
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+class LayerCounts(Protocol):
+    """Counts of a layer, as `sparsity.masks.LayerSummary` has them."""
+
+    @property
+    def weights(self) -> int:
+        """Number of weights."""
+
+    @property
+    def active(self) -> int:
+        """Number of active weights."""
+
+    @property
+    def density(self) -> float:
+        """Share of active weights."""
+
+
 # Distinct in colour and in grey, also to the colour-blind (Okabe and Ito).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
 _WIDEST = 800  # pixels of a picture
 
 
-def save_samples(path, samples, real):
+def save_samples(path: PathLike, samples: np.ndarray, real: np.ndarray) -> None:
     """Show a picture of samples beside one of real examples.
 
     Args:
@@ -24,12 +47,12 @@ def save_samples(path, samples, real):
     Image.fromarray(sheet(pictures, widest=_WIDEST)).save(path)
 
 
-def save_curves(path, lines):
+def save_curves(path: PathLike, lines: Sequence[Mapping[str, float]]) -> None:
     """Write the picture of `curves(lines)` to the PNG file `path`."""
     curves(lines).savefig(path, dpi=120)
 
 
-def curves(lines):
+def curves(lines: Sequence[Mapping[str, float]]) -> Figure:
     """Plot the loss and the weights replaced so far.
 
     Args:
@@ -66,12 +89,12 @@ def curves(lines):
     return figure
 
 
-def save_layer_densities(path, layers, level):
+def save_layer_densities(path: PathLike, layers: Mapping[str, LayerCounts], level: float) -> None:
     """Write the picture of `layer_densities(layers, level)` to the PNG file `path`."""
     layer_densities(layers, level).savefig(path, dpi=120)
 
 
-def layer_densities(layers, level):
+def layer_densities(layers: Mapping[str, LayerCounts], level: float) -> Figure:
     """Plot the density of each layer, with its number of weights.
 
     Args:
@@ -98,7 +121,7 @@ def layer_densities(layers, level):
     return figure
 
 
-def layer_name(path):
+def layer_name(path: str) -> str:
     """Return the path of a layer's kernel as figures show it: of 40 characters at most.
 
     Example:

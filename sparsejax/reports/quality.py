@@ -1,9 +1,9 @@
 """The two main tables, a line per setting: quality against cost, and what was measured of time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sparsejax.quantities import quantity
-from sparsejax.reports.documents import Part, Section, Table, Text
+from sparsejax.reports.documents import Block, Part, Section, Table, Text
 from sparsejax.reports.groups import Comparison, Group
 from sparsejax.reports.results import headed, higher_is_better, metric_of
 from sparsejax.reports.spreads import (
@@ -28,7 +28,7 @@ def quality_section(comparison: Comparison) -> Part:
     """Write the section of a report."""
     groups, measures = comparison.groups, comparison.measures
     differences = differences_to_dense(groups, measures[0]) if measures else []
-    blocks = [
+    blocks: list[Block] = [
         _quality_table(groups, measures, differences),
         *map(Text, _reading(groups, measures, differences)),
         _measured_table(comparison),
@@ -36,7 +36,9 @@ def quality_section(comparison: Comparison) -> Part:
     return Section("Quality and cost", blocks), ""
 
 
-def _quality_table(groups, measures, differences):
+def _quality_table(
+    groups: Sequence[Group], measures: Sequence[str], differences: Sequence[Difference | None]
+) -> Table:
     columns = {heading: _quantities(groups, key) for heading, key in _COSTS.items()}
     for name in measures:
         columns[headed(name)] = _means(groups, name, best=True)
@@ -54,7 +56,7 @@ def _quality_table(groups, measures, differences):
     return _table(caption, groups, columns)
 
 
-def _measured_table(comparison):
+def _measured_table(comparison: Comparison) -> Table:
     groups = comparison.groups
     columns = {"FLOPs, one sample": _quantities(groups, "sampling_flops")}
     for key, heading in _SECONDS.items():
@@ -72,7 +74,7 @@ def _measured_table(comparison):
     return _table(caption, groups, columns)
 
 
-def _table(caption, groups, columns):
+def _table(caption: str, groups: Sequence[Group], columns: Mapping[str, list[str]]) -> Table:
     """Return the table of some columns, with those that name a group before them."""
     body = [
         [*group.labels.values(), *cells]
@@ -83,7 +85,7 @@ def _table(caption, groups, columns):
     return Table(caption, [*groups[0].labels, *columns], body, 1, breaks)
 
 
-def _quantities(groups, key, unit=""):
+def _quantities(groups: Sequence[Group], key: str, unit: str = "") -> list[str]:
     """Return the cells of a column of counts: their means."""
     return [
         quantity(group.spreads[key].mean) + unit if any(group.numbers.get(key, [])) else "–"
@@ -91,7 +93,9 @@ def _quantities(groups, key, unit=""):
     ]
 
 
-def _means(groups, name, *, scale=1.0, best=False):
+def _means(
+    groups: Sequence[Group], name: str, *, scale: float = 1.0, best: bool = False
+) -> list[str]:
     """Return the cells of a column of means and standard deviations, the best mean bold."""
     spreads = [spread([scale * v for v in group.numbers.get(name, [])]) for group in groups]
     digits = decimals(spreads)
@@ -119,7 +123,8 @@ def differences_to_dense(groups: Sequence[Group], measure: str) -> list[Differen
       A difference per group, None where there is none to tell; an empty list if no group can be
       compared.
     """
-    found, compared = [], False
+    found: list[Difference | None] = []
+    compared = False
     for group in groups:
         dense = [g for g in groups if g.method == "dense" and g.steps == group.steps]
         same = [g for g in dense if g.parameters == group.parameters]
@@ -133,7 +138,9 @@ def differences_to_dense(groups: Sequence[Group], measure: str) -> list[Differen
     return found if compared else []
 
 
-def _reading(groups, measures, differences):
+def _reading(
+    groups: Sequence[Group], measures: Sequence[str], differences: Sequence[Difference | None]
+) -> list[str]:
     """Say in words how far the differences to dense can be trusted."""
     known = [one for one in differences if one]
     if not known:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from sparsejax.errors import ConfigError
 from sparsejax.reports.appendix import repeat_section, runs_section
-from sparsejax.reports.documents import Section, number
+from sparsejax.reports.documents import Document, Section, number
 from sparsejax.reports.effects import effects_section
 from sparsejax.reports.exploration import ever_active_section, overlap_section
-from sparsejax.reports.groups import compare
+from sparsejax.reports.groups import Comparison, compare
 from sparsejax.reports.layers import layers_section
 from sparsejax.reports.markdown import write_markdown
 from sparsejax.reports.opening import opening
@@ -52,14 +52,17 @@ def write_report(
     require_writable(output, "--output")
     output.mkdir(parents=True, exist_ok=True)
     comparison = compare(rows)
-    document = _document(title, comparison, note, runs and pathlib.Path(runs), output)
+    folder = pathlib.Path(runs) if runs else None
+    document = _document(title, comparison, note, folder, output)
     markdown, page = output / "report.md", output / "report.html"
     write_markdown(markdown, document)
     write_html(page, document)
     return markdown, page
 
 
-def _document(title, comparison, note, folder, output):
+def _document(
+    title: str, comparison: Comparison, note: str, folder: pathlib.Path | None, output: pathlib.Path
+) -> Document:
     """Return the report: its sections, and at its beginning what is missing in them."""
     groups = comparison.groups
     parts = [

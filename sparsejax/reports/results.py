@@ -119,7 +119,7 @@ def sparse_density(layers: Layers) -> float | None:
     return sum(active for active, _ in sparse) / sum(weights for _, weights in sparse)
 
 
-def _measured_on(row):
+def _measured_on(row: Row) -> str:
     # Older rows don't say so. Inception has always rounded; other measures are of no pictures.
     of_pictures = any(re.search(r"\[(classifier|pixels)", name) for name in row["measures"])
     return row.get("pictures", "floats" if of_pictures else PICTURES)

@@ -1,14 +1,15 @@
 """Pictures of samples, one per setting, beside real examples."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
 from sparsejax.quantities import counted
 from sparsejax.reports.documents import Part, Pictures, Section
-from sparsejax.reports.groups import Comparison
-from sparsejax.reports.results import metric_of
+from sparsejax.reports.groups import Comparison, Group
+from sparsejax.reports.results import Run, metric_of
 from sparsejax.reports.sheets import Picture
 from sparsejax.reports.spreads import decimals
 
@@ -22,10 +23,13 @@ def samples_section(comparison: Comparison, folder: pathlib.Path | None) -> Part
       comparison: the runs.
       folder: of their workdirs, where the pictures are.
     """
-    pictures, missing, real = [], 0, None
+    pictures: list[Picture] = []
+    missing, real = 0, None
     for group in comparison.groups:
         found = None
-        for run in group.runs if folder else []:
+        for run in group.runs:
+            if not folder:
+                break
             place = folder / run.name / "evaluation"
             title = _title(group, comparison.measures[:1], run)
             found = found or _picture(place / "samples.png", title)
@@ -44,10 +48,10 @@ def samples_section(comparison: Comparison, folder: pathlib.Path | None) -> Part
     return Section("Samples", [Pictures("samples", pictures, caption)]), said
 
 
-def _picture(path, title):
+def _picture(path: pathlib.Path, title: str) -> Picture | None:
     try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
+        with Image.open(path) as file:
+            image = file.convert("RGB")
             if image.width > _WIDE:
                 height = max(1, round(image.height * _WIDE / image.width))
                 image = image.resize((_WIDE, height), Image.Resampling.LANCZOS)
@@ -56,7 +60,7 @@ def _picture(path, title):
         return None
 
 
-def _title(group, measures, run):
+def _title(group: Group, measures: Sequence[str], run: Run) -> str:
     """Write method, setting and seed, with the first measure if the run has it."""
     is_plain = group.structure == "weight" or not group.is_sparse
     parts = [] if is_plain else [group.structure]

@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -19,7 +20,7 @@ class Picture(NamedTuple):
     pixels: np.ndarray
 
 
-def sheet(pictures, *, columns=4, widest=420):
+def sheet(pictures: Sequence[Picture], *, columns: int = 4, widest: int = 420) -> np.ndarray:
     """Lay pictures side by side on white, each under its title.
 
     A picture is enlarged by a whole number, each pixel a square, as far as `widest` allows; a wider
@@ -62,7 +63,7 @@ def sheet(pictures, *, columns=4, widest=420):
     return np.asarray(canvas)
 
 
-def _fit(pixels, widest):
+def _fit(pixels: np.ndarray, widest: int) -> np.ndarray:
     """Enlarge a picture by a whole number, or make it smaller, to at most `widest` pixels."""
     height, width, _ = pixels.shape
     if width > widest:
@@ -73,19 +74,19 @@ def _fit(pixels, widest):
 
 
 @functools.cache
-def _font(size):
+def _font(size: int) -> ImageFont.FreeTypeFont:
     path = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     return ImageFont.truetype(path, size)
 
 
-def _line_height(size):
+def _line_height(size: int) -> int:
     return sum(_font(size).getmetrics())
 
 
-def _broken(title, width, size):
+def _broken(title: str, width: int, size: int) -> list[str]:
     """Break a title into lines of at most `width` pixels: between words, or inside of long ones."""
 
-    def fits(text):
+    def fits(text: str) -> bool:
         return len(text) < 2 or _font(size).getlength(text) <= width
 
     lines = []

@@ -11,11 +11,11 @@ _DIGITS = 3
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation of `count` numbers; `std` is None for a single one."""
+    """Mean and standard deviation of `size` numbers; `std` is None for a single one."""
 
     mean: float
     std: float | None
-    count: int
+    size: int
 
     @property
     def low(self) -> float:
@@ -46,7 +46,7 @@ def spread(values: Sequence[float]) -> Spread | None:
 
     Example:
       >>> spread([1.0, 3.0])
-      Spread(mean=2.0, std=1.4142135623730951, count=2)
+      Spread(mean=2.0, std=1.4142135623730951, size=2)
     """
     if not values:
         return None
@@ -79,7 +79,7 @@ def difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Di
         return None
     if one.std is None:
         return Difference(one.mean, None, None)
-    half = float(stdtrit(one.count - 1, 0.975)) * one.std / math.sqrt(one.count)
+    half = float(stdtrit(one.size - 1, 0.975)) * one.std / math.sqrt(one.size)
     return Difference(one.mean, one.mean - half, one.mean + half)
 
 
@@ -101,7 +101,7 @@ def decimals(spreads: Sequence[Spread | None]) -> int:
     return int(np.clip(max(wanted), 0, 6))
 
 
-def _exponent(value):
+def _exponent(value: float) -> int:
     return math.floor(math.log10(value))
 
 
@@ -122,7 +122,7 @@ def write_spread(one: Spread | None, digits: int, count: int | None = None) -> s
     text = f"{one.mean:,.{digits}f}"
     if one.std is not None:
         text += f" ± {one.std:,.{digits}f}"
-    return text if count in (None, one.count) else f"{text} (n = {one.count})"
+    return text if count in (None, one.size) else f"{text} (n = {one.size})"
 
 
 def write_difference(one: Difference | None, digits: int) -> str:

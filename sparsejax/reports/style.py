@@ -13,9 +13,10 @@ import matplotlib
 from sparsejax.reports.groups import Group
 from sparsejax.reports.results import higher_is_better
 
+Settings: TypeAlias = Any  # matplotlib's rcParams
 Look: TypeAlias = dict[str, Any]  # keyword arguments of matplotlib's lines
 
-STYLE = {
+STYLE: Settings = {
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.spines.top": False,
@@ -43,7 +44,8 @@ _SHAPES = (
     {"static": "P", "rigl": "X", "magran": "d"},
 )
 
-_Parameters, _Returned = ParamSpec("_Parameters"), TypeVar("_Returned")
+_Parameters = ParamSpec("_Parameters")
+_Returned = TypeVar("_Returned")
 
 
 def styled(function: Callable[_Parameters, _Returned]) -> Callable[_Parameters, _Returned]:
