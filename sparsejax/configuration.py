@@ -166,17 +166,28 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
         config.optimizer.learning_rate = base * config.batch_size
     flat = flatten(config.to_dict(), ".")
     for key in KEYS:
-        value = flat[key.path]
-        check_type(key, value)
-        require(schema.is_accepted(key, value), key.path, value, _range(key))
-    for path in (*PLACES, "checkpoint.init_from"):
-        _check_path(path, flat[path])
+        check_value(key.path, flat[key.path])
     _resolve_betas(config, saved)
     o = config.optimizer
     decays = o.name in ("adamw", "lion")
     accepted = f"0.0 with {o.name}; adamw and lion decay weights"
     require(decays or not o.weight_decay, "optimizer.weight_decay", o.weight_decay, accepted)
     return ml_collections.FrozenConfigDict(config)
+
+
+def check_value(path: str, value: Value) -> Value:
+    """Return a value as a key of the schema holds it.
+
+    Raises:
+      ConfigError: the key can't hold it, whatever the other keys hold.
+    """
+    (key,) = (key for key in KEYS if key.path == path)
+    value = schema.as_type(key.type, value)
+    check_type(key, value)
+    require(schema.is_accepted(key, value), path, value, _range(key))
+    if path in (*PLACES, "checkpoint.init_from"):
+        _check_path(path, value)
+    return value
 
 
 def _check_path(key: str, path: str) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax import sparsity
+from sparsejax import load, sparsity
 from sparsejax.config_files import load_config
 from sparsejax.configuration import resolve
 from sparsejax.errors import ConfigError
@@ -58,6 +58,7 @@ def test_a_run_of_a_method_from_outside_is_trained_and_loads_again(folder):
     forget()
     (folder / "my_method.py").unlink()
     _, *loaded = load_sparse_run("model.safetensors")
+    assert load("model.safetensors", steps=3, eta=1).config.sample.eta == 1.0
     for a, b in zip(*map(jax.tree.leaves, ([params, masks], loaded)), strict=True):
         np.testing.assert_array_equal(a, b)
     with pytest.raises(ConfigError, match="config.json: config.imports names 'my_method'"):

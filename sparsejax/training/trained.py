@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 
 from sparsejax.compact.states import without_inactive
-from sparsejax.configuration import resolve, set_key
+from sparsejax.configuration import check_value, set_key
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model
 from sparsejax.training import runs
@@ -132,7 +132,10 @@ def _named(function, *args):
 
 
 def _changed(config, first_stage, steps, eta):
-    """Return a resolved config with what the caller of `load` changes."""
+    """Return a resolved config with what the caller of `load` changes.
+
+    Nothing else of the config is looked at: a sparse file needs no module that trained it.
+    """
     sampler = config.sample.sampler
     changes = {"sample.steps": steps, "sample.eta": eta, "first_stage.path": first_stage}
     changes = {key: value for key, value in changes.items() if value is not None}
@@ -145,8 +148,8 @@ def _changed(config, first_stage, steps, eta):
         else:
             accepted = f"the default of a run whose sample.sampler is {sampler}"
             require(sampler == "ddim", key, value, accepted)
-        set_key(changed, key, value)
-    return resolve(changed, config.to_dict())
+        set_key(changed, key, check_value(key, value))
+    return ml_collections.FrozenConfigDict(changed)
 
 
 def _is_there(path):
