@@ -11,7 +11,9 @@ import pytest
 from sparsejax import load, sparsity
 from sparsejax.config_files import load_config
 from sparsejax.configuration import resolve
+from sparsejax.data import builders
 from sparsejax.errors import ConfigError
+from sparsejax.families import build_data
 from sparsejax.sparsity import methods
 from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
 from sparsejax.training.metrics_log import read_metrics
@@ -133,3 +135,26 @@ def test_single_weights_are_all_that_a_plain_method_moves(folder):
     message = "config.sparsity.structure is 'block': method 'gumbel' moves single weights; accepted"
     with pytest.raises(ConfigError, match=message):
         loop.train(config, folder / "run")
+
+
+def test_images_of_a_builder_from_outside_are_prepared_and_read(folder):
+    """The disks: their pixels against those that numpy draws here."""
+    (folder / "my_images.py").write_text(FILES["my_images.py"])
+    config = load_config(str(DIGITS), [("task.dataset", "disks"), ("imports", "my_images")])
+    config.task.reference_split, config.task.data_dir = "test", str(folder / "data")
+    data = build_data(resolve(config))
+    data.prepare()
+    images = data.reference()
+    assert images.shape == (100, 8, 8, 1)
+    assert set(np.unique(images)) == {-1.0, 1.0}
+    row, column, radius = np.random.default_rng(1).uniform([2, 2, 1], [6, 6, 3])
+    rows, columns = np.indices((8, 8))
+    inside = np.hypot(rows - row, columns - column) < radius
+    assert any((image[..., 0] == np.where(inside, 1, -1)).all() for image in images)
+    batch = next(iter(data.batches(0, 1)))["image"]
+    assert batch.shape == (64, 8, 8, 1)
+    with pytest.raises(ValueError, match="data set 'digits' is registered already; accepted: ano"):
+        builders.register_images("digits", builders.Files)
+    del builders._IMAGE_BUILDERS["disks"]
+    with pytest.raises(ConfigError, match="task.dataset is 'disks'; accepted: digits, files"):
+        build_data(resolve(config))

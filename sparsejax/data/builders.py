@@ -34,9 +34,40 @@ PUBLISHED = {
 _SKETCH_BUILDERS = {
     builder.name: builder for builder in (QuickdrawStrokes, Kanjivg, Vmnist, VmnistLike)
 }
-IMAGES = ("digits", "files", *PUBLISHED)
 SKETCHES = tuple(_SKETCH_BUILDERS)
-DATASETS = (*IMAGES, *SKETCHES)
+# Sets whose builder needs no source; `register_images` adds to them.
+_IMAGE_BUILDERS: dict[str, type[tfds.core.DatasetBuilder]] = {"digits": Digits}
+
+
+def register_images(name: str, builder: type[tfds.core.DatasetBuilder]) -> None:
+    """Register an image data set of your own, for `config.task.dataset`.
+
+    Args:
+      name: of the data set; registering it again from the same place replaces its builder.
+      builder: class of a tfds builder, made as `builder(data_dir=folder)`; its features are
+        `image` and, where images have classes, `label`. With another VERSION it is prepared anew.
+
+    Raises:
+      ValueError: another data set has the name.
+    """
+    other = _IMAGE_BUILDERS.get(name)
+    is_same = other is not None and (other.__module__, other.__qualname__) == (
+        builder.__module__,
+        builder.__qualname__,
+    )
+    if name in datasets() and not is_same:
+        raise ValueError(f"data set {name!r} is registered already; accepted: another name")
+    _IMAGE_BUILDERS[name] = builder
+
+
+def image_sets() -> tuple[str, ...]:
+    """Return the names of image data sets."""
+    return (*_IMAGE_BUILDERS, "files", *PUBLISHED)
+
+
+def datasets() -> tuple[str, ...]:
+    """Return the names of all data sets."""
+    return (*image_sets(), *SKETCHES)
 
 
 def full_name(settings: ConfigDict) -> str:
@@ -53,14 +84,14 @@ def stamp(settings: ConfigDict) -> dict[str, Stamp]:
 
     Returns:
       Dictionary `{key: stamp}` (`sparsejax.data.stamps`) of `task.source`, or of `task.data_dir`
-      for a published set; empty for the digits.
+      for a published set; empty for sets that need no source.
 
     Raises:
       ConfigError: see `open_builder`.
     """
     with _quiet(progress=False):
         builder = _create(*_arguments(settings))
-    if settings.dataset == "digits":
+    if settings.dataset in _IMAGE_BUILDERS:
         return {}
     if settings.dataset not in PUBLISHED:
         return {"task.source": builder.stamp()}
@@ -121,7 +152,7 @@ def _open(
 def _create(
     dataset: str, source: str, data_dir: str, words: tuple[str, ...]
 ) -> tfds.core.DatasetBuilder:
-    require(dataset in DATASETS, "task.dataset", dataset, ", ".join(DATASETS))
+    require(dataset in datasets(), "task.dataset", dataset, ", ".join(datasets()))
     have_source = ("files", *SKETCHES)
     accepted = f"'' with the dataset {dataset}; those with a source are {', '.join(have_source)}"
     require(not source or dataset in have_source, "task.source", source, accepted)
@@ -130,8 +161,8 @@ def _create(
         where = f"with the dataset {dataset}, the path of {_SKETCH_BUILDERS[dataset].ACCEPTED}"
         require(source, "task.source", source, where)
         return _SKETCH_BUILDERS[dataset](source, words, data_dir=folder)
-    if dataset == "digits":
-        return Digits(data_dir=folder)
+    if dataset in _IMAGE_BUILDERS:
+        return _IMAGE_BUILDERS[dataset](data_dir=folder)
     if dataset == "files":
         require(source, "task.source", source, f"the path of {ACCEPTED}")
         return Files(source, data_dir=folder)

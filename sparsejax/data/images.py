@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from sparsejax.data import decoding
-from sparsejax.data.builders import DATASETS, IMAGES, SKETCHES, full_name, open_builder
+from sparsejax.data.builders import SKETCHES, full_name, image_sets, open_builder
 from sparsejax.data.files import short_name
 from sparsejax.data.splits import check_split
 from sparsejax.errors import require
@@ -24,7 +24,6 @@ from sparsejax.seeds import check_seed
 from sparsejax.types import Batches, Example, NumpyArray, Pictures
 
 __all__ = [
-    "DATASETS",
     "PICTURES",
     "are_finite",
     "describe",
@@ -57,7 +56,7 @@ def open_images(settings: ConfigDict, split: str) -> grain.MapDataset:
       ConfigError: names the config key, its value and what is accepted.
     """
     is_image_set = settings.dataset not in SKETCHES
-    require(is_image_set, "task.dataset", settings.dataset, ", ".join(IMAGES))
+    require(is_image_set, "task.dataset", settings.dataset, ", ".join(image_sets()))
     size = settings.image_size
     require(1 <= size <= 65536, "task.image_size", size, "1 to 65536")
     builder = open_builder(settings)

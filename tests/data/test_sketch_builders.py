@@ -7,7 +7,7 @@ import pytest
 from absl import logging as absl_logging
 
 from sparsejax.data import images, kanjivg, packed, quickdraw, strokes
-from sparsejax.data.builders import DATASETS, SKETCHES, full_name, open_builder
+from sparsejax.data.builders import SKETCHES, datasets, full_name, open_builder
 from sparsejax.errors import ConfigError
 from tests.data.sets import EXCERPTS, task
 from tests.data.sketches import line, save_lines, save_packed, save_svgs, svg
@@ -31,8 +31,8 @@ def left_out(data_dir, **changes):
 
 def test_the_four_sets_are_known():
     assert SKETCHES == ("quickdraw_strokes", "kanjivg", "vmnist", "vmnist_like")
-    assert DATASETS[:2] == ("digits", "files")
-    assert DATASETS[-4:] == SKETCHES
+    assert datasets()[:2] == ("digits", "files")
+    assert datasets()[-4:] == SKETCHES
 
 
 @pytest.mark.parametrize(
