@@ -81,6 +81,6 @@ class Sample(Protocol):
         frozen: Frozen,
         key: PRNGKey,
         count: int,
-        start: ArrayLike = 0,
+        start: int | Array = 0,
     ) -> Array:
         """Return samples [count, ...]."""

@@ -12,7 +12,6 @@ UNTYPED = {
     "commands",
     "compact",
     "evaluation",
-    "families",
     "sparsity/packing",
     "sparsity/transforms",
     "training",

@@ -3,7 +3,7 @@
 import inspect
 import re
 import typing
-from typing import Any
+from typing import TypeVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -13,6 +13,9 @@ from sparsejax import schema
 from sparsejax.configuration import check_type, require_key
 from sparsejax.errors import require
 from sparsejax.schema import Key
+from sparsejax.types import Value
+
+Network = TypeVar("Network", bound=nn.Module)
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -41,7 +44,7 @@ def network_keys(cls: type[nn.Module], section: str = "model") -> tuple[Key, ...
     return tuple(keys)
 
 
-def _meanings(cls):
+def _meanings(cls: type[nn.Module]) -> dict[str, str]:
     """Return `{attribute: meaning}` from the docstrings of a class and those it comes from."""
     meanings = {}
     for base in reversed(cls.__mro__):
@@ -53,7 +56,7 @@ def _meanings(cls):
     return meanings
 
 
-def build_module(cls: type[nn.Module], arguments: ConfigDict, section: str) -> Any:
+def build_module(cls: type[Network], arguments: ConfigDict, section: str) -> Network:
     """Return `cls(**arguments)`, names and types of the arguments checked.
 
     Args:
@@ -77,12 +80,12 @@ def build_module(cls: type[nn.Module], arguments: ConfigDict, section: str) -> A
     return cls(**(arguments | {"dtype": DTYPES[arguments["dtype"]]}))
 
 
-def is_count(value):
+def is_count(value: Value) -> bool:
     """Tell whether a value is a whole number, 1 or more."""
     return schema.has_type(int, value) and value >= 1
 
 
-def check_batch_size(config, count):
+def check_batch_size(config: ConfigDict, count: int) -> None:
     """Refuse a batch that holds some of the training examples more than once.
 
     Args:

@@ -1,6 +1,8 @@
 """The first stage: an autoencoder trained to reconstruct images."""
 
+import functools
 import pathlib
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +14,11 @@ from sparsejax.errors import ConfigError, require
 from sparsejax.families.arguments import build_module, is_count
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.families.images import images_data
+from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.first_stage import FILE, KINDS, load_first_stage, save_first_stage
 from sparsejax.models.flops import layer_flops
 from sparsejax.rendering.images import image_grid
+from sparsejax.types import Apply, Array, Batch, Frozen, Keys, Params, PRNGKey, PyTree
 
 _RECONSTRUCTED_AT_ONCE = 8  # images on a device
 
@@ -47,26 +51,29 @@ def autoencoder_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     require(method == "dense", "sparsity.method", method, "dense: only the UNet is sparsified")
     latent_shape = (size // factor, size // factor, network.z_channels)
 
-    def apply(params, x, noise=None, *, train=False, rngs=None):
-        del train, rngs
-        return network.apply({"params": params}, x, noise)
-
-    def loss(apply, params, batch, keys, train):
+    def loss(apply: Apply, params: Params, batch: Batch, keys: Keys, train: bool) -> Array:
         x = batch["image"]
         noise = jax.vmap(lambda key: jax.random.normal(key, latent_shape))(keys)
         reconstruction, regulariser = apply(params, x, noise, train=train)
         return jnp.mean(jnp.abs(reconstruction - x)) + weight * regulariser
 
-    def sample(apply, params, frozen, key, count, start=0):
+    def sample(
+        apply: Apply,
+        params: Params,
+        frozen: Frozen,
+        key: PRNGKey,
+        count: int,
+        start: int | Array = 0,
+    ) -> Array:
         del key
         indices = (start + jnp.arange(count)) % len(frozen)
 
-        def reconstruct(index):
+        def reconstruct(index: Array) -> Array:
             return apply(params, data.to_unit_range(frozen[index])[None])[0][0]
 
         return jax.lax.map(reconstruct, indices, batch_size=_RECONSTRUCTED_AT_ONCE)
 
-    def frozen():
+    def frozen() -> NoReturn:
         raise ConfigError(
             "config.task.name is 'autoencoder': its samples are reconstructions of images, not "
             "made from noise; accepted: images, latents, strokes"
@@ -76,7 +83,7 @@ def autoencoder_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     return Model(
         network=network,
         init=lambda key: network.init(key, jnp.zeros(example.shape))["params"],
-        apply=apply,
+        apply=functools.partial(_apply, network),
         loss=loss,
         sample=sample,
         frozen=frozen,
@@ -91,6 +98,19 @@ def autoencoder_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     )
 
 
+def _apply(
+    network: VQModel | KLModel,
+    params: Params,
+    x: Array,
+    noise: Array | None = None,
+    *,
+    train: bool = False,
+    rngs: dict[str, Keys] | None = None,
+) -> PyTree:
+    del train, rngs
+    return network.apply({"params": params}, x, noise)
+
+
 def autoencoder_data(config: ConfigDict) -> Data:
     """Return the Data of the images of `config.task`, as of `images_data`, to be reconstructed."""
     settings = config.task
@@ -99,7 +119,9 @@ def autoencoder_data(config: ConfigDict) -> Data:
     )
 
 
-def build_autoencoder(kind, arguments, kind_key, key):
+def build_autoencoder(
+    kind: str, arguments: ConfigDict, kind_key: str, key: str
+) -> VQModel | KLModel:
     """Return the VQModel or KLModel that a config describes, its sizes checked.
 
     Args:

@@ -5,13 +5,13 @@ The part that pixels and latents share: `images_model` and `latents_model` name 
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from sparsejax.diffusion import noise_schedules, process, samplers
+from sparsejax.diffusion.noise_schedules import NoiseSchedule
 from sparsejax.errors import require
 from sparsejax.families.arguments import build_module, is_count
 from sparsejax.families.family import Model
@@ -21,6 +21,19 @@ from sparsejax.models.published import check_params, load_unet
 from sparsejax.models.unet import UNet
 from sparsejax.models.units import unet_units
 from sparsejax.rendering.images import image_grid
+from sparsejax.types import (
+    Apply,
+    Array,
+    Batch,
+    Frozen,
+    Keys,
+    Params,
+    PathLike,
+    PRNGKey,
+    PyTree,
+    Shape,
+    Value,
+)
 
 
 def denoising_model(
@@ -28,8 +41,8 @@ def denoising_model(
     size: int,
     example: str,
     *,
-    decode: Callable[..., jax.Array] | None = None,
-    **others: Any,
+    decode: Callable[[Frozen, Array], Array] | None = None,
+    **others: Value,
 ) -> Model:
     """Return the Model of a UNet that denoises examples [size, size, model.in_channels].
 
@@ -56,19 +69,22 @@ def denoising_model(
         jax.ShapeDtypeStruct((1,), jnp.int32),
     )
 
-    def init(key):
+    def init(key: PRNGKey) -> Params:
         inputs = (jnp.zeros(x.shape, x.dtype) for x in example_inputs)
         return network.init(key, *inputs)["params"]
 
-    def apply(params, x, t, *, train=False, rngs=None):
-        keys = rngs and rngs["dropout"]
-        return network.apply({"params": params}, x, t, train=train, dropout_keys=keys)
-
-    def sample(apply, params, frozen, key, count, start=0):
+    def sample(
+        apply: Apply,
+        params: Params,
+        frozen: Frozen,
+        key: PRNGKey,
+        count: int,
+        start: int | Array = 0,
+    ) -> Array:
         drawn = _sample(schedule, shape, config.sample, apply, params, key, count, start)
         return decode(frozen, drawn) if decode else drawn
 
-    def load(path):
+    def load(path: PathLike) -> Params:
         params = load_unet(path, model=network)
         check_params(params, jax.eval_shape(init, jax.random.key(0)), path)
         return params
@@ -76,7 +92,7 @@ def denoising_model(
     return Model(
         network=network,
         init=init,
-        apply=apply,
+        apply=functools.partial(_apply, network),
         loss=functools.partial(_loss, schedule, example),
         sample=sample,
         render=image_grid,
@@ -92,7 +108,20 @@ def denoising_model(
     )
 
 
-def _widths(network):
+def _apply(
+    network: UNet,
+    params: Params,
+    x: Array,
+    t: Array,
+    *,
+    train: bool = False,
+    rngs: dict[str, Keys] | None = None,
+) -> PyTree:
+    keys = rngs and rngs["dropout"]
+    return network.apply({"params": params}, x, t, train=train, dropout_keys=keys)
+
+
+def _widths(network: UNet) -> tuple[int, ...]:
     """Return the even widths with as many attention heads and channels per GroupNorm group.
 
     At least half as many channels per group, that is.
@@ -102,14 +131,14 @@ def _widths(network):
     return tuple(w for w in widths if _norm_groups(network, w) and not head * w % full)
 
 
-def _norm_groups(network, width):
+def _norm_groups(network: UNet, width: int) -> int:
     """Return the number of groups for a width: at most the full model's, at least half of it."""
     full = network.norm_groups
     divisors = [groups for groups in range(-(-full // 2), full + 1) if width % groups == 0]
     return max(divisors, default=0)
 
 
-def _narrow(network, width):
+def _narrow(network: UNet, width: int) -> dict[str, Value]:
     """Return the arguments of a UNet of another width and the same depth."""
     return {
         "num_head_channels": network.num_head_channels * width // network.model_channels,
@@ -118,11 +147,19 @@ def _narrow(network, width):
     }
 
 
-def _loss(schedule, example, apply, params, batch, keys, train):
+def _loss(
+    schedule: NoiseSchedule,
+    example: str,
+    apply: Apply,
+    params: Params,
+    batch: Batch,
+    keys: Keys,
+    train: bool,
+) -> Array:
     """Mean eps loss; t, noise and dropout are drawn per example, from the example's own key."""
     x_0 = batch[example]
 
-    def draw(key):
+    def draw(key: PRNGKey) -> tuple[Array, Array, PRNGKey]:
         t_key, noise_key, dropout_key = jax.random.split(key, 3)
         t = jax.random.randint(t_key, (), 0, schedule.steps)
         return t, jax.random.normal(noise_key, x_0.shape[1:]), dropout_key
@@ -133,7 +170,16 @@ def _loss(schedule, example, apply, params, batch, keys, train):
     return jnp.mean(process.eps_loss(eps, noise))
 
 
-def _sample(schedule, shape, settings, apply, params, key, count, start):
+def _sample(
+    schedule: NoiseSchedule,
+    shape: Shape,
+    settings: ConfigDict,
+    apply: Apply,
+    params: Params,
+    key: PRNGKey,
+    count: int,
+    start: int | Array,
+) -> Array:
     indices = start + jnp.arange(count)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     x_T, noise = samplers.example_noise(keys, shape)  # noqa: N806
@@ -142,7 +188,7 @@ def _sample(schedule, shape, settings, apply, params, key, count, start):
     return run_sampler(schedule, settings, denoise, x_T, noise, ends_at_one=ends_at_one)
 
 
-def _noise_schedule(diffusion):
+def _noise_schedule(diffusion: ConfigDict) -> NoiseSchedule:
     accepted = ", ".join(noise_schedules.BETAS)
     known = diffusion.schedule in noise_schedules.BETAS
     require(known, "diffusion.schedule", diffusion.schedule, accepted)
@@ -156,7 +202,7 @@ def _noise_schedule(diffusion):
     )
 
 
-def _build_network(config, size):
+def _build_network(config: ConfigDict, size: int) -> UNet:
     """Return the UNet of `config.model`, checked against the size of what it denoises."""
     model = build_module(UNet, config.model, "model")
     _check_sizes(model)
@@ -170,7 +216,7 @@ def _build_network(config, size):
     return model
 
 
-def _check_sizes(model):
+def _check_sizes(model: UNet) -> None:
     counts = ("in_channels", "out_channels", "num_res_blocks", "norm_groups")
     for key in (*counts, "num_head_channels", "model_channels"):
         require(is_count(getattr(model, key)), f"model.{key}", getattr(model, key), "1 or more")
@@ -191,7 +237,7 @@ def _check_sizes(model):
     require(has_frequencies, "model.freq_shift", model.freq_shift, accepted)
 
 
-def _check_attention(model):
+def _check_attention(model: UNet) -> None:
     factors = [2**level for level in range(len(model.channel_mult))]
     attends = model.attention_resolutions
     accepted = f"some of {factors}, the downsampling factors"
@@ -204,7 +250,7 @@ def _check_attention(model):
         require(divides, "model.num_head_channels", head, accepted)
 
 
-def sampling_schedules(config):
+def sampling_schedules(config: ConfigDict) -> tuple[NoiseSchedule, noise_schedules.DDIMSchedule]:
     """Return the schedules that a run on images or latents is sampled with.
 
     Args:

@@ -6,19 +6,39 @@ latents) is a small dictionary, its facts: `Data.facts` finds them, a run and a 
 them, so a trained model samples on a machine that never saw the data.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
-import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from sparsejax.data.images import to_pixels
+from sparsejax.data.stamps import Stamp
 from sparsejax.diffusion.noise_schedules import NoiseSchedule
+from sparsejax.models.pipelines import FirstStage
+from sparsejax.types import (
+    Apply,
+    Batches,
+    Frozen,
+    Groups,
+    LayerFlops,
+    Loss,
+    NumpyArray,
+    Params,
+    PathLike,
+    Pictures,
+    PRNGKey,
+    Sample,
+    Samples,
+    Value,
+)
 
-Facts = Mapping[str, Any]
+Networks: TypeAlias = Mapping[Any, type[nn.Module]]
+Facts: TypeAlias = Mapping[str, Any]  # of JSON values
 
 
-def load_nothing(path):
+def load_nothing(path: PathLike) -> NoReturn:
     """Raise ValueError: there are no published weights to load from `path`."""
     raise ValueError(
         f"{path}: this task loads no files of published weights; accepted: workdirs of runs"
@@ -65,26 +85,26 @@ class Model(NamedTuple):
     """
 
     network: nn.Module
-    init: Callable[..., Any]
-    apply: Callable[..., Any]
-    loss: Callable[..., Any]
-    sample: Callable[..., Any]
-    render: Callable[..., np.ndarray]
-    layer_flops: Callable[..., dict[str, float]]
+    init: Callable[[PRNGKey], Params]
+    apply: Apply
+    loss: Loss
+    sample: Sample
+    render: Callable[[Samples], Pictures]
+    layer_flops: Callable[[Params], LayerFlops]
     passes_per_sample: int
     schedule: NoiseSchedule | None = None
-    frozen: Callable[[], Any] = lambda: ()
-    load: Callable[..., Any] = load_nothing
-    units: Callable[..., dict[str, list]] = lambda params: {}
+    frozen: Callable[[], Frozen] = lambda: ()
+    load: Callable[[PathLike], Params] = load_nothing
+    units: Callable[[Params], Groups] = lambda params: {}
     widths: tuple[int, ...] = ()
-    narrow: Callable[[int], dict[str, Any]] = lambda width: {}
-    to_images: Callable[..., np.ndarray] = to_pixels
-    statistics: Callable[..., dict[str, float]] | None = None
-    illustrate: Callable[..., None] = lambda samples, folder: None
+    narrow: Callable[[int], dict[str, Value]] = lambda width: {}
+    to_images: Callable[[Samples], Pictures] = to_pixels
+    statistics: Callable[[Samples, Samples], dict[str, float]] | None = None
+    illustrate: Callable[[Samples, pathlib.Path], None] = lambda samples, folder: None
     warnings: tuple[str, ...] = ()
-    export: Callable[..., None] = lambda params, folder: None
+    export: Callable[[Params, PathLike], None] = lambda params, folder: None
     closing_files: tuple[str, ...] = ()
-    first_stage: Callable[[], Any] | None = None
+    first_stage: Callable[[], FirstStage] | None = None
 
 
 class Data(NamedTuple):
@@ -108,15 +128,15 @@ class Data(NamedTuple):
         samples are reconstructions of examples; None where they come from noise.
     """
 
-    batches: Callable[[int, int], Iterator[dict[str, np.ndarray]]]
-    reference: Callable[[], np.ndarray]
+    batches: Callable[[int, int], Batches]
+    reference: Callable[[], NumpyArray]
     label: str
     split: str
     facts: Callable[[], Facts] = dict
     prepare: Callable[[], None] = lambda: None
-    held_out: Callable[[], Iterator[dict[str, np.ndarray]]] | None = None
-    labelled: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
-    inputs: Callable[[], Any] | None = None
+    held_out: Callable[[], Batches] | None = None
+    labelled: Callable[[], tuple[Pictures, NumpyArray]] | None = None
+    inputs: Callable[[], Frozen] | None = None
 
 
 class Family(NamedTuple):
@@ -130,7 +150,7 @@ class Family(NamedTuple):
       stamp: `stamp(config) -> {config key: stamp}` of what a run trains on, wherever it lies.
     """
 
-    model: Callable[..., Model]
-    data: Callable[..., Data]
-    networks: Mapping[str | None, type[nn.Module]]
-    stamp: Callable[..., dict[str, Any]]
+    model: Callable[[ConfigDict, Facts | None], Model]
+    data: Callable[[ConfigDict], Data]
+    networks: Networks
+    stamp: Callable[[ConfigDict], dict[str, Stamp]]

@@ -1,9 +1,6 @@
 """Diffusion on the pixels of small images."""
 
-from collections.abc import Iterator
-
 import grain
-import numpy as np
 from ml_collections import ConfigDict
 
 from sparsejax.data import images as data
@@ -13,6 +10,7 @@ from sparsejax.families.arguments import check_batch_size
 from sparsejax.families.denoising import denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.models.unet import UNet
+from sparsejax.types import Batches, NumpyArray
 
 _IN_MEMORY = 2**30  # bytes of pixels; larger sets are decoded while training
 
@@ -90,7 +88,7 @@ def prepare_images(config: ConfigDict) -> grain.MapDataset:
     return images
 
 
-def training_batches(config: ConfigDict, start: int, stop: int) -> Iterator[dict[str, np.ndarray]]:
+def training_batches(config: ConfigDict, start: int, stop: int) -> Batches:
     """Return the iterator over the training images of steps `start` to `stop - 1`."""
     settings = config.task
     images = data.open_images(settings, settings.split)
@@ -101,7 +99,7 @@ def training_batches(config: ConfigDict, start: int, stop: int) -> Iterator[dict
     )
 
 
-def reference_images(settings: ConfigDict) -> np.ndarray:
+def reference_images(settings: ConfigDict) -> NumpyArray:
     """Return the images of `reference_split`, [count, height, width, channels] in [-1, 1]."""
     return data.to_unit_range(data.load_images(settings, settings.reference_split)[0])
 

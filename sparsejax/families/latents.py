@@ -11,16 +11,19 @@ from ml_collections import ConfigDict
 from sparsejax.data import images as data
 from sparsejax.data import latents as cache
 from sparsejax.data.builders import stamp
-from sparsejax.data.stamps import stamp_file, stamp_folder
+from sparsejax.data.latents import Encode
+from sparsejax.data.stamps import Stamp, stamp_file, stamp_folder
 from sparsejax.errors import ConfigError, require
 from sparsejax.families.autoencoder import build_autoencoder
 from sparsejax.families.denoising import denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.families.images import prepare_images, reference_images
 from sparsejax.models import first_stage
+from sparsejax.models.arguments import FREE_ARGUMENTS, comparable
+from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.pipelines import FirstStage
-from sparsejax.models.published import FREE_ARGUMENTS, comparable
 from sparsejax.models.unet import UNet
+from sparsejax.types import Array, Batches, Frozen, NumpyArray, Params
 
 _ENCODED_AT_ONCE = 16  # images on a device
 _DECODED_AT_ONCE = 8
@@ -50,7 +53,7 @@ def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     stage = functools.cache(lambda: _load_first_stage(config.first_stage))
     size = facts["latent_size"] if facts else latent_size(config)
 
-    def frozen():
+    def frozen() -> Frozen:
         _, params = stage()
         if facts is None or "latent_scale" not in facts:
             raise ConfigError(
@@ -67,18 +70,18 @@ def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
             )
         return {"params": params, "scale": np.float32(facts["latent_scale"])}
 
-    def decode(frozen, z):
+    def decode(frozen: Frozen, z: Array) -> Array:
         """Decode scaled latents [count, h, w, c], few at once: decoders need much memory."""
         if not frozen:
             return z
         network, _ = stage()
 
-        def decode_one(z):
+        def decode_one(z: Array) -> Array:
             return network.apply({"params": frozen["params"]}, z[None], method="decode")[0]
 
         return jax.lax.map(decode_one, z / frozen["scale"], batch_size=_DECODED_AT_ONCE)
 
-    def pipeline_stage():
+    def pipeline_stage() -> FirstStage:
         network, params = stage()
         return FirstStage(network, params, float(frozen()["scale"]), settings.image_size)
 
@@ -110,14 +113,14 @@ def latents_data(config: ConfigDict) -> Data:
     load = functools.cache(lambda: _load(path, network))
     shape = (size, size, network.z_channels)
 
-    def identity():
+    def identity() -> Stamp:
         return {
             "first_stage": first_stage.digest(load()),
             "images": data.describe(settings, settings.split),
             "flip": settings.flip,
         }
 
-    def prepare():
+    def prepare() -> None:
         images = prepare_images(config)
         if jax.process_index() == 0:
             encode = _make_encode(network, load())
@@ -134,16 +137,17 @@ def latents_data(config: ConfigDict) -> Data:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"encoded {folder}")
 
-    def batches(start, stop):
+    def batches(start: int, stop: int) -> Batches:
         latents, std = cache.open_latents(folder, identity(), stamp(settings))
         return cache.latent_batches(
             latents, scale or 1 / std, config.batch_size, config.seed, start, stop
         )
 
-    def facts():
-        known = {"latent_size": size, "first_stage": first_stage.digest(load())}
+    def facts() -> Facts:
+        digest = first_stage.digest(load())
+        known = {"latent_size": size, "first_stage": digest}
         try:
-            used = scale or 1 / cache.read_std(folder, known["first_stage"])
+            used = scale or 1 / cache.read_std(folder, digest)
         except ConfigError:  # nothing is encoded yet, or no longer
             return known
         return known | {"latent_scale": used}
@@ -175,7 +179,7 @@ def latent_size(config: ConfigDict) -> int:
     return size // factor
 
 
-def stamp_first_stage(settings):
+def stamp_first_stage(settings: ConfigDict) -> Stamp:
     """Return the stamp (`data.stamps`) of the first stage that `config.first_stage` names.
 
     Raises:
@@ -187,7 +191,7 @@ def stamp_first_stage(settings):
     return stamp_file(path)
 
 
-def find_first_stage(settings):
+def find_first_stage(settings: ConfigDict) -> tuple[pathlib.Path, VQModel | KLModel]:
     """Return the file of a first stage and the model that runs it.
 
     Args:
@@ -218,7 +222,7 @@ def find_first_stage(settings):
     return path, model
 
 
-def _first_stage_file(settings):
+def _first_stage_file(settings: ConfigDict) -> pathlib.Path:
     """Return the path of a first stage's file, or of diffusers' folder."""
     require(settings.path, "first_stage.path", settings.path, "a file, or the workdir of a run")
     path = pathlib.Path(settings.path)
@@ -231,20 +235,20 @@ def _first_stage_file(settings):
     return path
 
 
-def _load_first_stage(settings):
+def _load_first_stage(settings: ConfigDict) -> tuple[VQModel | KLModel, Params]:
     """Return the first stage's network and parameters."""
     path, network = find_first_stage(settings)
     return network, _load(path, network)
 
 
-def _load(path, model):
+def _load(path: pathlib.Path, model: VQModel | KLModel) -> Params:
     try:
         return first_stage.load_first_stage(path, model)
     except ValueError as error:
         raise ConfigError(f"config.first_stage.path is {str(path)!r}: {error}") from error
 
 
-def _make_encode(model, params):
+def _make_encode(model: VQModel | KLModel, params: Params) -> Encode:
     """Return `encode(images [batch, ...]) -> latents`, compiled, over this process's devices."""
     devices = jax.local_devices()
     encode = jax.pmap(
@@ -253,7 +257,7 @@ def _make_encode(model, params):
         devices=devices,
     )
 
-    def over_devices(images):
+    def over_devices(images: NumpyArray) -> NumpyArray:
         parts = images.reshape(len(devices), -1, *images.shape[1:])
         latents = np.asarray(encode(params, parts))
         return latents.reshape(-1, *latents.shape[2:])
@@ -261,7 +265,7 @@ def _make_encode(model, params):
     return over_devices
 
 
-def _stamp(config):
+def _stamp(config: ConfigDict) -> dict[str, Stamp]:
     return stamp(config.task) | {"first_stage.path": stamp_first_stage(config.first_stage)}
 
 

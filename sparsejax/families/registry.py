@@ -1,16 +1,15 @@
 """Model families by name: a further one is one more file and one more line here."""
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from sparsejax.errors import require
 from sparsejax.families import autoencoder, images, latents, strokes
 from sparsejax.families.arguments import network_keys
-from sparsejax.families.family import Data, Facts, Model
+from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.models import first_stage
-from sparsejax.models.published import FREE_ARGUMENTS, comparable
+from sparsejax.models.arguments import FREE_ARGUMENTS, comparable
 from sparsejax.schema import Key
+from sparsejax.types import Value
 
 FAMILIES = {
     "images": images.FAMILY,
@@ -20,7 +19,7 @@ FAMILIES = {
 }
 
 
-def _family(config):
+def _family(config: ConfigDict) -> Family:
     name = config.task.name
     require(name in FAMILIES, "task.name", name, ", ".join(FAMILIES))
     return FAMILIES[name]
@@ -51,7 +50,7 @@ def build_data(config: ConfigDict) -> Data:
     return _family(config).data(config)
 
 
-def stamp_data(config: ConfigDict) -> dict[str, Any]:
+def stamp_data(config: ConfigDict) -> dict[str, Value]:
     """Return what a run trains on, by the config keys of the places where it lies.
 
     Args:
@@ -66,7 +65,7 @@ def stamp_data(config: ConfigDict) -> dict[str, Any]:
     return _family(config).stamp(config)
 
 
-def network_arguments(config: ConfigDict) -> dict[str, Any]:
+def network_arguments(config: ConfigDict) -> dict[str, Value]:
     """Return what determines what the network of a config computes, apart from its weights.
 
     Args:

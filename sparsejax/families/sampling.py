@@ -1,13 +1,11 @@
 """Samplers as a config names them: what every family that diffuses shares."""
 
-from collections.abc import Callable
-
-import jax
 from ml_collections import ConfigDict
 
 from sparsejax.diffusion import samplers
 from sparsejax.diffusion.noise_schedules import NoiseSchedule, remaining_signal
 from sparsejax.errors import require
+from sparsejax.types import Array
 
 # Of sqrt(alpha_bar_T), above which sampling from pure noise is noticeably wrong.
 _LARGEST_SIGNAL = 0.05
@@ -36,12 +34,12 @@ def passes_per_sample(config: ConfigDict) -> int:
 def run_sampler(
     schedule: NoiseSchedule,
     settings: ConfigDict,
-    denoise: Callable[[jax.Array, jax.Array], jax.Array],
-    x_T: jax.Array,  # noqa: N803
-    noise: Callable[[int], jax.Array],
+    denoise: samplers.Denoise,
+    x_T: Array,  # noqa: N803
+    noise: samplers.Noise,
     *,
     ends_at_one: bool,
-) -> jax.Array:
+) -> Array:
     """Sample as `config.sample` says.
 
     Args:

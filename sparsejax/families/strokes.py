@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import pathlib
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +25,28 @@ from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, Transform
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.units import bigru_units
 from sparsejax.rendering import RASTER_VERSION, rasterize, stroke_grid, svg_grid, to_gif
+from sparsejax.types import (
+    Apply,
+    Array,
+    Batch,
+    Batches,
+    Frozen,
+    Input,
+    Keys,
+    LayerFlops,
+    NumpyArray,
+    Params,
+    Pictures,
+    PRNGKey,
+    PyTree,
+    Samples,
+)
 
-KINDS = {"birnn": BiGRUDenoiser, "transformer": TransformerDenoiser}
+Denoiser: TypeAlias = BiGRUDenoiser | TransformerDenoiser
+KINDS: dict[str, type[BiGRUDenoiser | TransformerDenoiser]] = {
+    "birnn": BiGRUDenoiser,
+    "transformer": TransformerDenoiser,
+}
 # Side of the images that metrics read: on 32 pixels a classifier is trained in two minutes of one
 # CPU core, on 64 in ten.
 RASTER_SIZE = 32
@@ -63,22 +85,31 @@ def strokes_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     constants = _constants(network)
     lengths = np.asarray(facts["lengths"], np.int32) if facts else None
 
-    def init(key):
+    def init(key: PRNGKey) -> Params:
         return network.init(key, *_inputs(1))["params"]
 
-    def apply(params, noisy, t, lengths, timestamps, *, train=False, rngs=None):
+    def apply(
+        params: Params,
+        noisy: Array,
+        t: Array,
+        lengths: Array,
+        timestamps: Array,
+        *,
+        train: bool = False,
+        rngs: dict[str, Keys] | None = None,
+    ) -> PyTree:
         del rngs
         variables = {"params": params} | constants
         return network.apply(variables, noisy, t, lengths, timestamps, train=train)
 
-    def sample(*args, **options):
+    def sample(*args: Input, **options: Input) -> Array:
         bounds = data.bucket_bounds(_known(lengths), config.task.buckets)
         return _sample(schedule, bounds, config, *args, **options)
 
-    def frozen():
+    def frozen() -> Frozen:
         return {"lengths": np.asarray(config.sample.lengths or _known(lengths), np.int32)}
 
-    def layer_flops_of_mean_drawing(params):
+    def layer_flops_of_mean_drawing(params: Params) -> LayerFlops:
         mean_length = round(_known(lengths).mean())
         return layer_flops(network, params, *_inputs(mean_length), **constants)
 
@@ -126,25 +157,25 @@ def strokes_data(config: ConfigDict) -> Data:
     require(fit, "sample.lengths", given, accepted)
     labels = data.load_labels(settings, settings.split)
 
-    def batches(start, stop):
+    def batches(start: int, stop: int) -> Batches:
         share = 100 * data.padding(sketches.lengths, bounds)
         logger.info("batches are padded to %s points: %.0f %% of it is padding", bounds, share)
         return data.sketch_batches(sketches, bounds, config.batch_size, config.seed, start, stop)
 
-    def held_out():
+    def held_out() -> Batches:
         others = data.load_sketches(settings, settings.reference_split)
         return data.ordered_batches(others, _HELD_OUT_BUCKETS, _HELD_OUT_BATCH)
 
-    def reference():
+    def reference() -> NumpyArray:
         others = data.load_sketches(settings, settings.reference_split)
         return drawings(others, np.arange(len(others.lengths)))
 
-    def drawings(these, indices):
+    def drawings(these: data.Sketches, indices: NumpyArray) -> NumpyArray:
         longest = data.bucket_bounds(these.lengths, 1)[0]
         batch = data.pad(these, indices, longest)
         return np.asarray(to_drawings(batch["points"], batch["lengths"], settings.representation))
 
-    def labelled():
+    def labelled() -> tuple[Pictures, NumpyArray]:
         # Spread over the split: where it is sorted by label, the first ones are of few labels.
         chosen = np.linspace(0, len(labels) - 1, min(len(labels), _LABELLED)).astype(np.int64)
         return to_images(drawings(sketches, chosen)), labels[chosen]
@@ -161,7 +192,7 @@ def strokes_data(config: ConfigDict) -> Data:
     )
 
 
-def _known(lengths):
+def _known(lengths: NumpyArray | None) -> NumpyArray:
     """Return the lengths of the training drawings, where they are known.
 
     Raises:
@@ -175,17 +206,17 @@ def _known(lengths):
     return lengths
 
 
-def _widths(network):
+def _widths(network: Denoiser) -> tuple[int, ...]:
     heads = getattr(network, "heads", 1)
     return tuple(range(heads, network.hidden + 1, heads))
 
 
-def to_images(samples):
+def to_images(samples: Samples) -> Pictures:
     """Return the pictures of drawings that are measured, [count, 32, 32, 1] uint8."""
     return to_pixels(rasterize(samples, RASTER_SIZE))
 
 
-def to_drawings(points, lengths, representation):
+def to_drawings(points: Array, lengths: Array, representation: str) -> Array:
     """Turn sequences of the model into drawings.
 
     Args:
@@ -204,12 +235,12 @@ def to_drawings(points, lengths, representation):
     return jnp.concatenate([jnp.where(valid[..., None], xy, 0), pen[..., None]], axis=-1)
 
 
-def _illustrate(samples, folder):
+def _illustrate(samples: Samples, folder: pathlib.Path) -> None:
     write_text(folder / "samples.svg", svg_grid(samples[:_ILLUSTRATED]))
     to_gif(samples[:_ILLUSTRATED], folder / "samples.gif")
 
 
-def even_times(length, lengths, representation):
+def even_times(length: int, lengths: Array, representation: str) -> Array:
     """Return the times of drawings of constant pace, as `data.strokes.represent` gives them.
 
     Args:
@@ -224,12 +255,12 @@ def even_times(length, lengths, representation):
     return (jnp.arange(length) + first) / lengths[:, None]
 
 
-def _inputs(length):
+def _inputs(length: int) -> tuple[Array, Array, Array, Array]:
     points = jnp.zeros((1, length, 3))
     return points, jnp.zeros(1, jnp.int32), jnp.full(1, length), points[..., 0]
 
 
-def _constants(model):
+def _constants(model: Denoiser) -> PyTree:
     """Return the model's fixed random matrices: the same in every run and every version of JAX."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), *_inputs(1))
     stream = np.random.RandomState(0)  # numpy never changes what it draws
@@ -240,11 +271,18 @@ def _constants(model):
     }
 
 
-def _loss(schedule, apply, params, batch, keys, train):
+def _loss(
+    schedule: noise_schedules.NoiseSchedule,
+    apply: Apply,
+    params: Params,
+    batch: Batch,
+    keys: Keys,
+    train: bool,
+) -> Array:
     """Mean eps loss over valid points; t and noise are drawn from each example's own key."""
     points, lengths = batch["points"], batch["lengths"]
 
-    def draw(key):
+    def draw(key: PRNGKey) -> tuple[Array, Array]:
         t_key, noise_key = jax.random.split(key)
         t = jax.random.randint(t_key, (), 0, schedule.steps)
         return t, jax.random.normal(noise_key, points.shape[1:])
@@ -255,13 +293,23 @@ def _loss(schedule, apply, params, batch, keys, train):
     return jnp.mean(process.sequence_eps_loss(eps, noise, lengths))
 
 
-def _sample(schedule, bounds, config, apply, params, frozen, key, count, start=0):
+def _sample(
+    schedule: noise_schedules.NoiseSchedule,
+    bounds: tuple[int, ...],
+    config: ConfigDict,
+    apply: Apply,
+    params: Params,
+    frozen: Frozen,
+    key: PRNGKey,
+    count: int,
+    start: int | Array = 0,
+) -> Array:
     """Sample drawings of like length together, each group padded to the bound it needs."""
     indices = start + jnp.arange(count)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     lengths = _sample_lengths(config.sample, frozen["lengths"], keys, indices)
 
-    def denoise_padded_to(bound, keys, lengths):
+    def denoise_padded_to(bound: int, keys: Keys, lengths: Array) -> Array:
         x_T, noise = samplers.example_noise(keys, (bounds[-1], 3))  # noqa: N806
         times = even_times(bound, lengths, config.task.representation)
         drawn = run_sampler(
@@ -274,7 +322,7 @@ def _sample(schedule, bounds, config, apply, params, frozen, key, count, start=0
         )
         return jnp.pad(drawn, [(0, 0), (0, bounds[-1] - bound), (0, 0)])
 
-    def sample_group(group):
+    def sample_group(group: tuple[Keys, Array]) -> Array:
         bucket = jnp.searchsorted(jnp.array(bounds), jnp.max(group[1]))
         branches = [functools.partial(denoise_padded_to, bound) for bound in bounds]
         return jax.lax.switch(bucket, branches, *group)
@@ -288,18 +336,20 @@ def _sample(schedule, bounds, config, apply, params, frozen, key, count, start=0
     return to_drawings(drawn, lengths, config.task.representation)
 
 
-def _sample_lengths(settings, lengths, keys, indices):
+def _sample_lengths(
+    settings: ConfigDict, lengths: Array | NumpyArray, keys: Keys, indices: Array
+) -> Array:
     if settings.lengths:
         return lengths[indices % len(lengths)]
 
-    def draw(key):
+    def draw(key: PRNGKey) -> Array:
         # A number that no sampler's noise is drawn with.
         return jax.random.choice(jax.random.fold_in(key, 2**31 - 1), lengths)
 
     return jax.vmap(draw)(keys)
 
 
-def _noise_schedule(diffusion):
+def _noise_schedule(diffusion: ConfigDict) -> noise_schedules.NoiseSchedule:
     known = diffusion.schedule in _SCHEDULES
     require(known, "diffusion.schedule", diffusion.schedule, ", ".join(_SCHEDULES))
     for key in ("start", "end"):
@@ -309,14 +359,14 @@ def _noise_schedule(diffusion):
     return noise_schedules.chirodiff_schedule(diffusion.schedule, diffusion.steps)
 
 
-def _check_clip(config):
+def _check_clip(config: ConfigDict) -> None:
     """The cosine's last alpha_bar is next to nothing, and DDIM divides by it."""
     diverges = config.diffusion.schedule == "cosine" and config.sample.sampler == "ddim"
     accepted = f"a number, such as {SCALE:g}, with the cosine schedule and ddim"
     require(not diverges or config.sample.clip, "sample.clip", config.sample.clip, accepted)
 
 
-def _build_network(config):
+def _build_network(config: ConfigDict) -> Denoiser:
     kind = config.task.kind
     require(kind in KINDS, "task.kind", kind, ", ".join(KINDS))
     fixed = {"steps": config.diffusion.steps, "representation": config.task.representation}

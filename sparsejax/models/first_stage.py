@@ -23,7 +23,7 @@ from sparsejax.models.published import (
 )
 from sparsejax.types import Params, PathLike, Value
 
-KINDS = {"vq": VQModel, "kl": KLModel}
+KINDS: dict[str, type[VQModel | KLModel]] = {"vq": VQModel, "kl": KLModel}
 FILE = "autoencoder.safetensors"
 
 

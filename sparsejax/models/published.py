@@ -25,8 +25,6 @@ from safetensors.numpy import load_file
 
 from sparsejax.models import convert, diffusers_config, diffusers_layout
 from sparsejax.models.arguments import COMPVIS_ARGUMENTS, check_arguments, read_arguments
-from sparsejax.models.arguments import FREE_ARGUMENTS as FREE_ARGUMENTS
-from sparsejax.models.arguments import comparable as comparable
 from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.unet import UNet
 from sparsejax.types import NumpyArray, Params, PathLike, StateDict, Value
