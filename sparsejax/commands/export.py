@@ -176,15 +176,16 @@ def _export_sparse(workdir, output, ema):
 
 def _export_dense(workdir, output, ema):
     """Write a UNet in both layouts; return the closing table, and how to open the pipeline."""
+    from sparsejax.families import networks_of
     from sparsejax.training import runs
 
     config = runs.read_config(workdir)
-    model, params, masks = runs.load_run(workdir, ema=ema)
-    if not isinstance(model.network, UNet):
+    if UNet not in networks_of(config).values():
         raise ValueError(
-            f"{workdir} is a run of the task {config.task.name!r}, whose network has no such "
-            "layout; accepted: images, latents, or --sparse"
+            f"{workdir} is a run of the task {config.task.name!r}; accepted: images, latents, or "
+            "--sparse"
         )
+    model, params, masks = runs.load_run(workdir, ema=ema)
     network = model.network.clone(dtype=None)
     first_stage, problem = None, ""
     if model.first_stage:

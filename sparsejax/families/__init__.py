@@ -1,7 +1,13 @@
 """Model families. Training knows a Model and a Data by their records, and nothing else."""
 
 from sparsejax.families.family import Data, Facts, Model
-from sparsejax.families.registry import build_data, build_model, network_arguments, stamp_data
+from sparsejax.families.registry import (
+    build_data,
+    build_model,
+    network_arguments,
+    networks_of,
+    stamp_data,
+)
 
 __all__ = [
     "Data",
@@ -10,5 +16,6 @@ __all__ = [
     "build_data",
     "build_model",
     "network_arguments",
+    "networks_of",
     "stamp_data",
 ]

@@ -1,5 +1,8 @@
 """Model families by name: a further one is one more file and one more line here."""
 
+from collections.abc import Mapping
+
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from sparsejax.errors import require
@@ -65,6 +68,11 @@ def stamp_data(config: ConfigDict) -> dict[str, Value]:
     return _family(config).stamp(config)
 
 
+def networks_of(config: ConfigDict) -> Mapping[str | None, type[nn.Module]]:
+    """Return the Flax modules that `config.model` may be of, by `task.kind`; None: any kind."""
+    return _family(config).networks
+
+
 def network_arguments(config: ConfigDict) -> dict[str, Value]:
     """Return what determines what the network of a config computes, apart from its weights.
 
@@ -74,8 +82,10 @@ def network_arguments(config: ConfigDict) -> dict[str, Value]:
     Returns:
       `{name: value}` of the network's arguments, defaults included; see `models.published`.
     """
-    networks = _family(config).networks
-    fields = networks[None if None in networks else config.task.kind].__dataclass_fields__
+    networks = networks_of(config)
+    kind = None if None in networks else config.task.kind
+    require(kind in networks, "task.kind", kind, ", ".join(map(str, networks)))
+    fields = networks[kind].__dataclass_fields__
     passed_over = ("parent", "name", *FREE_ARGUMENTS)
     given = config.model.to_dict()
     return {

@@ -131,11 +131,12 @@ def test_a_sparse_file_keeps_the_betas_of_its_run(old_run, tmp_path, caplog):
 
 def test_weights_trained_on_other_noise_are_named_as_such(old_run, caplog):
     config = resolve(tiny_config(**FEW, **{"checkpoint.init_from": str(old_run)}))
-    loop._compare_diffusion(config, runs.read_config(old_run), old_run)
+    model = build_model(config)
+    loop._compare_diffusion(config, model, runs.read_config(old_run), old_run)
     (line,) = [line for line in warnings_in(caplog) if "were trained with" in line]
     assert "diffusion.end 0.02 (now 0.2), diffusion.start 0.0001 (now 0.001)" in line
     caplog.clear()
-    loop._compare_diffusion(config, config, old_run)
+    loop._compare_diffusion(config, model, config, old_run)
     assert warnings_in(caplog) == []
 
 
