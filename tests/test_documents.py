@@ -145,3 +145,20 @@ def test_links_within_the_documents_lead_somewhere(document):
         target = document.parent / path if path else document
         assert target.exists(), link
         assert not anchor or anchor in anchors_of(target), link
+
+
+def test_no_file_names_a_place_outside_the_project():
+    """Nobody else has the folders beside a checkout, or those of somebody's account."""
+    elsewhere = re.compile(r"\.\./shared|(?<![\w.~*])/(?:root|home|Users)/(?!somebody)\w+")
+    folders = ("sparsejax", "configs", "benchmarks", "tests", "docs", ".ci")
+    files = [path for folder in folders for path in sorted((ROOT / folder).rglob("*"))]
+    kinds = ("", ".py", ".md", ".json", ".jsonl", ".html", ".toml")
+    files = [path for path in (*ROOT.iterdir(), *files) if path.suffix in kinds and path.is_file()]
+    assert len(files) > 200
+    found = {path.name: elsewhere.search(path.read_text()) for path in files}
+    assert not {name: match[0] for name, match in found.items() if match}
+
+
+def test_prose_of_the_readme_fits_into_100_columns():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert [line for line in lines if len(line) > 100 and not line.startswith(("|", "!"))] == []
