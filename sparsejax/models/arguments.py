@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 
 from sparsejax.types import PathLike, Value
 
-# What a network computes without training doesn't depend on these arguments.
+# Inference doesn't depend on these arguments.
 FREE_ARGUMENTS = ("dtype", "remat", "dropout", "code_limit")
-# What CompVis's code computes; of files that state no other.
+# What CompVis's code computes, for files that don't state otherwise.
 COMPVIS_ARGUMENTS = {
     "norm_eps": 1e-5,
     "freq_shift": 0,
@@ -25,16 +25,16 @@ MODEL_KEY = "model"  # of metadata: arguments of the network, as JSON
 
 
 def check_arguments(arguments: Mapping[str, Value], model: nn.Module, path: PathLike) -> None:
-    """Refuse a file that describes another network than the one that will run its weights.
+    """Raise ValueError if a file describes another network than the model that will run it.
 
     Args:
-      arguments: what the file says, `{name: value}`; names that the model doesn't have, or that
-        change nothing without training (`FREE_ARGUMENTS`), don't count.
-      model: of `models.unet` or `models.autoencoder`.
-      path: of the file.
+      arguments: arguments stated by the file, `{name: value}`; names that the model doesn't have,
+        or that only affect training (`FREE_ARGUMENTS`), are ignored.
+      model: model of `models.unet` or `models.autoencoder`.
+      path: the file.
 
     Raises:
-      ValueError: names the file, each argument that differs, and both values.
+      ValueError: arguments differ; names the file, each argument, and both values.
     """
     differing = []
     for name, theirs in arguments.items():
@@ -47,7 +47,7 @@ def check_arguments(arguments: Mapping[str, Value], model: nn.Module, path: Path
 
 
 def network_arguments(model: nn.Module) -> dict[str, Value]:
-    """Return the arguments of a model that determine what it computes, `{name: value}`.
+    """Return the arguments that determine what a model computes, `{name: value}`.
 
     Args:
       model: Flax module of `models`.
@@ -62,19 +62,19 @@ def network_arguments(model: nn.Module) -> dict[str, Value]:
 
 
 def comparable(name: str, value: Value) -> Value:
-    """Return an argument's value such that equal ones compute the same."""
+    """Normalize the value of an argument: equal results mean equal networks."""
     value = tuple(value) if isinstance(value, list | tuple) else value
     return sorted(value) if name == "attention_resolutions" else value
 
 
 def read_arguments(path: PathLike) -> dict[str, Value]:
-    """Return what a file that was written here says of its network.
+    """Return the network arguments in the metadata of a file exported by sparsejax.
 
     Args:
-      path: of any file.
+      path: any file.
 
     Returns:
-      `{name: value}` of the arguments of a model of `models`; empty if the file doesn't say.
+      `{name: value}`; empty if the file has no such metadata.
     """
     try:
         with safe_open(path, framework="numpy") as file:

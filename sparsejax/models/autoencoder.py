@@ -1,13 +1,12 @@
-"""The first stage of CompVis Latent Diffusion: autoencoders between pixels and latents.
+"""The first stages of CompVis Latent Diffusion: autoencoders that map pixels to latents and back.
 
-Rombach et al. (2022), section 3.1 and appendix G; channels last. Modules carry the
-reference's names: `encoder.down.0.block.1.conv1.weight` is
-`encoder/down_0/block_1/conv1/kernel` here.
+Rombach et al. (2022), section 3.1 and appendix G; channels last. Modules are named as in the
+reference: `encoder.down.0.block.1.conv1.weight` is `encoder/down_0/block_1/conv1/kernel` here.
 
-The published first stages were trained with two more losses than the one here: LPIPS, a
-distance in the features of a pretrained VGG network, and, after a warm-up, the hinge loss of
-a patch discriminator (Esser et al. 2021). Both sharpen what L1 alone leaves blurred. Neither
-is needed to run a published first stage.
+The published first stages were trained with two more losses: LPIPS, a distance in the features of a
+pretrained VGG network, and, after a warm-up, the hinge loss of a patch discriminator (Esser et al.
+2021). Both sharpen what L1 alone leaves blurred. Neither is needed to run a published first
+stage.
 """
 
 import functools
@@ -48,7 +47,7 @@ class _ResBlock(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Attention of one head over all positions."""
+    """Single-head attention over all positions."""
 
     norm_groups: int
     dtype: Dtype
@@ -85,13 +84,13 @@ class _Resampled(nn.Module):
     def __call__(self, x: Array) -> Array:
         if self.doubles:
             return conv(upsample(x), x.shape[-1], 3, "conv", dtype=self.dtype)
-        # The reference pads below and to the right alone.
+        # The reference pads only at the bottom and right.
         padding = ((0, 1), (0, 1))
         return conv(x, x.shape[-1], 3, "conv", stride=2, padding=padding, dtype=self.dtype)
 
 
 class _Level(nn.Module):
-    """The blocks of one resolution, and the change to the next."""
+    """The blocks at one resolution, and the change to the next."""
 
     features: int
     num_res_blocks: int
@@ -149,7 +148,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array) -> Array:
-        """Decode; level 0, of the full resolution, runs last."""
+        """Decode; level 0, the full resolution, runs last."""
         h = conv(z, self.channel_mult[-1] * self.channels, 3, "conv_in", dtype=self.dtype)
         h = _Middle(self.norm_groups, self.dtype, name="mid")(h)
         for i, mult in reversed(list(enumerate(self.channel_mult))):
@@ -166,11 +165,11 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Codes [codes, dim], and the nearest one to each latent.
+    """A codebook [codes, dim], and the nearest code to each latent.
 
     Call: z [batch, height, width, dim] -> the nearest codes, of the same shape, and their
-    indices [batch, height, width] int32. Distances are Euclidean, float32; the lowest index
-    wins a tie.
+    indices [batch, height, width] int32. Distances are Euclidean, in float32; ties
+    go to the lowest index.
     """
 
     codes: int
@@ -191,13 +190,13 @@ class Codebook(nn.Module):
             products = jnp.einsum("hwd,kd->hwk", z, embedding, precision="highest")
             return jnp.argmin(squares - 2 * products, axis=-1).astype(jnp.int32)
 
-        # One image at a time: all distances of a batch at once would fill the memory.
+        # One image at a time: the distances of a whole batch would need too much memory.
         indices = jax.lax.map(nearest, at_least_float32(z))
         return jnp.asarray(embedding)[indices], indices
 
 
 class _Autoencoder(nn.Module):
-    """What both variants share.
+    """Base class of both autoencoders.
 
     Attributes:
       channels: width at full resolution, a multiple of `norm_groups`.
@@ -205,7 +204,7 @@ class _Autoencoder(nn.Module):
         the last is followed by a halving.
       num_res_blocks: residual blocks at each resolution of the encoder (one more in the
         decoder).
-      z_channels: channels of a latent, and of a code.
+      z_channels: channels of a latent and of a code.
       in_channels: channels of an image.
       norm_groups: groups of every GroupNorm.
       dtype: computation dtype; parameters, latents and images are float32.
@@ -220,7 +219,7 @@ class _Autoencoder(nn.Module):
     dtype: Dtype = None
 
     def _build(self, moments: int) -> None:
-        """Set up the two networks; `moments` is 2 where the encoder gives mean and variance."""
+        """Set up both networks; `moments` is 2 if the encoder returns mean and variance."""
         sizes = (self.channels, tuple(self.channel_mult), self.num_res_blocks)
         tail = (self.norm_groups, self.dtype)
         self.encoder = Encoder(*sizes, moments * self.z_channels, *tail)
@@ -232,22 +231,22 @@ class _Autoencoder(nn.Module):
 
     @property
     def factor(self) -> int:
-        """Pixels of an image's side to one of its latents'."""
+        """Downsampling factor: image side divided by latent side."""
         return 2 ** (len(self.channel_mult) - 1)
 
 
 class VQModel(_Autoencoder):
-    """An autoencoder whose decoder sees latents rounded to the codes of a codebook.
+    """An autoencoder whose latents are quantized to the codes of a codebook.
 
     The defaults are the published VQ-f4, the first stage of the CelebA-HQ and LSUN-Bedrooms
-    models: 55,322,782 parameters. Diffusion runs on the latents before quantization; decoding
-    quantizes first.
+    models: 55,322,782 parameters. Diffusion runs on latents before quantization; decoding quantizes
+    first.
 
     Attributes:
       codes: number of codes.
-      code_limit: new codes are uniform in +-code_limit; 1 / codes, as published, if None. All
-        latents begin near few of such crowded codes; with 1.0 most codes are of use from the
-        first steps on, which short trainings need.
+      code_limit: codes are initialized uniformly in +-code_limit (None: 1 / codes, as published).
+        With such crowded codes, all latents start near a few of them; with 1.0 most codes are used
+        from the first steps on, which short trainings need.
 
     Example:
       >>> model = VQModel(channels=32, channel_mult=(1, 2), num_res_blocks=1, codes=16)
@@ -294,21 +293,21 @@ class VQModel(_Autoencoder):
 
         Args:
           z: latents, [batch, height, width, z_channels].
-          quantize: whether to round them to codes first.
+          quantize: whether to quantize latents first.
 
         Returns:
-          [batch, f height, f width, in_channels] float32, in [-1, 1] but for overshoots.
+          [batch, f height, f width, in_channels] float32, in [-1, 1] up to overshoots.
         """
         if quantize:
             z, _ = self.codebook(z)
         return at_least_float32(self.decoder(self.post_quant_conv(z)))
 
     def __call__(self, x: Array, noise: Array | None = None) -> tuple[Array, Array]:
-        """Reconstruct images, gradients passing straight through the quantization.
+        """Reconstruct images, with straight-through gradients of the quantization.
 
         Args:
           x: images in [-1, 1], [batch, height, width, in_channels].
-          noise: not used here; `KLModel` takes it.
+          noise: ignored; for `KLModel`.
 
         Returns:
           Tuple of reconstructions, the shape of `x`, and the quantization loss, a scalar:
@@ -326,7 +325,7 @@ class VQModel(_Autoencoder):
 
 
 class KLModel(_Autoencoder):
-    """An autoencoder whose latents are Gaussian, kept near the standard normal.
+    """An autoencoder with Gaussian latents, regularized towards the standard normal.
 
     The attributes are those of `_Autoencoder`.
     """
@@ -336,7 +335,7 @@ class KLModel(_Autoencoder):
         self._build(2)
 
     def moments(self, x: Array) -> tuple[Array, Array]:
-        """Return mean and log variance (clipped to [-30, 20]) of the latents of images.
+        """Return the mean and log variance (clipped to [-30, 20]) of latents.
 
         Args:
           x: images in [-1, 1], [batch, height, width, in_channels].
@@ -357,16 +356,16 @@ class KLModel(_Autoencoder):
         return at_least_float32(self.decoder(self.post_quant_conv(z)))
 
     def __call__(self, x: Array, noise: Array | None = None) -> tuple[Array, Array]:
-        """Reconstruct images from drawn latents.
+        """Reconstruct images from sampled latents.
 
         Args:
           x: images in [-1, 1], [batch, height, width, in_channels].
-          noise: standard normal, the shape of the latents; the mean is decoded if None.
+          noise: standard normal, the shape of the latents (None: decode the mean).
 
         Returns:
           Tuple of reconstructions, the shape of `x`, and the loss: the Kullback-Leibler
-          divergence from the standard normal, summed over an image's latents, divided by the
-          number of its pixel values (so that it adds to a mean over pixels), averaged over
+          divergence from the standard normal, summed over an image's latents, divided by its
+          number of pixel values (so that it can be added to a mean over pixels), averaged over
           the batch.
         """
         mean, log_variance = self.moments(x)

@@ -1,8 +1,8 @@
-"""The denoisers of ChiroDiff: a bidirectional GRU, and a Transformer, over noisy pen points.
+"""The denoisers of ChiroDiff: a bidirectional GRU and a Transformer on noisy pen points.
 
-Das et al. (2023), arXiv 2304.03785, and its published code. Parameter names follow that code,
-so `convert.chirodiff_from_torch` is a rule and not a table. A sequence comes as [batch, length,
-3] with x, y, pen, padded behind its own length; what lies there never reaches a valid point.
+Das et al. (2023), arXiv 2304.03785, and its published code. Parameter names follow that code, so
+that `convert.chirodiff_from_torch` needs no table. Sequences are [batch, length, 3] with x, y, pen,
+padded at the end; padding never affects valid points.
 """
 
 import functools
@@ -25,7 +25,7 @@ def fourier_features(weights: Array, times: Array) -> Array:
     """Return random Fourier features: all sines, then all cosines, of 8 pi `weights` x `times`.
 
     Args:
-      weights: [features / 2, 1], fixed random numbers.
+      weights: fixed random numbers, [features / 2, 1].
       times: [...], in [0, 1].
 
     Returns:
@@ -39,8 +39,8 @@ def sinusoidal_features(features: int, steps: int, t: Array) -> Array:
     """Return sines and cosines of t, interleaved, of wavelengths from 2 pi to 2 pi `steps`.
 
     Args:
-      features: how many, even.
-      steps: T; base of the wavelengths, where Transformers have 10000.
+      features: number of features, even.
+      steps: T, the base of the wavelengths (10000 in Transformers).
       t: [...] int, in 0..T-1.
 
     Returns:
@@ -52,14 +52,14 @@ def sinusoidal_features(features: int, steps: int, t: Array) -> Array:
 
 
 def motion(noisy: Array, representation: str) -> Array:
-    """Return position and velocity of each point, both taken from the noisy sequence.
+    """Return position and velocity of each point, both computed from the noisy sequence.
 
     Args:
-      noisy: [batch, length, 3]: steps (`threeseqdel`) or points (`threeseqabs`), and pen.
-      representation: which of the two.
+      noisy: [batch, length, 3]: offsets (`threeseqdel`) or points (`threeseqabs`), and pen.
+      representation: `threeseqdel` or `threeseqabs`.
 
     Returns:
-      [batch, length, 5]: position, velocity; the pen goes with what `noisy` holds.
+      [batch, length, 5]: position and velocity; the pen stays next to what `noisy` holds.
     """
     xy = noisy[..., :2]
     if representation == "threeseqdel":
@@ -69,17 +69,17 @@ def motion(noisy: Array, representation: str) -> Array:
 
 
 class _Denoiser(nn.Module):
-    """What both denoisers share: their arguments and the embedding of diffusion time.
+    """Base class of the denoisers: their arguments and the embedding of diffusion time.
 
     Attributes:
       steps: diffusion steps T.
       layers: number of layers.
       hidden: width H.
-      pe_dim: features of an embedding of time, even.
-      time_embedding: `randomfourier` (its matrix is the variable `pe_proj_W` of the collection
-        `constants`, never trained) or `sinusoidal`.
-      representation: `threeseqdel` (steps) or `threeseqabs` (points).
-      dtype: of products; parameters and the rest are float32.
+      pe_dim: number of features of a time embedding, even.
+      time_embedding: `randomfourier` (its matrix, never trained, is the variable `pe_proj_W` of
+        the collection `constants`) or `sinusoidal`.
+      representation: `threeseqdel` (offsets) or `threeseqabs` (points).
+      dtype: dtype of matrix products; everything else is float32.
     """
 
     steps: int = 1000
@@ -107,8 +107,8 @@ class BiGRUDenoiser(_Denoiser):
     """Bidirectional GRU that predicts the noise of each point.
 
     Call: `(noisy [batch, length, 3], t_index [batch] int in 0..T-1, lengths [batch] int) -> eps
-    [batch, length, 3]`. Each layer sees the valid points only: the backward direction begins
-    at the last of them. Without arguments this is the published network, 416,859 parameters.
+    [batch, length, 3]`. Each layer sees only the valid points: the backward direction starts at
+    the last of them. The defaults are the published network, 416,859 parameters.
     """
 
     @nn.compact
@@ -121,7 +121,7 @@ class BiGRUDenoiser(_Denoiser):
         *,
         train: bool = False,
     ) -> Array:
-        """Predict the noise; `timestamps` and `train` are the Transformer's, and change nothing."""
+        """Predict the noise; `timestamps` and `train`, for the Transformer, are ignored."""
         del timestamps, train
         length = noisy.shape[1]
         time = self._embed_time(t_index)[:, None].repeat(length, axis=1)
@@ -139,7 +139,7 @@ class BiGRULayer(nn.Module):
 
     Call: `(x [batch, length, features], valid [batch, length, 1] bool) -> [batch, length,
     2 hidden]`, forward and backward direction, zero where not valid. Kernels are [features,
-    3 hidden], gates r, z, n; one for the input (ih) and one for the state (hh) of a direction.
+    3 hidden], gates r, z, n; each direction has one for the input (ih) and one for the state (hh).
     """
 
     hidden: int
@@ -151,14 +151,14 @@ class BiGRULayer(nn.Module):
         features, hidden = x.shape[-1], self.hidden
         ih = [Affine(features, hidden, name=f"{d}_ih")() for d in ("forward", "backward")]
         hh = [Affine(hidden, hidden, name=f"{d}_hh")() for d in ("forward", "backward")]
-        hidden = hh[0][0].shape[0]  # fewer where units were left out of the kernels
+        hidden = hh[0][0].shape[0]  # fewer in a compact network
         cast = functools.partial(jnp.asarray, dtype=self.dtype)
-        # Of the state's bias, r and z see the sum with the input's; only n keeps its own part.
+        # For r and z only the sum of both biases matters; n needs the state's bias separately.
         added = [
             b + jnp.pad(w[: 2 * hidden], (0, hidden)) for (_, b), (_, w) in zip(ih, hh, strict=True)
         ]
         own = jnp.stack([b[2 * hidden :] for _, b in hh])[:, None]
-        # Time first. Read backwards, padding comes first and leaves the state at zero.
+        # Time first. In reverse, padding comes first and leaves the state at zero.
         both = [jnp.swapaxes(y, 0, 1) for y in (x, x[:, ::-1])]
         products = [cast(y) @ cast(w) + b for y, (w, _), b in zip(both, ih, added, strict=True)]
         present = jnp.stack([jnp.swapaxes(y, 0, 1) for y in (valid, valid[:, ::-1])], 1)
@@ -169,14 +169,14 @@ class BiGRULayer(nn.Module):
 
 
 class Affine(nn.Module):
-    """Kernel [features, 3 hidden] and bias [3 hidden] of a GRU, begun as PyTorch begins them."""
+    """Kernel [features, 3 hidden] and bias [3 hidden] of a GRU, initialized as in PyTorch."""
 
     features: int
     hidden: int
 
     @nn.compact
     def __call__(self) -> tuple[Array, Array]:
-        """Return both."""
+        """Return kernel and bias."""
         init = reference_init(self.hidden)["bias_init"]
         width = 3 * self.hidden
         kernel = self.param("kernel", init, (self.features, width))
@@ -189,12 +189,12 @@ def recur(inputs: Array, kernel: Array, bias: Array, valid: Array) -> Array:
 
     h' = (1 - z) n + z h with n = tanh(i_n + r (W_n h + b_n)): the reset gate comes after the
     product with the state, as in PyTorch. The derivative is written out (`_recur_backward`) so
-    that the kernel's gradient is one large product instead of one a time step.
+    that the kernel's gradient is one large product instead of one per time step.
 
     Args:
-      inputs: [length, 2, batch, 3 hidden] float32, what gates r, z, n see beside the state, all
-        other biases included; the second direction already in its own order of time.
-      kernel: [2, hidden, 3 hidden], its dtype is that of the products.
+      inputs: [length, 2, batch, 3 hidden] float32: the inputs' part of gates r, z, n, with all
+        biases except b_n; the second direction already in its own order of time.
+      kernel: [2, hidden, 3 hidden], in the dtype of the products.
       bias: b_n, [2, 1, hidden] float32.
       valid: [length, 2, batch, 1] bool; the state is zero where it is False.
 
@@ -209,7 +209,7 @@ def _recur_forward(inputs: Array, kernel: Array, bias: Array, valid: Array) -> t
 
     def step(state: Array, now: tuple[Array, Array]) -> tuple[Array, tuple[Array, ...]]:
         inputs, valid = now
-        # One batched product and few slices of it: what XLA makes the fastest loop of.
+        # One batched product and few slices make the fastest loop under XLA.
         products = jnp.einsum("dbh,dhk->dbk", state.astype(kernel.dtype), kernel)
         products = products.astype(jnp.float32)
         r, z = jnp.split(nn.sigmoid((inputs + products)[..., : 2 * hidden]), 2, axis=-1)
@@ -226,8 +226,8 @@ def _recur_forward(inputs: Array, kernel: Array, bias: Array, valid: Array) -> t
 def _recur_backward(saved: _Saved, d_states: Array) -> tuple[Array, Array, Array, None]:
     kernel, valid, states, r, z, n, h_n = saved
     before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
-    # What does not depend on later steps, for all steps at once: derivatives of the state by
-    # the arguments of n and z, of n's by r's, and of the state by the one before.
+    # Everything that doesn't depend on later steps, for all steps at once: derivatives of the state
+    # by the arguments of n and z, of n's argument by r's, and of the state by the previous one.
     by_n = jnp.where(valid, (1 - z) * (1 - n**2), 0)
     by_z = jnp.where(valid, (before - n) * z * (1 - z), 0)
     n_by_r = h_n * r * (1 - r)
@@ -259,12 +259,12 @@ class TransformerDenoiser(_Denoiser):
     """Transformer encoder that predicts the noise of each point.
 
     Call: as `BiGRUDenoiser`, and `timestamps` [batch, length] in [0, 1], the time at which each
-    point was drawn; if None, all sequences keep the pace that fills the padded length evenly.
-    A token for the origin stands before the first point; the noise of point i is read from the
-    tokens of the points before and at it. Post-norm layers, SiLU, inner width 2 `hidden`.
+    point was drawn (default: evenly spaced over the padded length). A token for the origin comes
+    before the first point; the noise of point i is read from the tokens of points i - 1 and i.
+    Post-norm layers, SiLU, inner width 2 `hidden`.
 
     Attributes:
-      heads: of attention, a divisor of `hidden`.
+      heads: number of attention heads, a divisor of `hidden`.
     """
 
     heads: int = 4
@@ -306,7 +306,7 @@ class EncoderLayer(nn.Module):
     """Post-norm layer of a Transformer encoder: attention, then SiLU between two dense layers.
 
     Call: `(x [batch, length, hidden], valid [batch, length] bool) -> [batch, length, hidden]`;
-    nothing attends to tokens that are not valid.
+    tokens that are not valid get no attention.
     """
 
     heads: int
@@ -314,7 +314,7 @@ class EncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, valid: Array) -> Array:
-        """Run the layer."""
+        """Apply the layer."""
         batch, length, hidden = x.shape
         project = functools.partial(dense, dtype=self.dtype)
         qkv = nn.Dense(

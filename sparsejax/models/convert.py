@@ -1,7 +1,7 @@
-"""Published weights in PyTorch's layout to parameter trees, and back.
+"""Convert weights between PyTorch's layout and parameter trees.
 
-Works on flat mappings of names to numpy arrays; torch itself is not needed. The names are those
-of CompVis Latent Diffusion, so one rule serves the UNet and the autoencoders.
+Works on flat mappings of names to numpy arrays, without torch. The names are those of CompVis
+Latent Diffusion, so the UNet and the autoencoders share one rule.
 """
 
 import re
@@ -12,7 +12,7 @@ import numpy as np
 
 from sparsejax.types import NumpyArray, Params, PyTree, StateDict
 
-# CompVis's UNet attends with 1x1 Conv1d, whose weights have a third axis.
+# Attention in CompVis's UNet uses 1x1 Conv1d layers, whose weights have a third axis.
 _CONV1D = ("qkv", "proj_out")
 
 
@@ -27,7 +27,7 @@ def unet_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
       `params` of `models.unet.UNet`: convolutions HWIO, dense [in, out].
 
     Raises:
-      ValueError: an entry is no weight or bias.
+      ValueError: an entry is neither a weight nor a bias.
 
     Example:
       >>> params = unet_from_torch({"out.2.weight": np.zeros((3, 32, 3, 3))})
@@ -57,13 +57,13 @@ def autoencoder_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
     """Convert the state dict of CompVis's `VQModelInterface`, `VQModel` or `AutoencoderKL`.
 
     Args:
-      state_dict: `{name: array}` in PyTorch's layout, without the entries of the training loss.
+      state_dict: `{name: array}` in PyTorch's layout, without entries of the training loss.
 
     Returns:
-      `params` of `models.autoencoder`: convolutions HWIO, codes [codes, dim] as they are.
+      `params` of `models.autoencoder`: convolutions HWIO, codes [codes, dim] unchanged.
 
     Raises:
-      ValueError: an entry is no weight or bias.
+      ValueError: an entry is neither a weight nor a bias.
 
     Example:
       >>> name = "encoder.down.1.block.0.nin_shortcut.weight"
@@ -95,15 +95,15 @@ def chirodiff_from_torch(state_dict: Mapping[str, NumpyArray]) -> PyTree:
 
     Args:
       state_dict: `{name: array}` in PyTorch's layout: linear [out, in], gates r, z, n. Entries
-        whose names end in `pe_proj_W` or `seq_proj_W`, the fixed random matrices, are taken over
-        where there are any: PyTorch keeps them outside the state dict.
+        whose names end in `pe_proj_W` or `seq_proj_W`, the fixed random matrices, may be added:
+        PyTorch keeps them outside the state dict.
 
     Returns:
-      Variables of `models.chirodiff`: `params`, and `constants` if there are any; with random
-      Fourier features the model needs them.
+      Variables of `models.chirodiff`: `params`, and `constants` (needed with random Fourier
+      features) if `state_dict` has them.
 
     Raises:
-      ValueError: an entry is no weight or bias.
+      ValueError: an entry is neither a weight nor a bias.
 
     Example:
       >>> gru = {"model.rnn.weight_hh_l0_reverse": np.zeros((288, 96))}
@@ -123,7 +123,7 @@ def chirodiff_from_torch(state_dict: Mapping[str, NumpyArray]) -> PyTree:
 
 
 def _chirodiff_name(name: str) -> str:
-    """Rename so that the shared rule holds: kind last, one module a GRU kernel.
+    """Rename to fit the shared rule: kind last, one module per GRU kernel.
 
     `model.rnn.weight_ih_l0_reverse` -> `rnn_l0.backward_ih.weight`, `self_attn.in_proj_weight` ->
     `self_attn_in_proj.weight`.
@@ -155,7 +155,7 @@ def _from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
 
 
 def _join_numbers(modules: list[str]) -> list[str]:
-    """Join numbers to the name before them: [in_layers, 2] -> [in_layers_2]."""
+    """Join numbers to the preceding name: [in_layers, 2] -> [in_layers_2]."""
     joined: list[str] = []
     for module in modules:
         if module.isdigit() and joined:
@@ -205,7 +205,7 @@ def _to_torch(params: Params) -> StateDict:
 def _split_numbers(modules: list[str]) -> list[str]:
     """Undo `_join_numbers`: [in_layers_2] -> [in_layers.2].
 
-    In the middle of an autoencoder block_1, attn_1 and block_2 are names of the reference's.
+    In the middle of an autoencoder, the reference itself has the names block_1, attn_1 and block_2.
     """
     parents = [None, *modules]
     return [
@@ -218,7 +218,7 @@ def leaf_to_torch(module: str, leaf: str, array: NumpyArray) -> NumpyArray:
     """Convert one array to PyTorch's layout, the inverse of `leaf_from_torch`.
 
     Args:
-      module: name of the leaf's module; those of attention's convolutions get a third axis.
+      module: name of the leaf's module; attention convolutions get a third axis.
       leaf: name of the leaf, such as `kernel`.
       array: numpy array.
     """

@@ -1,9 +1,8 @@
-"""config.json of Hugging Face diffusers: the networks it describes, as arguments of ours, and back.
+"""Translate between config.json of Hugging Face diffusers and the arguments of our networks.
 
-Every key of `UNet2DModel`, `VQModel` and `AutoencoderKL` is in one of three groups: it is an
-argument of ours (or follows from one), it has the one value that our networks compute, or it
-changes nothing that they compute. Any other key or value raises ValueError. Absent keys have
-diffusers' defaults.
+Every key of `UNet2DModel`, `VQModel` and `AutoencoderKL` is in one of three groups: it corresponds
+to an argument of ours, it has the only value that our networks support, or it doesn't affect what
+they compute. Any other key or value raises ValueError. Missing keys have diffusers' defaults.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from sparsejax.types import Value
 KINDS = {"vq": "VQModel", "kl": "AutoencoderKL"}
 
 _SILU = ("silu", "swish")
-# Keys with the values that `models.unet.UNet` computes; the first is diffusers' default.
+# Keys with the values that `models.unet.UNet` supports; the first is diffusers' default.
 _UNET_FIXED = {
     "act_fn": _SILU,
     "add_attention": (True,),
@@ -46,9 +45,9 @@ _UNET_ARGUMENTS = {
     "time_embedding_dim": None,
     "up_block_types": [*3 * ["AttnUpBlock2D"], "UpBlock2D"],
 }
-# Whole numbers among them that may be less than 1, or None.
+# Of these, whole numbers that may be less than 1, or None.
 _CHECKED_APART = ("attention_head_dim", "downsample_padding", "flip_sin_to_cos", "freq_shift")
-# The first is for pipelines, the second for time embeddings that are learned.
+# The first is for pipelines, the second for learned time embeddings.
 _UNET_NEUTRAL = ("sample_size", "num_train_timesteps")
 
 _AUTOENCODER_FIXED = {
@@ -74,8 +73,8 @@ _ARGUMENTS = {
     "vq": _AUTOENCODER_ARGUMENTS | {"num_vq_embeddings": 256, "vq_embed_dim": None},
     "kl": _AUTOENCODER_ARGUMENTS | {"latent_channels": 4},
 }
-# Pipelines apply these to latents between the networks, or to dtypes and memory; the networks'
-# encode and decode know nothing of them. `lookup_from_codebook` is for indices in place of latents.
+# Used by pipelines, for latents between the networks or for dtypes and memory, but not by the
+# networks' encode and decode. `lookup_from_codebook` is for indices instead of latents.
 _AUTOENCODER_NEUTRAL = {
     "vq": ("force_upcast", "lookup_from_codebook", "sample_size", "scaling_factor"),
     "kl": (
@@ -90,17 +89,17 @@ _AUTOENCODER_NEUTRAL = {
 
 
 def unet_arguments(config: dict[str, Value]) -> dict[str, Value]:
-    """Return the arguments of `models.unet.UNet` that a config of `UNet2DModel` describes.
+    """Return the arguments of `models.unet.UNet` for a config of `UNet2DModel`.
 
     Args:
       config: content of config.json.
 
     Returns:
-      `{name: value}` of every argument but `dtype` and `remat`.
+      `{name: value}` of every argument except `dtype` and `remat`.
 
     Raises:
-      ValueError: names a key, its value and what is accepted: the network is not one that our
-        UNet computes.
+      ValueError: our UNet doesn't support the network; names a key, its value and what is
+        accepted.
 
     Example:
       >>> config = {"block_out_channels": [32, 64], "norm_num_groups": 8}
@@ -123,7 +122,7 @@ def unet_arguments(config: dict[str, Value]) -> dict[str, Value]:
     is_rate = isinstance(given, int | float) and 0 <= given < 1
     _require(is_rate, "dropout", given, "numbers in [0, 1)")
     _check_published_variants(config, widths[0])
-    # The middle, of the last width, always attends.
+    # The middle block, which has the last width, always attends.
     attended = [width for width, a in zip(widths, attends, strict=True) if a] + [widths[-1]]
     return {
         "in_channels": config["in_channels"],
@@ -143,7 +142,7 @@ def unet_arguments(config: dict[str, Value]) -> dict[str, Value]:
 
 
 def check_diffusers_config(config: dict[str, Value]) -> None:
-    """Refuse the config.json of a network that `models.unet.UNet` doesn't compute.
+    """Raise ValueError for the config.json of a network that `models.unet.UNet` doesn't support.
 
     Args:
       config: content of config.json.
@@ -157,11 +156,11 @@ def check_diffusers_config(config: dict[str, Value]) -> None:
 def autoencoder_arguments(
     config: dict[str, Value], kind: str | None = None
 ) -> tuple[str, dict[str, Value]]:
-    """Return the arguments of `models.autoencoder` that a config of diffusers describes.
+    """Return the arguments of a model of `models.autoencoder` for a config of diffusers.
 
     Args:
-      config: content of config.json, of `VQModel` or `AutoencoderKL`.
-      kind: `vq` or `kl`, of weights whose config doesn't name its class.
+      config: content of config.json of a `VQModel` or `AutoencoderKL`.
+      kind: `vq` or `kl`, for a config that doesn't name its class.
 
     Returns:
       Tuple of the kind and `{name: value}`.
@@ -207,18 +206,18 @@ def autoencoder_arguments(
 
 
 def unet_diffusers_config(model: UNet, sample_size: int | None = None) -> dict[str, Value]:
-    """Return the config.json with which `UNet2DModel.from_pretrained` builds the same network.
+    """Return the config.json from which `UNet2DModel.from_pretrained` builds the same network.
 
     Args:
       model: `models.unet.UNet`.
       sample_size: height and width of the images or latents, if known; diffusers' pipelines
-        read it, the network works at any size.
+        read it, the network accepts any size.
 
     Returns:
       JSON-able dictionary.
 
     Raises:
-      ValueError: `UNet2DModel` has no such network: the first of `channel_mult` is not 1.
+      ValueError: `UNet2DModel` can't represent the network: `channel_mult` doesn't start with 1.
 
     Example:
       >>> from sparsejax.models.unet import UNet
@@ -249,10 +248,10 @@ def unet_diffusers_config(model: UNet, sample_size: int | None = None) -> dict[s
 def autoencoder_diffusers_config(
     model: VQModel | KLModel, kind: str, scale: float, sample_size: int | None = None
 ) -> dict[str, Value]:
-    """Return the config.json with which diffusers builds the same first stage.
+    """Return the config.json from which diffusers builds the same first stage.
 
     Args:
-      model: of `models.autoencoder`.
+      model: model of `models.autoencoder`.
       kind: `vq` or `kl`.
       scale: factor between its latents and those that a UNet was trained on.
       sample_size: height and width of its images, if known.
@@ -261,7 +260,7 @@ def autoencoder_diffusers_config(
       JSON-able dictionary.
 
     Raises:
-      ValueError: diffusers has no such network; see `unet_diffusers_config`.
+      ValueError: diffusers can't represent the network; see `unet_diffusers_config`.
 
     Example:
       >>> from sparsejax.models.autoencoder import VQModel
@@ -307,19 +306,19 @@ def _complete(
     arguments: dict[str, Value],
     neutral: Sequence[str],
 ) -> dict[str, Value]:
-    """Return the config with defaults for absent keys, checked but for what arguments mean."""
+    """Return the config with defaults for missing keys; names, types and fixed keys are checked."""
     _check_object(config)
     defaulted = _list(config.get("_use_default_values"))
     config = {key: value for key, value in config.items() if key not in defaulted}
     found = config.get("_class_name", name)
     _require(found == name, "_class_name", found, repr(name))
-    # diffusers' own remarks, such as _diffusers_version, begin with an underscore.
+    # diffusers' own notes, such as _diffusers_version, start with an underscore.
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     known = sorted((*fixed, *arguments, *neutral))
     for key, value in config.items():
         _require(key in known, key, value, f"keys of {name}: {', '.join(known)}")
         if key in fixed:
-            # diffusers reads names of activations in any case.
+            # diffusers ignores the case of activation names.
             given = value.lower() if key == "act_fn" and isinstance(value, str) else value
             _require(given in fixed[key], key, value, " or ".join(map(repr, fixed[key])))
     config = arguments | config
@@ -332,7 +331,7 @@ def _complete(
 
 
 def _check_published_variants(config: dict[str, Value], width: int) -> None:
-    """Check the keys in which Ho et al.'s UNets, google/ddpm-*, differ from Latent Diffusion's."""
+    """Check the keys in which google/ddpm-* (Ho et al.) differ from Latent Diffusion's UNets."""
     given = config["norm_eps"]
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     _require(is_number and 0 < given <= 1, "norm_eps", given, "numbers in (0, 1]")
@@ -347,7 +346,7 @@ def _check_published_variants(config: dict[str, Value], width: int) -> None:
 
 
 def _widths(config: dict[str, Value]) -> list[int]:
-    """Return `block_out_channels`, checked."""
+    """Check and return `block_out_channels`."""
     widths, groups = config["block_out_channels"], config["norm_num_groups"]
     are_counts = len(_list(widths)) > 0 and all(map(_is_count, widths))
     _require(are_counts, "block_out_channels", widths, "a list of whole numbers, 1 or more")
@@ -363,7 +362,7 @@ def _attends(config: dict[str, Value], levels: int) -> list[bool]:
     found = {}
     for way in ("Down", "Up"):
         key, known = f"{way.lower()}_block_types", [f"{way}Block2D", f"Attn{way}Block2D"]
-        # Older names begin with UNetRes.
+        # Older names start with UNetRes.
         names = [str(name).removeprefix("UNetRes") for name in _list(config[key])]
         fits = len(names) == levels and set(names) <= set(known)
         accepted = f"{levels} (as block_out_channels) of {' and '.join(known)}"
@@ -376,7 +375,7 @@ def _attends(config: dict[str, Value], levels: int) -> list[bool]:
 
 
 def _head_channels(config: dict[str, Value], attended: Sequence[int]) -> int:
-    """Return the channels of a head; None is one head of all channels, as in google/ddpm-*."""
+    """Return the channels per head; None means a single head, as in google/ddpm-*."""
     given, widths = config["attention_head_dim"], sorted(set(attended))
     if given is None:
         accepted = f"numbers, since heads of all channels would have {widths} of them"
@@ -398,5 +397,5 @@ def _is_count(value: Value) -> bool:
 
 
 def _list(value: Value) -> list[Value]:
-    """Return a list or tuple as a list, and anything else as an empty one."""
+    """Return a list or tuple as a list, anything else as an empty list."""
     return list(value) if isinstance(value, list | tuple) else []

@@ -1,9 +1,9 @@
-"""Weights in the layout of Hugging Face diffusers to parameter trees, and back.
+"""Convert weights between the layout of Hugging Face diffusers and parameter trees.
 
 `UNet2DModel` (with DownBlock2D, AttnDownBlock2D and their like) and `VQModel` or `AutoencoderKL`
 hold the layers of CompVis Latent Diffusion under other names: each pair of functions here renames
-them and leaves the rest to `models.convert`. Two things differ besides names: UNet2DModel keeps
-queries, keys and values apart, and its attention is linear where CompVis's is a convolution.
+them and leaves the rest to `models.convert`. Besides names, UNet2DModel differs in that queries,
+keys and values are separate, and that attention uses linear layers instead of convolutions.
 """
 
 import re
@@ -25,7 +25,7 @@ _RES_BLOCK = {
     "out_layers.3": "conv2",
     "skip_connection": "conv_shortcut",
 }
-# `to_qkv` is no layer of diffusers: `_merge_qkv` makes it, `_split_qkv` takes it apart.
+# diffusers has no layer `to_qkv`: `_merge_qkv` creates it and `_split_qkv` undoes that.
 _QKV_ATTENTION = {"norm": "group_norm", "qkv": "to_qkv", "proj_out": "to_out.0"}
 
 _AUTOENCODER_BLOCK = {name: name for name in ("norm1", "conv1", "norm2", "conv2")}
@@ -39,16 +39,16 @@ def unet_from_diffusers(state_dict: Mapping[str, NumpyArray], num_head_channels:
     """Convert the state dict of diffusers' `UNet2DModel`.
 
     Args:
-      state_dict: `{name: array}`; the attention layers may have their new names (to_q, ...) or
+      state_dict: `{name: array}`; attention layers may have their current names (to_q, ...) or
         those of older published files (query, key, value, proj_attn).
-      num_head_channels: channels of an attention head, `attention_head_dim` in config.json.
+      num_head_channels: channels per attention head, `attention_head_dim` in config.json.
 
     Returns:
       `params` of `models.unet.UNet`.
 
     Raises:
-      ValueError: names a tensor that has no place in our UNet, or channels that don't split
-        into such heads.
+      ValueError: a tensor has no counterpart in `models.unet.UNet`, or channels can't be split into
+        such heads; names the tensor.
 
     Example:
       >>> params = unet_from_diffusers({"conv_in.weight": np.zeros((32, 3, 3, 3))}, 32)
@@ -74,11 +74,11 @@ def unet_to_diffusers(params: Params, num_head_channels: int) -> StateDict:
       num_head_channels: attribute of the UNet.
 
     Returns:
-      `{name: array}`, numpy, with the new names of the attention layers; the inverse of
+      `{name: array}`, numpy, with the current names of attention layers; the inverse of
       `unet_from_diffusers`, bit for bit.
 
     Raises:
-      ValueError: names a tensor that is not of a `models.unet.UNet`.
+      ValueError: a tensor doesn't belong to a `models.unet.UNet`; names it.
     """
     state_dict = convert.unet_to_torch(params)
     levels = 1 + sum(name.endswith(".op.weight") for name in state_dict)
@@ -103,7 +103,7 @@ def autoencoder_from_diffusers(state_dict: Mapping[str, NumpyArray]) -> Params:
       `params` of a model of `models.autoencoder`.
 
     Raises:
-      ValueError: names a tensor that has no place in our autoencoders.
+      ValueError: a tensor has no counterpart in `models.autoencoder`; names it.
 
     Example:
       >>> name = "encoder.mid_block.attentions.0.query.weight"
@@ -136,7 +136,7 @@ def autoencoder_to_diffusers(params: Params) -> StateDict:
       `{name: array}`, numpy; the inverse of `autoencoder_from_diffusers`, bit for bit.
 
     Raises:
-      ValueError: names a tensor that is not of a model of `models.autoencoder`.
+      ValueError: a tensor doesn't belong to a model of `models.autoencoder`; names it.
     """
     state_dict = convert.autoencoder_to_torch(params)
     counts = _count_blocks(state_dict, r"encoder\.down\.", r"encoder\.down\.0\.block\.")
@@ -146,12 +146,12 @@ def autoencoder_to_diffusers(params: Params) -> StateDict:
 
 
 def _unet_modules(levels: int, blocks: int, attends: Sequence[bool]) -> dict[str, str]:
-    """Map the names of a UNet's layers: CompVis's to diffusers'.
+    """Map CompVis's names of a UNet's layers to diffusers'.
 
     Args:
       levels: number of resolutions.
-      blocks: residual blocks at each on the way down; one more on the way up.
-      attends: for each resolution from the highest, whether it has attention.
+      blocks: residual blocks per resolution on the way down; one more on the way up.
+      attends: whether each resolution, from the highest, has attention.
     """
     modules = _TIME | {"input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"}
     for i, name in enumerate(("resnets.0", "attentions.0", "resnets.1")):
@@ -167,14 +167,14 @@ def _unet_modules(levels: int, blocks: int, attends: Sequence[bool]) -> dict[str
             modules |= _nest(f"output_blocks.{here}.1", f"{there}.attentions.{i}", _QKV_ATTENTION)
         last = (level + 1) * (blocks + 1)
         modules[f"input_blocks.{last}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
-        # CompVis's counts the layers of a block: the upsampler comes after the attention, if any.
+        # CompVis numbers the layers of a block: the upsampler comes after the attention, if any.
         place = 2 if attends[levels - 1 - level] else 1
         modules[f"output_blocks.{last - 1}.{place}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
     return modules
 
 
 def _autoencoder_modules(levels: int, blocks: int) -> dict[str, str]:
-    """Map the names of an autoencoder's layers: CompVis's to diffusers'; see `_unet_modules`."""
+    """Map CompVis's names of an autoencoder's layers to diffusers'; see `_unet_modules`."""
     modules = {name: name for name in ("quantize.embedding", "quant_conv", "post_quant_conv")}
     for side in ("encoder", "decoder"):
         for name, ours in {"conv_in": "conv_in", "norm_out": "conv_norm_out"}.items():
@@ -185,7 +185,7 @@ def _autoencoder_modules(levels: int, blocks: int) -> dict[str, str]:
         modules |= _nest(f"{mid}.attn_1", f"{mid_block}.attentions.0", _ATTENTION)
         modules |= _nest(f"{mid}.block_2", f"{mid_block}.resnets.1", _AUTOENCODER_BLOCK)
     for level in range(levels):
-        # CompVis's decoder counts resolutions from the highest, diffusers' in the order they run.
+        # CompVis numbers the decoder's resolutions from the highest, diffusers in execution order.
         here, there = f"encoder.down.{level}", f"encoder.down_blocks.{level}"
         up, up_block = f"decoder.up.{level}", f"decoder.up_blocks.{levels - 1 - level}"
         modules[f"{here}.downsample.conv"] = f"{there}.downsamplers.0.conv"
@@ -201,7 +201,7 @@ def _nest(here: str, there: str, layers: dict[str, str]) -> dict[str, str]:
 
 
 def _count_blocks(names: Iterable[str], *prefixes: str) -> list[int]:
-    """Return, for each prefix, one more than the highest number that follows it in a name."""
+    """Return, for each prefix, one plus the largest number that follows it in a name."""
 
     def count(prefix: str) -> int:
         matches = (re.match(rf"{prefix}(\d+)\.", name) for name in names)
@@ -221,7 +221,7 @@ def _rename(state_dict: Mapping[str, NumpyArray], modules: dict[str, str], kind:
 
 
 def _renew_attention(state_dict: Mapping[str, NumpyArray]) -> StateDict:
-    """Give attention layers of older files their new names."""
+    """Give attention layers of older files their current names."""
 
     def renew(match: re.Match[str]) -> str:
         return f"{match[1]}.{_OLD_ATTENTION[match[2]]}."

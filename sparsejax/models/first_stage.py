@@ -1,4 +1,4 @@
-"""First stages on disk: one file of weights that says itself how it was built."""
+"""First stages on disk: one file of weights that describes its own architecture."""
 
 import hashlib
 import json
@@ -30,13 +30,13 @@ FILE = "autoencoder.safetensors"
 def save_first_stage(
     path: PathLike, params: Params, kind: str, arguments: Mapping[str, Value]
 ) -> None:
-    """Write a first stage in CompVis's layout, whole or not at all.
+    """Write a first stage in CompVis's layout, atomically.
 
     Args:
       path: safetensors file to write.
-      params: of a `VQModel` or `KLModel`.
+      params: params of a `VQModel` or `KLModel`.
       kind: a key of `KINDS`.
-      arguments: JSON-able dictionary of the model's attributes; kept in the metadata.
+      arguments: attributes of the model, JSON-able; stored in the metadata.
     """
     metadata = {"kind": kind, MODEL_KEY: json.dumps(arguments)}
     arrays = {k: np.ascontiguousarray(v) for k, v in autoencoder_to_torch(params).items()}
@@ -45,14 +45,14 @@ def save_first_stage(
 
 
 def read_description(path: PathLike) -> tuple[str, dict[str, Value]] | None:
-    """Return what a first stage on disk says of itself.
+    """Return the description that a first stage on disk has of itself.
 
     Args:
-      path: of a file that `save_first_stage` wrote; of a folder of diffusers, of the first stage
-        or the whole pipeline, with its config.json; or of any other file.
+      path: a file written by `save_first_stage`; a folder of diffusers with config.json, of the
+        first stage or the whole pipeline; or any other file.
 
     Returns:
-      Tuple `(kind, arguments)`, or None if the file doesn't say.
+      Tuple `(kind, arguments)`, or None if there is no description.
 
     Raises:
       ValueError: a folder of diffusers holds no weights, or its config.json is damaged or
@@ -73,7 +73,7 @@ def read_description(path: PathLike) -> tuple[str, dict[str, Value]] | None:
 
 
 def load_first_stage(path: PathLike, model: VQModel | KLModel) -> Params:
-    """Read the params of a first stage, checked against the model that will run them.
+    """Load the params of a first stage, checked against the model that will run them.
 
     Args:
       path: safetensors file in CompVis's or diffusers' layout, or a CompVis `.ckpt`, or a
@@ -84,8 +84,8 @@ def load_first_stage(path: PathLike, model: VQModel | KLModel) -> Params:
       params, numpy arrays.
 
     Raises:
-      ValueError: names the file and the tensors that are missing, extra or misshaped, or what
-        it says of a network that differs from the model.
+      ValueError: tensors are missing, unexpected or of another shape, or the file describes
+        another network; names the file and what differs.
     """
     params = load_autoencoder(path, model=model)
     size = model.factor
@@ -96,11 +96,11 @@ def load_first_stage(path: PathLike, model: VQModel | KLModel) -> Params:
 
 
 def first_stage_from_diffusers(folder: PathLike) -> tuple[VQModel | KLModel, Params]:
-    """Load a first stage of diffusers, built as its config.json says.
+    """Load a first stage of diffusers with the architecture in its config.json.
 
     Args:
-      folder: of a `VQModel` or `AutoencoderKL`, or of a pipeline with one in its folder `vqvae`
-        or `vae`; or a file of weights with config.json beside it.
+      folder: folder of a `VQModel` or `AutoencoderKL`, or of a pipeline that has one in `vqvae`
+        or `vae`; or a file of weights next to its config.json.
 
     Returns:
       Tuple of the model of `models.autoencoder` and its params, numpy arrays.
@@ -118,7 +118,7 @@ def first_stage_from_diffusers(folder: PathLike) -> tuple[VQModel | KLModel, Par
 
 
 def digest(params: Params) -> str:
-    """Return the SHA-256 of a parameter tree: names, shapes and values, as hexadecimal text."""
+    """Return the SHA-256 of names, shapes and values of a parameter tree, in hexadecimal."""
     result = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         leaf = np.ascontiguousarray(leaf)

@@ -1,8 +1,8 @@
-"""FLOPs of each layer of a network, found by calling it with shapes alone.
+"""FLOPs per layer of a network, found by tracing it with shapes only.
 
-Two FLOPs for each multiply-add; biases, normalizations and activations are not counted.
-XLA's own cost analysis is no base: it drops padded borders, adds elementwise work and counts
-the body of a scan once.
+A multiply-add counts as two FLOPs; biases, normalizations and activations are not counted. XLA's
+own cost analysis is unsuitable: it drops padded borders, adds elementwise work and counts the body
+of a scan once.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Layers that the UNet and the autoencoder share: the reference's initialization, channels last."""
+"""Layers shared by the networks, channels last, initialized as in PyTorch."""
 
 import math
 import zlib
@@ -22,7 +22,7 @@ def at_least_float32(x: Array) -> Array:
 
 
 def _bias_init(fan_in: int) -> nn.initializers.Initializer:
-    """Uniform in +-1/sqrt(fan_in): PyTorch's default, and the reference's."""
+    """Uniform in +-1/sqrt(fan_in), PyTorch's default."""
 
     def init(key: PRNGKey, shape: Shape, dtype: Dtype = jnp.float32) -> Array:
         limit = 1 / math.sqrt(fan_in)
@@ -39,7 +39,7 @@ class Initializers(TypedDict):
 
 
 def reference_init(fan_in: int, zero: bool = False) -> Initializers:
-    """Return `kernel_init` and `bias_init` for `nn.Conv` or `nn.Dense`: PyTorch's, or zeros."""
+    """Return `kernel_init` and `bias_init` for `nn.Conv` or `nn.Dense`: PyTorch's or zeros."""
     if zero:
         return {"kernel_init": nn.initializers.zeros, "bias_init": nn.initializers.zeros}
     return {"kernel_init": _kernel_init, "bias_init": _bias_init(fan_in)}
@@ -52,18 +52,18 @@ def convolve(
     padding: str | Sequence[tuple[int, int]],
     **options: Input,
 ) -> Array:
-    """Do what `lax.conv_general_dilated` does, by plain products where they are faster.
+    """Convolve like `lax.conv_general_dilated`, by matrix products where they are faster.
 
-    On maps smaller than the window XLA exchanges image and kernel, for a convolution that no
-    library knows: on a CPU 3x3 convolutions of 2x2 maps take 25 to 80 times as long as the product
-    of patches does. A window of one is a dense layer.
+    For maps smaller than the window, XLA swaps image and kernel, which yields a convolution that no
+    library optimizes: on a CPU, 3x3 convolutions of 2x2 maps take 25 to 80 times as long as a
+    product of patches. A 1x1 window is a dense layer.
 
     Args:
       x: [batch, height, width, channels].
       kernel: [height, width, channels, features].
       window_strides: pair of ints.
       padding: pairs (low, high) for height and width.
-      **options: of `lax.conv_general_dilated`.
+      **options: other arguments of `lax.conv_general_dilated`.
 
     Returns:
       [batch, height / stride, width / stride, features].
@@ -92,17 +92,17 @@ def conv(
     dtype: Dtype = None,
     zero: bool = False,
 ) -> Array:
-    """Convolve x [batch, height, width, channels] inside a compact module.
+    """Apply a convolution inside a compact module.
 
     Args:
-      x: input.
+      x: [batch, height, width, channels].
       features: output channels.
       window: height and width of the kernel.
-      name: of the layer.
-      stride: in both directions.
-      padding: as `nn.Conv` takes it; `window // 2` on every side by default.
+      name: name of the layer.
+      stride: stride in both directions.
+      padding: as for `nn.Conv` (default: `window // 2` on every side).
       dtype: computation dtype.
-      zero: whether kernel and bias begin at zero.
+      zero: whether kernel and bias are initialized to zero.
 
     Returns:
       [batch, height / stride, width / stride, features].
@@ -120,25 +120,25 @@ def conv(
 
 
 def dense(x: Array, features: int, name: str, *, dtype: Dtype = None, zero: bool = False) -> Array:
-    """Map the last axis of x to `features`, inside a compact module; see `conv`."""
+    """Apply a dense layer to the last axis of x inside a compact module; see `conv`."""
     return nn.Dense(features, dtype=dtype, name=name, **reference_init(x.shape[-1], zero))(x)
 
 
 class Dropout(nn.Module):
-    """Dropout whose zeros follow from a key per example, and from the layer's place in the network.
+    """Dropout with one key per example, folded with the layer's path.
 
-    So what is dropped of an example depends neither on the batch nor on how it is split. Call:
-    x [batch, ...], PRNG keys [batch], or None to drop nothing -> the shape of x.
+    What is dropped from an example thus depends neither on its batch nor on the number of devices.
+    Call: x [batch, ...], PRNG keys [batch], or None to drop nothing -> the shape of x.
 
     Attributes:
-      rate: share of zeros, in [0, 1).
+      rate: fraction of zeros, in [0, 1).
     """
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """Drop features and divide the others by `1 - rate`."""
+        """Set features to zero and divide the others by `1 - rate`."""
         if keys is None or not self.rate:
             return x
         keep, place = 1 - self.rate, zlib.crc32("/".join(self.path).encode())
@@ -150,9 +150,9 @@ class Dropout(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """`nn.GroupNorm` that sums over positions before it sums over the channels of a group.
+    """`nn.GroupNorm` that sums over positions first, then over the channels of a group.
 
-    On a CPU it takes a third to half the time: the long sums run along memory. Call:
+    On a CPU it takes a third to half the time, because the long sums run along memory. Call:
     x [batch, ..., channels] -> the same shape. Statistics are at least float32.
 
     Attributes:
@@ -190,12 +190,12 @@ class GroupNorm(nn.Module):
 
 
 def upsample(x: Array) -> Array:
-    """Double height and width of x [batch, height, width, channels] by nearest neighbours."""
+    """Double the height and width of x [batch, height, width, channels] by nearest neighbours."""
     return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
 
 
 class QKVAttention(nn.Module):
-    """Softmax attention over split heads, without parameters of its own.
+    """Multi-head softmax attention without parameters.
 
     Call: qkv [batch, length, heads, 3, head_channels] -> [batch, length, heads,
     head_channels]. The softmax is at least float32.
@@ -203,17 +203,17 @@ class QKVAttention(nn.Module):
 
     @nn.compact
     def __call__(self, qkv: Array, valid: Array | None = None) -> Array:
-        """Attend, to keys where `valid` [batch, length] is True alone if it is given.
+        """Attend to all keys, or to those where `valid` [batch, length] is True.
 
-        Queries and keys are scaled by head_channels ** -1/4 each.
+        Queries and keys are each scaled by head_channels ** -1/4.
         """
-        # Heads before positions: XLA's batched products want it on a CPU.
+        # Heads before positions: faster for XLA's batched products on a CPU.
         q, k, v = (jnp.swapaxes(qkv[..., i, :], 1, 2) for i in range(3))
         scale = qkv.shape[-1] ** -0.25
         weights = at_least_float32((q * scale) @ jnp.swapaxes(k * scale, 2, 3))
         if valid is not None:
             weights = jnp.where(valid[:, None, None], weights, -jnp.inf)
-        # The softmax, divided by its sum after the product: that is the smaller array.
+        # Softmax, with the division after the product, where the array is smaller.
         largest = jax.lax.stop_gradient(weights.max(axis=-1, keepdims=True))
         weights = jnp.exp(weights - largest)
         total = weights.sum(axis=-1, keepdims=True)

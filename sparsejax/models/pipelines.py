@@ -1,7 +1,7 @@
-"""A pipeline of Hugging Face diffusers around an exported UNet: how to sample from it and decode.
+"""Export a pipeline of Hugging Face diffusers: scheduler and first stage around a UNet.
 
 `DiffusionPipeline.from_pretrained` opens such a folder: model_index.json names the parts, the
-scheduler has the betas and the steps of the run, `vqvae` is the first stage, if there is one.
+scheduler has the betas and steps of the run, and `vqvae` is the first stage, if there is one.
 """
 
 import json
@@ -25,9 +25,9 @@ class FirstStage(NamedTuple):
     """The frozen first stage of a run on latents.
 
     Attributes:
-      model: of `models.autoencoder`.
+      model: model of `models.autoencoder`.
       params: its parameters.
-      scale: the UNet's latents are the first stage's, times this.
+      scale: factor between the first stage's latents and the UNet's.
       sample_size: height and width of its images.
     """
 
@@ -45,18 +45,18 @@ def scheduler_config(
     clip: float | None = None,
     set_alpha_to_one: bool = False,
 ) -> dict[str, Value]:
-    """Return the scheduler_config.json with which diffusers takes the steps of our samplers.
+    """Return the scheduler_config.json that makes diffusers take the steps of our samplers.
 
     Args:
-      betas: [T], those of training.
+      betas: [T], as in training.
       timesteps: [S] int, increasing: the steps that DDIM takes; DDPM takes all T.
       sampler: `ddim` or `ddpm`.
-      clip: limit of predicted data, if any. diffusers' DDIM does as ours with
-        `use_clipped_model_output=True` alone.
-      set_alpha_to_one: whether DDIM ends at alpha_bar = 1, or at that of t = 0.
+      clip: bound of the predicted x_0, if any. diffusers' DDIM agrees with ours only with
+        `use_clipped_model_output=True`.
+      set_alpha_to_one: whether DDIM ends at alpha_bar = 1 rather than that of t = 0.
 
     Returns:
-      JSON-able dictionary. Asked for S steps, diffusers takes ours if `has_same_steps`.
+      JSON-able dictionary. For S steps, diffusers takes the same ones if `has_same_steps`.
 
     Example:
       >>> config = scheduler_config(np.full(100, 0.01), 1 + 10 * np.arange(10))
@@ -73,7 +73,7 @@ def scheduler_config(
         "steps_offset": 0,
         "thresholding": False,
         "timestep_spacing": "leading",
-        # The shortest decimals that are these numbers again in float32, as diffusers reads them.
+        # The shortest decimals that round-trip in float32, which is how diffusers reads them.
         "trained_betas": [float(str(beta)) for beta in np.asarray(betas, np.float32)],
     }
     if sampler == "ddpm":
@@ -82,7 +82,7 @@ def scheduler_config(
 
 
 def has_same_steps(timesteps: NumpyArray, total: int) -> bool:
-    """Return whether diffusers spaces its steps as these are: it rounds T / S down.
+    """Return whether diffusers, which rounds T / S down, spaces its steps like these.
 
     Args:
       timesteps: [S] int, increasing.
@@ -95,20 +95,20 @@ def has_same_steps(timesteps: NumpyArray, total: int) -> bool:
 def export_pipeline(
     folder: str | pathlib.Path, scheduler: dict[str, Value], first_stage: FirstStage | None = None
 ) -> list[pathlib.Path]:
-    """Write what makes a pipeline of a folder in whose `unet` a UNet lies.
+    """Turn a folder that has a UNet in `unet` into a pipeline.
 
-    Each file is written whole or not at all.
+    Each file is written atomically.
 
     Args:
-      folder: of the pipeline, as `commands.export.export_unet` leaves `diffusers`.
-      scheduler: what `scheduler_config` returned.
-      first_stage: of a UNet on latents: written to `vqvae`.
+      folder: folder of the pipeline, as `commands.export.export_unet` writes `diffusers`.
+      scheduler: result of `scheduler_config`.
+      first_stage: first stage of a UNet on latents, written to `vqvae`.
 
     Returns:
       Paths of the files written.
 
     Raises:
-      ValueError: diffusers has no such first stage; nothing is written.
+      ValueError: diffusers can't represent the first stage; nothing is written.
 
     Example:
       `export_pipeline("exported/diffusers", scheduler_config(schedule.betas, timesteps))`
@@ -136,7 +136,7 @@ def export_pipeline(
         written += [path, _write_json(folder / "vqvae" / "config.json", config)]
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     written.append(_write_json(folder / "scheduler" / "scheduler_config.json", scheduler))
-    # Last: a folder with this file is a whole pipeline.
+    # Written last: it marks a complete pipeline.
     return [*written, _write_json(folder / "model_index.json", index)]
 
 

@@ -1,15 +1,13 @@
-"""Files of published weights: read without executing anything, recognized, checked.
+"""Load files of published weights: nothing in them is executed, everything is checked.
 
 Layouts: CompVis Latent Diffusion (a whole training checkpoint, or one network's state dict) and
-Hugging Face diffusers (a file, or a folder with config.json, whose weights may be in shards or in
-a variant such as fp16). Formats: safetensors, or PyTorch's pickles by
-`torch.load(weights_only=True)`.
+Hugging Face diffusers (a file, or a folder with config.json, possibly in shards or in a variant
+such as fp16). Formats: safetensors, or PyTorch pickles through `torch.load(weights_only=True)`.
 
-What weights don't tell, a config.json says, or the metadata of a file that was exported here.
-Of CompVis's own files it has to be known: the channels of an attention head, which the model must
-have as it was trained; 32 groups in every GroupNorm; and `use_new_attention_order`, which orders
-queries, keys and values in another way than the False that is read here. No published Latent
-Diffusion model sets it.
+What weights don't show is in config.json, or in the metadata of a file exported by sparsejax.
+CompVis's own files have neither. For those, the channels per attention head must be known; every
+GroupNorm has 32 groups; and `use_new_attention_order`, which arranges queries, keys and values
+differently, must be False, as in all published Latent Diffusion models.
 """
 
 import json
@@ -35,26 +33,25 @@ TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 DIFFUSERS_STEM = "diffusion_pytorch_model"
 DIFFUSERS_FILES = tuple(f"{DIFFUSERS_STEM}.{suffix}" for suffix in ("safetensors", "bin"))
 
-# A class that CompVis's checkpoints name as the key of its callback's state.
+# A class that CompVis's checkpoints name, as the key of a callback's state.
 _LIGHTNING_KEY = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
-# Entries of an autoencoder's training: LPIPS and discriminator, EMA, colours of label maps.
+# Only needed to train an autoencoder: LPIPS and discriminator, EMA, colours of label maps.
 _TRAINING_ONLY = ("loss.", "model_ema.", "colorize")
 
 
 def read_state_dict(path: PathLike) -> StateDict:
-    """Read the tensors of a file; nothing in it is executed.
+    """Read the tensors of a file without executing anything in it.
 
     Args:
       path: `.safetensors`, or `.ckpt`, `.pt`, `.pth`, `.bin` (these need torch), or the
-        `.index.json` of several such files. Of a dictionary with an entry `state_dict`, that
-        entry is read.
+        `.index.json` of several such files. If there is an entry `state_dict`, it is read.
 
     Returns:
       `{name: numpy array}`; half precision and bfloat16 become float32.
 
     Raises:
-      ValueError: the file is absent, of another kind, damaged, without tensors, or a pickle that
-        names objects other than tensors; a shard is; or torch is needed and absent.
+      ValueError: the file or a shard is missing, damaged, of another kind, without tensors, or a
+        pickle that names objects other than tensors; or torch is needed but not installed.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -86,19 +83,17 @@ def load_unet(
       path: a file with CompVis's training checkpoint (`model.diffusion_model.*`), the state dict
         of its `UNetModel`, or diffusers' `UNet2DModel`; or a folder of diffusers, of the UNet
         or of the whole pipeline.
-      ema: whether to take the EMA weights of a training checkpoint, where it has some.
-      num_head_channels: channels of an attention head, for diffusers' layout where no
-        config.json lies beside the file; one that says otherwise is refused.
-      model: the `models.unet.UNet` that will run the weights, if known; a config.json, or the
-        metadata of an exported file, that describes another network is refused.
+      ema: whether to load the EMA weights of a training checkpoint, if it has them.
+      num_head_channels: channels per attention head, for files in diffusers' layout without a
+        config.json next to them.
+      model: the `models.unet.UNet` that will run the weights, if known.
 
     Returns:
-      `params` of `models.unet.UNet`, numpy arrays. Whether their shapes fit a model is for
-      `check_params` to say.
+      `params` of `models.unet.UNet`, numpy arrays; `check_params` checks their shapes.
 
     Raises:
-      ValueError: see `read_state_dict`; or the layout is none of these, or config.json
-        describes another network. Names the file and the tensor, or the key.
+      ValueError: see `read_state_dict`; or the layout is unknown, or config.json or the file's
+        metadata contradict `num_head_channels` or `model`. Names the file and the tensor or key.
 
     Example:
       `params = load_unet("ldm/celeba256/model.ckpt")`
@@ -120,18 +115,18 @@ def load_unet(
 
 
 def unet_from_diffusers(folder: PathLike) -> tuple[UNet, Params]:
-    """Load a UNet of diffusers, built as its config.json says.
+    """Load a UNet of diffusers with the architecture in its config.json.
 
     Args:
-      folder: of a `UNet2DModel`, or of a pipeline with one in its folder `unet`; or a file of
-        weights with config.json beside it.
+      folder: folder of a `UNet2DModel`, or of a pipeline that has one in `unet`; or a file of
+        weights next to its config.json.
 
     Returns:
       Tuple of the `models.unet.UNet` and its `params`, numpy arrays.
 
     Raises:
-      ValueError: see `load_unet`; or there is no config.json, or our UNet computes no network
-        of its kind, or the weights don't fit it.
+      ValueError: see `load_unet`; or there is no config.json, or `models.unet.UNet` doesn't
+        support the network it describes, or the weights don't fit.
 
     Example:
       `model, params = unet_from_diffusers("ldm-celebahq-256")`
@@ -154,7 +149,7 @@ def load_autoencoder(path: PathLike, *, model: VQModel | KLModel | None = None) 
       path: a file with CompVis's training checkpoint of the diffusion model
         (`first_stage_model.*`) or of the autoencoder, or diffusers' `VQModel` or
         `AutoencoderKL`; or a folder of diffusers, of the autoencoder or of the whole pipeline.
-        Entries of the training loss are passed over.
+        Entries of the training loss are ignored.
       model: the model of `models.autoencoder` that will run the weights, if known; see
         `load_unet`.
 
@@ -162,8 +157,7 @@ def load_autoencoder(path: PathLike, *, model: VQModel | KLModel | None = None) 
       `params` of a model of `models.autoencoder`, numpy arrays; see `load_unet`.
 
     Raises:
-      ValueError: see `read_state_dict`; or the layout is none of these. Names the file and the
-        tensor.
+      ValueError: see `read_state_dict`; or the layout is unknown. Names the file and the tensor.
 
     Example:
       `params = load_autoencoder("first_stage_models/vq-f4/model.ckpt")`
@@ -193,20 +187,20 @@ def check_params(
     path: PathLike,
     to_names: Callable[[Params], StateDict] = convert.unet_to_torch,
 ) -> None:
-    """Refuse parameters that don't fit a model.
+    """Raise ValueError unless parameters fit a model.
 
     Args:
       params: tree of arrays.
       expected: the model's own parameters; `jax.eval_shape` of its `init` is enough.
-      path: of the file that `params` come from.
-      to_names: maps such a tree to `{name: array}` for the message: CompVis's names by default,
-        of UNets and autoencoders.
+      path: file that `params` come from.
+      to_names: maps a tree to `{name: array}` for the message (default: CompVis's names of UNets
+        and autoencoders).
 
     Raises:
-      ValueError: names the file, and the tensors that are missing, not in the model, or of
-        another shape.
+      ValueError: tensors are missing, not in the model, or of another shape; names the file and
+        the tensors.
     """
-    # Broadcast zeros have the shapes and take no memory.
+    # Broadcast zeros have the right shapes but take no memory.
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), expected)
     theirs = {name: array.shape for name, array in to_names(params).items()}
     ours = {name: array.shape for name, array in to_names(zeros).items()}
@@ -224,15 +218,15 @@ def check_params(
 
 
 def read_config(path: PathLike, describe: Callable[..., Described], *others: Value) -> Described:
-    """Return what `describe(content, *others)` makes of a JSON file.
+    """Return `describe(content, *others)` for the content of a JSON file.
 
     Args:
-      path: of the file, config.json.
-      describe: a function of `diffusers_config`.
+      path: config.json.
+      describe: function of `diffusers_config`.
       *others: its other arguments.
 
     Raises:
-      ValueError: the file is absent or no JSON, or `describe` raises it; names the path.
+      ValueError: the file is missing or not JSON, or `describe` raises it; names the path.
     """
     return _naming(path, describe, _read_json(pathlib.Path(path)), *others)
 
@@ -247,7 +241,7 @@ def _read_json(path: pathlib.Path) -> Value:
 
 
 def find_autoencoder(path: PathLike) -> pathlib.Path:
-    """Return the file of a first stage's weights: `path`, or of the folder of diffusers there.
+    """Return the file with a first stage's weights: `path`, or a file in the folder `path`.
 
     Raises:
       ValueError: `path` is a folder without such a file.
@@ -265,7 +259,7 @@ def _is_file_name(value: Value) -> bool:
 
 
 def _read_shards(path: pathlib.Path) -> StateDict:
-    """Return the tensors of the files that an index names, all in its folder."""
+    """Return the tensors of all files named in an index; they must be in its folder."""
     index = _read_json(path)
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
@@ -290,7 +284,7 @@ def _read_safetensors(path: pathlib.Path) -> StateDict:
 
 
 def _widen(array: NumpyArray) -> NumpyArray:
-    """Make float32 of narrower floats: numpy's own, or bfloat16, which numpy calls void."""
+    """Convert narrower floats to float32: numpy's own, and bfloat16, which numpy sees as void."""
     narrow = array.dtype.itemsize < 4 and jax.dtypes.issubdtype(array.dtype, np.floating)
     return array.astype(np.float32) if narrow else array
 
@@ -304,10 +298,10 @@ def _read_pickle(path: pathlib.Path) -> StateDict:
             "The same weights as .safetensors need nothing more"
         ) from error
     try:
-        # A stand-in for a class that is only named: it is never called.
+        # A stand-in for a class that the file names; it is never called.
         with torch.serialization.safe_globals([(_LightningKey, _LIGHTNING_KEY)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what damaged bytes raise depends on where the damage is
+    except Exception as error:  # the exception depends on where the file is damaged
         raise _unreadable(path, error) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else {}
     tensors = {k: v.detach() for k, v in content.items() if isinstance(v, torch.Tensor)}
@@ -316,11 +310,11 @@ def _read_pickle(path: pathlib.Path) -> StateDict:
 
 
 class _LightningKey:
-    """Stands for `_LIGHTNING_KEY` in what is read."""
+    """Stands for the class `_LIGHTNING_KEY` in files."""
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:
-    """Return the ValueError for a pickle that names objects, or for a damaged file."""
+    """Return the ValueError for a pickle that names code objects, or for a damaged file."""
     refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
     if refused is None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
@@ -351,7 +345,7 @@ def _find_file(path: PathLike, folders: Sequence[str]) -> pathlib.Path:
 
 
 def _weights_in(folder: pathlib.Path) -> pathlib.Path | None:
-    """Return a folder's weights or their index: of full precision if there, or its one variant."""
+    """Return a folder's weights or index: full precision if there is one, else its only variant."""
     for name in DIFFUSERS_FILES:
         for file in (folder / name, folder / f"{name}.index.json"):
             if file.is_file():
@@ -376,7 +370,7 @@ def _strip(state_dict: Mapping[str, NumpyArray], prefix: str) -> StateDict:
 def _ema_weights(
     state_dict: Mapping[str, NumpyArray], named: StateDict, path: pathlib.Path
 ) -> StateDict:
-    """Return the EMA of each weight; CompVis's LitEma stores names without their dots."""
+    """Return the EMA of each weight; CompVis's LitEma stores names without dots."""
     keys = {name: "model_ema." + f"diffusion_model.{name}".replace(".", "") for name in named}
     missing = [key for key in keys.values() if key not in state_dict]
     if missing:
@@ -385,7 +379,7 @@ def _ema_weights(
 
 
 def _head_channels(path: pathlib.Path, given: int | None, model: UNet | None) -> int:
-    """Return the channels of an attention head, as config.json says, or as given if there is none.
+    """Return the channels per attention head from config.json, or as given if there is none.
 
     Checks config.json, also against the model that will run the weights.
     """
@@ -411,7 +405,7 @@ def _head_channels(path: pathlib.Path, given: int | None, model: UNet | None) ->
 def _naming(
     path: PathLike, convert_names: Callable[..., Described], *arguments: Value
 ) -> Described:
-    """Convert; errors name the file."""
+    """Call `convert_names(*arguments)`; errors name the file."""
     try:
         return convert_names(*arguments)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """The UNet of CompVis Latent Diffusion, channels last.
 
-Rombach et al. (2022); the architecture is that of Dhariwal and Nichol (2021). Other time
-embedding, epsilon and padding make it that of Ho et al. (2020), published as google/ddpm-*. Modules
-carry the reference's names with dots between numbers written as underscores:
+Rombach et al. (2022); the architecture is that of Dhariwal and Nichol (2021). With another time
+embedding, epsilon and padding it becomes that of Ho et al. (2020), published as google/ddpm-*.
+Modules are named as in the reference, with underscores for the dots before numbers:
 `input_blocks.1.0.in_layers.2.weight` is `input_blocks_1_0/in_layers_2/kernel` here.
 """
 
@@ -39,13 +39,13 @@ def timestep_embedding(
     Args:
       t: diffusion steps, [batch].
       dim: width of the embedding; if odd, the last column is zero.
-      max_period: the longest period, divided by 2 pi: that of the last frequency where `freq_shift`
-        is 1, as Ho et al. (2020) have it, of the one that would follow it where it is 0.
+      max_period: longest period divided by 2 pi: that of the last frequency if `freq_shift` is 1,
+        as in Ho et al. (2020); that of the frequency after it if `freq_shift` is 0.
       freq_shift: 0 or 1, less than `dim // 2`; see `max_period`.
       flip_sin_to_cos: False puts the sines first.
 
     Returns:
-      [batch, dim], float64 if `t` is, else float32.
+      [batch, dim], float64 if `t` is float64, else float32.
     """
     half, t = dim // 2, at_least_float32(t)
     frequencies = np.exp(-math.log(max_period) * np.arange(half) / (half - freq_shift))
@@ -74,7 +74,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array, dropout_keys: Keys | None = None) -> Array:
-        """Apply the block; PRNG keys [batch] turn dropout on."""
+        """Apply the block; PRNG keys [batch] enable dropout."""
         norm = functools.partial(_norm, epsilon=self.norm_eps, dtype=self.dtype)
         h = nn.silu(norm(x, self.norm_groups, "in_layers_0"))
         h = conv(h, self.features, 3, "in_layers_2", dtype=self.dtype)
@@ -107,7 +107,7 @@ class AttentionBlock(nn.Module):
         h = _norm(x, self.norm_groups, "norm", epsilon=self.norm_eps, dtype=self.dtype)
         h = h.reshape(batch, height * width, channels)
         qkv = dense(h, 3 * channels, "qkv", dtype=self.dtype)
-        # As many heads as the projection gives: fewer where some were left out of it.
+        # The projection determines the number of heads: compact networks have fewer.
         qkv = qkv.reshape(batch, height * width, -1, 3, self.num_head_channels)
         h = QKVAttention(name="attention")(qkv)
         h = h.reshape(batch, height * width, -1)
@@ -120,7 +120,7 @@ class Downsample(nn.Module):
 
     Attributes:
       dtype: computation dtype.
-      padding: zeros on every side; 0 is one at the bottom and right alone.
+      padding: zeros on every side; 0 pads one row and column at the bottom and right only.
     """
 
     dtype: Dtype = None
@@ -164,17 +164,17 @@ class UNet(nn.Module):
       num_head_channels: channels of an attention head.
       dropout: dropout rate inside residual blocks.
       norm_groups: groups of every GroupNorm; 32 in the published models. A narrow network
-        wants fewer: a group of one channel would normalize the time embedding away.
+        needs fewer: groups of one channel would normalize the time embedding away.
       dtype: computation dtype; parameters are float32.
-      remat: whether the backward pass computes the inside of each block again rather than
-        keeping it: less memory, about a third more time.
+      remat: whether the backward pass recomputes the inside of each block: less memory, about a
+        third more time.
       norm_eps: epsilon of every GroupNorm; 1e-6 in google/ddpm-*.
-      freq_shift: 0 or 1; 1, as in google/ddpm-*, lets the time embedding's last frequency be
-        1e-4, 0 the one that would follow it (`timestep_embedding`).
+      freq_shift: 0 or 1; with 1, as in google/ddpm-*, the last frequency of the time embedding is
+        1e-4, with 0 the next one would be (`timestep_embedding`).
       flip_sin_to_cos: whether the time embedding has its cosines first; False, as in
         google/ddpm-*, puts the sines first.
-      downsample_padding: zeros on every side before a halving, 0 or 1; 0, as in google/ddpm-*, is
-        one row below and one column to the right alone.
+      downsample_padding: zeros on every side before a halving, 0 or 1; 0, as in google/ddpm-*, pads
+        one row at the bottom and one column at the right only.
     """
 
     in_channels: int = 3
@@ -202,8 +202,8 @@ class UNet(nn.Module):
         Args:
           x: noisy examples, [batch, height, width, in_channels].
           t: diffusion steps, [batch].
-          train: turns dropout on.
-          dropout_keys: PRNG keys [batch]; if None, dropout needs a `dropout` rng and splits it.
+          train: enables dropout.
+          dropout_keys: PRNG keys [batch]; if None, they are split from the rng `dropout`.
 
         Returns:
           [batch, height, width, out_channels] float32.

@@ -1,9 +1,9 @@
-"""Channels that can be left out of a network without changing the rest of it.
+"""Channels that can be removed from a network without changing the rest of it.
 
-A unit is a set of channels inside a block: what leads into them and out of them belongs to that
-block alone, so without the unit the network is the same network, narrower in one place. Every
-function returns `{group: [(path, axis, units, incoming), ...]}`: of the array `path`, index i
-along `axis` belongs to unit `units[i]` (-1: to none), on the way into it or out of it.
+A unit is a set of channels inside a block whose incoming and outgoing weights all belong to that
+block, so a network without the unit is the same network, narrower in one place. All functions
+return `{group: [(path, axis, units, incoming), ...]}`: index i of the array `path` along `axis`
+belongs to unit `units[i]` (-1: none), and leads into the unit or out of it.
 """
 
 import numpy as np
@@ -14,16 +14,16 @@ from sparsejax.types import Groups, Params
 def unet_units(params: Params, norm_groups: int, num_head_channels: int) -> Groups:
     """Return the units of a Latent Diffusion UNet.
 
-    The inner width of a residual block goes by groups of its second GroupNorm, which are
-    normalized apart from each other; attention goes by heads.
+    Units are the groups of the second GroupNorm in residual blocks, since groups are normalized
+    independently, and the heads in attention blocks.
 
     Args:
-      params: of `models.unet.UNet`, arrays or `jax.ShapeDtypeStruct`.
-      norm_groups: groups of a GroupNorm.
-      num_head_channels: channels of a head.
+      params: params of `models.unet.UNet`, arrays or `jax.ShapeDtypeStruct`.
+      norm_groups: number of groups of a GroupNorm.
+      num_head_channels: channels per head.
 
     Returns:
-      Groups, one for each residual and attention block.
+      Groups, one per residual block and attention block.
     """
     groups: Groups = {}
     for block, layers in params.items():
@@ -54,10 +54,10 @@ def bigru_units(params: Params) -> Groups:
     """Return the units of ChiroDiff's GRU: the hidden units of each layer and direction.
 
     Args:
-      params: of `models.chirodiff.BiGRUDenoiser`, arrays or `jax.ShapeDtypeStruct`.
+      params: params of `models.chirodiff.BiGRUDenoiser`, arrays or `jax.ShapeDtypeStruct`.
 
     Returns:
-      Groups, two for each layer.
+      Groups, two per layer.
     """
     layers = sum(name.startswith("rnn_l") for name in params)
     directions = ("forward", "backward")
