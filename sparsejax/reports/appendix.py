@@ -27,7 +27,7 @@ def runs_section(comparison: Comparison) -> Section:
             cells = [format(found[key], form) if key in found else "–" for key, form in forms]
             cells += [run.measured_on] if is_mixed else []
             body.append([f"`{_uncoded(run.name)}`", str(run.seed), *cells])
-    header = ["run", "seed", *names, "training loss", "seconds in all"]
+    header = ["run", "seed", *names, "training loss", "total seconds"]
     header += ["samples measured as"] if is_mixed else []
     table = Table("Every run of the results file.", header, body, 1, tuple(breaks))
     return Section("Every run", [Folded(f"All {counted(len(runs), 'run')}", [table])])
@@ -59,7 +59,7 @@ def repeat_section(runs: Sequence[Run], output: pathlib.Path) -> Section:
             more = f", ... {len(values)} values" if len(values) > 8 else ""
             varied.append([f"`{_uncoded(name)}`", ", ".join(list(values)[:8]) + more])
     if varied:
-        caption = "Config keys that differ between runs; all others are the same in all of them."
+        caption = "Config keys that differ between runs; all others are equal in all runs."
         blocks.append(Table(caption, ["key", "values"], varied, 2))
     if config := runs[0].shown.get("config"):
         text = json.dumps(config, indent=2, ensure_ascii=False, default=str)

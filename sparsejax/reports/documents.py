@@ -85,7 +85,7 @@ class Section(NamedTuple):
     blocks: Sequence[Block]
 
 
-Part: TypeAlias = tuple[Section | None, str]  # a section, and what it lacks for want of data
+Part: TypeAlias = tuple[Section | None, str]  # a section or None, and what is missing
 
 
 def anchor(text: str) -> str:

@@ -35,7 +35,7 @@ def effects_section(comparison: Comparison) -> Part:
         if not lines:
             continue
         caption = (
-            f"`{measure}` (vertical) against the {_WORDS[setting]} (horizontal), a panel a "
+            f"`{measure}` (vertical) against the {_WORDS[setting]} (horizontal), one panel per "
             f"method. {style.MEANING}"
         )
         if setting == "drop_fraction" and any(group.method == "static" for group in groups):
@@ -216,6 +216,7 @@ def _table(groups: Sequence[Group], lines: Sequence[Line], measure: str, setting
     values = (f"{_SIGNS[setting]} = {place:g}" for place in places)
     caption = (
         f"`{headed(measure)}` by {_WORDS[setting]}, mean ± standard deviation over seeds; the "
-        "difference of the largest and the smallest, seed by seed, with Student's 95 % interval."
+        "difference between the largest and the smallest, seed by seed, with Student's 95 % "
+        "interval."
     )
-    return Table(caption, [*named, *values, "largest less smallest"], body)
+    return Table(caption, [*named, *values, "largest minus smallest"], body)

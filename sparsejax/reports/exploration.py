@@ -22,7 +22,7 @@ def ever_active_section(groups: Sequence[Group]) -> Part:
     """Write the section about weights that were ever active."""
     figure = ever_active(groups)
     if not figure:
-        return None, "weights that were ever active (no sparse run tells)"
+        return None, "weights that were ever active (no sparse run records them)"
     text = (
         "In-time over-parameterisation: which weights training has tried, whether they are active "
         "at the end or not. Both shares are of the layers that are sparse."

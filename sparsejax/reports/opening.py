@@ -14,8 +14,8 @@ _BASELINES = {
     "small_dense_flops": "a dense model, narrowed to the FLOPs of the sparse one of that S",
 }
 _STRUCTURES = (
-    "**structure**: what is pruned and grown as one: `weight`, single weights; `block N`, blocks "
-    "of N x N input and output channels; `channel`, whole channels."
+    "**structure**: what is pruned and regrown as a unit: `weight`, single weights; `block N`, "
+    "blocks of N x N input and output channels; `channel`, whole channels."
 )
 _METRICS = {
     "FD": "the Frechet distance between Gaussians fitted to the features of samples and of real "
@@ -33,8 +33,8 @@ _METRICS = {
 }
 _EXTRACTORS = {
     "classifier": "in the features of a small classifier that this project trains on the data's "
-    "own labels. Such a distance is no FID and compares with nothing but itself",
-    "pixels": "of raw pixels, without any network. Such a distance is no FID either",
+    "own labels. This is not FID and compares only with itself",
+    "pixels": "of raw pixels, without any network. This is not FID either",
     "inception": "in the features of the network of the published FID",
 }
 
@@ -45,7 +45,7 @@ def opening(comparison: Comparison, note: str, left_out: Sequence[str]) -> list[
     Args:
       comparison: the runs.
       note: free text.
-      left_out: what the report lacks for want of data.
+      left_out: what the report lacks, and why.
     """
     blocks: list[Block] = [Text("; ".join(_facts(comparison)) + ".")]
     if note:
@@ -54,7 +54,7 @@ def opening(comparison: Comparison, note: str, left_out: Sequence[str]) -> list[
     meanings = _meanings(comparison)
     blocks += [Items(meanings)] if meanings else []
     if left_out:
-        blocks.append(Text(f"Left out, for want of data: {'; '.join(left_out)}."))
+        blocks.append(Text(f"Not shown, for lack of data: {'; '.join(left_out)}."))
     return blocks
 
 
@@ -69,7 +69,7 @@ def _facts(comparison: Comparison) -> Iterable[str]:
         f"{counted(len(seeds), 'seed')} ({_join(seeds)})",
         f"reference: {_known(runs, 'reference')}",
         "" if comparison.is_plain else f"structure: {_join(comparison.structures)}",
-        f"samples a run: {_join(f'{count:,}' for count in counts)}" if counts else "",
+        f"samples per run: {_join(f'{count:,}' for count in counts)}" if counts else "",
         f"device: {_known(runs, 'device')}",
         f"versions: {_versions(runs)}",
         f"commit: {_commits(runs)}",
@@ -135,12 +135,12 @@ def _warnings(runs: Sequence[Run]) -> list[str]:
     if len({row.get("commit") for row in rows}) > 1:
         found.append("The runs were made at different commits.")
     if any(str(row.get("commit")).endswith("-dirty") for row in rows):
-        found.append("`-dirty` marks runs of a checkout with changes that weren't committed.")
+        found.append("`-dirty` marks runs of a checkout with uncommitted changes.")
     bad = [run for run in runs if run.has_gaps]
     if bad:
         found.append(
-            f"Measures that are no finite number, of {counted(len(bad), 'run')}, are left out of "
-            "means: the number of values then stands beside the mean."
+            f"Measures of {counted(len(bad), 'run')} that aren't finite numbers are left out of "
+            "means; the number of values then stands beside the mean."
         )
     return [" ".join(found)] if found else []
 
@@ -158,7 +158,8 @@ def _meanings(comparison: Comparison) -> list[str]:
         texts += [f"`[{name}]`: {_EXTRACTORS[name]}." for name in names]
         texts.append(
             "After @ stands the sample count: distances depend on it. Where the reference is the "
-            "training data, they don't tell a model that generalises from one that memorises."
+            "training data, they don't distinguish a model that generalises from one that "
+            "memorises."
         )
     texts += [] if comparison.is_plain else [_STRUCTURES]
     methods = {group.method for group in comparison.groups}

@@ -35,7 +35,7 @@ def pareto_section(comparison: Comparison) -> Part:
         if figure:
             caption = [f"`{measure}` (vertical) against {words} (horizontal).", style.MEANING]
             if len(groups) > 1:
-                caption.append("Settings of nearly one cost are drawn side by side.")
+                caption.append("Settings of nearly equal cost are drawn side by side.")
             if _joins_levels(groups):
                 caption.append("Thin lines join the levels of one setting.")
             if any(group.method == "dense" for group in groups):

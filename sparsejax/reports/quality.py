@@ -21,7 +21,7 @@ _COSTS = {
     "FLOPs, training (formula)": "training_flops_formula",
     "FLOPs, training (this run)": "training_flops_run",
 }
-_SECONDS = {"step_seconds": "ms a step", "sampling_seconds": "ms a sample"}
+_SECONDS = {"step_seconds": "ms per step", "sampling_seconds": "ms per sample"}
 
 
 def quality_section(comparison: Comparison) -> Part:
@@ -49,8 +49,8 @@ def _quality_table(
     caption = (
         "Mean ± standard deviation over seeds. ↓ lower is better, ↑ higher is better; bold: the "
         "best mean of a column. S: share of zeros among the weights that can be sparse; p: drop "
-        "fraction; dT: steps between topology updates. FLOPs are counted on paper, two a "
-        "multiply-add times density; training FLOPs are of the whole run, by the paper's formula "
+        "fraction; dT: steps between topology updates. FLOPs are counted on paper: two per "
+        "multiply-add, times density; training FLOPs are for the whole run, by the paper's formula "
         "and by the updates that the run made."
     )
     return _table(caption, groups, columns)
@@ -68,7 +68,7 @@ def _measured_table(comparison: Comparison) -> Table:
     layers = "Sparse layers" if comparison.is_plain else "Layers whose single weights are sparse"
     caption = (
         f"Measured, mean ± standard deviation over seeds. {layers} are computed as dense ones "
-        "with zeros, so time and memory don't show what the FLOPs say. Peak memory is of the "
+        "with zeros, so time and memory don't show what the FLOPs say. Peak memory is that of the "
         "process or device that trained."
     )
     return _table(caption, groups, columns)
@@ -147,14 +147,14 @@ def _reading(
         return []
     tested = [one for one in known if one.low is not None]
     if not tested:
-        return ["With one seed a setting there is no telling a difference from noise."]
+        return ["With one seed per setting, a difference can't be told from noise."]
     clear = sum(one.excludes_zero for one in tested)
     text = (
         f"Difference to dense: of `{measures[0]}`, run by run of the same seed, its mean with "
         f"Student's 95 % interval in brackets. {clear} of {len(tested)} intervals exclude "
-        "zero; each is for itself, none corrected for their number. An interval that contains "
-        "zero shows no difference, and doesn't show that there is none."
+        "zero; each stands alone, none is corrected for multiple comparisons. An interval that "
+        "contains zero shows no difference, and doesn't show that there is none."
     )
     if min(len(group.runs) for group in groups) < 5:
-        text += " With so few seeds a setting, standard deviations are rough numbers."
+        text += " With so few seeds per setting, standard deviations are rough."
     return [text]

@@ -53,17 +53,25 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     comparison = compare(rows)
     folder = pathlib.Path(runs) if runs else None
-    document = _document(title, comparison, note, folder, output)
+    document = build_report(title, comparison, note, folder, output)
     markdown, page = output / "report.md", output / "report.html"
     write_markdown(markdown, document)
     write_html(page, document)
     return markdown, page
 
 
-def _document(
+def build_report(
     title: str, comparison: Comparison, note: str, folder: pathlib.Path | None, output: pathlib.Path
 ) -> Document:
-    """Return the report: its sections, and at its beginning what is missing in them."""
+    """Return the report: its sections, and at its beginning what is missing in them.
+
+    Args:
+      title: of the report.
+      comparison: the runs.
+      note: free text for the first section.
+      folder: of the runs' workdirs, if there is one.
+      output: folder of the report.
+    """
     groups = comparison.groups
     parts = [
         quality_section(comparison),

@@ -42,7 +42,7 @@ def samples_section(comparison: Comparison, folder: pathlib.Path | None) -> Part
     caption = (
         "Samples of the first seed of each setting, all from the same noise"
         + (", beside real examples" if real else "")
-        + ". Not chosen: the first ones drawn."
+        + ". Not selected: the first ones drawn."
     )
     said = f"pictures of samples of {counted(missing, 'setting')}" if missing else ""
     return Section("Samples", [Pictures("samples", pictures, caption)]), said

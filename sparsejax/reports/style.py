@@ -37,7 +37,7 @@ MARKS = {
     "magran": (GREEN, "v"),
 }
 OTHER = (ORANGE, "P")
-MEANING = "A mark is the mean over seeds, its bar one standard deviation, a faint dot one run."
+MEANING = "Marks are means over seeds, bars one standard deviation, faint dots single runs."
 # The shapes of further structures, in the colours of the methods.
 _SHAPES = (
     {"static": "p", "rigl": "<", "magran": ">"},

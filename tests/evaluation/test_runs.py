@@ -89,7 +89,7 @@ def test_runs_are_compared_from_the_same_noise(runs, tmp_path):
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
         assert metric in text
-        assert "no FID" in text
+        assert "not FID" in text
     for name in ("rigl", "dense"):
         pictures = sorted((tmp_path / "samples" / name).iterdir())
         assert [path.name for path in pictures] == [f"{i:05d}.png" for i in range(60)]

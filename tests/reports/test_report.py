@@ -379,21 +379,21 @@ def test_it_says_where_the_numbers_come_from(written):
         text = " ".join(text.replace("`", "").replace("**", "").split())
         for words in (
             "39 runs of 13 settings, 3 seeds (0, 1, 2); reference: digits train, 1,797 examples",
-            "samples a run: 1,797",
+            "samples per run: 1,797",
             "device: 1 x cpu",
             "jax 0.10.2",
             "commit: abc123456789",
             "dates: 2026-03-01 to 2026-03-03",
             "wall time of all runs: 40 min",
             "DDIM, 50 steps",
-            "no FID and compares with nothing but itself",
+            "not FID and compares only with itself",
             "as many parameters as the sparse one",
             "|A and B| / |A|",
             "lies beside this report",
         ):
             assert words in text, words
         assert "sparsity.level" in text
-        assert "Left out" not in text
+        assert "Not shown" not in text
 
 
 def test_nothing_of_the_machine_is_in_it(written):
@@ -442,9 +442,9 @@ def test_one_run_gives_a_report(tmp_path):
     _, page = write(tmp_path, [row], runs=tmp_path / "nowhere")
     text = Page(page).text
     assert "1 run of 1 setting, 1 seed (0)" in text
-    assert "Left out" in text
+    assert "Not shown" in text
     for words in ("drop fraction", "overlap of masks", "pictures of samples"):
-        assert words in text.split("Left out")[1].split(".\n")[0]
+        assert words in text.split("Not shown")[1].split(".\n")[0]
     assert "difference to dense" not in text
     assert "±" not in "".join(
         cell for table in Page(page).tables for line in table for cell in line
@@ -471,7 +471,7 @@ def test_a_value_that_is_no_number_is_left_out_and_said_so(tmp_path):
     table = markdown_tables(markdown)[0]
     cells = dict(zip(table[0], table[1], strict=True))
     assert cells[f"{HELD_OUT} ↓"] == "2.00 ± 1.41 (n = 2)"
-    assert "of 1 run, are left out of means" in markdown
+    assert "of 1 run that aren't finite numbers are left out of means" in markdown
 
 
 def test_one_seed_has_no_interval_and_it_says_why(tmp_path):
@@ -481,7 +481,7 @@ def test_one_seed_has_no_interval_and_it_says_why(tmp_path):
     cells = dict(zip(table[0], table[2], strict=True))
     change = rows[1]["measures"][FD] - rows[0]["measures"][FD]
     assert agrees(cells["FD, difference to dense"].lstrip("+"), change)
-    assert "With one seed a setting there is no telling" in markdown
+    assert "With one seed per setting, a difference can't be told" in markdown
 
 
 def test_runs_that_hardly_compare_are_named(tmp_path):
