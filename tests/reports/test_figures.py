@@ -9,12 +9,14 @@ import pytest
 import scipy.stats
 from matplotlib.collections import QuadMesh
 
+from sparsejax.rendering.pixels import PICTURES
 from sparsejax.reports import plots, results, spreads
 from sparsejax.reports.effects import SETTINGS, effect, effect_lines
 from sparsejax.reports.exploration import ever_active, overlaps
 from sparsejax.reports.groups import compare
 from sparsejax.reports.layers import layer_densities
 from sparsejax.reports.pareto import COSTS, pareto
+from sparsejax.schema import STRUCTURES
 from sparsejax.sparsity.masks import LayerSummary
 
 FD, HELD_OUT = "FD[classifier:digits]@1797", "held-out loss"
@@ -487,3 +489,13 @@ def test_every_layer_of_a_run_is_named(count, name):
     assert len(axes.patches) == len(axes.get_yticklabels()) == len(axes.texts) == count
     assert axes.texts[-1].get_text() == f"{8_847_360 - count + 1:,} of 17,694,720"
     assert axes.get_position().width > 0.4
+
+
+def test_the_words_of_rows_are_those_that_evaluation_writes():
+    rows = [
+        make_row(structure=structure, block_size=8 if structure == "block" else None)
+        for structure in reversed(STRUCTURES)
+    ]
+    kinds = [structure.split()[0] for structure in compare(rows).structures]
+    assert kinds == list(STRUCTURES)
+    assert results.PICTURES == PICTURES
