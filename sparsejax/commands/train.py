@@ -3,6 +3,7 @@
     python -m sparsejax train                                    # digits, RigL, 75 % sparse
     python -m sparsejax train --config configs/digits.py:static,0.9
     python -m sparsejax train --config.sparsity.method=magran --config.seed=1 --workdir runs/other
+    python -m sparsejax train --config configs/celebahq_ldm.py:rigl,0.5 --check
 
 The same command resumes a run that was interrupted. Ctrl-C saves a checkpoint first; a run that a
 signal stopped exits with 128 + the signal's number.
@@ -38,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         action="store_true",
         help="This is one of several processes, as on TPU pods and clusters (jax.distributed).",
     )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="Print what would be trained, on which data and devices, with how much memory, and "
+        "end: all errors of a config, no step, nothing in the workdir.",
+    )
     default = _CONFIGS / "digits.py"
     _train(parse_with_config(parser, argv, str(default) if default.is_file() else None))
 
@@ -52,6 +59,9 @@ def _train(flags: argparse.Namespace) -> None:
     if flags.distributed:
         jax.distributed.initialize()
     workdir = pathlib.Path(flags.workdir or runs.default_workdir(flags.config))
+    if flags.check:
+        _check(flags.config, workdir)
+        return
     try:
         if loop.train(flags.config, workdir) and not signals.received():
             closing.close_run(workdir)
@@ -62,6 +72,44 @@ def _train(flags: argparse.Namespace) -> None:
         raise
     if signals.received():
         _stop(workdir, signals.received())
+
+
+def _check(config, workdir):
+    """Print tables of what `training.check` finds; return without writing anything."""
+    from rich.table import Table
+
+    from sparsejax.evaluation.closing import console
+    from sparsejax.quantities import quantity
+    from sparsejax.training.check import check
+
+    found = check(config, workdir)
+    sparsity, steps, total = found.config.sparsity, found.config.steps, found.counts.total
+    label, sizes = found.data
+    count, kind = found.devices
+    level = "" if sparsity.method == "dense" else f", S = {sparsity.level:g}"
+    state = ", ".join(f"{name} {quantity(size)}B" for name, size in found.state_bytes.items())
+    rows = {
+        "method": f"{sparsity.method}{level}",
+        "data": f"{label}: " + ", ".join(f"{size:,} of {name}" for name, size in sizes.items()),
+        "parameters": f"{total.weights:,}, {total.active:,} of them active",
+        "steps": f"{steps:,}" + (f", {found.done:,} of them taken" if found.done else ""),
+        "topology updates": f"{found.updates:,}",
+        "training state": f"{quantity(sum(found.state_bytes.values()))}B ({state})",
+        "devices": f"{count} x {kind}",
+        "batch": f"{found.config.batch_size}, {found.batch_per_device} at once on each device",
+    }
+    table = Table(title=f"{found.config.name}, to be trained in {workdir}", show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
+    console().print(table)
+    table = Table(title="Layers that can be sparse")
+    for heading in ("layer", "weights", "S asked", "S had"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for layer in found.layers:
+        asked = "" if layer.asked is None else f"{layer.asked:.4f}"
+        table.add_row(layer.name, f"{layer.weights:,}", asked, f"{layer.had:.4f}")
+    console().print(table)
+    print("Checked: the run can start. Nothing was trained or written to its folder.")
 
 
 def _say_what_is_saved(workdir: pathlib.Path, error: Exception) -> None:

@@ -120,6 +120,8 @@ class Data(NamedTuple):
         when `prepare` is done.
       prepare: `prepare()` makes the data ready on disk where that takes long, and checks that
         there is enough to train on, and what is needed only when training is over.
+      sizes: `sizes() -> {split: number of examples}` of the splits that a run reads: opens them
+        and checks what `prepare` checks, but does nothing that takes long.
       held_out: `held_out() -> iterator` once over the batches of `reference_split`, in the format
         of `batches`, sizes may differ; None where the held-out loss isn't measured.
       labelled: `labelled() -> (images uint8, labels)` of the training split, to train a
@@ -134,6 +136,7 @@ class Data(NamedTuple):
     split: str
     facts: Callable[[], Facts] = dict
     prepare: Callable[[], None] = lambda: None
+    sizes: Callable[[], Mapping[str, int]] = dict
     held_out: Callable[[], Batches] | None = None
     labelled: Callable[[], tuple[Pictures, NumpyArray]] | None = None
     inputs: Callable[[], Frozen] | None = None

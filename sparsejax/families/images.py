@@ -53,6 +53,7 @@ def images_data(config: ConfigDict) -> Data:
         split=settings.reference_split,
         labelled=lambda: data.load_images(settings, settings.split),
         prepare=lambda: prepare_images(config),
+        sizes=lambda: image_counts(config),
     )
 
 
@@ -86,6 +87,16 @@ def prepare_images(config: ConfigDict) -> grain.MapDataset:
     images = data.open_images(settings, settings.split)
     check_batch_size(config, len(images))
     return images
+
+
+def image_counts(config: ConfigDict) -> dict[str, int]:
+    """Return the number of images of the training and the reference split; see `prepare_images`."""
+    settings = config.task
+    reference = data.open_images(settings, settings.reference_split)
+    return {
+        settings.split: len(prepare_images(config)),
+        settings.reference_split: len(reference),
+    }
 
 
 def training_batches(config: ConfigDict, start: int, stop: int) -> Batches:

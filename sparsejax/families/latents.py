@@ -17,7 +17,7 @@ from sparsejax.errors import ConfigError, require
 from sparsejax.families.autoencoder import build_autoencoder
 from sparsejax.families.denoising import denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
-from sparsejax.families.images import prepare_images, reference_images
+from sparsejax.families.images import image_counts, prepare_images, reference_images
 from sparsejax.models import first_stage
 from sparsejax.models.arguments import FREE_ARGUMENTS, comparable
 from sparsejax.models.autoencoder import KLModel, VQModel
@@ -159,6 +159,7 @@ def latents_data(config: ConfigDict) -> Data:
         split=settings.reference_split,
         facts=facts,
         prepare=prepare,
+        sizes=lambda: image_counts(config),
         labelled=lambda: data.load_images(settings, settings.split),
     )
 

@@ -162,6 +162,14 @@ def strokes_data(config: ConfigDict) -> Data:
         logger.info("batches are padded to %s points: %.0f %% of it is padding", bounds, share)
         return data.sketch_batches(sketches, bounds, config.batch_size, config.seed, start, stop)
 
+    def sizes() -> dict[str, int]:
+        check_batch_size(config, len(sketches.lengths))
+        others = data.load_sketches(settings, settings.reference_split)
+        return {
+            settings.split: len(sketches.lengths),
+            settings.reference_split: len(others.lengths),
+        }
+
     def held_out() -> Batches:
         others = data.load_sketches(settings, settings.reference_split)
         return data.ordered_batches(others, _HELD_OUT_BUCKETS, _HELD_OUT_BATCH)
@@ -187,6 +195,7 @@ def strokes_data(config: ConfigDict) -> Data:
         split=f"{settings.reference_split} as rasters {RASTER_VERSION} of {RASTER_SIZE} pixels",
         facts=lambda: {"lengths": sketches.lengths.tolist()},
         prepare=lambda: check_batch_size(config, len(sketches.lengths)),
+        sizes=sizes,
         held_out=held_out,
         labelled=labelled if np.ptp(labels) else None,
     )

@@ -19,7 +19,7 @@ from sparsejax.compact.states import (
     unpack_state,
 )
 from sparsejax.errors import ConfigError, require
-from sparsejax.families import build_data, build_model, network_arguments
+from sparsejax.families import Model, build_data, build_model, network_arguments
 from sparsejax.sparse_files import is_sparse_file
 from sparsejax.sparsity.costs import forward_flops
 from sparsejax.sparsity.masks import summarize
@@ -42,9 +42,16 @@ from sparsejax.training.plan import (
 )
 from sparsejax.training.progress import progress_bar
 from sparsejax.training.sampling import frozen_of, make_sampler
-from sparsejax.training.state import create_state, ema_params_of, named_key, state_from
+from sparsejax.training.state import (
+    TrainState,
+    create_state,
+    ema_params_of,
+    named_key,
+    state_from,
+)
 from sparsejax.training.steps import make_topology_update, make_train_step
 from sparsejax.training.stopping import stopping
+from sparsejax.types import Optimizer, PathLike
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +63,7 @@ def train(config, workdir):
     saves a checkpoint and ends the loop early.
 
     Args:
-      config: ConfigDict with the schema of `configuration.default_config`.
+      config: ml_collections.ConfigDict with the schema of `configuration.default_config`.
       workdir: path; a run of the same config found there is resumed.
 
     Returns:
@@ -69,7 +76,7 @@ def train(config, workdir):
     """
     workdir = pathlib.Path(workdir)
     config = runs.resolve_for(workdir, config)
-    _check_batch(config)
+    check_batch(config)
     facts, data = runs.read_facts(workdir), None
     model = build_model(config, facts)
     layer_sparsities(config.sparsity, model)
@@ -80,7 +87,7 @@ def train(config, workdir):
     if not is_trained or before["task"]["reference_split"] != config.task.reference_split:
         model, data, facts = _prepare(config, workdir)
     optimizer = build_optimizer(config, model)
-    state, pending = _first_state(config, workdir, model, optimizer)
+    state, pending = first_state(config, workdir, model, optimizer)
     is_main = jax.process_index() == 0
     start = int(state.step)
     accepted = f"{start} or more: {workdir} is trained that far"
@@ -237,14 +244,17 @@ def _is_multiple(step, every):
     return every > 0 and step % every == 0
 
 
-def _check_batch(config):
+def check_batch(config: ml_collections.ConfigDict) -> None:
+    """Check that batches divide among all devices and microbatches; raises ConfigError."""
     parts = jax.device_count() * config.optimizer.accumulate
     accepted = f"multiples of {parts}: devices times optimizer.accumulate"
     size = config.batch_size
     require(size >= parts and size % parts == 0, "batch_size", size, accepted)
 
 
-def _first_state(config, workdir, model, optimizer):
+def first_state(
+    config: ml_collections.ConfigDict, workdir: PathLike, model: Model, optimizer: Optimizer
+) -> tuple[TrainState, list]:
     """Return the state to begin with and the metrics not yet written at that point."""
     restored = runs.restore_state(workdir, config, model)
     if restored is not None:

@@ -24,7 +24,9 @@ from sparsejax.models.published import unet_from_diffusers
 from sparsejax.models.unet import UNet
 from sparsejax.rendering.pixels import to_pixels
 from sparsejax.sparse_files import read_metadata
+from sparsejax.sparsity.masks import summarize
 from sparsejax.training import load_run, load_sparse_run, loop, runs, save_sparse_run
+from sparsejax.training.check import check
 from sparsejax.training.metrics_log import read_metrics
 from tests.families.first_stage import first_stage_config, second_stage_config
 from tests.training.tiny import build
@@ -313,6 +315,22 @@ def test_another_first_stage_than_that_of_the_training_is_named(
     with pytest.raises(ConfigError, match="config.first_stage.path is 'nowhere'; accepted: a file"):
         sampled(tmp_path, elsewhere[0], "--first-stage=nowhere")
     assert json.loads(read_metadata(elsewhere[0])["facts"])["first_stage"] == theirs
+
+
+def test_a_check_finds_images_and_first_stage_and_encodes_nothing(stages, tmp_path):
+    first = shutil.copytree(stages[1], tmp_path / "first")
+    shutil.rmtree(first / "latents")
+    config = second_stage_config(stages[0], first)
+    found = check(config, tmp_path / "run")
+    assert found.data == ("blobs", {"train": 24, "validation": 8})
+    assert (found.updates, found.batch_per_device) == (2, 4)
+    _, params, masks = load_run(stages[2])
+    assert found.counts.total == summarize(params, masks).total
+    assert {path.name for path in tmp_path.iterdir()} == {"first"}
+    assert not (first / "latents").exists()
+    config.first_stage.path = "nowhere"
+    with pytest.raises(ConfigError, match="config.first_stage.path is 'nowhere'; accepted: a file"):
+        check(config, tmp_path / "run")
 
 
 def test_weights_of_another_network_are_refused_by_tensor(stages, tmp_path):

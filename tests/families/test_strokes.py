@@ -22,7 +22,9 @@ from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.families import build_data, strokes
 from sparsejax.families.strokes import even_times, to_drawings
 from sparsejax.rendering import rasterize
+from sparsejax.sparsity.masks import summarize
 from sparsejax.training import loop, runs
+from sparsejax.training.check import check
 from sparsejax.training.metrics_log import read_metrics
 from tests.data.sets import EXCERPTS
 from tests.training.tiny import build
@@ -349,6 +351,16 @@ def test_a_sparse_file_is_sampled_without_its_data(run, tmp_path, monkeypatch):
     np.testing.assert_array_equal(ours["images"], strokes.to_images(ours["samples"]))
     names = {path.name for path in (tmp_path / "file").iterdir()}
     assert names == {"samples.npz", "samples.gif", "samples.svg", "grid.png"}
+
+
+def test_a_check_finds_the_drawings(run, source, tmp_path):
+    found = check(tiny(source), tmp_path / "run")
+    assert found.data == ("vmnist", {"train": 45, "test": 15})
+    _, params, masks = runs.load_run(run[0])
+    assert found.counts.total == summarize(params, masks).total
+    lines = read_metrics(run[0] / "metrics.jsonl")
+    assert found.updates == len([line for line in lines if "replaced" in line])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_resumed_run_sees_the_same_batches(run):

@@ -1,0 +1,157 @@
+"""What a run would do, before it costs anything: every check of the start, and no step."""
+
+import functools
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from sparsejax.compact.states import compile_network, pack_state
+from sparsejax.errors import require
+from sparsejax.families import Model, build_data, build_model
+from sparsejax.sparsity.masks import Summary, is_sparsifiable, path_name, summarize
+from sparsejax.training import checkpoints, runs
+from sparsejax.training.loop import check_batch, first_state
+from sparsejax.training.optimizers import build_optimizer, update_schedule
+from sparsejax.training.plan import build_method, layer_sparsities, trains_compiled
+from sparsejax.training.state import TrainState, create_state, named_key
+from sparsejax.types import Masks, PathLike
+
+
+class Layer(NamedTuple):
+    """A layer that can be sparse, or with channels a group of them.
+
+    Attributes:
+      name: path of its weights.
+      weights: their number.
+      asked: sparsity that the config asks for; None where channels are left out by groups.
+      had: sparsity of the masks.
+    """
+
+    name: str
+    weights: int
+    asked: float | None
+    had: float
+
+
+class Check(NamedTuple):
+    """What `check` found.
+
+    Attributes:
+      config: resolved.
+      data: label of the data, and the number of examples of each split.
+      counts: parameters, all and active.
+      layers: those that can be sparse.
+      done: steps already taken.
+      updates: number of topology updates of the whole run.
+      state_bytes: bytes of the training state by part, as it is on each device.
+      devices: number and kind of devices.
+      batch_per_device: examples that a device takes at once.
+    """
+
+    config: ml_collections.FrozenConfigDict
+    data: tuple[str, Mapping[str, int]]
+    counts: Summary
+    layers: tuple[Layer, ...]
+    done: int
+    updates: int
+    state_bytes: dict[str, int]
+    devices: tuple[int, str]
+    batch_per_device: int
+
+
+def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
+    """Check that a run can start or go on; neither trains nor leaves anything in the workdir.
+
+    Args:
+      config: ConfigDict with the schema of `configuration.default_config`.
+      workdir: path; a run found there would be resumed.
+
+    Returns:
+      Check.
+
+    Raises:
+      ConfigError: as of `loop.train`.
+    """
+    workdir = pathlib.Path(workdir)
+    config = runs.resolve_for(workdir, config)
+    check_batch(config)
+    model = build_model(config, runs.read_facts(workdir))
+    sparsities = layer_sparsities(config.sparsity, model)
+    method = build_method(config.sparsity, model)
+    runs.check_writable(workdir)
+    data = build_data(config)
+    sizes = data.sizes()
+    model = build_model(config, data.facts())
+    optimizer = build_optimizer(config, model)
+    done = _steps_taken(config, workdir)
+    if done or config.checkpoint.init_from:
+        first_state(config, workdir, model, optimizer)  # whatever is wrong with these weights
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    masks = method.init(named_key(config.seed, "masks"), params, sparsities)
+    state = jax.eval_shape(lambda: create_state(config, model, optimizer))
+    parts = jax.device_count() * config.optimizer.accumulate
+    return Check(
+        config,
+        (data.label, sizes),
+        summarize(params, masks),
+        _layers(params, masks, sparsities),
+        done,
+        update_schedule(config.sparsity).count_due(config.steps) if method.is_dynamic else 0,
+        _bytes(_trained(config, model, state, masks)),
+        (jax.device_count(), jax.devices()[0].device_kind),
+        config.batch_size // parts,
+    )
+
+
+def _steps_taken(config, workdir):
+    steps = checkpoints.list_steps(workdir / "checkpoints")
+    done = steps[-1] if steps else 0
+    accepted = f"{done} or more: {workdir} is trained that far"
+    require(config.steps >= done, "steps", config.steps, accepted)
+    return done
+
+
+def _layers(params, masks, sparsities):
+    """Return the Layers of params, in order."""
+    summary = summarize(params, masks).layers
+    by_leaf = jax.tree.structure(sparsities) == jax.tree.structure(params)
+    asked = {}
+    if by_leaf:
+        leaves = jax.tree_util.tree_leaves_with_path(sparsities)
+        asked = {path_name(path): float(leaf) for path, leaf in leaves}
+    names = [
+        path_name(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        if is_sparsifiable(path, leaf)
+    ]
+    return tuple(
+        Layer(name, summary[name].weights, asked.get(name), 1 - summary[name].density)
+        for name in names
+    )
+
+
+def _trained(config: ml_collections.ConfigDict, model: Model, state: TrainState, masks: Masks):
+    """Return the shapes of the state that is trained: without what is inactive, if so."""
+    network = None
+    if trains_compiled(config.sparsity):
+        network = compile_network(config.sparsity, model, masks)
+    return jax.eval_shape(functools.partial(pack_state, network), state) if network else state
+
+
+def _bytes(state):
+    parts = {
+        "params": state.params,
+        "masks": (state.masks, state.ever_active),
+        "optimizer": state.opt_state,
+        "EMA": state.ema_params,
+    }
+    return {name: sum(map(_nbytes, jax.tree.leaves(part))) for name, part in parts.items()}
+
+
+def _nbytes(leaf):
+    return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
