@@ -18,7 +18,7 @@ from sparsejax.configuration import PLACES, default_config, resolve, set_key, wi
 from sparsejax.data.images import image_batches
 from sparsejax.data.latents import latent_batches
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation.evaluate import evaluate_runs
+from sparsejax.evaluation.comparison import evaluate_runs
 from sparsejax.evaluation.grids import grid
 from sparsejax.evaluation.sweep import sweep
 from sparsejax.families.arguments import network_keys

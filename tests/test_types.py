@@ -11,7 +11,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 UNTYPED = {
     "commands",
     "compact",
-    "evaluation",
     "sparsity/packing",
     "sparsity/transforms",
     "training",

@@ -12,7 +12,10 @@ import pathlib
 from collections.abc import Sequence
 
 from sparsejax import command_line
-from sparsejax.evaluation.evaluate import add_measuring, evaluate_runs, measuring
+from sparsejax.evaluation.comparison import evaluate_runs
+from sparsejax.metrics.extractors import EXTRACTORS
+from sparsejax.metrics.measures import METRICS, SUBSET_SIZE
+from sparsejax.types import Value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,3 +68,59 @@ def main(argv: Sequence[str] | None = None) -> None:
         save_statistics=flags.save_statistics,
         **measuring(flags),
     )
+
+
+def add_measuring(parser: command_line.Parser) -> None:
+    """Add the flags that say how samples are drawn and measured.
+
+    Args:
+      parser: parser whose flags `measuring` takes.
+    """
+    parser.add_argument(
+        "--samples",
+        metavar="N",
+        type=command_line.count,
+        help="Samples per run (default: size of the reference set).",
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="N",
+        type=command_line.count,
+        default=256,
+        help="Samples drawn at once, over all devices.",
+    )
+    parser.add_argument(
+        "--metrics",
+        metavar="NAMES",
+        type=command_line.words,
+        default=",".join(METRICS),
+        help="What to measure.",
+    )
+    parser.add_argument(
+        "--extractor",
+        type=command_line.one_of(EXTRACTORS),
+        metavar="NAME",
+        help=f"Of {', '.join(EXTRACTORS)} (default: a classifier, or pixels without labels).",
+    )
+    parser.add_argument(
+        "--inception-weights", metavar="FILE", help="Weights of the FID Inception network."
+    )
+    parser.add_argument(
+        "--kid-subset-size",
+        metavar="N",
+        type=command_line.count,
+        default=SUBSET_SIZE,
+        help="Size of the subsets that KID draws.",
+    )
+
+
+def measuring(flags: command_line.Flags) -> dict[str, Value]:
+    """Return the options of `evaluate_runs` and `sweep` that the flags of `add_measuring` give."""
+    return {
+        "batch": flags.batch,
+        "count": flags.samples,
+        "metrics": flags.metrics,
+        "extractor": flags.extractor,
+        "weights": flags.inception_weights,
+        "subset_size": flags.kid_subset_size,
+    }

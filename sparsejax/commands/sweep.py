@@ -18,8 +18,8 @@ from typing import NoReturn
 import jax
 
 from sparsejax import command_line, signals
+from sparsejax.commands.evaluate import add_measuring, measuring
 from sparsejax.config_flags import parse_with_config
-from sparsejax.evaluation.evaluate import add_measuring, measuring
 from sparsejax.evaluation.grids import BASELINES, grid
 from sparsejax.evaluation.sweep import sweep
 from sparsejax.reports.report import write_report

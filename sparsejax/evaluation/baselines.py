@@ -1,31 +1,31 @@
-"""Small dense models: what as many weights, or as many FLOPs, do without any sparsity."""
+"""Small dense models: what the same number of weights, or of FLOPs, does without sparsity."""
 
 import math
 
 import jax
-import ml_collections
+from ml_collections import ConfigDict
 
 from sparsejax.errors import ConfigError
-from sparsejax.families import build_data, build_model
+from sparsejax.families import Facts, build_data, build_model
 from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.training.plan import build_method, layer_sparsities
 
 MATCHES = ("parameters", "flops")
 
 
-def small_dense(config, match="parameters"):
+def small_dense(config: ConfigDict, match: str = "parameters") -> ConfigDict:
     """Return the config of a dense model as small as the sparse one that a config describes.
 
-    The network is narrowed, its depth kept: `model_channels` of a UNet, with as many attention
-    heads and at least half as many channels a GroupNorm group, or `hidden` of a denoiser of
-    strokes. Of the widths that are possible the one nearest to the target is taken.
+    The network becomes narrower and keeps its depth: `model_channels` of a UNet, with as many
+    attention heads and at least half as many channels per GroupNorm group, or `hidden` of a
+    denoiser of strokes. Of the possible widths it takes the one nearest to the target.
 
     Args:
       config: resolved ConfigDict of a sparse model.
-      match: `parameters`, the active ones, or `flops` of a forward pass.
+      match: what shall be equal: `parameters` (the active ones) or `flops` of a forward pass.
 
     Returns:
-      ConfigDict: another model, method dense, everything else the same.
+      The config with another `model` and method dense.
 
     Raises:
       ConfigError: the model has no width that can be narrowed.
@@ -37,13 +37,13 @@ def small_dense(config, match="parameters"):
         name = config.task.name
         raise ConfigError(f"config.task.name is {name!r}; it has no width to be narrowed")
 
-    def narrowed(index):
-        ours = ml_collections.ConfigDict(config.to_dict())
+    def narrowed(index: int) -> ConfigDict:
+        ours = ConfigDict(config.to_dict())
         ours.sparsity.method = "dense"
         ours.model.update(full.narrow(full.widths[index]))
         return ours
 
-    def distance(index):
+    def distance(index: int) -> float:
         return planned_costs(narrowed(index), facts)[match] - target
 
     low, high = 0, len(full.widths) - 1
@@ -53,15 +53,15 @@ def small_dense(config, match="parameters"):
     return narrowed(min((low, high), key=lambda index: abs(distance(index))))
 
 
-def planned_costs(config, facts=None):
-    """Count what the model of a config will have; its masks are drawn for that.
+def planned_costs(config: ConfigDict, facts: Facts | None = None) -> dict[str, float]:
+    """Count what the model of a config will have, by drawing its masks.
 
     Args:
       config: resolved ConfigDict.
-      facts: what `Data.facts()` returns; found by default.
+      facts: what the Model has to know of the data (default: `Data.facts()`).
 
     Returns:
-      Dictionary: active `parameters`, and `flops` of a forward pass.
+      Active `parameters` and `flops` of a forward pass, by name.
     """
     model = build_model(config, build_data(config).facts() if facts is None else facts)
     params = jax.eval_shape(model.init, jax.random.key(0))

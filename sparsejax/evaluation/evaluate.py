@@ -1,76 +1,47 @@
-"""Evaluate trained runs: draw samples from the same noise, measure them, count what they cost."""
+"""Evaluate one run: draw samples, measure them, count what the run cost."""
 
-import json
 import logging
 import pathlib
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
-from rich.markup import escape
-from rich.table import Table
 
-from sparsejax import command_line
-from sparsejax.atomic import write_text
 from sparsejax.compact.states import without_inactive
-from sparsejax.data.images import PICTURES, are_finite
-from sparsejax.errors import ConfigError, require
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing
 from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.evaluation.provenance import provenance
-from sparsejax.families import build_data, build_model
-from sparsejax.metrics.extractors import EXTRACTORS
-from sparsejax.metrics.measures import METRICS, SUBSET_SIZE, build_meter
-from sparsejax.quantities import quantity
+from sparsejax.families import Data, Model, build_data, build_model
+from sparsejax.metrics.measures import Meter, build_meter
 from sparsejax.rendering.images import save_pngs
-from sparsejax.reports.report import write_report
-from sparsejax.reports.results import measure_names
-from sparsejax.seeds import check_seed
+from sparsejax.rendering.pixels import PICTURES, are_finite
+from sparsejax.reports.results import HELD_OUT, Row
 from sparsejax.sparsity.masks import path_name, summarize, unpack_bits
 from sparsejax.sparsity.methods import get_method
-from sparsejax.storage import require_writable
 from sparsejax.training import runs
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.sampling import frozen_of, make_sampler
-from sparsejax.training.state import ema_params_of, named_key
+from sparsejax.training.state import TrainState, ema_params_of, named_key
+from sparsejax.types import Frozen, Masks, NumpyArray, Params, PathLike, Samples, Value
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = "held-out loss"
 _SHOWN = 36
-_DATA = ("name", "dataset", "source", "words", "image_size", "split", "reference_split")
-_COMPARED = tuple(f"task.{key}" for key in _DATA)
-# What the held-out loss depends on besides: its noise, and what the noise is added to.
-_COMPARED_HELD_OUT = ("task.representation", "diffusion.steps", "diffusion.schedule")
 
 
-def check_comparable(names, configs, data):
-    """Refuse runs of different data, whose numbers mean different things.
-
-    Args:
-      names: of the runs, for the message.
-      configs: their resolved configs.
-      data: Data of the first.
-
-    Raises:
-      ConfigError: names the config key, its value and what is accepted.
-    """
-    for key in _COMPARED + (_COMPARED_HELD_OUT if data.held_out else ()):
-        section, name = key.split(".")
-        first = configs[0][section][name]
-        for run, config in zip(names, configs, strict=True):
-            ours = config[section][name]
-            require(ours == first, key, ours, f"{first!r}, to compare {run}")
-
-
-def meter_of(config, model=None, data=None, **options):
+def meter_of(
+    config: ConfigDict, model: Model | None = None, data: Data | None = None, **options: Value
+) -> Meter:
     """Return the Meter for the runs of a config.
 
     Args:
       config: resolved ConfigDict.
-      model: its Model, if there is one already.
-      data: its Data, if there is one already.
+      model: the config's Model (default: it is built).
+      data: the config's Data (default: it is built).
       **options: of `measures.build_meter`.
 
     Raises:
@@ -86,23 +57,30 @@ def meter_of(config, model=None, data=None, **options):
     )
 
 
-def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
+def evaluate_run(
+    workdir: PathLike,
+    meter: Meter,
+    *,
+    seed: int = 0,
+    batch: int = 256,
+    png: PathLike | None = None,
+) -> Row:
     """Draw and measure the samples of one run (EMA weights), and count its costs.
 
-    Leaves samples.png, real.png and masks.npz (packed bits) in workdir/evaluation.
+    Writes samples.png, real.png and masks.npz (bits) to workdir/evaluation.
 
     Args:
-      workdir: of a finished run.
+      workdir: workdir of a finished run.
       meter: Meter.
-      seed: of the noise, the same for all runs.
-      batch: samples drawn at once, over all devices.
-      png: folder for every sample as <index>.png; none are written if None.
+      seed: seed of the sampling noise, the same for all runs.
+      batch: number of samples drawn at once, over all devices.
+      png: folder to write every sample to as <index>.png (default: none is written).
 
     Returns:
-      JSON-able dictionary: a line of results.jsonl.
+      A row: JSON-able, one line of results.jsonl.
 
     Raises:
-      ConfigError: the workdir holds no run, or no whole checkpoint; a sample isn't finite.
+      ConfigError: the workdir holds no run or no whole checkpoint, or a sample isn't finite.
     """
     check_batch(batch)
     workdir = pathlib.Path(workdir)
@@ -116,9 +94,10 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     lines = runs.read_metrics_until(workdir, step)
     params = jax.tree.map(jax.numpy.asarray, ema_params_of(state))
     small_model, small = without_inactive(config.sparsity, model, params, state.masks)
-    drawn, seconds = [], []
+    drawn: list[Samples] = []
+    seconds: list[float] = []
 
-    def images():
+    def images() -> Iterator[NumpyArray]:
         batches = _draw(small_model, frozen, small, meter.count, batch, seed, seconds)
         for index, samples in enumerate(batches):
             _check_finite(workdir, samples, index * batch)
@@ -147,7 +126,7 @@ def evaluate_run(workdir, meter, *, seed=0, batch=256, png=None):
     )
 
 
-def check_batch(batch):
+def check_batch(batch: int) -> None:
     """Check the number of samples to draw at once.
 
     Raises:
@@ -157,8 +136,8 @@ def check_batch(batch):
         raise ConfigError(f"a batch of {batch}; accepted: 1 or more")
 
 
-def _check_finite(workdir, samples, start):
-    """Refuse samples that no picture can show: a number made of the others would hide them."""
+def _check_finite(workdir: pathlib.Path, samples: Samples, start: int) -> None:
+    """Raise ConfigError for samples that aren't finite: a measure of the others would hide them."""
     bad = start + np.flatnonzero(~are_finite(samples))
     if len(bad):
         raise ConfigError(
@@ -168,8 +147,16 @@ def _check_finite(workdir, samples, start):
         )
 
 
-def _draw(model, frozen, params, count, batch, seed, seconds):
-    """Yield samples in batches of one shape; seconds a sample are appended to `seconds`."""
+def _draw(
+    model: Model,
+    frozen: Frozen,
+    params: Params,
+    count: int,
+    batch: int,
+    seed: int,
+    seconds: list[float],
+) -> Iterator[Samples]:
+    """Yield samples in batches of one shape; append the seconds per sample to `seconds`."""
     batch = min(batch, count)
     sample = make_sampler(model, frozen, named_key(seed, "evaluation"), batch)
     for start in range(0, count, batch):
@@ -179,8 +166,8 @@ def _draw(model, frozen, params, count, batch, seed, seconds):
         yield samples[: count - start]
 
 
-def _topology(config, state, model):
-    """Describe what the run made of its topology."""
+def _topology(config: ConfigDict, state: TrainState, model: Model) -> Row:
+    """Return the columns of a row that describe masks and topology updates."""
     sparsity = config.sparsity
     is_dynamic = get_method(sparsity.method).is_dynamic
     layers = summarize(state.params, state.masks).layers
@@ -199,132 +186,12 @@ def _topology(config, state, model):
     }
 
 
-def _save_artifacts(folder, model, samples, real, masks):
+def _save_artifacts(
+    folder: pathlib.Path, model: Model, samples: Samples, real: Samples, masks: Masks
+) -> None:
     folder.mkdir(exist_ok=True)
     for name, examples in (("samples", samples), ("real", real)):
         Image.fromarray(model.render(examples[:_SHOWN])).save(folder / f"{name}.png")
     leaves = jax.tree_util.tree_leaves_with_path(masks)
     packed = {path_name(path): np.packbits(np.asarray(mask)) for path, mask in leaves if mask.ndim}
-    np.savez(folder / "masks.npz", **packed)
-
-
-def evaluate_runs(workdirs, output, *, seed=0, batch=256, png=False, **options):
-    """Sample every run from the same noise, measure, and write results.jsonl and reports.
-
-    Args:
-      workdirs: workdirs of runs of one task on one dataset.
-      output: folder to write to.
-      seed: of the noise.
-      batch: samples drawn at once, over all devices.
-      png: whether to write every sample as output/samples/<run>/<index>.png too.
-      **options: of `measures.build_meter`.
-
-    Returns:
-      List of dictionaries, a row a run.
-
-    Raises:
-      ConfigError: a workdir holds no run, the runs are of different data, or the options can't
-        work.
-    """
-    check_batch(batch)
-    check_seed(seed)
-    workdirs, output = [pathlib.Path(workdir) for workdir in workdirs], pathlib.Path(output)
-    names = [workdir.name for workdir in workdirs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(f"workdirs: several are named {twice[0]}; accepted: different names")
-    configs = [runs.read_config(workdir) for workdir in workdirs]
-    for workdir in workdirs:
-        runs.require_checkpoint(workdir)
-    data = build_data(configs[0])
-    check_comparable(workdirs, configs, data)
-    require_writable(output, "--output")
-    for workdir in workdirs:
-        require_writable(workdir / "evaluation", "a folder of --workdirs")
-    meter = meter_of(configs[0], data=data, **options)
-    output.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for workdir in workdirs:
-        folder = output / "samples" / workdir.name if png else None
-        rows.append(evaluate_run(workdir, meter, seed=seed, batch=batch, png=folder))
-    write_text(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    write_report(output, rows, runs=workdirs[0].parent)
-    _print_table(rows)
-    print(f"In {output}: report.md, report.html, results.jsonl" + (", samples/" if png else ""))
-    return rows
-
-
-def add_measuring(parser):
-    """Add the flags that say how samples are drawn and measured.
-
-    Args:
-      parser: `command_line.Parser`; `measuring` returns what was given.
-    """
-    parser.add_argument(
-        "--samples",
-        metavar="N",
-        type=command_line.count,
-        help="Samples per run (default: size of the reference set).",
-    )
-    parser.add_argument(
-        "--batch",
-        metavar="N",
-        type=command_line.count,
-        default=256,
-        help="Samples drawn at once, over all devices.",
-    )
-    parser.add_argument(
-        "--metrics",
-        metavar="NAMES",
-        type=command_line.words,
-        default=",".join(METRICS),
-        help="What to measure.",
-    )
-    parser.add_argument(
-        "--extractor",
-        type=command_line.one_of(EXTRACTORS),
-        metavar="NAME",
-        help=f"Of {', '.join(EXTRACTORS)} (default: a classifier, or pixels without labels).",
-    )
-    parser.add_argument(
-        "--inception-weights", metavar="FILE", help="Weights of the FID Inception network."
-    )
-    parser.add_argument(
-        "--kid-subset-size",
-        metavar="N",
-        type=command_line.count,
-        default=SUBSET_SIZE,
-        help="Size of the subsets that KID draws.",
-    )
-
-
-def measuring(flags):
-    """Return the options of `evaluate_runs` and `sweep` that `add_measuring`'s flags give."""
-    return {
-        "batch": flags.batch,
-        "count": flags.samples,
-        "metrics": flags.metrics,
-        "extractor": flags.extractor,
-        "weights": flags.inception_weights,
-        "subset_size": flags.kid_subset_size,
-    }
-
-
-def _print_table(rows):
-    columns = {
-        "run": lambda row: row["run"],
-        "active parameters": lambda row: quantity(row["active_parameters"]),
-        "FLOPs, forward": lambda row: quantity(row["forward_flops"]),
-        "FLOPs, training": lambda row: quantity(row["training_flops_run"]),
-        **{
-            escape(name): lambda row, name=name: f"{row['measures'][name]:.4g}"
-            for name in measure_names(rows)
-        },
-        "ms a sample": lambda row: f"{1e3 * row['sampling_seconds']:.1f}",
-    }
-    table = Table(title="From the same noise")
-    for index, heading in enumerate(columns):
-        table.add_column(heading, justify="right" if index else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(cell(row) for cell in columns.values()))
-    closing.console().print(table)
+    np.savez(folder / "masks.npz", **packed)  # type: ignore[arg-type]  # see metrics.cache

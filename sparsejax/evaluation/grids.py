@@ -2,9 +2,10 @@
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import ml_collections
+from ml_collections import ConfigDict
 
 from sparsejax.configuration import STRUCTURES, default_config, resolve, structure_words
 from sparsejax.errors import require
@@ -19,29 +20,29 @@ class Run(NamedTuple):
     """One run of a grid.
 
     Attributes:
-      name: of its workdir; runs that differ have different names.
+      name: name of its workdir; runs that differ have different names.
       method: a method, or one of `BASELINES`.
       level: sparsity; of a baseline, that of the sparse model it is as small as; 0 if dense.
-      config: ConfigDict to train it by.
+      config: config to train it by.
     """
 
     name: str
     method: str
     level: float
-    config: ml_collections.ConfigDict
+    config: ConfigDict
 
 
 def grid(
-    config,
+    config: ConfigDict,
     *,
-    methods,
-    levels,
-    structures=(),
-    drop_fractions=(),
-    update_intervals=(),
-    seeds=(0,),
-):
-    """List the runs of a grid, each once: what a method ignores makes no difference.
+    methods: Sequence[str],
+    levels: Sequence[float],
+    structures: Sequence[str] = (),
+    drop_fractions: Sequence[float] = (),
+    update_intervals: Sequence[int] = (),
+    seeds: Sequence[int] = (0,),
+) -> list[Run]:
+    """List the runs of a grid, each once, however many values an axis has that its method ignores.
 
     Dense models have no structure, and a baseline is as small as the sparse model of single
     weights.
@@ -50,25 +51,25 @@ def grid(
       config: ConfigDict that all runs have in common.
       methods: names of methods and of `BASELINES`.
       levels: sparsities.
-      structures: of `configuration.STRUCTURES`; that of the config, if empty. Blocks are of the
+      structures: some of `configuration.STRUCTURES` (default: the config's). Blocks are of the
         config's `sparsity.block_size`.
-      drop_fractions: those of the config, if empty.
-      update_intervals: that of the config, if empty.
+      drop_fractions: drop fractions (default: the config's).
+      update_intervals: steps between topology updates (default: the config's).
       seeds: Python ints.
 
     Returns:
-      List of Run, all runs of the first seed first.
+      The runs, those of the first seed first.
 
     Raises:
-      ConfigError: names the config key, its value and what is accepted.
+      ConfigError: a value is unknown or out of range, or a run of the grid can't work.
     """
     for method in methods:
         known = [*METHODS, *BASELINES]
         require(method in known, "sparsity.method", method, ", ".join(known))
     structures = structures or (config.sparsity.structure,)
     for structure in structures:
-        known = structure in STRUCTURES
-        require(known, "sparsity.structure", structure, ", ".join(STRUCTURES))
+        is_known = structure in STRUCTURES
+        require(is_known, "sparsity.structure", structure, ", ".join(STRUCTURES))
     drop_fractions = drop_fractions or (config.sparsity.drop_fraction,)
     update_intervals = update_intervals or (config.sparsity.update_interval,)
     narrowed = functools.cache(lambda method, level: _narrowed(config, method, level))
@@ -102,16 +103,16 @@ def grid(
     return list(runs.values())
 
 
-def _with_structure(config, structure):
-    """Return a copy of a config; where nothing is a block, block_size makes no difference."""
-    ours = ml_collections.ConfigDict(config.to_dict())
+def _with_structure(config: ConfigDict, structure: str) -> ConfigDict:
+    """Return a copy of a config with a structure; block_size is the default without blocks."""
+    ours = ConfigDict(config.to_dict())
     ours.sparsity.structure = structure
     if structure != "block":
         ours.sparsity.block_size = default_config().sparsity.block_size
     return ours
 
 
-def _narrowed(config, method, level):
+def _narrowed(config: ConfigDict, method: str, level: float) -> ConfigDict:
     sparse = _with_structure(config, "weight")
     sparse.sparsity.method, sparse.sparsity.level = "static", level
     return small_dense(resolve(sparse), BASELINES[method]).model

@@ -8,15 +8,17 @@ import subprocess
 
 import jax
 
+from sparsejax.types import Value
+
 _PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
-def provenance():
-    """Return what a result should carry, a JSON-able dictionary.
+def provenance() -> dict[str, Value]:
+    """Return where a result comes from, JSON-able.
 
     Returns:
       `commit` (with `-dirty` if tracked files were changed; None outside a git checkout),
-      `device`, `versions` and `date` (UTC).
+      `device`, `versions` and `date` (UTC), by name.
     """
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {
@@ -27,7 +29,7 @@ def provenance():
     }
 
 
-def _commit():
+def _commit() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(

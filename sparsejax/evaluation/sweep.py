@@ -16,34 +16,22 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
 
 import ml_collections
 
 from sparsejax import command_line, signals
 from sparsejax.atomic import write_text
-from sparsejax.configuration import (
-    FREE_ON_RESUME,
-    differing_keys,
-    resolve,
-    with_defaults,
-)
+from sparsejax.configuration import FREE_ON_RESUME, differing_keys, resolve, with_defaults
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing
-from sparsejax.evaluation.evaluate import (
-    check_batch,
-    evaluate_run,
-    meter_of,
-)
+from sparsejax.evaluation.evaluate import check_batch, evaluate_run, meter_of
 from sparsejax.evaluation.grids import Run
 from sparsejax.rendering.pixels import PICTURES
-from sparsejax.reports.results import read_results
+from sparsejax.reports.results import Row, read_results
 from sparsejax.seeds import check_seed
 from sparsejax.storage import require_writable
 from sparsejax.training import loop
 from sparsejax.types import PathLike, Value
-
-Row: TypeAlias = dict[str, Value]  # a line of results.jsonl, or how runs are evaluated
 
 _STOPPED = {
     code: signum.name
@@ -226,8 +214,9 @@ def _train_and_evaluate(run: Run, workdir: pathlib.Path, how: Row) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         loop.train(run.config, workdir)
-        if signals.received():
-            sys.exit(signals.exit_status(signals.received()))
+        signum = signals.received()
+        if signum is not None:
+            sys.exit(signals.exit_status(signum))
         closing.close_run(workdir)
         began = time.time()
         options = dict(how)
@@ -249,6 +238,7 @@ def _train_and_evaluate(run: Run, workdir: pathlib.Path, how: Row) -> None:
 def _end_with_parent() -> None:
     """End this process when the sweep is killed, so that no two ever train in one workdir."""
     parent = multiprocessing.parent_process()
+    assert parent is not None, "a run of a sweep is a process of its own"
 
     def watch() -> None:
         parent.join()

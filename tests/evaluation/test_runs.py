@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsejax.__main__ import run
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation import closing, evaluate
-from sparsejax.evaluation.evaluate import evaluate_run, evaluate_runs, meter_of
+from sparsejax.evaluation import closing, comparison, evaluate
+from sparsejax.evaluation.comparison import evaluate_runs
+from sparsejax.evaluation.evaluate import evaluate_run, meter_of
 from sparsejax.training import loop
 from sparsejax.training.runs import load_state, read_config
 from tests.training.tiny import tiny_config
@@ -73,7 +73,6 @@ def test_a_closed_run_prints_its_table_again(runs, capsys):
     assert "FLOPs, training (paper's formula)" in printed
 
 
-@pytest.mark.usefixtures("own_logging")
 def test_runs_are_compared_from_the_same_noise(runs, tmp_path):
     workdirs = [str(workdir) for workdir, _ in runs.values()]
     command = [sys.executable, "evaluate.py", f"--workdirs={','.join(workdirs)}", "--samples=60"]
@@ -96,9 +95,6 @@ def test_runs_are_compared_from_the_same_noise(runs, tmp_path):
         pixels = np.stack([np.asarray(Image.open(path)) for path in pictures])
         assert pixels.shape == (60, 8, 8)
         assert len(np.unique(pixels, axis=0)) == 60
-    run("sample", [f"--run={workdirs[0]}", "--count=60", "--batch=25", f"--output={tmp_path}"])
-    pixels = [np.asarray(Image.open(tmp_path / f"samples/rigl/{i:05d}.png")) for i in range(60)]
-    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["images"][..., 0], pixels)
 
 
 def test_evaluation_repeats_whatever_the_batch(runs):
@@ -143,21 +139,65 @@ def test_pngs_read_back_have_the_measures_that_were_reported(wild, tmp_path, ext
     assert ((pictures == 0) | (pictures == 255)).mean() > 0.1
 
 
-def test_samples_that_are_not_finite_are_refused(runs, tmp_path, monkeypatch):
+@pytest.fixture
+def poisoned(monkeypatch):
+    """`poisoned(name)` makes the last sample of each batch of the run in the workdir not finite."""
+    load = evaluate.runs.load_state
+
+    def poison(name):
+        def load_state(workdir):
+            model, state = load(workdir)
+
+            def sample(apply, params, frozen, key, count, start=0):
+                drawn = model.sample(apply, params, frozen, key, count, start)
+                return drawn.at[count - 1, 2, 2].set(np.nan)
+
+            return (model._replace(sample=sample) if workdir.name == name else model), state
+
+        monkeypatch.setattr(evaluate.runs, "load_state", load_state)
+
+    return poison
+
+
+OPTIONS = {"count": 12, "metrics": ["fd"], "extractor": "pixels", "batch": 6}
+
+
+def test_samples_that_are_not_finite_are_refused(runs, tmp_path, poisoned):
     """In a line that names the run, however few there are; nothing is measured of the others."""
-    workdir, _ = runs["dense"]
-    task, state = load_state(workdir)
-
-    def sample(apply, params, frozen, key, count, start=0):
-        drawn = task.sample(apply, params, frozen, key, count, start)
-        return drawn.at[count - 1, 2, 2].set(np.nan)
-
-    poisoned = task._replace(sample=sample), state
-    monkeypatch.setattr(evaluate.runs, "load_state", lambda _: poisoned)
-    options = {"count": 12, "metrics": ["fd"], "extractor": "pixels"}
+    poisoned("dense")
     with pytest.raises(ConfigError, match=r"dense: 1 of samples 0 to 5 .* the first is 5;") as told:
-        evaluate_runs([workdir], tmp_path, batch=6, **options)
+        evaluate_runs([runs["dense"][0]], tmp_path, **OPTIONS)
     assert "\n" not in str(told.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_cannot_be_measured_costs_the_others_nothing(runs, tmp_path, poisoned, capsys):
+    """They have rows and a report; both it and the error name the run."""
+    poisoned("rigl")
+    with pytest.raises(ConfigError) as told:
+        evaluate_runs([workdir for workdir, _ in runs.values()], tmp_path, **OPTIONS)
+    line = "1 of samples 0 to 5 hold values that aren't finite, the first is 5"
+    assert str(told.value).startswith(f"1 of 2 runs are not measured: rigl: {line}")
+    assert f"\nrigl failed: {line}" in "\n" + capsys.readouterr().out
+    (row,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    assert row["run"] == "dense"
+    assert row["measures"]["FD[pixels:8x8]@12"] > 0
+    for report in ("report.md", "report.html"):
+        assert "1 of 2 runs are not measured: rigl" in (tmp_path / report).read_text()
+
+
+def test_rows_are_written_as_runs_are_measured(runs, tmp_path, monkeypatch):
+    """Whatever ends the evaluation, the rows before it are there."""
+
+    def measured_then_killed(workdir, *_, **__):
+        if workdir.name == "dense":
+            raise KeyboardInterrupt
+        return {"run": workdir.name}
+
+    monkeypatch.setattr(comparison, "evaluate_run", measured_then_killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_runs([runs["rigl"][0], runs["dense"][0]], tmp_path, **OPTIONS)
+    assert json.loads((tmp_path / "results.jsonl").read_text()) == {"run": "rigl"}
 
 
 def test_what_cannot_be_evaluated_is_refused_at_once(runs, tmp_path):
@@ -175,7 +215,7 @@ def test_a_run_without_a_checkpoint_is_refused_before_the_others_are_measured(
 ):
     (tmp_path / "begun").mkdir()
     shutil.copy(tiny_run[0] / "config.json", tmp_path / "begun")
-    monkeypatch.setattr(evaluate, "evaluate_run", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(comparison, "evaluate_run", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(ConfigError, match="begun' holds no whole checkpoint yet"):
         evaluate_runs([tiny_run[0], tmp_path / "begun"], tmp_path / "out", count=8, metrics=["fd"])
     assert not (tmp_path / "out").exists()

@@ -15,8 +15,8 @@ from sparsejax.configuration import resolve
 from sparsejax.data import latents as cache
 from sparsejax.data.images import load_images, to_unit_range
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation import evaluate
 from sparsejax.evaluation.closing import close_run
+from sparsejax.evaluation.comparison import evaluate_runs
 from sparsejax.families import build_data, build_model
 from sparsejax.models import first_stage
 from sparsejax.models.autoencoder import VQModel
@@ -350,7 +350,7 @@ def test_weights_of_another_network_are_refused_by_tensor(stages, tmp_path):
 
 def test_evaluation_writes_pictures(stages, tmp_path):
     options = {"count": 6, "metrics": ["fd"], "extractor": "pixels"}
-    (row,) = evaluate.evaluate_runs([stages[2]], tmp_path, png=True, **options)
+    (row,) = evaluate_runs([stages[2]], tmp_path, png=True, **options)
     assert row["measures"]["FD[pixels:16x16]@6"] > 0
     folder = tmp_path / "samples" / "second"
     assert sorted(p.name for p in folder.iterdir()) == [f"{i:05d}.png" for i in range(6)]

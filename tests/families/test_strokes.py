@@ -16,8 +16,8 @@ from sparsejax.data.sketches import bucket_bounds
 from sparsejax.data.strokes import preprocess, represent
 from sparsejax.diffusion import noise_schedules
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation import evaluate
 from sparsejax.evaluation.closing import close_run
+from sparsejax.evaluation.comparison import evaluate_runs
 from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.families import build_data, strokes
 from sparsejax.families.strokes import even_times, to_drawings
@@ -409,7 +409,7 @@ def test_held_out_loss_is_the_same_for_every_run(run, source, model, data):
 
 def test_runs_are_compared_by_held_out_loss_and_strokes(run, tmp_path):
     options = {"count": 6, "metrics": ["fd"]}
-    rows = evaluate.evaluate_runs(run, tmp_path, batch=4, png=True, **options)
+    rows = evaluate_runs(run, tmp_path, batch=4, png=True, **options)
     first, second = (row["measures"] for row in rows)
     assert first == second
     text = (tmp_path / "report.md").read_text()

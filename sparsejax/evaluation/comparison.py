@@ -1,0 +1,146 @@
+"""Compare runs: evaluate each from the same noise, write one results file and one report."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+from ml_collections import ConfigDict
+from rich.markup import escape
+from rich.table import Table
+
+from sparsejax.atomic import write_text
+from sparsejax.errors import ConfigError, require
+from sparsejax.evaluation import closing
+from sparsejax.evaluation.evaluate import check_batch, evaluate_run, meter_of
+from sparsejax.families import Data, build_data
+from sparsejax.quantities import quantity
+from sparsejax.reports.report import write_report
+from sparsejax.reports.results import Row, measure_names
+from sparsejax.seeds import check_seed
+from sparsejax.storage import require_writable
+from sparsejax.training import runs
+from sparsejax.types import PathLike, Value
+
+_DATA = ("name", "dataset", "source", "words", "image_size", "split", "reference_split")
+_COMPARED = tuple(f"task.{key}" for key in _DATA)
+# What the held-out loss depends on besides: its noise, and what the noise is added to.
+_COMPARED_HELD_OUT = ("task.representation", "diffusion.steps", "diffusion.schedule")
+
+
+def check_comparable(names: Sequence[PathLike], configs: Sequence[ConfigDict], data: Data) -> None:
+    """Check that runs are of the same data, so that their numbers mean the same.
+
+    Args:
+      names: names of the runs, for the message.
+      configs: their resolved configs.
+      data: Data of the first.
+
+    Raises:
+      ConfigError: they differ in a key of the data; names it, its value and what is accepted.
+    """
+    for key in _COMPARED + (_COMPARED_HELD_OUT if data.held_out else ()):
+        section, name = key.split(".")
+        first = configs[0][section][name]
+        for run, config in zip(names, configs, strict=True):
+            ours = config[section][name]
+            require(ours == first, key, ours, f"{first!r}, to compare {run}")
+
+
+def evaluate_runs(
+    workdirs: Sequence[PathLike],
+    output: PathLike,
+    *,
+    seed: int = 0,
+    batch: int = 256,
+    png: bool = False,
+    **options: Value,
+) -> list[Row]:
+    """Sample every run from the same noise, measure, and write results.jsonl and reports.
+
+    A run that can't be measured (its samples aren't finite, say) is named, and the others are
+    evaluated and reported.
+
+    Args:
+      workdirs: workdirs of runs on the same data.
+      output: folder to write to; results.jsonl gets a line as a run is measured.
+      seed: seed of the sampling noise.
+      batch: number of samples drawn at once, over all devices.
+      png: whether to write every sample as output/samples/<run>/<index>.png too.
+      **options: of `measures.build_meter`.
+
+    Returns:
+      A row per run.
+
+    Raises:
+      ConfigError: a workdir holds no run, the runs are of different data, or the options can't
+        work, before anything is measured; or, when all else is written, a run wasn't measured.
+    """
+    check_batch(batch)
+    check_seed(seed)
+    folders, output = [pathlib.Path(workdir) for workdir in workdirs], pathlib.Path(output)
+    configs = _read_configs(folders)
+    data = build_data(configs[0])
+    check_comparable(folders, configs, data)
+    require_writable(output, "--output")
+    for workdir in folders:
+        require_writable(workdir / "evaluation", "a folder of --workdirs")
+    meter = meter_of(configs[0], data=data, **options)
+    output.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    for workdir in folders:
+        pictures = output / "samples" / workdir.name if png else None
+        try:
+            rows.append(evaluate_run(workdir, meter, seed=seed, batch=batch, png=pictures))
+        except ConfigError as error:
+            if len(folders) == 1:
+                raise
+            failed[workdir.name] = str(error).removeprefix(f"{workdir}: ")
+            print(f"{workdir.name} failed: {failed[workdir.name]}", flush=True)
+        else:
+            write_text(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    problems = "; ".join(f"{name}: {error}" for name, error in failed.items())
+    problem = f"{len(failed)} of {len(folders)} runs are not measured: {problems}" if failed else ""
+    if rows:
+        write_report(output, rows, runs=folders[0].parent, note=problem)
+        _print_table(rows)
+        written = "report.md, report.html, results.jsonl" + (", samples/" if png else "")
+        print(f"In {output}: {written}")
+    if failed:
+        raise ConfigError(problem)
+    return rows
+
+
+def _read_configs(workdirs: Sequence[pathlib.Path]) -> list[ConfigDict]:
+    """Return the configs of runs; raise ConfigError if two have one name or one has no weights."""
+    names = [workdir.name for workdir in workdirs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"workdirs: several are named {twice[0]}; accepted: different names")
+    configs = [runs.read_config(workdir) for workdir in workdirs]
+    for workdir in workdirs:
+        runs.require_checkpoint(workdir)
+    return configs
+
+
+def _print_table(rows: Sequence[Row]) -> None:
+    columns: dict[str, Callable[[Row], str]] = {
+        "run": lambda row: row["run"],
+        "active parameters": lambda row: quantity(row["active_parameters"]),
+        "FLOPs, forward": lambda row: quantity(row["forward_flops"]),
+        "FLOPs, training": lambda row: quantity(row["training_flops_run"]),
+    }
+    for name in measure_names(rows):
+        columns[escape(name)] = functools.partial(_measure, name)
+    columns["ms per sample"] = lambda row: f"{1e3 * row['sampling_seconds']:.1f}"
+    table = Table(title="From the same noise")
+    for index, heading in enumerate(columns):
+        table.add_column(heading, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell(row) for cell in columns.values()))
+    closing.console().print(table)
+
+
+def _measure(name: str, row: Row) -> str:
+    return f"{row['measures'][name]:.4g}"
