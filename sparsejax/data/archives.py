@@ -1,11 +1,11 @@
-"""An npz of images as a source of data, as pixels or as encoded files.
+"""Read images from an npz, as pixels or as encoded files.
 
 Keys, either
   images  [count, height, width] or [count, height, width, 1 or 3] uint8, or
   jpeg    [bytes] uint8 and offsets [count + 1] int: item i is the encoded image (JPEG, PNG, ...)
           jpeg[offsets[i]:offsets[i + 1]],
 and optionally label or labels [count] int and split [count] int: 0 train, 1 validation, 2 test.
-Other keys are passed over.
+Other keys are ignored.
 """
 
 import functools
@@ -34,20 +34,20 @@ def digest(path: pathlib.Path) -> str:
 
 @functools.cache
 def _sha256(path: pathlib.Path, size: int, time: int) -> str:
-    """Hash a file; its size and modification time say when to do so again."""
+    """Hash a file; size and modification time are part of the cache's key."""
     del size, time
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def channels(path: pathlib.Path) -> int:
-    """Return the channels of an npz's images, 1 or 3, reading no more than its headers.
+    """Return the number of channels of an npz's images, 1 or 3; reads only its headers.
 
     Args:
       path: pathlib.Path.
 
     Raises:
-      SourceError: not an npz, damaged, or without the keys.
+      SourceError: the file isn't an npz, is damaged, or lacks the keys.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -62,13 +62,13 @@ def channels(path: pathlib.Path) -> int:
                 shape, _, _ = np.lib.format.read_array_header_1_0(file)
     except SourceError:
         raise
-    except Exception as error:  # zipfile and numpy raise many kinds.
+    except Exception as error:  # zipfile and numpy raise many types.
         raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
     return 1 if len(shape) == 3 else _checked_images(shape)[3]
 
 
 def items(path: pathlib.Path) -> list[Item]:
-    """List the images of an npz in their order.
+    """List the images of an npz, in order.
 
     Args:
       path: pathlib.Path.
@@ -77,13 +77,13 @@ def items(path: pathlib.Path) -> list[Item]:
       List of Items.
 
     Raises:
-      SourceError: not an npz, damaged, or its arrays aren't as described above.
+      SourceError: the file isn't an npz, is damaged, or has other arrays than described above.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             keys = ("images", "jpeg", "offsets", "label", "labels", "split")
             arrays = {key: file[key] for key in keys if key in file.files}
-    except Exception as error:  # zipfile and numpy raise many kinds.
+    except Exception as error:  # zipfile and numpy raise many types.
         raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
     read, count = _ragged(arrays) if {"jpeg", "offsets"} <= arrays.keys() else _pixels(arrays)
     labels = arrays.get("label", arrays.get("labels", np.zeros(count, int)))

@@ -1,6 +1,6 @@
-"""Open a dataset by name: prepare it on disk the first time, say what is missing if that can't be.
+"""Open datasets by name; prepare them on disk the first time, or report what is missing.
 
-Published image sets are tensorflow-datasets' own builders. Preparing those needs TensorFlow;
+Published image sets are tensorflow-datasets' own builders. Preparing them needs TensorFlow;
 reading them, once prepared as array_record, doesn't.
 """
 
@@ -71,13 +71,13 @@ def datasets() -> tuple[str, ...]:
 
 
 def full_name(settings: ConfigDict) -> str:
-    """Return the builder's full name, with config and version; see `open_builder`."""
+    """Return the builder's full name with config and version; see `open_builder`."""
     with _quiet(progress=False):
         return _create(*_arguments(settings)).info.full_name
 
 
 def stamp(settings: ConfigDict) -> dict[str, Stamp]:
-    """Return what the dataset is made from, by the config key of its place.
+    """Return stamps of what a dataset is made from, by the config key of its path.
 
     Args:
       settings: `config.task`; see `open_builder`.
@@ -102,7 +102,7 @@ def stamp(settings: ConfigDict) -> dict[str, Stamp]:
 def open_builder(settings: ConfigDict) -> tfds.core.DatasetBuilder:
     """Return a dataset's builder, prepared as array_record.
 
-    Process 0 prepares it and the others wait; every process must call this.
+    Process 0 prepares it while the others wait, so every process must call this.
 
     Args:
       settings: `config.task`: dataset, source, data_dir; words, for pen drawings.
@@ -111,8 +111,8 @@ def open_builder(settings: ConfigDict) -> tfds.core.DatasetBuilder:
       tfds.core.DatasetBuilder.
 
     Raises:
-      ConfigError: an unknown dataset, a source that can't be used, or a set that isn't prepared
-        and can't be prepared here.
+      ConfigError: the dataset is unknown, its source can't be used, or it isn't prepared and
+        can't be prepared here.
     """
     return _open(*_arguments(settings), full_name(settings))
 
@@ -125,7 +125,7 @@ def _arguments(settings: ConfigDict) -> tuple[str, str, str, tuple[str, ...]]:
 def _open(
     dataset: str, source: str, data_dir: str, words: tuple[str, ...], full_name: str
 ) -> tfds.core.DatasetBuilder:
-    """Prepare and open, once for each content: `full_name` changes with that of the source."""
+    """Prepare and open, once per content: `full_name` changes with the content of the source."""
     with _quiet(progress=dataset != "digits" and sys.stderr.isatty()):
         builder = _create(dataset, source, data_dir, words)
         if not builder.is_prepared():
@@ -170,7 +170,7 @@ def _create(
 
 
 def _check_can_be_prepared(dataset: str, builder: tfds.core.DatasetBuilder) -> None:
-    """Raise a ConfigError that lists what is missing for tensorflow-datasets to prepare a set."""
+    """Raise a ConfigError that lists what tensorflow-datasets lacks to prepare a dataset."""
     missing = []
     if importlib.util.find_spec("tensorflow") is None:
         missing.append("TensorFlow: pip install 'sparsejax[images]'")
@@ -195,7 +195,7 @@ def _check_can_be_prepared(dataset: str, builder: tfds.core.DatasetBuilder) -> N
 
 
 def _command(dataset: str, builder: tfds.core.DatasetBuilder) -> str:
-    # tensorflow-datasets' own command, tfds build, would need apache-beam too.
+    # tensorflow-datasets' own command, tfds build, would also need apache-beam.
     data_dir = pathlib.Path(builder.data_dir).parents[2]
     return (
         'python -c "import tensorflow_datasets as tfds; '
@@ -206,7 +206,7 @@ def _command(dataset: str, builder: tfds.core.DatasetBuilder) -> str:
 
 @contextlib.contextmanager
 def _quiet(progress: bool) -> Iterator[None]:
-    """Hold back tensorflow-datasets' notes on TensorFlow and OpenCV, which aren't needed."""
+    """Suppress tensorflow-datasets' messages about TensorFlow and OpenCV, which aren't needed."""
     (tfds.enable_progress_bar if progress else tfds.disable_progress_bar)()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)

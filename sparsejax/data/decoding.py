@@ -1,4 +1,4 @@
-"""From the bytes of an image file to the pixels that a network sees: decode, crop, resize."""
+"""Decode, crop and resize image files."""
 
 import io
 import warnings
@@ -19,29 +19,29 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Of EXIF only the orientation matters, so what Pillow has to say of the rest is no news.
+# Only the orientation in EXIF matters, so Pillow's warnings about the rest are noise.
 _EXIF_WARNINGS = "Corrupt EXIF|Metadata Warning|Tag data larger|Truncated File Read"
 warnings.filterwarnings("ignore", _EXIF_WARNINGS, UserWarning, r"PIL\.TiffImagePlugin")
 
 
 def decode(encoded: bytes, size: int, channels: int) -> Pictures:
-    """Decode an image and bring it to size x size pixels as Latent Diffusion does.
+    """Decode an image and crop and resize it to size x size pixels, as Latent Diffusion does.
 
     Centre crop to the shorter side, then Pillow's bicubic resize (CompVis/latent-diffusion,
-    ldm/data/lsun.py); an image that has the size already keeps its pixels. Unlike there, EXIF
-    rotation is applied.
+    ldm/data/lsun.py); an image of the right size keeps its pixels. Unlike there, EXIF rotation is
+    applied.
 
     Args:
-      encoded: bytes of a JPEG, PNG or any other file that Pillow reads; of an animation, or of
-        several pages, the first is taken.
-      size: pixels of a side.
+      encoded: bytes of a JPEG, PNG or any other file that Pillow reads; of animations and
+        multi-page files, the first image is used.
+      size: side length in pixels.
       channels: 1 (greyscale) or 3 (RGB).
 
     Returns:
       [size, size, channels] uint8.
 
     Raises:
-      Exception: whatever Pillow raises on a broken file; ValueError: pixels of no known range.
+      Exception: anything that Pillow raises for a broken file; ValueError: pixels of unknown range.
     """
     with _open(encoded) as file:
         image = _to_mode(_upright(file), "L" if channels == 1 else "RGB")
@@ -63,19 +63,19 @@ def _open(encoded: bytes) -> ImageFile.ImageFile:
 
 
 def _upright(image: ImageFile.ImageFile) -> Image.Image:
-    """Load an image and turn it as its EXIF orientation says, 1 to 8; anything else is ignored.
+    """Load an image and apply its EXIF orientation, 1 to 8; other values are ignored.
 
-    `ImageOps.exif_transpose` would write the rest of EXIF anew, which fails where it is odd.
+    `ImageOps.exif_transpose` would rewrite the rest of EXIF, which fails if it is malformed.
     """
     if image.format == "TIFF":
         return _upright_tiff(image)
-    image.load()  # a PNG's EXIF may stand behind its pixels
+    image.load()  # a PNG's EXIF may come after its pixels
     orientation = _orientation(image)
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _upright_tiff(image: ImageFile.ImageFile) -> Image.Image:
-    """Load a TIFF, which Pillow turns by itself; keep from it the tags that it could trip over."""
+    """Load a TIFF, which Pillow rotates by itself, without tags that could make it fail."""
     orientation, exif = _orientation(image), image.getexif()
     for tag in list(exif):
         del exif[tag]
@@ -89,31 +89,31 @@ def _upright_tiff(image: ImageFile.ImageFile) -> Image.Image:
 def _orientation(image: Image.Image) -> int | None:
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # Pillow raises many kinds on broken EXIF.
+    except Exception:  # Pillow raises many types for broken EXIF.
         return None
-    return orientation if isinstance(orientation, int) else None  # no text, no fraction
+    return orientation if isinstance(orientation, int) else None  # not text, not a fraction
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert any Pillow image to 8 bits of greyscale or RGB; transparency is dropped."""
+    """Convert any Pillow image to 8-bit greyscale or RGB; transparency is dropped."""
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose range isn't known")
     if image.mode.startswith("I"):
-        # 16 bits: the high byte, as Pillow reads 16-bit RGB; `convert` would clip.
+        # 16 bits: keep the high byte, as Pillow does for 16-bit RGB; `convert` would clip.
         high = np.asarray(image) >> 8
         if high.min() < 0 or high.max() > 255:
             raise ValueError("its pixels go beyond 16 bits")
         image = Image.fromarray(high.astype(np.uint8))
     if image.mode == "P":
-        # By way of the palette's own transparency, about which Pillow warns otherwise.
+        # Via the palette's transparency, which Pillow would warn about.
         image = image.convert("RGBA")
     return image if image.mode == mode else image.convert(mode)
 
 
 def encode(pixels: Pictures) -> bytes:
-    """Encode [height, width] or [height, width, 1 or 3] uint8 as PNG bytes, lossless.
+    """Encode [height, width] or [height, width, 1 or 3] uint8 as PNG bytes, losslessly.
 
-    By Pillow: tensorflow-datasets would need TensorFlow to encode an array.
+    Uses Pillow: tensorflow-datasets would need TensorFlow to encode an array.
     """
     buffer = io.BytesIO()
     pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits, 8x8 pixels: real data that needs no download.
+"""scikit-learn's 1,797 handwritten digits, 8x8 pixels: real data without a download.
 
 Part of the UCI set "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998),
 CC BY 4.0.

@@ -1,7 +1,7 @@
-"""What every source of pen drawings gives: drawings, and what in it is broken, with the reason.
+"""Common types of the sources of pen drawings: drawings, and broken ones with the reason.
 
-A source is read by a function that yields one or the other for each drawing that it holds, and
-raises `sparsejax.data.items.SourceError` where nothing at all can be read.
+Each source has a function that yields one or the other for every drawing in it, and raises
+`sparsejax.data.items.SourceError` if nothing can be read at all.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from sparsejax.types import NumpyArray, Value
 
 SPLITS = ("train", "validation", "test")
 T = TypeVar("T")
-_TRAIN, _VALIDATION = 85, 5  # of 100; the rest is for the test
+_TRAIN, _VALIDATION = 85, 5  # of 100; the rest is for test
 
 
 class Drawing(NamedTuple):
     """One drawing: `name` for messages, unique in its source; `split`; `label` int; `strokes`.
 
-    Strokes are a list of arrays [points, 3] float64 of x, y (y down) and t, which never falls;
-    its unit is whatever the source has.
+    Strokes are a list of arrays [points, 3] float64 of x, y (y down) and t, which never decreases,
+    in the unit of the source.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Drawing(NamedTuple):
 
 
 class Broken(NamedTuple):
-    """A drawing that can't be read: `name` says where it lies, `reason` what is wrong."""
+    """A drawing that can't be read: `name` locates it, `reason` says what is wrong."""
 
     name: str
     reason: str
@@ -44,11 +44,11 @@ Found: TypeAlias = Drawing | Broken
 
 
 def attempt(name: str, read: Callable[..., T], *arguments: Value) -> T | Broken:
-    """Return `read(*arguments)`, or Broken with the reason, whatever goes wrong.
+    """Return `read(*arguments)`, or Broken with the reason if it raises.
 
     Args:
-      name: of the drawing that is read.
-      read: function.
+      name: name of the drawing.
+      read: function to call.
       *arguments: its arguments.
 
     Example:
@@ -58,18 +58,18 @@ def attempt(name: str, read: Callable[..., T], *arguments: Value) -> T | Broken:
     try:
         with np.errstate(all="ignore"):
             return read(*arguments)
-    except Exception as error:  # One drawing is never a reason to lose the others.
+    except Exception as error:  # One broken drawing must not lose the others.
         return Broken(name, reason(error))
 
 
 def with_times(strokes: Sequence[NumpyArray]) -> list[NumpyArray]:
-    """Add the times of a pen of constant speed, on the paper and between strokes in the air.
+    """Add the times of a pen that moves at constant speed, also between strokes.
 
     Args:
       strokes: list of arrays [points, 2] of x and y.
 
     Returns:
-      List of arrays [points, 3] float64 of x, y and the length of the pen's way so far.
+      List of arrays [points, 3] float64 of x, y and the distance travelled so far.
 
     Example:
       >>> with_times([np.array([[0, 0], [3, 4]]), np.array([[3, 5]])])
@@ -87,26 +87,26 @@ def with_times(strokes: Sequence[NumpyArray]) -> list[NumpyArray]:
 
 
 def as_text(name: str) -> str:
-    r"""Return a file's name as text that UTF-8 can hold; other bytes become \xNN."""
+    r"""Return a file name as valid UTF-8 text; other bytes become \xNN."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def split_of(key: str) -> str:
-    """Return a key's split, by its hash: 85 % train, 5 % validation, 10 % test.
+    """Return the split of a key, by its hash: 85 % train, 5 % validation, 10 % test.
 
     Args:
-      key: str; the same key is always in the same split.
+      key: any text; the same key is always in the same split.
     """
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()) % 100
     return SPLITS[(place >= _TRAIN) + (place >= _TRAIN + _VALIDATION)]
 
 
 def digest(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> str:
-    """Hash names, sizes and modification times of files in a folder, without opening them.
+    """Hash the names, sizes and modification times of files without opening them.
 
     Args:
-      folder: pathlib.Path.
-      paths: of files in it.
+      folder: folder that names are relative to.
+      paths: files in it.
 
     Returns:
       Hexadecimal string.

@@ -1,4 +1,4 @@
-"""Your own images as a tensorflow-datasets builder: any folder of images, or one npz."""
+"""Your own images as a tensorflow-datasets builder: a folder of images, or an npz."""
 
 import concurrent.futures
 import logging
@@ -20,7 +20,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.types import Example, Value
 
 logger = logging.getLogger(__name__)
-# Its own level: while datasets are opened, absl's logging, quietened, holds back all others.
+# Its own level: absl's logging, silenced while datasets are opened, would suppress others.
 logger.setLevel(logging.WARNING)
 
 ACCEPTED = (
@@ -33,24 +33,24 @@ _LISTED = 20
 class Files(tfds.core.GeneratorBasedBuilder):
     """tfds builder: `image` [height, width, 1 or 3] uint8 as stored, `label` int64.
 
-    `sparsejax.data.folders` and `sparsejax.data.archives` say how splits and labels are found.
-    Encoded images are stored byte for byte. The config's name holds a hash of the content, so
-    changed files are prepared anew (what was prepared before stays on disk until you delete
-    it). tensorflow-datasets shuffles the examples, always in the same way, so a slice such as
-    train[:1000] is a sample of all.
+    `sparsejax.data.folders` and `sparsejax.data.archives` document how splits and labels are
+    found. Encoded images are stored byte for byte. The config's name contains a hash of the
+    content, so changed files are prepared again (older versions stay on disk until deleted).
+    tensorflow-datasets shuffles the examples deterministically, so a slice such as train[:1000] is
+    a random sample.
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, source: str, **kwargs: Value) -> None:
-        """Look at the source, without reading the images yet.
+        """Inspect the source without reading the images yet.
 
         Args:
-          source: path of a folder, or of an npz.
-          **kwargs: of tfds.core.GeneratorBasedBuilder.
+          source: path of a folder or an npz.
+          **kwargs: arguments of tfds.core.GeneratorBasedBuilder.
 
         Raises:
-          ConfigError: the source isn't there or isn't one of the two.
+          ConfigError: the source doesn't exist, or is neither of the two.
         """
         self.source = source
         self.path = pathlib.Path(source).expanduser().absolute()
@@ -117,18 +117,18 @@ class Files(tfds.core.GeneratorBasedBuilder):
 
 
 def short_name(source: str) -> str:
-    """Return the name of a folder, or of an npz without its ending."""
+    """Return the name of a folder, or of an npz without its suffix."""
     path = pathlib.Path(source).expanduser().absolute()
     return path.stem if path.suffix.lower() == ".npz" else path.name
 
 
 def _broken(items: Sequence[Item], channels: int) -> list[str]:
-    """Decode every image once; return a line for each that fails."""
+    """Decode every image once; return one line per failure."""
 
     def problem(item: Item) -> str | None:
         try:
             decode(item.read(), 1, channels)
-        except Exception as error:  # Pillow raises many kinds on broken files.
+        except Exception as error:  # Pillow raises many types for broken files.
             return f"{item.name}: {reason(error)}"
         return None
 

@@ -1,4 +1,4 @@
-"""A folder of images as a source of data: what lies in it, and a hash that changes with it."""
+"""Read images from a folder: list its files, splits and labels, and hash its content."""
 
 import functools
 import hashlib
@@ -24,7 +24,7 @@ EXTENSIONS: tuple[str, ...] = (
     ".gif",
 )
 EXTENSIONS += (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".qoi")
-# What a build of Pillow may lack.
+# Optional in builds of Pillow.
 EXTENSIONS += (".avif",) if features.check("avif") else ()
 EXTENSIONS += (".jp2", ".j2k") if features.check("jpg_2000") else ()
 SPLITS = {
@@ -37,7 +37,7 @@ SPLITS = {
 
 
 def digest(folder: pathlib.Path) -> str:
-    """Hash names, sizes and modification times of the images in a folder, without opening them.
+    """Hash the names, sizes and modification times of a folder's images without opening them.
 
     Args:
       folder: pathlib.Path.
@@ -46,7 +46,7 @@ def digest(folder: pathlib.Path) -> str:
       Hexadecimal string.
 
     Raises:
-      SourceError: the folder holds no image.
+      SourceError: the folder contains no image.
     """
     content = hashlib.sha256()
     for path in images(folder):
@@ -59,10 +59,9 @@ def digest(folder: pathlib.Path) -> str:
 def items(folder: pathlib.Path) -> list[Item]:
     """List the images of a folder, sorted by name.
 
-    If the folder has subfolders named after splits (train, validation, val, valid, test), they
-    are the splits, and every image must lie in one; otherwise all is `train`. If all images lie
-    in subfolders (of their split), those are the classes, in the order of their sorted names;
-    otherwise every label is 0.
+    Subfolders named train, validation, val, valid or test are splits, and then every image must be
+    in one of them; otherwise all images are `train`. If all images are in subfolders (of their
+    split), those are the classes, sorted by name; otherwise every label is 0.
 
     Args:
       folder: pathlib.Path.
@@ -71,7 +70,7 @@ def items(folder: pathlib.Path) -> list[Item]:
       List of Items.
 
     Raises:
-      SourceError: no image, or some images lie beside the subfolders named after splits.
+      SourceError: there is no image, or some images are outside the folders of splits.
     """
     paths = images(folder)
     places = [path.relative_to(folder).parts for path in paths]
@@ -90,13 +89,13 @@ def items(folder: pathlib.Path) -> list[Item]:
 
 
 def images(folder: pathlib.Path) -> list[pathlib.Path]:
-    """List the images of a folder, sorted; hidden files and links to folders are passed over.
+    """List the images of a folder, sorted; hidden files and links to folders are ignored.
 
     Args:
       folder: pathlib.Path.
 
     Raises:
-      SourceError: there is none, or one is a link that leads nowhere.
+      SourceError: there is none, or one is a broken link.
     """
     found = listing.visible(folder)
     paths = [path for path in found if _is_image(path)]
@@ -109,7 +108,7 @@ def images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def left_out(folder: pathlib.Path) -> str:
-    """Say what lies in a folder and is no image by its ending; see `listing.left_out`."""
+    """Describe the files in a folder without the suffix of an image; see `listing.left_out`."""
     others = [path for path in listing.visible(folder) if not _is_image(path)]
     return listing.left_out(others, folder)
 

@@ -1,6 +1,6 @@
-"""Image datasets by name, and the input pipeline that feeds them to training.
+"""Image datasets by name, and the input pipeline of training.
 
-Functions take `config.task`, of which they read dataset, source, image_size and data_dir.
+Functions take `config.task` and read dataset, source, image_size and data_dir from it.
 """
 
 import concurrent.futures
@@ -35,22 +35,22 @@ __all__ = [
     "to_unit_range",
 ]
 
-# Decoding runs in Pillow, without Python's lock; batches read ahead are held in memory.
+# Pillow decodes without holding the GIL; prefetched batches are held in memory.
 _THREADS = max(2, min(8, os.cpu_count() or 2))
 
 
 def open_images(settings: ConfigDict, split: str) -> grain.MapDataset:
     """Open a dataset for random access, preparing it on disk the first time.
 
-    Images are decoded as they are read, cropped and resized (`decoding.decode`).
+    Images are decoded, cropped and resized when they are read (`decoding.decode`).
 
     Args:
       settings: `config.task`.
-      split: of tensorflow-datasets, such as train, validation or train[:12500].
+      split: as in tensorflow-datasets, such as train, validation or train[:12500].
 
     Returns:
       grain.MapDataset of `{"image": [size, size, channels] uint8, "label": int}`, with
-      `len()`; label is 0 where the set has none.
+      `len()`; label is 0 if the dataset has none.
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.
@@ -73,11 +73,11 @@ def open_images(settings: ConfigDict, split: str) -> grain.MapDataset:
 
 
 def load_images(settings: ConfigDict, split: str) -> tuple[Pictures, NumpyArray]:
-    """Load a dataset into memory, once; errors are those of `open_images`.
+    """Load a dataset into memory, once; raises what `open_images` raises.
 
     Args:
       settings: `config.task`.
-      split: of tensorflow-datasets, such as train, validation or train[:12500].
+      split: as in tensorflow-datasets, such as train, validation or train[:12500].
 
     Returns:
       Tuple of images [count, size, size, channels] uint8 and labels [count] int64.
@@ -87,7 +87,7 @@ def load_images(settings: ConfigDict, split: str) -> tuple[Pictures, NumpyArray]
 
 @functools.cache
 def _load(settings: ConfigDict, split: str, description: str) -> tuple[Pictures, NumpyArray]:
-    """Load; the description tells one content of the same files from another."""
+    """Load; the description distinguishes contents of the same files."""
     del description
     dataset = open_images(settings, split)
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
@@ -97,18 +97,18 @@ def _load(settings: ConfigDict, split: str, description: str) -> tuple[Pictures,
 
 
 def describe(settings: ConfigDict, split: str) -> str:
-    """Say exactly which pixels `open_images` gives, to be kept with what is computed from them.
+    """Describe exactly which pixels `open_images` returns, to store with results.
 
     Returns:
-      The builder's full name and version (with a hash of the content for `files`), split, crop
-      and resize.
+      The builder's full name and version (for `files` with a hash of the content), split, crop
+      and resize method.
     """
     size = settings.image_size
     return f"{full_name(settings)} {split}, {decoding.METHOD} to {size}x{size}"
 
 
 def label(settings: ConfigDict) -> str:
-    """Return a short name for figures: of the dataset, or of the source of `files`."""
+    """Return a short name for figures: that of the dataset, or of the source for `files`."""
     return short_name(settings.source) if settings.dataset == "files" else settings.dataset
 
 
@@ -122,22 +122,22 @@ def image_batches(
 ) -> Batches:
     """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
 
-    A batch is a function of the step: shuffling and flips are seeded, epochs follow one another
-    without a seam, and access is random, so a resumed run sees what an uninterrupted one would.
-    Process p of P gets the p-th part of each global batch.
+    A batch is a function of the step: shuffling and flips are seeded, epochs follow each other
+    seamlessly, and access is random, so a resumed run sees the same batches as an uninterrupted
+    one. Process p of P gets the p-th part of each global batch.
 
     Args:
-      dataset: [count, height, width, channels] uint8, or what `open_images` returns; both give
+      dataset: [count, height, width, channels] uint8, or the result of `open_images`; both give
         the same order.
       batch_size: global batch size, a multiple of the number of processes.
       seed: Python int.
       start: first step.
       stop: step to stop before.
-      flip: mirror each example left-right with probability 1/2, anew in every epoch.
+      flip: mirror images left-right with probability 1/2, drawn anew in each epoch.
 
     Returns:
       Iterator of `{"image": [batch_size / P, height, width, channels] float32 in [-1, 1]}`,
-      prefetched in threads.
+      prefetched by threads.
     """
     seed = check_seed(seed)
     processes, process = jax.process_count(), jax.process_index()

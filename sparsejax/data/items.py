@@ -1,4 +1,4 @@
-"""What every source of image files gives: a list of items, or an error that says what is wrong."""
+"""Common types of the sources of images: items, and errors that say what is wrong."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -22,28 +22,28 @@ class SourceError(Exception):
 
 
 def reason(error: BaseException) -> str:
-    """Return what an exception says, on one line; its kind too where that isn't in plain words."""
+    """Return an exception's message on one line, with its type if the message isn't plain words."""
     text = " ".join(str(error).split())
     plain = isinstance(error, OSError | ValueError) and text
     return text if plain else f"{type(error).__name__} {text}".strip()
 
 
 def check(condition: object, problem: str) -> None:
-    """Refuse a source.
+    """Raise a SourceError unless a condition holds.
 
     Args:
-      condition: nothing happens if it is true.
+      condition: condition to check.
       problem: what is wrong, to complete "<source>: ...".
 
     Raises:
-      SourceError: the condition is false.
+      SourceError: `condition` is false.
     """
     if not condition:
         raise SourceError(problem)
 
 
 def check_integers(key: str, array: NumpyArray, count: int) -> None:
-    """Raise a SourceError if the array `key` of an npz isn't of integers [count]."""
+    """Raise a SourceError unless the array `key` of an npz holds integers [count]."""
     fits = np.issubdtype(array.dtype, np.integer) and array.shape == (count,)
     check(fits, f"{key} is {array.dtype} {list(array.shape)}, not integers [{count}]")
     highest = np.iinfo(np.int64).max

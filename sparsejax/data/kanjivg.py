@@ -1,8 +1,8 @@
-"""KanjiVG's files as a source of drawings: an SVG for each character, in a zip or a folder.
+"""Read drawings from KanjiVG: one SVG per character, in a zip or a folder.
 
-Files are named after the character's code point, in hexadecimal, and perhaps a variant:
-kanji/05b57.svg, kanji/05b57-Kaisho.svg. A stroke is a `path` whose id is kvg:NAME-sN; the paths
-stand in the order in which they are drawn. The canvas is 109 wide and high.
+Files are named after the character's hexadecimal code point, and possibly a variant:
+kanji/05b57.svg, kanji/05b57-Kaisho.svg. A stroke is a `path` whose id is kvg:NAME-sN; paths are in
+drawing order. The canvas is 109 wide and high.
 """
 
 import functools
@@ -23,7 +23,7 @@ _STROKE = re.compile(r"kvg:.+-s\d+")
 
 
 def files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """List the SVG files of a folder, sorted: those in it, and in folders named `kanji` below.
+    """List the SVG files in a folder and in folders named `kanji` below it, sorted.
 
     Args:
       folder: pathlib.Path.
@@ -36,7 +36,7 @@ def files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def left_out(path: pathlib.Path) -> str:
-    """Say which files of a zip or folder aren't read; see `listing.left_out`."""
+    """Describe the files of a zip or folder that aren't read; see `listing.left_out`."""
     if path.is_dir():
         read = set(files(path))
         return listing.left_out([p for p in listing.visible(path) if p not in read], path)
@@ -52,19 +52,19 @@ def _relative(path: pathlib.Path, folder: pathlib.Path) -> str:
 
 
 def read(path: pathlib.Path) -> Iterator[Found]:
-    """Read the characters of the publisher's zip, or of a folder of SVG files, sorted by name.
+    """Read the characters of KanjiVG's zip, or of a folder of SVG files, sorted by name.
 
-    The split is that of the hash of the code point, so a character's variants share theirs; the
+    The split follows from the hash of the code point, so variants of a character share it; the
     label is 0.
 
     Args:
       path: pathlib.Path.
 
     Yields:
-      Drawing, named after its file without the ending; or Broken, with the stroke's id.
+      Drawing, named after its file without the suffix; or Broken, with the stroke's id.
 
     Raises:
-      SourceError: no zip, a damaged one, or no SVG file.
+      SourceError: the file isn't a zip or is damaged, or there is no SVG file.
     """
     if path.is_dir():
         for file in files(path):
@@ -72,7 +72,7 @@ def read(path: pathlib.Path) -> Iterator[Found]:
         return
     try:
         archive = zipfile.ZipFile(path)
-    except Exception as error:  # zipfile raises many kinds.
+    except Exception as error:  # zipfile raises many types.
         raise SourceError(f"it is no zip, or damaged ({reason(error)})") from error
     with archive:
         for member in _characters(archive.namelist()):
@@ -80,7 +80,7 @@ def read(path: pathlib.Path) -> Iterator[Found]:
 
 
 def _characters(names: Iterable[str]) -> list[str]:
-    """Sort the names of SVG files by their last part and refuse any that comes twice."""
+    """Sort the names of SVG files by their last part; raise SourceError for duplicates."""
     chosen: dict[str, str] = {}
     for name in sorted(names):
         *folders, last = name.split("/")
@@ -116,8 +116,8 @@ def _character(file: str, read_bytes: Callable[[], bytes]) -> Found:
 
 
 def _paths(content: bytes) -> list[tuple[str, str]]:
-    """List id and `d` of the strokes in an SVG file's bytes."""
-    # As text, so that no other encoding hides an entity; entities could grow without end.
+    """List the id and `d` of the strokes in an SVG file's bytes."""
+    # As text, so that no other encoding hides an entity; entities could expand without bound.
     try:
         text = content.decode()
     except UnicodeDecodeError as error:

@@ -1,10 +1,9 @@
-"""The latents of a dataset, encoded once and kept on disk.
+"""Cache the latents of a dataset on disk, encoded once.
 
-A cache is a folder of array_record shards and a `stamp.json` that says which first stage made
-the latents, from which images, prepared how. Shards are written whole or not at all, so an
-interrupted run goes on where it stopped; a cache that says something else than is asked for
-is refused. With a flip both versions of an image are kept: a latent of a mirrored image is no
-mirrored latent.
+A cache is a folder of array_record shards with a `stamp.json` that states the first stage, the
+images and how they were prepared. Shards are written atomically, so an interrupted encoding
+resumes where it stopped; a cache whose stamp differs raises ConfigError. With flips, both versions
+of an image are encoded, because the latent of a mirrored image isn't the mirrored latent.
 """
 
 import json
@@ -44,23 +43,23 @@ def encode_dataset(
     batch_size: int = 32,
     content: Stamp | None = None,
 ) -> None:
-    """Encode images into a cache; what an earlier run left whole is kept.
+    """Encode images into a cache; complete shards of an earlier run are kept.
 
     Args:
-      folder: of the cache; created if need be.
+      folder: folder of the cache, created if necessary.
       images: random-access dataset of `{"image": uint8 [height, width, channels]}`.
       encode: `encode(float32 [batch_size, height, width, channels] in [-1, 1]) -> latents
         [batch_size, h, w, c]`, any array on any device.
-      shape: of one image's latents, (h, w, c).
-      identity: JSON-able dictionary: what determines the latents. `images`, where there is one,
-        begins with the name of the set of images, then a space.
-      flip: whether to keep mirrored images' latents too.
-      batch_size: images encoded at once.
-      content: JSON-able stamp of the images; where a cache was made of the same, the set may
-        have another name.
+      shape: shape of one image's latents, (h, w, c).
+      identity: JSON-able dictionary of what determines the latents. The value of `images`, if any,
+        starts with the name of the dataset and a space.
+      flip: whether to encode mirrored images too.
+      batch_size: number of images to encode at once.
+      content: JSON-able stamp of the images; if it agrees with the cache's, the dataset may have
+        another name.
 
     Raises:
-      ConfigError: the folder holds a cache of something else.
+      ConfigError: the folder holds a cache with another identity.
     """
     folder = pathlib.Path(folder)
     stamp = _check_stamp(folder, identity, content)
@@ -89,16 +88,16 @@ def open_latents(
     """Open a finished cache.
 
     Args:
-      folder: of the cache.
-      identity: as it was given to `encode_dataset`.
-      content: as it was given to `encode_dataset`.
+      folder: folder of the cache.
+      identity: as for `encode_dataset`.
+      content: as for `encode_dataset`.
 
     Returns:
       Tuple of a `grain.MapDataset` of latents [versions, h, w, c] float32 and the standard
       deviation of all their values.
 
     Raises:
-      ConfigError: there is no finished cache, or it is of something else.
+      ConfigError: there is no finished cache, or it has another identity.
     """
     stamp = _check_stamp(folder, identity, content)
     if not stamp or "std" not in stamp:
@@ -109,14 +108,14 @@ def open_latents(
 
 
 def read_std(folder: PathLike, first_stage: str) -> float:
-    """Return the standard deviation of a cache's latents, whatever images they are of.
+    """Return the standard deviation of a cache's latents, for any images.
 
     Args:
-      folder: of the cache.
-      first_stage: what its identity must say of the first stage.
+      folder: folder of the cache.
+      first_stage: value of `first_stage` that its identity must have.
 
     Raises:
-      ConfigError: there is no finished cache of this first stage.
+      ConfigError: there is no finished cache for this first stage.
     """
     stamp = _read_stamp(folder) or {}
     if "std" not in stamp or stamp["identity"].get("first_stage") != first_stage:
@@ -133,11 +132,11 @@ def latent_batches(
 ) -> Batches:
     """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
 
-    As `images.image_batches`; where a cache holds both versions of an image, one is drawn.
+    Like `images.image_batches`; if a cache holds both versions of an image, one is drawn.
 
     Args:
       latents: random-access dataset of [versions, h, w, c] float32.
-      scale: factor of all latents.
+      scale: factor applied to all latents.
       batch_size: global batch size, a multiple of the number of processes.
       seed: Python int.
       start: first step.
@@ -170,7 +169,7 @@ def _read_stamp(folder: PathLike) -> Stamp | None:
 
 
 def _check_stamp(folder: PathLike, identity: Stamp, content: Stamp | None) -> Stamp | None:
-    """Return a cache's stamp, or None; refuse one that says something else than is asked for."""
+    """Return a cache's stamp, or None; raise ConfigError if it differs from what is asked for."""
     stamp = _read_stamp(folder)
     if stamp is None:
         return None
@@ -192,14 +191,14 @@ def _check_stamp(folder: PathLike, identity: Stamp, content: Stamp | None) -> St
 
 
 def _without_name(identity: Stamp) -> Stamp:
-    """Leave out the name of the set of images, which changes with its place."""
+    """Leave out the name of the dataset, which changes with its path."""
     return identity | {"images": str(identity.get("images")).partition(" ")[2]}
 
 
 def _encode_part(
     images: grain.MapDataset, encode: Encode, flip: bool, batch_size: int
 ) -> NumpyArray:
-    """Return the latents of some images, [count, versions, h, w, c] float32."""
+    """Encode images; returns [count, versions, h, w, c] float32."""
     batches = images.batch(batch_size).to_iter_dataset(
         read_options=grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
     )
@@ -207,7 +206,7 @@ def _encode_part(
     for batch in batches:
         pixels = batch["image"]
         count = len(pixels)
-        # Batches of one shape: another would compile another program.
+        # All batches have the same shape, so only one program is compiled.
         pixels = np.pad(pixels, ((0, batch_size - count), (0, 0), (0, 0), (0, 0)))
         versions = [pixels, pixels[:, :, ::-1]] if flip else [pixels]
         latents = [np.asarray(encode(to_unit_range(x)), np.float32)[:count] for x in versions]
@@ -221,7 +220,7 @@ def _shard_path(folder: PathLike, index: int, shards: int) -> pathlib.Path:
 
 def _write_shard(path: pathlib.Path, latents: NumpyArray) -> None:
     with replacing(path) as partial:
-        # One latent a group: they are read one by one, in random order. Noise doesn't compress.
+        # One latent per group, since they are read in random order. Latents hardly compress.
         writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for latent in latents:
             writer.write(latent.tobytes())

@@ -1,4 +1,4 @@
-"""What lies in a folder of data: the files that can be seen, and a line on those not read."""
+"""List the visible files of a data folder, and describe those that aren't read."""
 
 import collections
 import os
@@ -10,17 +10,17 @@ from sparsejax.data.items import SourceError
 from sparsejax.types import PathLike
 
 _CLUTTER = ("Thumbs.db", "ehthumbs.db", "desktop.ini")
-_LISTED = 10  # endings
+_LISTED = 10  # suffixes
 
 
 def visible(folder: pathlib.Path) -> list[pathlib.Path]:
-    """List all files in a folder and below, and links to folders, but for hidden ones.
+    """List all files, and links to folders, in a folder and below, except hidden ones.
 
     Args:
       folder: pathlib.Path.
 
     Returns:
-      Sorted list of pathlib.Path; links to folders aren't followed.
+      Sorted paths; links to folders aren't followed.
 
     Raises:
       SourceError: a folder can't be read.
@@ -44,14 +44,14 @@ def is_visible(name: str) -> bool:
 
 
 def left_out(paths: Sequence[PathLike], folder: PathLike = "") -> str:
-    """Say which files aren't read: how many, of which endings, and the first one's name.
+    """Describe files that aren't read: how many, their suffixes, and the first one's name.
 
     Args:
-      paths: of the files, strings or pathlib.Path.
-      folder: names are relative to it.
+      paths: the files.
+      folder: folder that names are relative to.
 
     Returns:
-      str, empty if there are none.
+      Description, empty if there are no files.
 
     Example:
       >>> left_out(["a/1.heic", "a/2.HEIC", "notes.txt"])

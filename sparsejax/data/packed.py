@@ -1,16 +1,16 @@
-"""An npz of strokes as a source of drawings: the packed layout.
+"""Read drawings from an npz of strokes: the packed layout.
 
 Keys:
   points   [points of all drawings, 3]: x, y (y down), and pen, which is 1 on the last point of
-           each stroke and 0 elsewhere; any type of numbers
+           each stroke and 0 elsewhere; any numeric dtype
   offsets  [count + 1] int: drawing i is points[offsets[i]:offsets[i + 1]]
 and optionally
   scale    a number: x and y are divided by it
   label    [count] int; otherwise 0
-  split    [count] int: 0 train, 1 validation, 2 test; where it holds no 2, 1 is test. Without
-           it, a drawing's split is that of the hash of its name, "item i"
-  words    [classes] of the names of the labels, by which drawings can be chosen
-Other keys are passed over. Strokes have no times: these are the pen's way so far.
+  split    [count] int: 0 train, 1 validation, 2 test; if there is no 2, 1 is test. Without it,
+           a drawing's split follows from the hash of its name, "item i"
+  words    [classes], names of the labels, by which drawings can be selected
+Other keys are ignored. Strokes have no times: the distance travelled by the pen is used.
 """
 
 import pathlib
@@ -27,13 +27,13 @@ _KEYS = ("points", "offsets", "scale", "label", "split", "words")
 
 
 def keys(path: pathlib.Path) -> set[str]:
-    """Return the keys of an npz, a set, without reading its arrays.
+    """Return the keys of an npz without reading its arrays.
 
     Args:
       path: pathlib.Path.
 
     Raises:
-      SourceError: not an npz, or damaged.
+      SourceError: the file isn't an npz or is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -43,18 +43,19 @@ def keys(path: pathlib.Path) -> set[str]:
 
 
 def read(path: pathlib.Path, words: Sequence[str] = ()) -> Iterator[Found]:
-    """Read the drawings of an npz in their order.
+    """Read the drawings of an npz, in order.
 
     Args:
       path: pathlib.Path.
-      words: names of the labels to keep; the new label is a word's place among these, sorted.
-        () keeps all drawings, with their labels.
+      words: names of the labels to keep; the new label is the index among them, sorted. () keeps
+        all drawings and labels.
 
     Yields:
-      Drawing, or Broken for one that can't be used, named "item i".
+      Drawing, or Broken for one that is invalid, named "item i".
 
     Raises:
-      SourceError: not an npz, damaged, its arrays aren't as described above, or it lacks words.
+      SourceError: the file isn't an npz, is damaged, has other arrays than described above, or
+        lacks words.
     """
     present = keys(path)
     check({"points", "offsets"} <= present, f"its keys are {', '.join(sorted(present))}")
@@ -87,7 +88,7 @@ def _points_and_offsets(arrays: dict[str, NumpyArray]) -> tuple[NumpyArray, Nump
     check(points.ndim == 2 and points.shape[1] == 3 and _is_number(points), shape)
     check(offsets.size > 1, "offsets are fewer than two")
     check_integers("offsets", offsets, offsets.size)
-    # int64: differences of unsigned offsets would wrap around.
+    # int64, since differences of unsigned offsets would wrap around.
     offsets = offsets.astype(np.int64)
     rises = offsets[0] == 0 and (np.diff(offsets) >= 0).all() and offsets[-1] == len(points)
     check(rises, f"offsets don't rise from 0 to {len(points)}, the number of points")
@@ -105,7 +106,7 @@ def _splits(arrays: dict[str, NumpyArray], count: int) -> list[str]:
 
 
 def _chosen(labels: NumpyArray, words: Sequence[str], arrays: dict[str, NumpyArray]) -> NumpyArray:
-    """Number the labels anew by `words`; -1 where a drawing's word isn't among them."""
+    """Renumber labels by `words`; -1 if a drawing's word isn't among them."""
     check("words" in arrays, "it has no key words to choose by")
     held = [str(word) for word in arrays["words"].ravel()]
     missing = sorted(set(words) - set(held))
@@ -117,7 +118,7 @@ def _chosen(labels: NumpyArray, words: Sequence[str], arrays: dict[str, NumpyArr
 
 
 def _strokes(drawn: NumpyArray, scale: float) -> list[NumpyArray]:
-    """Cut a drawing's points [points, 3] into strokes, with times; ValueError if they don't fit."""
+    """Split a drawing's points [points, 3] into strokes, with times."""
     if not np.isfinite(drawn).all():
         raise ValueError("values that aren't finite")
     if not np.isin(drawn[:, 2], (0, 1)).all():

@@ -1,8 +1,8 @@
-"""Google's Quick, Draw! files as a source of drawings: ndjson, raw or simplified.
+"""Read drawings from Google's Quick, Draw! files: ndjson, raw or simplified.
 
-Every line is a drawing: JSON with `word`, `key_id` and `drawing`, a list of strokes, each
-[xs, ys, milliseconds] in raw files and [xs, ys] in simplified ones. Drawings that Google's
-network didn't recognize (`recognized` is false) are kept.
+Every line is a drawing: JSON with `word`, `key_id` and `drawing`, a list of strokes, each [xs, ys,
+milliseconds] in raw files and [xs, ys] in simplified ones. Drawings that Google's network didn't
+recognize (`recognized` is false) are kept.
 """
 
 import json
@@ -24,10 +24,10 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
     """List the ndjson files of a source, sorted.
 
     Args:
-      path: pathlib.Path of one, or of a folder.
+      path: an ndjson file or a folder.
 
     Raises:
-      SourceError: a folder without any, or a file that isn't named so.
+      SourceError: the folder has none, or the file has another suffix.
     """
     if not path.is_dir():
         if path.suffix.lower() != ".ndjson":
@@ -40,7 +40,7 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def left_out(path: pathlib.Path) -> str:
-    """Say which files of a folder aren't read, folders in it included; see `listing.left_out`."""
+    """Describe what isn't read in a folder, including its folders; see `listing.left_out`."""
     if not path.is_dir():
         return ""
     return listing.left_out([file for file in _visible(path) if not _is_ndjson(file)], path)
@@ -55,20 +55,20 @@ def _is_ndjson(file: pathlib.Path) -> bool:
 
 
 def read(path: pathlib.Path, words: Sequence[str] = ()) -> Iterator[Found]:
-    """Read drawings line by line, in the order of the files' names.
+    """Read drawings line by line, sorted by file name.
 
-    The split is that of the hash of `key_id`; the label is the word's place among the sorted
-    words. Lines of words that aren't asked for are passed over.
+    The split follows from the hash of `key_id`; the label is the word's index among the sorted
+    words. Other words are skipped.
 
     Args:
-      path: pathlib.Path of an ndjson file, or of a folder of them.
-      words: those to keep; () keeps all.
+      path: an ndjson file or a folder of them.
+      words: words to keep; () keeps all.
 
     Yields:
-      Drawing, or Broken for a line that can't be used, named "FILE line N".
+      Drawing, or Broken for an invalid line, named "FILE line N".
 
     Raises:
-      SourceError: no file, or words without a drawing.
+      SourceError: there is no file, or a word has no drawing.
     """
     found = _words(path)
     missing = sorted(set(words) - found)
@@ -102,13 +102,13 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _words(path: pathlib.Path) -> set[str]:
-    """The words that the files hold; lines that can't be read are passed over."""
+    """Return the words in the files; lines that can't be read are skipped."""
     words = (_word(line) for _, line in _lines(path))
     return {word for word in words if word is not None}
 
 
 def _word(line: bytes) -> str | None:
-    """Return a line's word, or None; without parsing its drawing where `word` comes first."""
+    """Return a line's word, or None; the drawing isn't parsed if `word` comes first."""
     start = _WORD.match(line)
     try:
         word = json.loads(start[1]) if start else json.loads(line)["word"]
@@ -118,7 +118,7 @@ def _word(line: bytes) -> str | None:
 
 
 def _parse(line: bytes) -> tuple[str, list[NumpyArray]]:
-    """Return key_id and strokes of a line; raise ValueError where it doesn't fit."""
+    """Return the key_id and strokes of a line; raise ValueError if it is invalid."""
     record = json.loads(line)
     if not isinstance(record, dict):
         raise ValueError("it is no JSON object")
@@ -142,7 +142,7 @@ def _parse(line: bytes) -> tuple[str, list[NumpyArray]]:
 
 
 def _stroke(lists: Value) -> NumpyArray:
-    """Turn lists of x, y and perhaps t into an array [points, 2 or 3]."""
+    """Convert lists of x, y and possibly t to an array [points, 2 or 3]."""
     fits = isinstance(lists, list) and len(lists) in (2, 3)
     if not fits or not all(isinstance(values, list) for values in lists):
         raise ValueError("a stroke isn't two or three lists")

@@ -1,7 +1,7 @@
-"""Pen drawings as tensorflow-datasets builders: from the publishers' files, or from one npz.
+"""Pen drawings as tensorflow-datasets builders: from the publishers' files, or from an npz.
 
-What can't be used is left out: counted and named in a warning, and all of it listed in the file
-left_out.txt beside the prepared records.
+Unusable drawings are left out: a warning counts and names them, and left_out.txt, next to the
+prepared records, lists all of them.
 """
 
 import collections
@@ -22,7 +22,7 @@ from sparsejax.errors import ConfigError, require
 from sparsejax.types import Example, Value
 
 logger = logging.getLogger(__name__)
-# Its own level: while datasets are opened, absl's logging, quietened, holds back all others.
+# Its own level: absl's logging, silenced while datasets are opened, would suppress others.
 logger.setLevel(logging.WARNING)
 
 LEFT_OUT = "left_out.txt"
@@ -33,9 +33,9 @@ _NPZ = "an npz in the packed layout (sparsejax/data/packed.py)"
 class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]  # tfds has no types
     """tfds builder: `points` [n, 4] float32 of a preprocessed drawing, `label` int64, `name`.
 
-    The columns are x, y, pen, t; see `sparsejax.data.strokes`. The config's name holds the
-    version of the preprocessing and a hash of the content and of the words chosen, so changed
-    files are prepared anew.
+    The columns are x, y, pen, t; see `sparsejax.data.strokes`. The config's name contains the
+    version of the preprocessing and a hash of the content and the chosen words, so changed files
+    are prepared again.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -43,16 +43,16 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
     HAS_WORDS = False
 
     def __init__(self, source: str, words: tuple[str, ...] = (), **kwargs: Value) -> None:
-        """Look at the source, without reading the drawings yet.
+        """Inspect the source without reading the drawings yet.
 
         Args:
-          source: path; `ACCEPTED` says of what.
-          words: tuple of the words to keep; () keeps all.
-          **kwargs: of tfds.core.GeneratorBasedBuilder.
+          source: path; `ACCEPTED` describes what it may be.
+          words: words to keep; () keeps all.
+          **kwargs: arguments of tfds.core.GeneratorBasedBuilder.
 
         Raises:
-          ConfigError: the source isn't there or isn't what is accepted, or words where the
-            drawings have none.
+          ConfigError: the source doesn't exist or isn't accepted, or words are given for drawings
+            without words.
         """
         accepted = "a tuple of words" if self.HAS_WORDS else f"() with the dataset {self.name}"
         are_words = isinstance(words, tuple) and all(isinstance(word, str) for word in words)
@@ -75,14 +75,14 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         """Return the stamp of the source (`sparsejax.data.stamps`)."""
         if self.path.is_dir():
             return stamp_folder(self.path, self._files())
-        # A drawing of an ndjson file has its name from it, and from its name its place in the set.
+        # The name of an ndjson file determines its drawings' names, and these their order.
         return stamp_file(self.path, named=self.path.suffix.lower() == ".ndjson")
 
     def _is_packed(self) -> bool:
         return self.path.is_file() and self.path.suffix.lower() == ".npz"
 
     def _digest(self) -> str:
-        """Hash the content of the source; raise a SourceError if it is no such thing."""
+        """Hash the content of the source; raise a SourceError if it isn't accepted."""
         if self._is_packed():
             self._check_keys(packed.keys(self.path))
         else:
@@ -95,15 +95,15 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         """Raise a SourceError if an npz with these keys belongs to another dataset."""
 
     def _files(self) -> list[pathlib.Path]:
-        """List the publisher's files in a source that is no npz."""
+        """List the publisher's files in a source that isn't an npz."""
         raise SourceError("it is no npz")
 
     def _publishers(self) -> Iterator[Found]:
-        """Read a source that is no npz."""
+        """Read a source that isn't an npz."""
         raise SourceError("it is no npz")
 
     def _files_left_out(self) -> str:
-        """Say which files of a source that is no npz aren't read."""
+        """Describe the unread files of a source that isn't an npz."""
         return ""
 
     def _refusal(self, problem: object) -> ConfigError:
@@ -217,7 +217,7 @@ class VmnistLike(Sketches):
 
 
 def _prepared(found: Found) -> Example | drawings.Broken:
-    """Return a Drawing's example, or why there is none, a Broken."""
+    """Return the example of a Drawing, or a Broken with the reason why there is none."""
     if isinstance(found, drawings.Broken):
         return found
     points = drawings.attempt(found.name, strokes.preprocess, found.strokes)
@@ -227,7 +227,7 @@ def _prepared(found: Found) -> Example | drawings.Broken:
 
 
 def _line(summary: str, left_out: Sequence[drawings.Broken]) -> str:
-    """Say in a line what was left out: how many for each reason, and the first by name."""
+    """Describe in one line what was left out: a count per reason, and the first name."""
     if not left_out:
         return summary
     counts = collections.Counter(reason for _, reason in left_out).most_common(_LISTED)
@@ -236,7 +236,7 @@ def _line(summary: str, left_out: Sequence[drawings.Broken]) -> str:
 
 
 def _report(summary: str, left_out: Sequence[drawings.Broken]) -> str:
-    """Say what was left out: how many for each reason, then the first by name."""
+    """Describe what was left out: a count per reason, then the first names."""
     counts = collections.Counter(reason for _, reason in left_out).most_common(_LISTED)
     lines = [f"{count} times: {reason}" for reason, count in counts]
     lines += [f"{name}: {reason}" for name, reason in left_out[:_LISTED]]

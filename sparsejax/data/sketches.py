@@ -1,7 +1,6 @@
-"""Pen drawings ready to train on: loaded into memory, batched by length.
+"""Pen drawings for training: loaded into memory, batched by length.
 
-Functions take `config.task`, of which they read dataset, source, words, data_dir and
-representation.
+Functions take `config.task` and read dataset, source, words, data_dir and representation from it.
 """
 
 import functools
@@ -21,14 +20,14 @@ from sparsejax.errors import require
 from sparsejax.seeds import check_seed
 from sparsejax.types import Batch, Batches, NumpyArray
 
-_MULTIPLE = 8  # of which padded lengths are
+_MULTIPLE = 8  # padded lengths are multiples of it
 
 
 class Sketches(NamedTuple):
-    """Drawings of one split, one behind the other.
+    """The drawings of one split, concatenated.
 
     Attributes:
-      points: [points, 4] float32: x, y, pen, time, in the representation that was asked for.
+      points: [points, 4] float32: x, y, pen, time, in the requested representation.
       offsets: [count + 1] int64; drawing i is `points[offsets[i]:offsets[i + 1]]`.
     """
 
@@ -46,7 +45,7 @@ def load_sketches(settings: ConfigDict, split: str) -> Sketches:
 
     Args:
       settings: `config.task`.
-      split: of tensorflow-datasets, such as train, validation or train[:1000].
+      split: as in tensorflow-datasets, such as train, validation or train[:1000].
 
     Returns:
       Sketches.
@@ -58,7 +57,7 @@ def load_sketches(settings: ConfigDict, split: str) -> Sketches:
 
 
 def load_labels(settings: ConfigDict, split: str) -> NumpyArray:
-    """Load the labels of a split: a drawing's class, or 0 where the dataset has none.
+    """Load the labels of a split: the class of each drawing, or 0 if the dataset has none.
 
     Args:
       settings: `config.task`.
@@ -89,7 +88,7 @@ def _load_split(settings: ConfigDict, split: str) -> tuple[Sketches, NumpyArray]
 
 @functools.cache
 def _load(settings: ConfigDict, split: str, description: str) -> tuple[Sketches, NumpyArray]:
-    """Load Sketches and labels; the description tells contents of the same files apart."""
+    """Load Sketches and labels; the description distinguishes contents of the same files."""
     del description
     records = list(open_builder(settings).as_data_source(split=split))
     drawings = [represent(record["points"], settings.representation) for record in records]
@@ -99,20 +98,19 @@ def _load(settings: ConfigDict, split: str, description: str) -> tuple[Sketches,
 
 
 def describe(settings: ConfigDict, split: str) -> str:
-    """Say exactly which drawings `load_sketches` gives for these settings and this split."""
+    """Describe exactly which drawings `load_sketches` returns for these settings and split."""
     return f"{full_name(settings)} {split}, {VERSION}, {settings.representation}"
 
 
 def bucket_bounds(lengths: NumpyArray, count: int) -> tuple[int, ...]:
-    """Choose the padded lengths that waste the least.
+    """Choose the padded lengths with the least padding.
 
     Args:
       lengths: [drawings] int, number of points of each.
-      count: how many different padded lengths, at most.
+      count: maximum number of padded lengths.
 
     Returns:
-      Increasing multiples of 8, the last one the least that holds all drawings: the choice with
-      the least padding in all.
+      Increasing multiples of 8; the last one is the smallest that fits all drawings.
     """
     ends = np.arange(_MULTIPLE, MAX_POINTS + _MULTIPLE, _MULTIPLE)
     shorter = np.searchsorted(np.sort(lengths), ends, side="right").tolist()
@@ -126,18 +124,18 @@ def bucket_bounds(lengths: NumpyArray, count: int) -> tuple[int, ...]:
             points, bounds = best(before, count - 1)
             points += (shorter[last] - shorter[before]) * end
             choices.append((points, (*bounds, end)))
-        # Of equally good choices the one with the fewest buckets: none is empty.
+        # Among ties, the fewest buckets, so that none is empty.
         return min(choices, key=lambda choice: (choice[0], len(choice[1]), choice[1]))
 
     return best(int(np.searchsorted(ends, lengths.max())), count)[1]
 
 
 def padding(lengths: NumpyArray, bounds: Sequence[int]) -> float:
-    """Return the share of padding where each drawing is padded to the next bound, a float.
+    """Return the fraction of padding if each drawing is padded to the next bound.
 
     Args:
       lengths: [drawings] int, number of points of each.
-      bounds: increasing padded lengths, the last one at least the largest length.
+      bounds: increasing padded lengths; the last one is at least the largest length.
     """
     padded = np.asarray(bounds)[np.searchsorted(bounds, lengths)]
     return 1 - lengths.sum() / padded.sum()
@@ -149,8 +147,8 @@ def sketch_batches(
     """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
 
     All drawings of a batch come from one bucket and are padded to its bound; a step's bucket is
-    drawn with the probability of its drawings, so that each drawing is as likely as any other. A
-    batch is a function of the step, as in `images.image_batches`.
+    drawn in proportion to its number of drawings, so that all drawings are equally likely. A batch
+    is a function of the step, as in `images.image_batches`.
 
     Args:
       sketches: Sketches.
@@ -161,7 +159,7 @@ def sketch_batches(
       stop: step to stop before.
 
     Returns:
-      Iterator of batches as `pad` makes them, prefetched in threads.
+      Iterator of batches from `pad`, prefetched by threads.
     """
     seed = check_seed(seed)
     buckets = np.searchsorted(bounds, sketches.lengths)
@@ -172,7 +170,7 @@ def sketch_batches(
     ]
     shares = np.cumsum([len(m) for m in members]) / len(buckets)
     chosen = np.searchsorted(shares, np.random.default_rng(seed).random(stop), side="right")
-    # How often a step's bucket came up before: where its batch begins in the bucket's stream.
+    # How often a step's bucket came up before: where its batch starts in the bucket's stream.
     earlier = np.zeros(stop, np.int64)
     for b in range(len(bounds)):
         steps = chosen == b
@@ -192,15 +190,15 @@ def sketch_batches(
 
 
 def ordered_batches(sketches: Sketches, buckets: int, batch_size: int) -> Batches:
-    """Iterate once over all drawings, in an order that depends on nothing but their lengths.
+    """Iterate once over all drawings, in an order that depends only on their lengths.
 
     Args:
       sketches: Sketches.
-      buckets: how many different padded lengths, at most.
-      batch_size: of all batches but the last of each bucket.
+      buckets: maximum number of padded lengths.
+      batch_size: size of all batches except the last of each bucket.
 
     Returns:
-      Iterator of batches as `pad` makes them.
+      Iterator of batches from `pad`.
     """
     bounds = bucket_bounds(sketches.lengths, buckets)
     bucket = np.searchsorted(bounds, sketches.lengths)
@@ -216,7 +214,7 @@ def pad(sketches: Sketches, indices: NumpyArray, length: int) -> Batch:
     Args:
       sketches: Sketches.
       indices: [batch] int.
-      length: to pad to with zeros.
+      length: length to pad to, with zeros.
 
     Returns:
       `{"points": [batch, length, 3], "times": [batch, length], "lengths": [batch]}`, float32

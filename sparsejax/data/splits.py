@@ -1,4 +1,4 @@
-"""Splits of a dataset, as tensorflow-datasets names and slices them."""
+"""Splits of a dataset, named and sliced as in tensorflow-datasets."""
 
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
@@ -7,12 +7,12 @@ from sparsejax.errors import ConfigError
 
 
 def check_split(settings: ConfigDict, split: str, builder: tfds.core.DatasetBuilder) -> None:
-    """Refuse a split that the dataset doesn't have, or that selects nothing.
+    """Raise ConfigError for a split that the dataset doesn't have, or that is empty.
 
     Args:
       settings: `config.task`.
-      split: of tensorflow-datasets, such as train, validation or train[:12500].
-      builder: the dataset's, prepared.
+      split: as in tensorflow-datasets, such as train, validation or train[:12500].
+      builder: prepared builder of the dataset.
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.

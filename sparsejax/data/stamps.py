@@ -1,7 +1,6 @@
-"""Stamps: what lies in a place, told cheaply, so that the same content is known again elsewhere.
+"""Stamps: cheap fingerprints of data, to recognize the same content elsewhere.
 
-A stamp is a JSON-able dictionary. It doesn't depend on where the content lies, nor on when it was
-written there.
+A stamp is a JSON-able dictionary that depends neither on the path nor on modification times.
 """
 
 import hashlib
@@ -20,11 +19,11 @@ def stamp_file(path: pathlib.Path, named: bool = False) -> Stamp:
     """Return the stamp of one file: its size and a hash of its bytes.
 
     Args:
-      path: pathlib.Path.
-      named: whether another name makes it another content.
+      path: the file.
+      named: whether the name is part of the content.
 
     Returns:
-      Dictionary of files (1), bytes, sha256, and name if `named`.
+      `files` (1), `bytes`, `sha256`, and `name` if `named`.
     """
     stamp = {"files": 1, "bytes": path.stat().st_size, "sha256": archives.digest(path)}
     return stamp | {"name": path.name} if named else stamp
@@ -34,11 +33,11 @@ def stamp_folder(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> Stamp:
     """Return the stamp of files in a folder: a hash of their names and sizes.
 
     Args:
-      folder: pathlib.Path; names are relative to it.
-      paths: of the files.
+      folder: folder that names are relative to.
+      paths: the files.
 
     Returns:
-      Dictionary of files (their number), bytes (in all) and sha256.
+      `files` (their number), `bytes` (total) and `sha256`.
     """
     names = sorted((os.fsencode(path.relative_to(folder)), path.stat().st_size) for path in paths)
     content = hashlib.sha256(b"".join(b"%s\0%d\0" % name for name in names))
@@ -47,16 +46,16 @@ def stamp_folder(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> Stamp:
 
 
 def stamp_splits(splits: Splits) -> Stamp:
-    """Return the stamp of a prepared set: each split's number of examples and of bytes.
+    """Return the stamp of a prepared dataset: the number of examples and bytes per split.
 
     Args:
-      splits: mapping of name to tfds.core.SplitInfo.
+      splits: tfds.core.SplitInfo by name.
     """
     return {"splits": {name: [s.num_examples, s.num_bytes] for name, s in sorted(splits.items())}}
 
 
 def describe(stamp: Stamp) -> str:
-    """Say in a few words what a stamp is of.
+    """Describe a stamp in a few words.
 
     Example:
       >>> describe({"files": 12, "bytes": 34567, "sha256": "0"})

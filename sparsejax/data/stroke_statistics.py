@@ -1,9 +1,9 @@
-"""What can be counted and measured on pen drawings, and how far two sets of them are apart.
+"""Statistics of pen drawings, and distances between those of two sets.
 
-A drawing is an array [length, 3] of absolute x, y and the state of the pen: 0 the stroke goes on,
-1 last point of its stroke, 2 no point (padding behind the end). A row that is not finite is no
-point either, though a pen state of 1 there still ends the stroke. Lengths are in the units of the
-drawings: those of `sparsejax.data.strokes` have their farthest point 10 away from the first.
+A drawing is an array [length, 3] of absolute x, y and pen state: 0 the stroke continues, 1 last
+point of its stroke, 2 no point (padding after the end). Rows that are not finite are skipped, but a
+pen state of 1 there still ends the stroke. Lengths are in the units of the drawings: in those of
+`sparsejax.data.strokes`, the farthest point is 10 away from the first.
 """
 
 import numpy as np
@@ -15,23 +15,22 @@ _COMPARED = ("strokes", "ink length", "stroke length", "width", "height")
 
 
 def stroke_statistics(drawings: ArrayLike) -> dict[str, NumpyArray]:
-    """Count and measure drawings, each by itself.
+    """Return statistics of each drawing.
 
     Args:
-      drawings: [count, length, 3] floats, one drawing or more.
+      drawings: [count, length, 3] floats, at least one drawing.
 
     Returns:
       Dictionary of [count] float64:
-        strokes: number of strokes; one that no pen state ends, and one of a single point, is a
-          stroke too.
+        strokes: number of strokes; a stroke without an end, or of a single point, counts.
         points: number of points.
-        ink length: sum of the distances between neighbouring points of a stroke.
-        stroke length: ink length over strokes.
-        width, height: of the box around all points.
-      A drawing without a point has 0 in all.
+        ink length: sum of the distances between consecutive points of a stroke.
+        stroke length: ink length divided by strokes.
+        width, height: size of the bounding box.
+      All are 0 for a drawing without points.
 
     Raises:
-      ValueError: the shape is another, or there is no drawing.
+      ValueError: the array has another shape, or there is no drawing.
 
     Example:
       >>> corner = [[0, 0, 0], [3, 4, 1], [3, 5, 0], [3, 7, 1]]
@@ -48,7 +47,7 @@ def stroke_statistics(drawings: ArrayLike) -> dict[str, NumpyArray]:
     count = len(drawings)
     pen = np.rint(drawings[..., 2])
     present = np.isfinite(drawings).all(-1) & (pen < 2)
-    # All points of all drawings, one behind the other.
+    # All points of all drawings, concatenated.
     owner = np.nonzero(present)[0]
     xy = drawings[present][:, :2]
     stroke = (np.cumsum(pen == 1, axis=1) - (pen == 1))[present]
@@ -71,22 +70,22 @@ def stroke_statistics(drawings: ArrayLike) -> dict[str, NumpyArray]:
 
 
 def compare_strokes(drawings: ArrayLike, reference: ArrayLike) -> dict[str, float]:
-    """Return the Wasserstein-1 distances between what is measured on two sets of drawings.
+    """Return the Wasserstein-1 distances between the statistics of two sets of drawings.
 
-    The number of points is left out: a sampler draws it from the training data before the network
-    runs, so its distance says nothing of the model. As the points of real drawings are evenly
-    spaced, the length of the ink has some of this too.
+    The number of points is left out: it is drawn from the training data before the network runs, so
+    its distance says nothing about the model. Since points of real drawings are evenly spaced, this
+    partly holds for the ink length too.
 
     Args:
       drawings: [count, length, 3] floats, see `stroke_statistics`.
       reference: [other count, other length, 3].
 
     Returns:
-      Dictionary of floats in the units of what is compared: `W1[strokes]`, `W1[ink length]`,
+      Distances in the units of each statistic: `W1[strokes]`, `W1[ink length]`,
       `W1[stroke length]`, `W1[width]`, `W1[height]`.
 
     Raises:
-      ValueError: as `stroke_statistics`.
+      ValueError: see `stroke_statistics`.
     """
     from scipy.stats import wasserstein_distance
 
@@ -97,5 +96,5 @@ def compare_strokes(drawings: ArrayLike, reference: ArrayLike) -> dict[str, floa
 
 
 def _sums(owner: NumpyArray, values: NumpyArray, count: int) -> NumpyArray:
-    """Return each drawing's sum of values, [count] float64; `owner` is the drawing of each."""
+    """Sum values per drawing, [count] float64; `owner` is the drawing of each value."""
     return np.bincount(owner, values, minlength=count).astype(np.float64)

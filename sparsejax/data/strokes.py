@@ -1,9 +1,9 @@
-"""One pen drawing as a sequence: ChiroDiff's preprocessing, and its two representations.
+"""Pen drawings as sequences: ChiroDiff's preprocessing and its two representations.
 
 A preprocessed drawing is an array [points, 4] of x, y, pen, time: absolute coordinates, y down,
-the first point at the origin, the farthest 10 away from it; pen 1 on the last point of each
-stroke; time from 0 to 1. From it come `threeseqabs` (the points themselves) and `threeseqdel`
-(the steps between them), both [points - 1, 4].
+first point at the origin, farthest point 10 away from it; pen 1 on the last point of each stroke;
+time from 0 to 1. The representations are `threeseqabs` (the points themselves) and `threeseqdel`
+(the offsets between them), both [points - 1, 4].
 
 Das et al. (2023), ChiroDiff, and its published code.
 """
@@ -14,26 +14,26 @@ import numpy as np
 
 from sparsejax.types import NumpyArray
 
-VERSION = "chirodiff-1"  # changes with the preprocessing
+VERSION = "chirodiff-1"  # of the preprocessing
 REPRESENTATIONS = ("threeseqdel", "threeseqabs")
 MAX_STROKES = 25
-MAX_POINTS = 300  # as many or more: the drawing is left out
-SPACING = 0.05  # of resampled points, in radii of the drawing
+MAX_POINTS = 300  # drawings of this many points or more are left out
+SPACING = 0.05  # distance of resampled points, in radii of the drawing
 SCALE = 10.0
 _TOO_MANY = f"{MAX_POINTS} points or more after resampling"
-PEN_UP = 0.8  # a sampled pen value above is the end of a stroke
+PEN_UP = 0.8  # sampled pen values above this end a stroke
 
 
 class UnusableDrawingError(ValueError):
-    """A drawing that the preprocessing leaves out; the message says why."""
+    """A drawing that the preprocessing rejects; the message says why."""
 
 
 def preprocess(strokes: Sequence[NumpyArray]) -> NumpyArray:
-    """Bring a drawing to ChiroDiff's scale and resample it evenly along its strokes.
+    """Scale a drawing as in ChiroDiff and resample it evenly along its strokes.
 
-    The first 25 strokes, of these the ones of two points or more; origin at the first point;
-    each stroke resampled to `max(2, int(length / 0.05))` points where the drawing has radius 1;
-    then radius 10.
+    Of the first 25 strokes, those of two or more points are kept. The first point becomes the
+    origin; at radius 1, each stroke is resampled to `max(2, int(length / 0.05))` points; the result
+    has radius 10.
 
     Args:
       strokes: list of arrays [points, 3] of x, y (y down) and time, in any units.
@@ -82,7 +82,7 @@ def _radius(strokes: Sequence[NumpyArray]) -> float:
 
 
 def _resample(stroke: NumpyArray) -> NumpyArray:
-    """Space points evenly along a stroke; time goes evenly from its start to its end."""
+    """Space points evenly along a stroke; time increases evenly from start to end."""
     steps = np.hypot(*np.diff(stroke[:, :2], axis=0).T)
     along = np.append(0, np.cumsum(steps))
     count = max(2, int(along[-1] / SPACING))
@@ -94,12 +94,12 @@ def _resample(stroke: NumpyArray) -> NumpyArray:
 
 
 def represent(points: NumpyArray, representation: str) -> NumpyArray:
-    """Return the sequence that a model learns.
+    """Return the sequence that a model is trained on.
 
     Args:
       points: [points, 4], preprocessed.
-      representation: `threeseqdel`: steps, each with pen of the point it leads to and time of
-        the point that it leaves; `threeseqabs`: all points but the first, which is the origin.
+      representation: `threeseqdel`: offsets, each with the pen of its end point and the time of its
+        start point; `threeseqabs`: all points except the first, which is the origin.
 
     Returns:
       [points - 1, 4].

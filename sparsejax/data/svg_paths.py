@@ -1,7 +1,7 @@
-"""The `d` of an SVG path as points. Strict: what the SVG grammar doesn't allow is refused.
+"""Convert the `d` of an SVG path to points, strictly by the SVG grammar.
 
-fontTools' parser passes over what it doesn't know and reads 007 as three numbers, so it is given
-only paths that were checked and written anew.
+fontTools' parser skips what it doesn't know and reads 007 as three numbers, so it only gets paths
+that were checked and normalized.
 """
 
 import math
@@ -31,20 +31,20 @@ _CUBIC = np.array([[1, 0, 0, 0], [-3, 3, 0, 0], [3, -6, 3, 0], [-1, 3, -3, 1]]) 
 
 
 def flatten(path: str, spacing: float) -> NumpyArray:
-    """Follow a path that is drawn without lifting the pen.
+    """Return points along a path that is drawn without lifting the pen.
 
-    Lines, quadratic and cubic curves and arcs are cut evenly in their parameter; arcs within
-    0.03 % of their radius.
+    Lines, quadratic and cubic curves and arcs are divided evenly in their parameter; arcs are
+    accurate to 0.03 % of their radius.
 
     Args:
-      path: str, an SVG path's `d`.
-      spacing: points lie at most so far apart.
+      path: `d` of an SVG path.
+      spacing: maximum distance between points.
 
     Returns:
       [points, 2] float64 of x and y.
 
     Raises:
-      ValueError: says what is wrong with the path.
+      ValueError: the path is invalid; says what is wrong.
 
     Example:
       >>> flatten("M1,1h1v.5", spacing=0.5)
@@ -60,7 +60,7 @@ def flatten(path: str, spacing: float) -> NumpyArray:
     curves = np.array(pen.curves)  # [curves, 4, 2]
     if not np.isfinite(curves).all():
         raise ValueError("values that aren't finite")
-    # A cubic curve is nowhere faster than three times its longest leg.
+    # The speed of a cubic curve is at most three times its longest leg.
     legs = np.diff(curves, axis=1)
     speed = 3 * np.hypot(legs[..., 0], legs[..., 1]).max(axis=1)
     if speed.sum() > 1e6 * spacing:
@@ -71,12 +71,12 @@ def flatten(path: str, spacing: float) -> NumpyArray:
     time = (np.arange(1, ends[-1] + 1) - (ends - counts)[which]) / counts[which]
     powers = time[:, None] ** np.arange(4)
     points = np.einsum("nk,nkd->nd", powers, (_CUBIC @ curves)[which])
-    points[ends - 1] = curves[:, 3]  # free of rounding
+    points[ends - 1] = curves[:, 3]  # without rounding
     return np.concatenate([curves[:1, 0], points])
 
 
 def _checked(path: str) -> str:
-    """Write a path anew: one command for each set of numbers, one space between all."""
+    """Normalize a path: one command per set of numbers, single spaces."""
     before, *pieces = _COMMAND.split(path)
     if not path.strip():
         raise ValueError("it is empty")
@@ -92,13 +92,13 @@ def _checked(path: str) -> str:
             continue
         for numbers in _SET[kind].findall(arguments):
             written.append(_written(command, numbers))
-            # After the first pair, M goes on as L.
+            # After the first pair, M continues as L.
             command = {"M": "L", "m": "l"}.get(command, command)
     return " ".join(written)
 
 
 def _written(command: str, numbers: str | Sequence[str]) -> str:
-    """Write a command with its numbers, of which `findall` gives a tuple, or a str if it is one."""
+    """Format a command with its numbers: a tuple from `findall`, or a str if there is one."""
     numbers = [numbers] if isinstance(numbers, str) else numbers
     values = [repr(float(number)) for number in numbers]
     if command in "Aa":
@@ -109,7 +109,7 @@ def _written(command: str, numbers: str | Sequence[str]) -> str:
 
 
 class _Curves(BasePen):
-    """Collects what is drawn as cubic curves, each of four points."""
+    """Collects what is drawn as cubic curves of four points."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _Curves(BasePen):
     def arcTo(  # noqa: N802
         self, rx: float, ry: float, rotation: float, large: bool, sweep: bool, end: Point
     ) -> None:
-        """Draw an elliptical arc as SVG 1.1, F.6.2 and F.6.6, say of parameters out of range."""
+        """Draw an elliptical arc; SVG 1.1, F.6.2 and F.6.6 for parameters out of range."""
         start = self._getCurrentPoint()
         if end == start:
             return
@@ -145,14 +145,14 @@ class _Curves(BasePen):
         self._last = point
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what isn't finite is refused
+@np.errstate(over="ignore", invalid="ignore")  # values that aren't finite raise ValueError later
 def _arc(
     start: Point, rx: float, ry: float, rotation: float, large: bool, sweep: bool, end: Point
 ) -> NumpyArray:
-    """Cut an elliptical arc into cubic curves, [curves, 3, 2]: two control points and the end.
+    """Divide an elliptical arc into cubic curves, [curves, 3, 2]: two control points and the end.
 
-    SVG 1.1, F.6.5, but for the centre, from which a large circle's points would be lost to
-    rounding. In a plane where the ellipse is the unit circle and the middle of the chord the
+    SVG 1.1, F.6.5, but without the centre: relative to it, points of a large circle would be lost
+    to rounding. In coordinates where the ellipse is the unit circle and the middle of the chord the
     origin, the chord goes along `e` from sin -h to sin h, the arc bulges along `n`, and its points
     are e sin a + n (cos a - cos h) for a from -h to h.
     """
@@ -160,12 +160,12 @@ def _arc(
     turn = np.array(
         [[math.cos(rotation), -math.sin(rotation)], [math.sin(rotation), math.cos(rotation)]]
     )
-    # Radii relative to the larger one: no square of them vanishes or is infinite.
+    # Radii relative to the larger one, so that their squares neither underflow nor overflow.
     scale = max(rx, ry)
     axes = np.array([rx / scale, ry / scale])
     half = (turn.T @ ((last - first) / 2)) / axes
     length = math.hypot(*half)
-    scale = max(scale, length)  # F.6.6: radii too small grow until they are just enough
+    scale = max(scale, length)  # F.6.6: radii that are too small are scaled up until they just fit
     e = half / length
     n = np.array([e[1], -e[0]]) if sweep else np.array([-e[1], e[0]])
     h = math.asin(min(1, length / scale))
@@ -177,5 +177,5 @@ def _arc(
     reach = 4 / 3 * math.tan(h / count / 2) * (e * np.cos(a) - n * np.sin(a))
     curves = np.stack([points[:-1] + reach[:-1], points[1:] - reach[1:], points[1:]], axis=1)
     curves = (first + last) / 2 + (scale * axes * curves) @ turn.T
-    curves[-1, 2] = last  # free of rounding
+    curves[-1, 2] = last  # without rounding
     return curves
