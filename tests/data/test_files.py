@@ -305,7 +305,7 @@ def test_missing_and_empty_sources_are_refused(tmp_path):
         (tmp_path / "nowhere", "doesn't exist"),
         (tmp_path / "empty", "holds no image"),
         (tmp_path / "a.png", "no npz"),
-        ("", "the path of your images"),
+        ("", "the path of a folder of images"),
     ):
         with pytest.raises(ConfigError, match=rf"config\.task\.source.*{problem}"):
             data.open_images(task(tmp_path, source=source), "train")
