@@ -53,7 +53,7 @@ KEYS = (
         "imports",
         tuple[str, ...],
         (),
-        "modules to import first: they register methods of your own (docs/extending.md)",
+        "modules to import first: they register methods, data sets and families of your own",
     ),
     Key("seed", int, 0, "seed of weights, masks, data order and noise", f"0 to {MAX_SEED}"),
     Key("steps", int, 1000, "optimizer steps", "1 or more"),

@@ -13,7 +13,8 @@ from sparsejax.config_files import load_config
 from sparsejax.configuration import resolve
 from sparsejax.data import builders
 from sparsejax.errors import ConfigError
-from sparsejax.families import build_data
+from sparsejax.families import build_data, register_family
+from sparsejax.families.registry import FAMILIES
 from sparsejax.sparsity import methods
 from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
 from sparsejax.training.metrics_log import read_metrics
@@ -158,3 +159,28 @@ def test_images_of_a_builder_from_outside_are_prepared_and_read(folder):
     del builders._IMAGE_BUILDERS["disks"]
     with pytest.raises(ConfigError, match="task.dataset is 'disks'; accepted: digits, files"):
         build_data(resolve(config))
+
+
+def test_a_model_family_from_outside_is_trained_and_sampled(folder):
+    (folder / "my_family.py").write_text(FILES["my_family.py"])
+    overrides = {"steps": 4, "batch_size": 8, "model.hidden": 32, "sparsity.update_interval": 2}
+    overrides |= {"sample.count": 4, "sample.steps": 5, "sample.every": 0, "log.tensorboard": False}
+    config = load_config("my_family.py:rigl,0.5", [(k, str(v)) for k, v in overrides.items()])
+    assert loop.train(config, "run")
+    save_sparse_run("run", "model.safetensors")
+    samples = load("run").sample(jax.random.key(0), 3)
+    assert samples.shape == (3, 8, 8, 1)
+    assert np.ptp(samples) > 0.1
+    np.testing.assert_array_equal(load("model.safetensors").sample(jax.random.key(0), 3), samples)
+    _, params, masks = load_run("run")
+    assert masks["Dense_0"]["kernel"].shape == (64 + 12, 32)
+    assert sparsity.summarize(params, masks).sparsifiable.density == pytest.approx(0.5, abs=1e-3)
+
+    del FAMILIES["mlp"], sys.modules["my_family"]
+    with pytest.raises(ConfigError, match="'mlp'; accepted: images, .* once my_family is imported"):
+        load("model.safetensors")
+    assert "my_family" not in sys.modules
+    load("run")  # a workdir imports it by itself
+    with pytest.raises(ValueError, match="family 'mlp' is registered already; accepted: another"):
+        register_family("mlp", FAMILIES["images"])
+    del FAMILIES["mlp"], sys.modules["my_family"]

@@ -1,21 +1,24 @@
 """Model families. Training knows a Model and a Data by their records, and nothing else."""
 
-from sparsejax.families.family import Data, Facts, Model
+from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.families.registry import (
     build_data,
     build_model,
     network_arguments,
     networks_of,
+    register_family,
     stamp_data,
 )
 
 __all__ = [
     "Data",
     "Facts",
+    "Family",
     "Model",
     "build_data",
     "build_model",
     "network_arguments",
     "networks_of",
+    "register_family",
     "stamp_data",
 ]

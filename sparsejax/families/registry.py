@@ -22,9 +22,32 @@ FAMILIES = {
 }
 
 
+def register_family(name: str, family: Family) -> None:
+    """Register a model family of your own, for `config.task.name`.
+
+    Args:
+      name: of the family; registering it again from the same place replaces it.
+      family: Family.
+
+    Raises:
+      ValueError: another family has the name.
+    """
+    other = FAMILIES.get(name)
+    if other is not None and _origin(other) != _origin(family):
+        raise ValueError(f"model family {name!r} is registered already; accepted: another name")
+    FAMILIES[name] = family
+
+
+def _origin(family: Family) -> tuple[str, str]:
+    return family.model.__module__, family.model.__qualname__
+
+
 def _family(config: ConfigDict) -> Family:
     name = config.task.name
-    require(name in FAMILIES, "task.name", name, ", ".join(FAMILIES))
+    accepted = ", ".join(FAMILIES)
+    if config.imports:  # a sparse file imports nothing: it may come from someone else
+        accepted += f", or what is registered once {', '.join(config.imports)} is imported"
+    require(name in FAMILIES, "task.name", name, accepted)
     return FAMILIES[name]
 
 

@@ -33,13 +33,13 @@ STRUCTURED = "--model-channels=32 --size=8 --batch=1 --block=32 --models=block:0
 # (pattern of a command without `python`, flags to append); all that match are appended.
 TINY = [
     (r"^train\.py| sweep ", SCHEDULE),
-    (r"^train\.py(?!.*(chirodiff|_vq))| sweep .*digits", UNET),
+    (r"^train\.py(?!.*(chirodiff|_vq|my_family))| sweep .*digits", UNET),
     (r"^train\.py.*chirodiff| sweep .*chirodiff", GRU),
     (r"^train\.py.*_vq", CODES),
     (r"^train\.py.*(celebahq|bedrooms|imagenette)_ldm", PHOTOS),
     (r"^evaluate\.py| sweep ", MEASURES),
     (r"^-m sparsejax prepare ", "--config.batch_size=4"),
-    (r"^-m sparsejax export ", ""),
+    (r"^-m sparsejax (export|sample) ", ""),
     (r"^-m sparsejax( report |\.keys_page$)", ""),
     (r"^benchmarks/masking\.py", "--rounds=1 --batch=2"),
     (r"^benchmarks/memory\.py", "--model-channels=32 --rounds=1"),
