@@ -19,21 +19,9 @@ from sparsejax.data.builders import SKETCHES, full_name, image_sets, open_builde
 from sparsejax.data.files import short_name
 from sparsejax.data.splits import check_split
 from sparsejax.errors import require
-from sparsejax.rendering.pixels import PICTURES, are_finite, to_pixels, to_unit_range
+from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.seeds import check_seed
 from sparsejax.types import Batches, Example, NumpyArray, Pictures
-
-__all__ = [
-    "PICTURES",
-    "are_finite",
-    "describe",
-    "image_batches",
-    "label",
-    "load_images",
-    "open_images",
-    "to_pixels",
-    "to_unit_range",
-]
 
 # Pillow decodes without holding the GIL; prefetched batches are held in memory.
 _THREADS = max(2, min(8, os.cpu_count() or 2))

@@ -18,6 +18,7 @@ from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.first_stage import FILE, KINDS, load_first_stage, save_first_stage
 from sparsejax.models.flops import layer_flops
 from sparsejax.rendering.images import image_grid
+from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.types import Apply, Array, Batch, Frozen, Keys, Params, PRNGKey, PyTree
 
 _RECONSTRUCTED_AT_ONCE = 8  # images on a device
@@ -69,7 +70,7 @@ def autoencoder_model(config: ConfigDict, facts: Facts | None = None) -> Model:
         indices = (start + jnp.arange(count)) % len(frozen)
 
         def reconstruct(index: Array) -> Array:
-            return apply(params, data.to_unit_range(frozen[index])[None])[0][0]
+            return apply(params, to_unit_range(frozen[index])[None])[0][0]
 
         return jax.lax.map(reconstruct, indices, batch_size=_RECONSTRUCTED_AT_ONCE)
 

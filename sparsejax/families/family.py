@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from sparsejax.data.images import to_pixels
 from sparsejax.data.stamps import Stamp
 from sparsejax.diffusion.noise_schedules import NoiseSchedule
 from sparsejax.models.pipelines import FirstStage
+from sparsejax.rendering.pixels import to_pixels
 from sparsejax.types import (
     Apply,
     Batches,

@@ -10,6 +10,7 @@ from sparsejax.families.arguments import check_batch_size
 from sparsejax.families.denoising import denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.models.unet import UNet
+from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.types import Batches, NumpyArray
 
 _IN_MEMORY = 2**30  # bytes of pixels; larger sets are decoded while training
@@ -112,7 +113,7 @@ def training_batches(config: ConfigDict, start: int, stop: int) -> Batches:
 
 def reference_images(settings: ConfigDict) -> NumpyArray:
     """Return the images of `reference_split`, [count, height, width, channels] in [-1, 1]."""
-    return data.to_unit_range(data.load_images(settings, settings.reference_split)[0])
+    return to_unit_range(data.load_images(settings, settings.reference_split)[0])
 
 
 FAMILY = Family(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from sparsejax.atomic import write_text
 from sparsejax.data import sketches as data
 from sparsejax.data.builders import stamp
-from sparsejax.data.images import label, to_pixels
+from sparsejax.data.images import label
 from sparsejax.data.stroke_statistics import compare_strokes
 from sparsejax.data.strokes import PEN_UP, SCALE
 from sparsejax.diffusion import noise_schedules, process, samplers
@@ -25,6 +25,7 @@ from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, Transform
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.units import bigru_units
 from sparsejax.rendering import RASTER_VERSION, rasterize, stroke_grid, svg_grid, to_gif
+from sparsejax.rendering.pixels import to_pixels
 from sparsejax.types import (
     Apply,
     Array,

@@ -4,6 +4,7 @@ from sklearn.datasets import load_digits
 
 from sparsejax.data import images as data
 from sparsejax.errors import ConfigError
+from sparsejax.rendering.pixels import to_pixels
 from tests.data.sets import pixels, task
 
 
@@ -29,7 +30,7 @@ def lopsided(count):
 
 def batches(dataset, batch_size, start, stop, seed=0, flip=False):
     found = data.image_batches(dataset, batch_size, seed, start, stop, flip=flip)
-    return [data.to_pixels(batch["image"]) for batch in found]
+    return [to_pixels(batch["image"]) for batch in found]
 
 
 def test_digits_are_scikit_learns(digits):

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from sparsejax.data import latents as cache
-from sparsejax.data.images import to_unit_range
 from sparsejax.errors import ConfigError
+from sparsejax.rendering.pixels import to_unit_range
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IDENTITY = {"first_stage": "abc", "images": "noise 1.0.0 train", "flip": True}

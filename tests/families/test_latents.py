@@ -13,7 +13,7 @@ from sparsejax.commands import export, sample
 from sparsejax.commands.export import export_unet
 from sparsejax.configuration import resolve
 from sparsejax.data import latents as cache
-from sparsejax.data.images import load_images, to_unit_range
+from sparsejax.data.images import load_images
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation.closing import close_run
 from sparsejax.evaluation.comparison import evaluate_runs
@@ -22,7 +22,7 @@ from sparsejax.models import first_stage
 from sparsejax.models.autoencoder import VQModel
 from sparsejax.models.published import unet_from_diffusers
 from sparsejax.models.unet import UNet
-from sparsejax.rendering.pixels import to_pixels
+from sparsejax.rendering.pixels import to_pixels, to_unit_range
 from sparsejax.sparse_files import read_metadata
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training import load_run, load_sparse_run, loop, runs, save_sparse_run

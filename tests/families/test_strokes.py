@@ -11,7 +11,6 @@ from configs.vmnist_chirodiff import get_config
 from sparsejax.commands import sample
 from sparsejax.configuration import resolve
 from sparsejax.data.drawings import with_times
-from sparsejax.data.images import to_unit_range
 from sparsejax.data.sketches import bucket_bounds
 from sparsejax.data.strokes import preprocess, represent
 from sparsejax.diffusion import noise_schedules
@@ -22,6 +21,7 @@ from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.families import build_data, strokes
 from sparsejax.families.strokes import even_times, to_drawings
 from sparsejax.rendering import rasterize
+from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training import loop, runs
 from sparsejax.training.check import check

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from sparsejax.data.images import PICTURES, load_images, to_pixels, to_unit_range
+from sparsejax.data.images import load_images
 from sparsejax.errors import ConfigError
 from sparsejax.metrics import distances, moments
 from sparsejax.metrics.extractors import build_extractor, reference_features
 from sparsejax.metrics.measures import build_meter
+from sparsejax.rendering.pixels import PICTURES, to_pixels, to_unit_range
 from tests.training.tiny import tiny_config
 
 rng = np.random.default_rng(0)
