@@ -65,20 +65,20 @@ def run(name: str, argv: Sequence[str]) -> None:
       argv: its flags.
     """
 
-    def call():
+    def call() -> None:
         importlib.import_module(f"sparsejax.commands.{name}").main(argv)
 
     command_line.run(call)
 
 
-def _problem(name):
+def _problem(name: str) -> str:
     accepted = f"accepted: {', '.join(COMMANDS)}"
     if not name:
         return f"a command must be given; {accepted}"
     return f"there is no command {name!r}; {accepted}; nearest: {nearest(name, COMMANDS)}"
 
 
-def _help():
+def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
     return "\n".join(

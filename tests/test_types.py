@@ -9,7 +9,6 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 # Packages and modules whose functions have no types yet. To be empty.
 UNTYPED = {
-    "commands",
     "compact",
     "sparsity/packing",
     "sparsity/transforms",

@@ -14,10 +14,12 @@ import argparse
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
@@ -29,17 +31,30 @@ from sparsejax.models.convert import unet_to_torch
 from sparsejax.models.diffusers_config import unet_diffusers_config
 from sparsejax.models.diffusers_layout import unet_to_diffusers
 from sparsejax.models.pipelines import (
+    FirstStage,
     export_pipeline,
     has_same_steps,
     scheduler_config,
 )
 from sparsejax.models.unet import UNet
 from sparsejax.storage import require_writable
+from sparsejax.types import Masks, NumpyArray, Params, PathLike
+
+if TYPE_CHECKING:
+    from sparsejax.families import Model
 
 SPARSE_FILE = "model.safetensors"
 
 
-def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None):
+def export_unet(
+    params: Params,
+    masks: Masks,
+    folder: PathLike,
+    model: UNet,
+    *,
+    sample_size: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> list[pathlib.Path]:
     """Write a UNet and its masks.
 
     Each file is written whole or not at all.
@@ -68,7 +83,7 @@ def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None
     folder.mkdir(parents=True, exist_ok=True)
     full_masks = jax.tree.map(_full_mask, params, masks)
     # PyTorch's readers want to know that the tensors are theirs.
-    metadata = {"format": "pt"} | (metadata or {})
+    metadata = {"format": "pt", **(metadata or {})}
     if any(getattr(model, name) != theirs for name, theirs in COMPVIS_ARGUMENTS.items()):
         # Neither names nor shapes tell.
         metadata = {MODEL_KEY: json.dumps(network_arguments(model))} | metadata
@@ -89,7 +104,7 @@ def export_unet(params, masks, folder, model, *, sample_size=None, metadata=None
     return [*written, diffusers_folder / "config.json"]
 
 
-def compvis_differences(model) -> str:
+def compvis_differences(model: UNet) -> str:
     """Return in which arguments a UNet is none that CompVis's code computes; most often, "".
 
     The names and shapes of its weights are CompVis's all the same.
@@ -109,11 +124,13 @@ def compvis_differences(model) -> str:
     return "; ".join(differing)
 
 
-def _full_mask(param, mask):
+def _full_mask(param: NumpyArray, mask: NumpyArray) -> NumpyArray:
     return np.broadcast_to(np.asarray(mask, np.uint8), param.shape)
 
 
-def _write_tensors(path, tensors, metadata):
+def _write_tensors(
+    path: pathlib.Path, tensors: Mapping[str, NumpyArray], metadata: dict[str, str]
+) -> pathlib.Path:
     # save_file writes an array's memory as it lies, whatever its strides.
     tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     with atomic.replacing(path) as partial:
@@ -121,7 +138,7 @@ def _write_tensors(path, tensors, metadata):
     return path
 
 
-def _input_size(model, params):
+def _input_size(model: "Model", params: Params) -> int:
     """Return the height of the UNet's input: its first layer costs 2 FLOPs a weight and pixel."""
     kernel = params["input_blocks_0_0"]["kernel"]
     pixels = model.layer_flops(params)["input_blocks_0_0/kernel"] / (2 * kernel.size)
@@ -161,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(says)  # in one line, to be copied
 
 
-def _export_sparse(workdir, output, ema):
+def _export_sparse(workdir: str, output: pathlib.Path, ema: bool) -> tuple[Table, str]:
     """Write the sparse file; return the closing table, and nothing to say besides."""
     from sparsejax.training import runs
 
@@ -174,7 +191,7 @@ def _export_sparse(workdir, output, ema):
     return table, ""
 
 
-def _export_dense(workdir, output, ema):
+def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> tuple[Table, str]:
     """Write a UNet in both layouts; return the closing table, and how to open the pipeline."""
     from sparsejax.families import networks_of
     from sparsejax.training import runs
@@ -209,7 +226,7 @@ def _export_dense(workdir, output, ema):
     return table, says
 
 
-def _metadata(config, model, first_stage):
+def _metadata(config: ConfigDict, model: UNet, first_stage: FirstStage | None) -> dict[str, str]:
     method = config.sparsity.method
     metadata = {
         "sparsity_method": method,
@@ -220,7 +237,9 @@ def _metadata(config, model, first_stage):
     return metadata | ({"latent_scale": repr(first_stage.scale)} if first_stage else {})
 
 
-def _export_pipeline(config, model, folder, first_stage):
+def _export_pipeline(
+    config: ConfigDict, model: UNet, folder: pathlib.Path, first_stage: FirstStage | None
+) -> tuple[list[pathlib.Path], str]:
     """Write the rest of a pipeline; return the paths written, and how to open and call it."""
     from sparsejax.families import denoising
 

@@ -11,15 +11,21 @@ Unless --png or --gif asks for other pictures, grid.png shows them. A model on l
 first stage that it was trained with; without it, samples.npz holds `latents` alone.
 """
 
+import argparse
 import contextlib
 import logging
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from sparsejax import command_line
 from sparsejax.errors import ConfigError
 from sparsejax.storage import require_writable
+
+if TYPE_CHECKING:
+    from sparsejax.training.trained import Run
+    from sparsejax.types import NumpyArray, Samples
 
 _BATCH = 256  # of `evaluate` too: the last bits of samples may depend on it
 _SHOWN = 256  # samples in a grid
@@ -54,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"In {output}: {', '.join(written)}")
 
 
-def _parser():
+def _parser() -> command_line.Parser:
     parser = command_line.Parser(__doc__, prog="python -m sparsejax sample")
     count, number = command_line.count, command_line.number
     parser.add_argument(
@@ -106,12 +112,12 @@ def _parser():
     return parser
 
 
-def _name(run):
+def _name(run: str) -> str:
     path = pathlib.Path(run)
     return path.stem if path.suffix == ".safetensors" else path.resolve().name
 
 
-def _check_outputs(flags, run):
+def _check_outputs(flags: argparse.Namespace, run: "Run") -> None:
     if flags.gif and "samples.gif" not in run.model.closing_files:
         raise ConfigError(f"--gif is for drawings; {flags.run} is a run on {run.config.task.name}")
     if not run.decodes:
@@ -121,12 +127,14 @@ def _check_outputs(flags, run):
         print(f"latents are saved, not pictures: {_missing(run)}")
 
 
-def _missing(run):
+def _missing(run: "Run") -> str:
     path = run.config.first_stage.path
     return f"config.first_stage.path is {path!r}, which isn't here; --first-stage names another"
 
 
-def _draw(run, flags, output):
+def _draw(
+    run: "Run", flags: argparse.Namespace, output: pathlib.Path
+) -> "tuple[dict[str, Samples], NumpyArray]":
     """Draw all samples; return the arrays of samples.npz and the samples to be shown."""
     import numpy as np
 
@@ -138,8 +146,8 @@ def _draw(run, flags, output):
     names = ["images"] if run.decodes else ["latents"]
     if run.decodes and model.to_images is not to_pixels:  # more than the picture tells
         names.append("samples")
-    parts = {name: [] for name in names}
-    shown = []
+    parts: dict[str, list[NumpyArray]] = {name: [] for name in names}
+    shown: list[NumpyArray] = []
     key = named_key(flags.seed, "evaluation")
     with _progress(flags.count) as show:
         for samples in run.sample_batches(key, flags.count, batch=flags.batch):
@@ -157,7 +165,7 @@ def _draw(run, flags, output):
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, np.array(shown)
 
 
-def _check_finite(run, samples, start):
+def _check_finite(run: str, samples: "NumpyArray", start: int) -> None:
     from sparsejax.rendering.pixels import are_finite
 
     bad = [start + i for i, is_finite in enumerate(are_finite(samples)) if not is_finite]
@@ -170,7 +178,7 @@ def _check_finite(run, samples, start):
 
 
 @contextlib.contextmanager
-def _progress(count):
+def _progress(count: int) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal while the context lasts; yields `show(done)`."""
     if not sys.stdout.isatty():
         yield lambda done: None
@@ -189,7 +197,13 @@ def _progress(count):
         yield lambda done: progress.update(bar, completed=done)
 
 
-def _write(run, arrays, shown, output, flags):
+def _write(
+    run: "Run",
+    arrays: "dict[str, Samples]",
+    shown: "NumpyArray",
+    output: pathlib.Path,
+    flags: argparse.Namespace,
+) -> list[str]:
     """Write all files but single pictures; return the names of everything written."""
     import numpy as np
     from PIL import Image

@@ -52,8 +52,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         seeds=flags.seeds,
     )
     failed = sweep(runs, output, workdirs, **measuring(flags))
-    if signals.received():
-        _stop(signals.received(), output)
+    signum = signals.received()
+    if signum:
+        _stop(signum, output)
     if (output / "results.jsonl").exists():  # else every run failed
         write_report(output, read_results(output), runs=workdirs)
         print(f"In {output}: results.jsonl, report.md, report.html")

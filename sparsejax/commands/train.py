@@ -11,13 +11,18 @@ signal stopped exits with 128 + the signal's number.
 
 import argparse
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from sparsejax import command_line, signals
 from sparsejax.config_flags import parse_with_config
 from sparsejax.errors import ConfigError
 from sparsejax.storage import storage_problem
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 _CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"  # of a checkout
 
@@ -70,11 +75,12 @@ def _train(flags: argparse.Namespace) -> None:
     except Exception as error:
         _say_what_is_saved(workdir, error)
         raise
-    if signals.received():
-        _stop(workdir, signals.received())
+    signum = signals.received()
+    if signum:
+        _stop(workdir, signum)
 
 
-def _check(config, workdir):
+def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
     """Print tables of what `training.check` finds; return without writing anything."""
     from rich.table import Table
 
@@ -121,7 +127,7 @@ def _say_what_is_saved(workdir: pathlib.Path, error: Exception) -> None:
         sys.exit(f"error: {problem}; {kept}. The same command goes on in {workdir}.")
 
 
-def _stop(workdir: pathlib.Path, signum: int) -> None:
+def _stop(workdir: pathlib.Path, signum: signal.Signals) -> NoReturn:
     signals.say(
         f"Stopped by {signum.name}; step {_saved_steps(workdir)[-1]} is saved. "
         f"The same command resumes the run in {workdir}."

@@ -38,6 +38,8 @@ TINY = [
     (r"^train\.py.*_vq", CODES),
     (r"^train\.py.*(celebahq|bedrooms|imagenette)_ldm", PHOTOS),
     (r"^evaluate\.py| sweep ", MEASURES),
+    (r"^-m sparsejax --help$", ""),
+    (r"^-m sparsejax sample ", "--count=4 --batch=4"),
     (r"^-m sparsejax prepare ", "--config.batch_size=4"),
     (r"^-m sparsejax (export|sample) ", ""),
     (r"^-m sparsejax( report |\.keys_page$)", ""),
