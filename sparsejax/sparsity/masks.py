@@ -43,7 +43,7 @@ def is_sparsifiable(path: KeyPath | str, leaf: Leaf) -> bool:
     Leaves stay dense whose path ends in `bias`, `scale`, `offset`, `embedding` or `embeddings`,
     and vectors in disguise: three or more dimensions, all but one of them 1, as haiku's BatchNorm
     has them. The functions that ask this take another predicate as `is_sparsifiable=`: equinox
-    calls the weights of its `Embedding` as those of its `Linear`.
+    gives the weights of its `Embedding` the same name as those of its `Linear`.
 
     Args:
       path: key path of the leaf as `jax.tree_util.tree_flatten_with_path` gives it, or its
@@ -218,7 +218,7 @@ def count_active(params: Params, masks: Masks) -> PyTree:
 
 
 def pack_bits(masks: Masks) -> PyTree:
-    """Hold eight weights' masks in a byte.
+    """Pack masks into bits, eight weights per byte.
 
     Args:
       masks: masks.
@@ -234,7 +234,7 @@ def pack_bits(masks: Masks) -> PyTree:
 
 
 def unpack_bits(packed: PyTree, params: Params) -> Masks:
-    """Return the masks that `pack_bits` has packed.
+    """Unpack the masks that `pack_bits` packed.
 
     Args:
       packed: what `pack_bits` returned.

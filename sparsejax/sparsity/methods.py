@@ -47,17 +47,17 @@ class Method:
         `fraction` is the drop fraction; `step` is the number of optimizer steps taken, an int32
         scalar, and `density` the density that the caller asks of every layer, floats in the
         structure of `init`'s sparsities: the training loop passes 1 minus those, a loop of your
-        own may pass what its schedule says of the step. None: not said. A function that takes
-        neither may leave them out.
+        own may pass what its schedule says of the step. Both are None if the caller passes
+        neither; a function that needs neither may leave them out of its signature.
       init: `init(key, params, sparsities) -> masks`: the first topology. `sparsities` has the
         structure of params, or of the groups of channels.
       probe: `probe(key, params, masks) -> params` at which gradients are taken: `params`
         themselves, except for channels (see `structure.channel`).
-      is_dynamic: whether `update` changes anything, so whether it need be called.
+      is_dynamic: whether `update` changes anything; if not, it needn't be called.
       uses_gradients: whether `update` looks at the dense gradients, which cost FLOPs.
       changes_density: whether layers may have another number of active weights after `update`.
-        Costs are then summed over what each step had; packed optimizer state, whose shapes are
-        static, is refused.
+        Costs are then summed over the steps; packed optimizer state, whose shapes are static,
+        raises ValueError.
 
     Raises:
       ValueError: a method that changes density and is not dynamic; an `update` that takes other

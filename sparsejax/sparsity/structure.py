@@ -280,7 +280,7 @@ def _members_by_path(groups: ChannelGroups) -> dict[str, list[tuple[str, Member]
 
 
 def number_of_units(group: Sequence[Member]) -> int:
-    """Return how many units a group of `Member` has."""
+    """Return the number of units of a group."""
     return int(group[0].units.max()) + 1
 
 
@@ -330,7 +330,7 @@ def log_exceptions(
     *,
     is_sparsifiable: IsSparsifiable = is_sparsifiable,
 ) -> list[str]:
-    """Log which sparsifiable layers a structure leaves out, and what becomes of them.
+    """Log which sparsifiable layers don't move in units of a structure, and what they do instead.
 
     Args:
       structure: `block` or `channel`; nothing is said of `weight`.
