@@ -101,7 +101,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):
         # 16 bits: keep the high byte, as Pillow does for 16-bit RGB; `convert` would clip.
         high = np.asarray(image) >> 8
-        if high.min() < 0 or high.max() > 255:
+        if np.min(high) < 0 or np.max(high) > 255:
             raise ValueError("its pixels go beyond 16 bits")
         image = Image.fromarray(high.astype(np.uint8))
     if image.mode == "P":

@@ -73,7 +73,7 @@ def read(path: pathlib.Path, words: Sequence[str] = ()) -> Iterator[Found]:
     labels = arrays.get("label", np.zeros(count, int))
     check_integers("label", labels, count)
     labels = _chosen(labels, words, arrays) if words else labels
-    for i in np.flatnonzero(labels >= 0) if words else range(count):
+    for i in np.flatnonzero(labels >= 0).tolist() if words else range(count):
         name, drawn = f"item {i}", points[offsets[i] : offsets[i + 1]]
         strokes = attempt(name, _strokes, drawn, scale.item())
         if isinstance(strokes, Broken):

@@ -138,7 +138,7 @@ def padding(lengths: NumpyArray, bounds: Sequence[int]) -> float:
       bounds: increasing padded lengths; the last one is at least the largest length.
     """
     padded = np.asarray(bounds)[np.searchsorted(bounds, lengths)]
-    return 1 - lengths.sum() / padded.sum()
+    return 1 - float(lengths.sum()) / float(padded.sum())
 
 
 def sketch_batches(

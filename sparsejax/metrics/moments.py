@@ -149,8 +149,8 @@ def check_statistics(stats: Statistics, name: PathLike) -> None:
         raise ValueError(f"{name}: {shapes}; accepted: [dim] and [dim, dim]")
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         raise ValueError(f"{name}: a mean or covariance not finite; accepted: finite numbers")
-    asymmetry = abs(covariance - covariance.T).max()
-    if asymmetry > 1e-6 * abs(covariance).max():
+    asymmetry = np.max(abs(covariance - covariance.T))
+    if asymmetry > 1e-6 * np.max(abs(covariance)):
         problem = f"the covariance differs from its transpose by {asymmetry:.3g}"
         raise ValueError(f"{name}: {problem}; accepted: a symmetric one")
     if covariance.diagonal().min() < 0:

@@ -56,8 +56,8 @@ def marks(drawing: Drawing, size: int) -> list[Mark]:
     along = step / np.where(joined, length, 1)[:, None]
     side = ((width - 1) / 2 + _WIDER) * np.stack([-along[:, 1], along[:, 0]], 1)
     start, stop = centre[:-1], centre[1:]
-    bars = np.rint(np.concatenate([start + side, stop + side, stop - side, start - side], 1))
-    bars = [bar if there else None for bar, there in zip(bars.tolist(), joined, strict=True)]
+    corners = np.rint(np.concatenate([start + side, stop + side, stop - side, start - side], 1))
+    bars = [bar if there else None for bar, there in zip(corners.tolist(), joined, strict=True)]
     bars = [None, *bars][: len(points)]
     return [Mark(*mark) for mark in zip(stroke.tolist(), discs.tolist(), bars, strict=True)]
 

@@ -66,6 +66,6 @@ def place(drawing: Drawing, size: float) -> tuple[NumpyArray, NumpyArray]:
     _, stroke = np.unique(stroke[present], return_inverse=True)
     points = points / (np.abs(points).max() or 1)  # the extent of large values would overflow
     low, high = points.min(0), points.max(0)
-    extent = (high - low).max() or 1
+    extent = np.max(high - low) or 1
     side = size - 2 * margin(size) - line_width(size)
     return (points - (low + high) / 2) / extent * side + size / 2, stroke
