@@ -12,7 +12,16 @@ UNTYPED = {
     "compact",
     "sparsity/packing",
     "sparsity/transforms",
-    "training",
+    "training/check",
+    "training/checkpoints",
+    "training/loop",
+    "training/optimizers",
+    "training/plan",
+    "training/runs",
+    "training/sampling",
+    "training/state",
+    "training/steps",
+    "training/trained",
 }
 
 

@@ -6,7 +6,7 @@ import sys
 import jax
 
 
-def peak_memory():
+def peak_memory() -> int:
     """Return the peak memory in bytes: of the fullest local device, or of the process on a CPU.
 
     On a CPU it holds everything that the process has loaded, data and libraries included.

@@ -7,23 +7,29 @@ import math
 import pathlib
 import re
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, TypeAlias
 
 import jax
+from ml_collections import ConfigDict
 
 from sparsejax.atomic import replacing
 from sparsejax.training import checkpoints
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import learning_rate_schedule
+from sparsejax.types import Metrics, PathLike, PRNGKey, PyTree, Value
 
 # Fields that differ between two equal runs.
 WALL_CLOCK = ("seconds", "steps_per_second", "interval_seconds", "peak_memory_bytes")
 FILE = "metrics.jsonl"
 DAMAGED_FILE = "metrics.damaged.jsonl"
 
+Line: TypeAlias = dict[str, float]  # a line of metrics.jsonl: `step` and numbers by name
+
 logger = logging.getLogger(__name__)
 
 
-def read_metrics(path):
+def read_metrics(path: PathLike) -> list[Line]:
     """Read metrics lines; what is no line of metrics is passed over.
 
     Args:
@@ -35,13 +41,15 @@ def read_metrics(path):
     return _parse(path)[0]
 
 
-def _parse(path, first=0):
+def _parse(path: PathLike, first: int = 0) -> tuple[list[Line], list[bytes]]:
     """Return the metrics of a file, and the lines (bytes) that are damaged.
 
     A kill tears the last line. That is damage only if the line is of a step before `first`, which
     is not written again.
     """
-    path, metrics, damaged = pathlib.Path(path), [], []
+    path = pathlib.Path(path)
+    metrics: list[Line] = []
+    damaged: list[bytes] = []
     # By bytes: damage may be anything, and text has more line ends than "\n".
     *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for line in lines:
@@ -57,7 +65,7 @@ def _parse(path, first=0):
     return metrics + ([] if parsed is None else [parsed]), damaged
 
 
-def _parse_line(line):
+def _parse_line(line: bytes) -> Line | None:
     """Return a line's dictionary, or None; zeros around it, left by a power cut, don't count."""
     try:
         values = json.loads(line.strip(b"\0").decode())
@@ -68,7 +76,7 @@ def _parse_line(line):
     return values if all(map(_is_number, values.values())) else None
 
 
-def _is_number(value, kinds=(int, float)):
+def _is_number(value: Value, kinds: type | tuple[type, ...] = (int, float)) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
@@ -79,7 +87,7 @@ class MetricsWriter:
     that are no metrics to metrics.damaged.jsonl.
     """
 
-    def __init__(self, workdir, first, tensorboard=True):
+    def __init__(self, workdir: PathLike, first: int, tensorboard: bool = True) -> None:
         """Open the files.
 
         Args:
@@ -105,7 +113,7 @@ class MetricsWriter:
 
             self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=first)
 
-    def write(self, step, values):
+    def write(self, step: int, values: Line) -> None:
         """Write one line: `step` and a dictionary of floats."""
         self._file.write(json.dumps({"step": step} | values) + "\n")
         self._file.flush()
@@ -113,7 +121,7 @@ class MetricsWriter:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
-    def close(self):
+    def close(self) -> None:
         """Close the files."""
         self._file.close()
         if self._board:
@@ -123,12 +131,19 @@ class MetricsWriter:
 class MetricsLog:
     """Holds the metrics of steps on the device until they are written, `log.every` steps."""
 
-    def __init__(self, config, workdir, start, pending, steps_key):
+    def __init__(
+        self,
+        config: ConfigDict,
+        workdir: pathlib.Path,
+        start: int,
+        pending: Iterable[tuple[int, Metrics | Line]],
+        steps_key: PRNGKey,
+    ) -> None:
         """Go on after step `start`, with the metrics that its checkpoint had pending."""
         self._workdir, self._steps_key = workdir, steps_key
         self._learning_rate = learning_rate_schedule(config)
-        self._writer = None
-        self._pending = [tuple(item) for item in pending]
+        self._writer: MetricsWriter | None = None
+        self._pending: list[tuple[int, Any]] = [(step, metrics) for step, metrics in pending]
         if jax.process_index() == 0:
             first = min([start + 1, *(step for step, _ in self._pending)])
             self._writer = MetricsWriter(workdir, first, config.log.tensorboard)
@@ -136,7 +151,7 @@ class MetricsLog:
         self._clock_step = start
 
     @contextlib.contextmanager
-    def uncounted(self, state, steps=0):
+    def uncounted(self, state: PyTree, steps: int = 0) -> Iterator[None]:
         """Leave what the body does out of the steps per second: compilation, pictures.
 
         Args:
@@ -149,11 +164,13 @@ class MetricsLog:
         self._clock += time.monotonic() - began
         self._clock_step += steps
 
-    def without_first(self, function, steps=0):
+    def without_first(
+        self, function: Callable[..., PyTree], steps: int = 0
+    ) -> Callable[..., PyTree]:
         """Return `function(state, ...)` with its first call, which compiles, uncounted."""
         is_first = True
 
-        def call(state, *arguments):
+        def call(state: PyTree, *arguments: PyTree) -> PyTree:
             nonlocal is_first
             if not is_first:
                 return function(state, *arguments)
@@ -163,11 +180,11 @@ class MetricsLog:
 
         return call
 
-    def add(self, step, metrics):
+    def add(self, step: int, metrics: Metrics) -> None:
         """Keep one step's metrics, arrays on the device."""
         self._pending.append((step, metrics))
 
-    def pending(self):
+    def pending(self) -> list[tuple[int, Line]]:
         """Fetch and return what is not yet written, as JSON-able data.
 
         Raises:
@@ -181,7 +198,7 @@ class MetricsLog:
                 self._refuse(step, metrics)
         return self._pending
 
-    def flush(self):
+    def flush(self) -> tuple[float, float | None]:
         """Write a line for each topology update and one for the mean of the steps.
 
         Returns:
@@ -206,19 +223,19 @@ class MetricsLog:
                 step,
                 mean
                 | {"learning_rate": float(self._learning_rate(step - 1)), "seconds": time.time()}
-                | ({"steps_per_second": speed} if timed else {})
+                | ({} if speed is None else {"steps_per_second": speed})
                 | {"interval_seconds": now - self._interval, "peak_memory_bytes": peak_memory()},
             )
         self._pending, self._clock_step = [], step
         self._clock = self._interval = now
         return mean["loss"], speed
 
-    def close(self):
+    def close(self) -> None:
         """Close the metrics files."""
         if self._writer:
             self._writer.close()
 
-    def _refuse(self, step, metrics):
+    def _refuse(self, step: int, metrics: Line) -> NoReturn:
         saved = checkpoints.list_steps(self._workdir / "checkpoints")
         newest = f"checkpoint of step {saved[-1]}" if saved else "none"
         key = jax.random.key_data(jax.random.fold_in(self._steps_key, step - 1)).tolist()

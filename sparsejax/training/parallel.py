@@ -1,12 +1,18 @@
 """Data parallelism: one small place for pmap, so that it can be exchanged."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
+from sparsejax.types import Batch, PyTree
 
 AXIS = "data"
 
 
-def data_parallel(function, *, donate_state=False):
+def data_parallel(
+    function: Callable[..., PyTree], *, donate_state: bool = False
+) -> Callable[..., PyTree]:
     """Run `function(state, batch, key)` on all devices, the batch split, the rest replicated.
 
     Inside, `AXIS` names the device axis. What comes back must be equal on all devices; it is
@@ -28,7 +34,7 @@ def data_parallel(function, *, donate_state=False):
     )
 
 
-def replicate(tree):
+def replicate(tree: PyTree) -> PyTree:
     """Copy a pytree to all devices, placed as `data_parallel` functions return it.
 
     Without it their second call would compile again, for a state that lies elsewhere.
@@ -38,7 +44,7 @@ def replicate(tree):
     return copy(tree, jnp.zeros(devices))
 
 
-def shard_batch(batch):
+def shard_batch(batch: Batch) -> Batch:
     """Split the leading axis of a host batch over this process's devices.
 
     Args:

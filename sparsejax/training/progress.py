@@ -3,15 +3,19 @@
 import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Show: TypeAlias = Callable[..., None]  # of step, loss, steps per second
 
 _LINE_EVERY = 15.0  # seconds, where there is no terminal
 
 
 @contextlib.contextmanager
-def progress_bar(steps, start, density):
+def progress_bar(steps: int, start: int, density: float | None) -> Iterator[Show]:
     """Show progress while the context lasts; yields `show(step, loss, steps_per_second)`.
 
     On a terminal, a live bar; elsewhere a line every 15 seconds. `show` takes host numbers
@@ -38,18 +42,18 @@ def progress_bar(steps, start, density):
     with Progress(*columns, console=Console()) as progress:
         bar = progress.add_task("training", total=steps, completed=start, loss="-", speed="-")
 
-        def show(step, loss=None, speed=None):
-            fields = {} if loss is None else {"loss": f"{loss:.4f}"}
+        def show(step: int, loss: float | None = None, speed: float | None = None) -> None:
+            fields: dict[str, Any] = {} if loss is None else {"loss": f"{loss:.4f}"}
             fields |= {} if speed is None else {"speed": f"{speed:.1f}"}
             progress.update(bar, completed=step, **fields)
 
         yield show
 
 
-def _line_printer(steps, said):
+def _line_printer(steps: int, said: str) -> Show:
     printed = -_LINE_EVERY
 
-    def show(step, loss=None, speed=None):
+    def show(step: int, loss: float | None = None, speed: float | None = None) -> None:
         nonlocal printed
         now = time.monotonic()
         if loss is None or (now - printed < _LINE_EVERY and step < steps):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from collections.abc import Callable, Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -11,7 +12,7 @@ from sparsejax import signals
 
 
 @contextlib.contextmanager
-def stopping():
+def stopping() -> Iterator[tuple[signals.Request, Callable[[int], bool]]]:
     """Yield a `signals.Request` and `is_due(step)`, true once any process was asked to stop.
 
     In a run of several processes JAX takes SIGTERM and lets all processes agree on a common step;
@@ -22,13 +23,13 @@ def stopping():
             yield request, lambda step: request.signum is not None
         return
 
-    def is_due(step):
+    def is_due(step: int) -> bool:
         reached = multihost_utils.reached_preemption_sync_point(step)
         if reached and request.signum is None:
             request.signum = signal.SIGTERM
         return reached
 
-    def pass_on():
+    def pass_on() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     with signals.saving(pass_on, (signal.SIGINT, signal.SIGHUP)) as request:
