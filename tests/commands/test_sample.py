@@ -57,6 +57,15 @@ def test_a_workdir_and_its_sparse_file_give_the_same_samples(
     assert capsys.readouterr().out.splitlines()[-1] == "In other: samples.npz, png/"
 
 
+@pytest.mark.usefixtures("own_logging")
+def test_the_pictures_are_those_that_evaluate_measures(tiny_run, tmp_path):
+    evaluate = ["--samples=6", "--batch=4", "--metrics=fd", "--extractor=pixels", "--seed=3"]
+    run("evaluate", [f"--workdirs={tiny_run[0]}", "--png", f"--output={tmp_path}", *evaluate])
+    sample(f"--run={tiny_run[0]}", f"--output={tmp_path}", "--count=6", "--batch=4", "--seed=3")
+    measured = [np.asarray(Image.open(tmp_path / f"samples/tiny/{i:05d}.png")) for i in range(6)]
+    np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["images"][..., 0], measured)
+
+
 def test_a_run_is_sampled_in_two_lines(tiny_run, sparse_file):
     """Those of `Model.sample` itself, the masked network, whatever the batches."""
     key = jax.random.key(7)

@@ -338,7 +338,8 @@ def test_a_sparse_file_rebuilds_the_run(run, tmp_path):
 @pytest.mark.usefixtures("own_logging")
 def test_a_sparse_file_is_sampled_without_its_data(run, tmp_path, monkeypatch):
     """The same drawings as from the workdir, bit for bit, and the pictures that are measured."""
-    monkeypatch.setattr(strokes, "strokes_data", lambda config: pytest.fail("opens the data"))
+    for name in ("check_sketches", "load_sketches", "load_labels"):
+        monkeypatch.setattr(strokes.data, name, lambda *args: pytest.fail("opens the data"))
     runs.save_sparse_run(run[0], tmp_path / "model.safetensors")
     for source, output in ((run[0], "run"), (tmp_path / "model.safetensors", "file")):
         flags = ["--count=3", f"--output={tmp_path / output}", "--gif", "--grid"]
