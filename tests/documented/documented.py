@@ -61,7 +61,7 @@ NOT_RUN = [
 ]
 
 FLAGS = re.DOTALL | re.MULTILINE
-PLACEHOLDERS = {"FOLDER": "docs/results/digits"}
+PLACEHOLDERS = {"FOLDER": "runs/sweeps/digits-sweep"}
 FIRST_ALONE = ("seeds", "levels", "drop[-_]fractions", "update[-_]intervals")
 
 
