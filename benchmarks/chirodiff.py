@@ -138,7 +138,7 @@ def measure(arguments):
     lengths = settings["sample_lengths"]
     config = make_config(folder, arguments.method, arguments.level, lengths)
     model = build_model(config, build_data(config).facts())
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config)
     state = replicate(create_state(config, model, optimizer))
     step = data_parallel(
         make_train_step(model, optimizer, ema_limit=config.ema.decay), donate_state=True

@@ -52,7 +52,7 @@ def measure(arguments):
     config.sample.steps = 1
     config = resolve(config)
     model = denoising_model(config, size, "image")
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config)
     state = replicate(create_state(config, model, optimizer))
     flops = sum(model.layer_flops(state.params).values())
 

@@ -1,10 +1,10 @@
-"""Memory of the training state, and time of an optimizer step: dense, masked, packed.
+"""Memory of the training state, and time of an optimizer step: dense, masked, flat.
 
     python benchmarks/memory.py [--model-channels 128] [--sparsity 0.9] [--rounds 20] [--json PATH]
 
 The UNet is that of Latent Diffusion, AdamW and EMA; of the published size (224 channels) bytes are
 counted without allocating. A step is the whole of what follows the gradient: update of moments,
-parameters and EMA. Masked and packed take the same steps; how far they end apart is shown too.
+parameters and EMA. Masked and flat take the same steps; how far they end apart is shown too.
 """
 
 import argparse
@@ -28,16 +28,16 @@ from benchmarks.timing import interleaved, machine  # noqa: E402
 from configs.latent_diffusion import get_config  # noqa: E402
 from sparsejax.configuration import resolve  # noqa: E402
 from sparsejax.families.denoising import denoising_model  # noqa: E402
+from sparsejax.sparsity.flat import static_counts  # noqa: E402
 from sparsejax.sparsity.masks import dense_masks, target_active  # noqa: E402
-from sparsejax.sparsity.packing import static_counts  # noqa: E402
-from sparsejax.sparsity.transforms import packed, sparse_updates  # noqa: E402
+from sparsejax.sparsity.transforms import sparse_updates  # noqa: E402
 from sparsejax.training.plan import layer_sparsities  # noqa: E402
-from sparsejax.training.state import ema_params_of, state_from  # noqa: E402
-from sparsejax.training.steps import ema_decay, update_ema  # noqa: E402
+from sparsejax.training.state import TrainState, ema_params_of, state_from  # noqa: E402
+from sparsejax.training.steps import apply_gradients  # noqa: E402
 
 PUBLISHED = 224
 LIMIT = 0.9999
-INNER = optax.adamw(2.4e-5, weight_decay=1e-2)
+OPTIMIZER = sparse_updates(optax.adamw(2.4e-5, weight_decay=1e-2))
 
 
 def unet(channels, sparsity):
@@ -49,11 +49,6 @@ def unet(channels, sparsity):
     model = denoising_model(config, 64, "image")
     params = jax.eval_shape(model.init, jax.random.key(0))
     return params, layer_sparsities(config.sparsity, model)
-
-
-def packed_optimizer(counts):
-    """Return AdamW whose moments and EMA are of active weights alone."""
-    return packed(INNER, counts, ema_decay=lambda count: ema_decay(count, LIMIT))
 
 
 def state_bytes(channels, sparsity):
@@ -69,25 +64,23 @@ def state_bytes(channels, sparsity):
     masks = jax.tree.map(
         lambda p, s: jax.ShapeDtypeStruct(p.shape if s else (), bool), params, sparsities
     )
-    masked = sparse_updates(INNER)
     kinds = {
-        "dense": (masked, jax.eval_shape(dense_masks, params)),
-        "masked": (masked, masks),
-        "packed": (packed_optimizer(counts), masks),
+        "dense": (jax.eval_shape(dense_masks, params), None),
+        "masked": (masks, None),
+        "flat": (masks, counts),
     }
-    return {name: _parts(params, masks, opt) for name, (opt, masks) in kinds.items()}
+    return {name: _parts(params, *kind) for name, kind in kinds.items()}
 
 
-def _parts(params, masks, optimizer):
-    state = jax.eval_shape(lambda p, m: state_from(p, m, optimizer), params, masks)
-    is_packed = hasattr(state.opt_state, "indices")
+def _parts(params, masks, counts):
+    state = jax.eval_shape(lambda p, m: state_from(p, m, OPTIMIZER, counts), params, masks)
     parts = {
         "params": state.params,
         "masks": state.masks,
-        "moments": state.opt_state.inner if is_packed else state.opt_state,
-        "EMA": state.opt_state.ema if is_packed else state.ema_params,
+        "moments": state.opt_state,
+        "EMA": state.ema_params,
         "ever active": state.ever_active,
-        "indices": state.opt_state.indices if is_packed else (),
+        "indices": state.indices,
     }
     sizes = {
         name: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -97,10 +90,10 @@ def _parts(params, masks, optimizer):
 
 
 def take_steps(channels, sparsity, rounds):
-    """Time the optimizer step of the masked and the packed state.
+    """Time the optimizer step of the masked and the flat state.
 
     Returns:
-      Dictionary: `seconds` of each, `ratio` (median of packed / masked) and `error`, the largest
+      Dictionary: `seconds` of each, `ratio` (median of flat / masked) and `error`, the largest
       difference of a parameter or an EMA at the end, beside the largest parameter.
     """
     shapes, sparsities = unet(channels, sparsity)
@@ -110,35 +103,26 @@ def take_steps(channels, sparsity, rounds):
         lambda x, s: jnp.asarray(x > NormalDist().inv_cdf(s) if s else True), scores, sparsities
     )
     del scores
-    optimizers = {
-        "masked": sparse_updates(INNER),
-        "packed": packed_optimizer(static_counts(masks)),
-    }
-    states = {name: state_from(params, masks, optimizer) for name, optimizer in optimizers.items()}
+    counts = {"masked": None, "flat": static_counts(masks)}
+    states = {name: state_from(params, masks, OPTIMIZER, c) for name, c in counts.items()}
 
     def stepper(name):
-        optimizer = optimizers[name]
-
-        def step(moving, gradients, masks):
-            step, params, opt_state, ema = moving
-            updates, opt_state = optimizer.update(gradients, opt_state, params, masks=masks)
-            params = optax.apply_updates(params, updates)
-            if name == "masked":
-                ema = update_ema(ema, params, ema_decay(step + 1, LIMIT))
-            return step + 1, params, opt_state, ema
+        def step(moving, gradients, still):
+            state = apply_gradients(OPTIMIZER, still._replace(**moving), gradients, LIMIT)
+            return {field: getattr(state, field) for field in moving}
 
         compiled = jax.jit(step, donate_argnums=0)
 
         def run():
-            state = states[name]
-            moving = state.step, state.params, state.opt_state, state.ema_params
-            moving = jax.block_until_ready(compiled(moving, gradients, masks))
-            names = ("step", "params", "opt_state", "ema_params")
-            states[name] = state._replace(**dict(zip(names, moving, strict=True)))
+            fields = states[name]._asdict()
+            moving = {f: fields.pop(f) for f in ("step", "params", "opt_state", "ema_params")}
+            still = TrainState(**fields, **dict.fromkeys(moving))
+            moving = jax.block_until_ready(compiled(moving, gradients, still))
+            states[name] = still._replace(**moving)
 
         return run
 
-    seconds = interleaved({name: stepper(name) for name in optimizers}, rounds)
+    seconds = interleaved({name: stepper(name) for name in counts}, rounds)
     leaves = jax.tree.leaves(params)
     pairs = zip(
         *(jax.tree.leaves((state.params, ema_params_of(state))) for state in states.values()),
@@ -148,7 +132,7 @@ def take_steps(channels, sparsity, rounds):
         "weights": sum(x.size for x in leaves),
         "seconds": seconds,
         "ratio": statistics.median(
-            p / m for p, m in zip(seconds["packed"], seconds["masked"], strict=True)
+            p / m for p, m in zip(seconds["flat"], seconds["masked"], strict=True)
         ),
         "error": max(float(jnp.max(jnp.abs(a - b))) for a, b in pairs),
         "largest": max(float(jnp.max(jnp.abs(x))) for x in leaves),
@@ -185,7 +169,7 @@ def main():
     table = Table(
         title=f"Training state in MiB, AdamW and EMA, S = {sparsity}; optimizer step, "
         f"{figures['machine']['device']}",
-        caption=f"packed / masked step: {step['ratio']:.3f} (median of {arguments.rounds} rounds); "
+        caption=f"flat / masked step: {step['ratio']:.3f} (median of {arguments.rounds} rounds); "
         f"largest difference {step['error']:.0e}, of parameters up to {step['largest']:.1f}",
     )
     parts = list(figures["bytes"][channels]["dense"])

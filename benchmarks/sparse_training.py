@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import structured  # noqa: E402
 from benchmarks.timing import interleaved  # noqa: E402
-from sparsejax.compact.states import compile_network, pack_state, packed_model  # noqa: E402
+from sparsejax.compact.states import compact_model, compile_network, shrink_state  # noqa: E402
 from sparsejax.families import build_model  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
@@ -32,7 +32,7 @@ MODELS = "weight:0.9,block:0.75,block:0.9,channel:0.5"
 
 def make_step(config, model):
     """Return the compiled train step."""
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config)
     return data_parallel(make_train_step(model, optimizer, ema_limit=0.9999), donate_state=True)
 
 
@@ -63,7 +63,7 @@ def prepare(arguments, structure, level, params, masked_step):
     masks = structured.draw_masks(config, model)
     params = structured.mask(params, masks)
     costs = structured.costs(model, params, masks)
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config)
     if structure == "dense":
         state = state_from(params, jax.tree.map(jax.numpy.asarray, masks), optimizer)
         run, figures = make_run(make_step(config, model), state, arguments)
@@ -76,7 +76,7 @@ def prepare(arguments, structure, level, params, masked_step):
     del run, full
     network = compile_network(config.sparsity, model, masks)
     state = state_from(params, jax.tree.map(jax.numpy.asarray, masks), optimizer)
-    state, model = pack_state(network, state), packed_model(network, model)
+    state, model = shrink_state(network, state), compact_model(network, model)
     run, figures = make_run(make_step(config, model), state, arguments)
     wrong = np.max(np.abs(np.divide(figures["metrics"], expected["metrics"]) - 1))
     return run, costs | figures | {"error": float(wrong)}

@@ -10,8 +10,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Packages and modules whose functions have no types yet. To be empty.
 UNTYPED = {
     "compact",
-    "sparsity/packing",
-    "sparsity/transforms",
     "training/check",
     "training/checkpoints",
     "training/loop",

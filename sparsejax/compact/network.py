@@ -1,7 +1,7 @@
 """Networks that contain only what is active: blocks or channels that are left out cost nothing.
 
 `compile_blocks` and `compile_channels` take masks that are known while the program is traced and
-give a way to run the same network on packed parameters: smaller arrays, whose places are
+give a way to run the same network on compact parameters: smaller arrays, whose places are
 constants of the program (static slices and small dense products). What has no structure is
 computed as before, zeros included.
 """
@@ -30,18 +30,18 @@ class Compiled(NamedTuple):
     """A network without what is inactive.
 
     Attributes:
-      pack: `pack(params) -> packed`: what is active of a tree like params; may be traced.
-      unpack: `unpack(packed, full) -> params`: numpy arrays of full shape. Inactive weights are
+      shrink: `shrink(params) -> compact`: what is active of a tree like params; may be traced.
+      expand: `expand(compact, full) -> params`: numpy arrays of full shape. Inactive weights are
         zero; biases and scales of channels that were left out come from the tree `full`.
-      prepare: `prepare(packed) -> ready`: kernels as the network multiplies by them; once per
+      prepare: `prepare(compact) -> ready`: kernels as the network multiplies by them; once per
         program, not in a loop.
       bind: `bind(apply) -> apply` of the same arguments, on `ready` in place of params.
-      masks: masks of packed trees: 0-d True, but where a layer stays masked.
+      masks: masks of compact trees: 0-d True, but where a layer stays masked.
       layers: names of the layers that became smaller.
     """
 
-    pack: Callable[..., Any]
-    unpack: Callable[..., Any]
+    shrink: Callable[..., Any]
+    expand: Callable[..., Any]
     prepare: Callable[..., Any]
     bind: Callable[..., Any]
     masks: Any
@@ -59,7 +59,7 @@ def compile_blocks(masks, size):
       size: channels of a side.
 
     Returns:
-      Compiled. A packed kernel is [active blocks, ..., size, size], in C order of the blocks.
+      Compiled. A compact kernel is [active blocks, ..., size, size], in C order of the blocks.
     """
     grids, names = {}, _names(masks)
     for name, mask in names.items():
@@ -74,20 +74,20 @@ def compile_blocks(masks, size):
         logger.info("compiled without these layers, which stay masked: %s", ", ".join(left))
     groups = {name: _share_products(grid, size) for name, grid in grids.items()}
 
-    def pack(params):
-        return _map_named(lambda name, leaf: _pack_blocks(leaf, grids.get(name), size), params)
+    def shrink(params):
+        return _map_named(lambda name, leaf: _shrink_blocks(leaf, grids.get(name), size), params)
 
-    def unpack(packed, full):
+    def expand(compact, full):
         del full
-        return _map_named(lambda name, leaf: _unpack_blocks(leaf, grids.get(name)), packed)
+        return _map_named(lambda name, leaf: _expand_blocks(leaf, grids.get(name)), compact)
 
-    def prepare(packed):
+    def prepare(compact):
         def kernels(name, leaf):
             if name not in grids:
                 return leaf
             return tuple(_group_kernel(leaf, grids[name], group) for group in groups[name])
 
-        return _map_named(kernels, packed)
+        return _map_named(kernels, compact)
 
     def run_layer(next_method, args, kwargs, context):
         module = context.module
@@ -103,11 +103,11 @@ def compile_blocks(masks, size):
             columns |= dict(zip(outputs, _runs(product, outputs, size), strict=True))
         return _lay_out(columns, grids[name].shape[1]) + bias
 
-    packed_masks = _map_named(
+    compact_masks = _map_named(
         lambda name, mask: jnp.asarray(True) if name in grids else mask, masks
     )
     bind = functools.partial(_bind, run_layer)
-    return Compiled(pack, unpack, prepare, bind, packed_masks, tuple(grids))
+    return Compiled(shrink, expand, prepare, bind, compact_masks, tuple(grids))
 
 
 def compile_channels(masks, groups):
@@ -118,7 +118,7 @@ def compile_channels(masks, groups):
       groups: `{name: [(path, axis, units, incoming), ...]}`, of `models.units`.
 
     Returns:
-      Compiled. A packed array has the active channels of each of its axes.
+      Compiled. A compact array has the active channels of each of its axes.
     """
     names = _names(masks)
     kept, widths = {}, {}  # path -> axis -> indices, path -> channels
@@ -134,7 +134,7 @@ def compile_channels(masks, groups):
         for path, axes in kept.items()
     }
 
-    def pack(params):
+    def shrink(params):
         def leaf(name, x):
             for axis, indices in kept.get(name, {}).items():
                 x = jnp.take(x, indices, axis=axis)
@@ -142,7 +142,7 @@ def compile_channels(masks, groups):
 
         return _map_named(leaf, params)
 
-    def unpack(packed, full):
+    def expand(compact, full):
         full = _names(full)
 
         def leaf(name, x):
@@ -155,7 +155,7 @@ def compile_channels(masks, groups):
             whole[np.ix_(*axes)] = x
             return whole
 
-        return _map_named(leaf, packed)
+        return _map_named(leaf, compact)
 
     def run_layer(next_method, args, kwargs, context):
         module = context.module
@@ -171,10 +171,10 @@ def compile_channels(masks, groups):
         x, kernel, bias = promote_dtype(*args, kernel, _bias(module), dtype=module.dtype)
         return _product(module, x, kernel) + bias
 
-    packed_masks = jax.tree.map(lambda mask: jnp.asarray(True), masks)
+    compact_masks = jax.tree.map(lambda mask: jnp.asarray(True), masks)
     bind = functools.partial(_bind, run_layer)
     layers = tuple(name for name in kept if np.ndim(names[name]))
-    return Compiled(pack, unpack, lambda packed: packed, bind, packed_masks, layers)
+    return Compiled(shrink, expand, lambda compact: compact, bind, compact_masks, layers)
 
 
 def _bind(run_layer, apply):
@@ -256,7 +256,7 @@ def _share_products(grid, size):
     return [(tuple(sorted(map(int, rows))), tuple(sorted(outputs))) for rows, outputs in groups]
 
 
-def _pack_blocks(leaf, grid, size):
+def _shrink_blocks(leaf, grid, size):
     if grid is None:
         return leaf
     rows, columns = np.nonzero(grid)
@@ -266,7 +266,7 @@ def _pack_blocks(leaf, grid, size):
     return blocks.reshape(len(rows), *taps, size, size)
 
 
-def _unpack_blocks(blocks, grid):
+def _expand_blocks(blocks, grid):
     blocks = np.asarray(blocks)
     if grid is None:
         return blocks

@@ -1,17 +1,20 @@
 """Run and train a network without what its masks leave out (`compact.network`).
 
-A packed tree is an ordinary tree of smaller arrays, so step, optimizer and EMA work on it as they
-are. Checkpoints hold full-shape states: whether a run was compiled can't be seen in them.
+A compact tree is an ordinary tree of smaller arrays, so step, optimizer and EMA work on it as they
+are. Checkpoints hold full-shape states: whether a run trained compact can't be seen in them.
 """
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from sparsejax.compact.network import compile_blocks, compile_channels
+from sparsejax.compact.network import Compiled, compile_blocks, compile_channels
+from sparsejax.families import Model
 from sparsejax.training.state import TrainState
+from sparsejax.types import Masks, Params, PyTree
 
 
-def compile_network(sparsity, model, masks):
+def compile_network(sparsity: ConfigDict, model: Model, masks: Masks) -> Compiled | None:
     """Compile the network of a model, where the structure of its masks allows.
 
     Args:
@@ -33,7 +36,9 @@ def compile_network(sparsity, model, masks):
     return compiled if compiled.layers else None
 
 
-def without_inactive(sparsity, model, params, masks):
+def without_inactive(
+    sparsity: ConfigDict, model: Model, params: Params, masks: Masks
+) -> tuple[Model, PyTree]:
     """Return a model and parameters that compute the same with less, to sample and to measure.
 
     Args:
@@ -48,42 +53,48 @@ def without_inactive(sparsity, model, params, masks):
     compiled = compile_network(sparsity, model, masks)
     if compiled is None:
         return model, params
-    ready = jax.jit(lambda params: compiled.prepare(compiled.pack(params)))(params)
+    ready = jax.jit(lambda params: compiled.prepare(compiled.shrink(params)))(params)
     return model._replace(apply=compiled.bind(model.apply)), ready
 
 
-def packed_model(compiled, model):
-    """Return the model on packed params."""
+def compact_model(compiled: Compiled, model: Model) -> Model:
+    """Return the model on compact params."""
     bound = compiled.bind(model.apply)
 
-    def apply(packed, *inputs, **options):
-        return bound(compiled.prepare(packed), *inputs, **options)
+    def apply(compact, *inputs, **options):
+        return bound(compiled.prepare(compact), *inputs, **options)
 
     return model._replace(apply=apply)
 
 
-def pack_state(compiled, state):
-    """Return the TrainState of the packed network.
+def shrink_state(compiled: Compiled, state: TrainState) -> TrainState:
+    """Return the TrainState of the compact network.
 
     Args:
       compiled: Compiled.
-      state: whole TrainState, its optimizer state not a PackedState.
+      state: TrainState of full shape; whole, not flat.
 
     Returns:
-      TrainState whose params, moments and EMA are packed trees; `ever_active` is ().
+      TrainState whose params, moments and EMA are compact trees; `ever_active` is ().
     """
     treedef = jax.tree.structure(state.params)
 
     @jax.jit  # one program: what it does to each layer would compile by itself
-    def pack(trees):
-        return _map_mirrors(compiled.pack, trees, treedef)
+    def shrink(trees):
+        return _map_mirrors(compiled.shrink, trees, treedef)
 
-    params, opt_state, ema_params = pack((state.params, state.opt_state, state.ema_params))
-    return TrainState(state.step, params, compiled.masks, opt_state, ema_params, ())
+    params, opt_state, ema_params = shrink((state.params, state.opt_state, state.ema_params))
+    return state._replace(
+        params=params,
+        masks=compiled.masks,
+        opt_state=opt_state,
+        ema_params=ema_params,
+        ever_active=(),
+    )
 
 
-def outline(state):
-    """Return what `unpack_state` needs of the first state: kernels are shapes without memory."""
+def outline(state: TrainState) -> TrainState:
+    """Return what `expand_state` needs of the first state: kernels are shapes without memory."""
 
     def leaf(x):
         if np.ndim(x) < 2 or x.dtype == bool:
@@ -93,13 +104,13 @@ def outline(state):
     return jax.tree.map(leaf, state)
 
 
-def unpack_state(compiled, state, first):
+def expand_state(compiled: Compiled, state: TrainState, first: TrainState) -> TrainState:
     """Return the full-shape TrainState, host arrays.
 
     Args:
       compiled: Compiled.
-      state: of `pack_state`, trained since.
-      first: `outline` of the state before it was packed: its masks, and the biases of channels
+      state: of `shrink_state`, trained since.
+      first: `outline` of the state before it was shrunk: its masks, and the biases of channels
         that were left out.
 
     Returns:
@@ -107,13 +118,11 @@ def unpack_state(compiled, state, first):
     """
     treedef = jax.tree.structure(first.params)
     state = jax.device_get(state)
-    return TrainState(
+    return first._replace(
         step=state.step,
-        params=compiled.unpack(state.params, first.params),
-        masks=first.masks,
-        opt_state=_map_mirrors(compiled.unpack, state.opt_state, treedef, first.opt_state),
-        ema_params=compiled.unpack(state.ema_params, first.ema_params),
-        ever_active=first.ever_active,
+        params=compiled.expand(state.params, first.params),
+        opt_state=_map_mirrors(compiled.expand, state.opt_state, treedef, first.opt_state),
+        ema_params=compiled.expand(state.ema_params, first.ema_params),
     )
 
 

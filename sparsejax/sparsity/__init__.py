@@ -20,7 +20,7 @@ What a training loop needs is here; each name is imported when it is first used:
     )
     print(sparsity.summarize(params, masks).total)
 
-Everything else is in the modules `costs`, `distributions`, `masks`, `methods`, `packing`,
+Everything else is in the modules `costs`, `distributions`, `flat`, `masks`, `methods`,
 `schedules`, `selection`, `structure`, `topology` and `transforms`.
 """
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from sparsejax.sparsity import (
         costs,
         distributions,
+        flat,
         masks,
         methods,
-        packing,
         schedules,
         selection,
         structure,
@@ -80,12 +80,12 @@ __all__ = [
     "dense_masks",
     "distributions",
     "erdos_renyi_kernel",
+    "flat",
     "get_method",
     "is_sparsifiable",
     "masks",
     "methods",
     "packed",
-    "packing",
     "random_masks",
     "register_method",
     "reset_inactive",

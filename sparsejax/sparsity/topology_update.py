@@ -1,8 +1,9 @@
 """The topology update of a training loop: one call between two optimizer steps."""
 
+from sparsejax.sparsity.flat import is_flat
 from sparsejax.sparsity.masks import apply_masks
 from sparsejax.sparsity.methods import Method
-from sparsejax.sparsity.transforms import PackedState, reset_inactive
+from sparsejax.sparsity.transforms import FlatState, reset_inactive
 from sparsejax.types import (
     ArrayLike,
     Gradients,
@@ -52,10 +53,10 @@ def update_topology(
     Returns:
       Tuple `(params, masks, opt_state)`: params exactly zero where the new mask is False; optimizer
       state fresh where it is False and where weights were regrown, and moved to the active weights
-      if it is packed.
+      if it is flat.
 
     Raises:
-      ValueError: the method changes density, and the optimizer state is packed.
+      ValueError: the method changes density, and the optimizer state is flat.
 
     Example:
       >>> import jax, optax
@@ -76,9 +77,9 @@ def update_topology(
       >>> state[0].trace["kernel"].tolist()
       [[0.0, 0.5, 0.0, 0.0]]
     """
-    if method.changes_density and isinstance(opt_state, PackedState):
+    if method.changes_density and isinstance(opt_state, FlatState) and is_flat(opt_state.indices):
         raise ValueError(
-            f"method {method.name!r} changes density, so optimizer state can't be packed; "
+            f"method {method.name!r} changes density, so optimizer state can't be flat; "
             "accepted: sparse_updates"
         )
     params, masks = method.update(

@@ -1,30 +1,40 @@
 """optax transformations that leave inactive weights as if they weren't there."""
 
-import inspect
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from sparsejax.sparsity import packing
+from sparsejax.sparsity.alike import check_alike, check_shapes
+from sparsejax.sparsity.flat import (
+    active_indices,
+    counts_of,
+    flat_masks,
+    move,
+    places_among,
+    static_counts,
+    to_flat,
+    to_whole,
+)
 from sparsejax.sparsity.masks import apply_masks
-
-# What `packed` accepts: each of these treats all weights alike, whatever array they stand in.
-# A global norm sees all of them at once.
-_PACKABLE = (
-    "add_decayed_weights",
-    "clip_by_global_norm",
-    "identity",
-    "scale",
-    "scale_by_adam",
-    "scale_by_lion",
-    "scale_by_rms",
-    "scale_by_schedule",
-    "scale_by_stddev",
-    "trace",
+from sparsejax.sparsity.mirrors import map_mirrors
+from sparsejax.types import (
+    Array,
+    ArrayLike,
+    Gradients,
+    KeyPath,
+    Leaf,
+    Masks,
+    Optimizer,
+    OptState,
+    Params,
+    PyTree,
+    Updates,
 )
 
+Extra: TypeAlias = Any  # whatever an optimizer takes by keyword
 
 # What `sparse_updates` refuses, by the type of its state: the arrays aren't of single weights, or
 # updates aren't of params.
@@ -36,7 +46,7 @@ _REFUSED = {
 _FUNCTIONS_OF_PARAMS = ("grad_fn", "value_fn", "obj_fn")
 
 
-def sparse_updates(inner):
+def sparse_updates(inner: optax.GradientTransformation) -> Optimizer:
     """Wrap an optimizer so that inactive weights get no update and keep fresh state.
 
     Masks the gradients that go in (so a global norm sees active weights only) and the
@@ -72,13 +82,15 @@ def sparse_updates(inner):
     """
     inner = optax.with_extra_args_support(inner)
 
-    def init(params, masks=None):
+    def init(params: Params, masks: Masks | None = None) -> OptState:
         del masks
         state = inner.init(params)
         _check_state(inner, state, params)
         return state
 
-    def update(gradients, state, params, *, masks, **extra_args):
+    def update(
+        gradients: Gradients, state: OptState, params: Params, *, masks: Masks, **extra_args: Extra
+    ) -> tuple[Updates, OptState]:
         gradients = apply_masks(gradients, masks)
         extra_args = _of_masked_params(extra_args, masks)
         updates, state = inner.update(gradients, state, params, **extra_args)
@@ -87,11 +99,11 @@ def sparse_updates(inner):
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _of_masked_params(extra_args, masks):
+def _of_masked_params(extra_args: dict[str, Extra], masks: Masks) -> dict[str, Extra]:
     """Let functions of params among the arguments see active weights only."""
 
-    def masked(name, function):
-        def call(params, *args, **kwargs):
+    def masked(name: str, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        def call(params: Params, *args: Extra, **kwargs: Extra) -> PyTree:
             result = function(apply_masks(params, masks), *args, **kwargs)
             return apply_masks(result, masks) if name == "grad_fn" else result
 
@@ -104,7 +116,7 @@ def _of_masked_params(extra_args, masks):
     }
 
 
-def _check_state(inner, state, params):
+def _check_state(inner: Optimizer, state: OptState, params: Params) -> None:
     """Refuse a state that can't be reset weight by weight.
 
     Raises:
@@ -118,18 +130,18 @@ def _check_state(inner, state, params):
         raise ValueError(f"can't wrap flatten: its state is one vector of all weights; {accepted}")
 
 
-def _holds_a_vector_of_all(inner, state, params):
+def _holds_a_vector_of_all(inner: Optimizer, state: OptState, params: Params) -> bool:
     """Tell whether a state has a vector that names no parameter and grows with all of them."""
     params_with_paths = jax.tree_util.tree_leaves_with_path(params)
     total = sum(jnp.size(param) for _, param in params_with_paths)
     paths = [path for path, _ in params_with_paths if path]
 
-    def belongs(path, leaf):
+    def belongs(path: KeyPath, leaf: Array) -> bool:
         if not paths:  # params are a single array, whose path is empty
             return leaf.size != total or jnp.ndim(params) < 2
         return any(path[i : i + len(p)] == p for p in paths for i in range(len(path)))
 
-    def twice(param):
+    def twice(param: Leaf) -> jax.ShapeDtypeStruct:
         shape = jnp.shape(param)
         longer = (*shape[:-1], 2 * shape[-1]) if shape else shape
         return jax.ShapeDtypeStruct(longer, jnp.result_type(param))
@@ -143,24 +155,34 @@ def _holds_a_vector_of_all(inner, state, params):
     )
 
 
-class PackedState(NamedTuple):
-    """State of `packed`: one flat array for each sparsified layer, dense layers as they are.
+class FlatState(NamedTuple):
+    """State of active weights alone: a flat array per sparsified layer, dense layers as they are.
 
     Attributes:
       inner: state of the inner optimizer.
-      indices: flat positions of the active weights (see `sparsity.packing`).
+      indices: flat positions of the active weights (see `sparsity.flat`).
       ema: exponential moving average of the active weights; () if none is kept.
       count: updates so far, int32 scalar.
     """
 
-    inner: Any
-    indices: Any
-    ema: Any
-    count: jax.Array
+    inner: OptState
+    indices: PyTree
+    ema: Params
+    count: Array  # type: ignore[assignment]  # a field that hides tuple's method
 
 
-def packed(inner, masks, *, ema_decay=None):
-    """Wrap an optimizer as `sparse_updates` does, with state for the active weights alone.
+class FlatTransformation(optax.GradientTransformationExtraArgs):
+    """What `packed` returns: an optax transformation whose `init` makes a FlatState."""
+
+
+def packed(
+    inner: optax.GradientTransformation,
+    masks: Masks,
+    *,
+    ema_decay: Callable[[ArrayLike], ArrayLike] | None = None,
+    vouched: bool = False,
+) -> Optimizer:
+    """Wrap an optimizer as `sparse_updates` does, with flat state, of the active weights alone.
 
     That takes less memory. The inner optimizer sees one flat array [active] for each sparsified
     layer, and each layer that stays dense as it is. What is active is read from the state, so after
@@ -170,19 +192,23 @@ def packed(inner, masks, *, ema_decay=None):
     density: shapes are static.
 
     Args:
-      inner: optax optimizer that treats all weights alike: adam, adamw, sgd, lion or rmsprop,
-        with schedules and `clip_by_global_norm`, in chains.
-      masks: masks of the params, or their `packing.static_counts`; then `init` wants the masks.
+      inner: optax optimizer that treats all weights alike, whatever array they stand in: adam,
+        adamw, sgd, lion, rmsprop and their like, with schedules and `clip_by_global_norm`, in
+        chains. It is tried on two small arrays, and its state's shapes are compared.
+      masks: masks of the params, or their `flat.static_counts`; then `init` wants the masks.
       ema_decay: function of the number of the update, 1 at the first, to a decay: the state
         then holds the EMA of the active weights, which `ema_params` returns.
+      vouched: True takes `inner` untried, for one that is right in your eyes: noise, whose numbers
+        fall differently, or another learning rate for each layer.
 
     Returns:
       `optax.GradientTransformationExtraArgs`: `init(params)` or `init(params, masks=masks)`
-      gives a PackedState; `update(gradients, state, params, masks=masks)` is used like that of
+      gives a FlatState; `update(gradients, state, params, masks=masks)` is used like that of
       `sparse_updates` (and could do without the masks).
 
     Raises:
-      ValueError: `inner` has a part that may not treat all weights alike; it is named.
+      ValueError: `inner` doesn't treat all weights alike; here, or by `init` if its state has
+        statistics of another shape than the params.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 0.0], [0.0, 3.0]])}
@@ -194,30 +220,35 @@ def packed(inner, masks, *, ema_decay=None):
       >>> updates["kernel"].tolist(), state.inner[0].trace["kernel"].tolist()
       ([[-0.5, 0.0], [0.0, -0.5]], [1.0, 1.0])
     """
-    refused = [name for name in _parts(inner.update) if name not in _PACKABLE]
-    if refused:
-        raise ValueError(
-            f"can't pack the state of {', '.join(refused)}; accepted: {', '.join(_PACKABLE)}, in "
-            "chains: adam, adamw, sgd, lion, rmsprop, with schedules"
-        )
     inner = optax.with_extra_args_support(inner)
-    given, counts = masks, packing.static_counts(masks)
+    given, counts = masks, static_counts(masks)
+    if not vouched:
+        check_alike(inner)
 
-    def init(params, masks=None):
+    def init(params: Params, masks: Masks | None = None) -> FlatState:
         masks = given if masks is None else masks
         if any(isinstance(mask, int) for mask in jax.tree.leaves(masks)):
             raise ValueError("packed was given counts of active weights: init needs masks=")
-        indices = packing.active_indices(masks, counts)
-        small = packing.pack(params, indices)
+        indices = active_indices(masks, counts)
+        small = to_flat(params, indices)
+        if not vouched:
+            check_shapes(inner, params, small)
         ema = () if ema_decay is None else jax.tree.map(jnp.copy, small)
-        return PackedState(inner.init(small), indices, ema, jnp.int32(0))
+        return FlatState(inner.init(small), indices, ema, jnp.int32(0))
 
-    def update(gradients, state, params, *, masks=None, **extra_args):
+    def update(
+        gradients: Gradients,
+        state: FlatState,
+        params: Params,
+        *,
+        masks: Masks | None = None,
+        **extra_args: Extra,
+    ) -> tuple[Updates, FlatState]:
         del masks
         _, indices, ema, count = state
-        small = packing.pack(params, indices)
+        small = to_flat(params, indices)
         updates, inner_state = inner.update(
-            packing.pack(gradients, indices), state.inner, small, **extra_args
+            to_flat(gradients, indices), state.inner, small, **extra_args
         )
         count = optax.safe_increment(count)
         if ema_decay is not None:
@@ -227,44 +258,28 @@ def packed(inner, masks, *, ema_decay=None):
                 ema,
                 optax.apply_updates(small, updates),
             )
-        state = PackedState(inner_state, indices, ema, count)
-        return packing.unpack(updates, indices, params), state
+        state = FlatState(inner_state, indices, ema, count)
+        return to_whole(updates, indices, params), state
 
-    init.inner = inner  # `reset_inactive` is called with what was wrapped or with the wrapper
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _parts(update):
-    """Yield the names of the transformations that an update function is chained of.
-
-    optax gives them no names but those of the functions that they close over.
-    """
-    name = getattr(update, "__qualname__", type(update).__name__).split(".")[0]
-    if not getattr(update, "__module__", "").startswith("optax."):
-        yield f"{name} (not of optax)"
-    elif name == "chain":
-        for part in inspect.getclosurevars(update).nonlocals["update_fns"]:
-            yield from _parts(part)
-    elif name == "with_extra_args_support":
-        yield from _parts(inspect.getclosurevars(update).nonlocals["tx"].update)
-    else:
-        yield name
+    return FlatTransformation(init, update)
 
 
-def ema_params(state, params):
-    """Return the EMA that a PackedState holds, whole: zero at inactive weights.
+def ema_params(state: FlatState, params: Params) -> Params:
+    """Return the EMA that a FlatState holds, whole: zero at inactive weights.
 
     Args:
-      state: PackedState of an optimizer made with `ema_decay`.
+      state: FlatState of an optimizer made with `ema_decay`.
       params: pytree of arrays or `jax.ShapeDtypeStruct`, for their shapes.
 
     Returns:
       Pytree of arrays of the shapes of `params`.
     """
-    return packing.unpack(state.ema, state.indices, params)
+    return to_whole(state.ema, state.indices, params)
 
 
-def reset_inactive(inner, state, params, masks):
+def reset_inactive(
+    inner: optax.GradientTransformation, state: OptState, params: Params, masks: Masks
+) -> OptState:
     """Give inactive weights the optimizer state that `inner.init(params)` gives them.
 
     A state array belongs to a parameter if its key path ends with the parameter's path and
@@ -274,14 +289,14 @@ def reset_inactive(inner, state, params, masks):
     before the next step. What a line search remembers of the loss is then out of date: don't ask
     `optax.value_and_grad_from_state` for the gradient of that step.
 
-    A PackedState moves to the weights that are active now: those that were active before keep
+    A FlatState moves to the weights that are active now: those that were active before keep
     their state and EMA, the others get fresh state, and their value in `params` as EMA.
 
     Args:
       inner: the optax transformation, wrapped by `sparse_updates` or `packed`, or not.
       state: its state.
       params: pytree of arrays.
-      masks: masks of `params`; with as many active weights in each layer as a PackedState has.
+      masks: masks of `params`; with as many active weights in each layer as a FlatState has.
 
     Returns:
       State of the same structure.
@@ -294,71 +309,25 @@ def reset_inactive(inner, state, params, masks):
       >>> reset_inactive(optimizer, state, params, masks)[0].trace["kernel"].tolist()
       [[1.0, 0.0]]
     """
-    if isinstance(state, PackedState):
-        return _move(inner, state, params, masks)
-
-    def reset(leaf, fresh, mask):
-        return leaf if mask.ndim == 0 else jnp.where(mask, leaf, fresh)
-
-    return _map_moments(reset, state, inner.init(params), params, masks)
+    if isinstance(state, FlatState):
+        return _reset_flat(inner, state, params, masks)
+    return map_mirrors(_reset, state, inner.init(params), params, masks)
 
 
-def _move(inner, state, params, masks):
-    inner = getattr(inner.init, "inner", inner)
-    counts = jax.tree.map(lambda index: index.size if index.ndim else index, state.indices)
-    indices = packing.active_indices(masks, counts)
-    small = packing.pack(params, indices)
-    places = jax.tree.map(
-        lambda old, new, param: packing.positions_in(old, new, param.size) if new.ndim else new,
-        state.indices,
-        indices,
-        params,
-    )
-
-    def move(leaf, fresh, place):
-        return leaf if place.ndim == 0 else jnp.where(place >= 0, leaf[..., place], fresh)
-
-    keeps_ema = bool(jax.tree.leaves(state.ema))
-    ema = jax.tree.map(move, state.ema, small, places) if keeps_ema else ()
-    moved = _map_moments(move, state.inner, inner.init(small), small, places)
-    return PackedState(moved, indices, ema, state.count)
+def _reset(leaf: Array, fresh: Array, mask: Array) -> Array:
+    return leaf if mask.ndim == 0 else jnp.where(mask, leaf, fresh)
 
 
-def _map_moments(function, state, fresh, params, other):
-    """Apply `function(leaf, fresh, other)` to the arrays of a state that belong to a parameter.
-
-    Args:
-      function: of an array of the state, the same array of `fresh`, and a leaf of `other`.
-      state: optimizer state.
-      fresh: state as `init` gives it; what it lacks, such as what `optax.monitor` has measured
-        since, is left as it is.
-      params: the parameters that the state is of.
-      other: pytree of the structure of `params`.
-
-    Returns:
-      State; arrays that belong to no parameter are as they were.
-    """
-    belonging = {
-        path: (leaf, param.shape)
-        for (path, param), leaf in zip(
-            jax.tree_util.tree_flatten_with_path(params)[0],
-            jax.tree.structure(params).flatten_up_to(other),
-            strict=True,
-        )
-    }
-    longest = max(map(len, belonging), default=0)
-    fresh = dict(jax.tree_util.tree_leaves_with_path(fresh))
-
-    def apply(path, leaf):
-        if path not in fresh:
-            return leaf
-        for length in range(min(longest, len(path)), -1, -1):
-            found, shape = belonging.get(path[len(path) - length :], (None, None))
-            if (
-                found is not None
-                and jnp.shape(leaf)[max(jnp.ndim(leaf) - len(shape), 0) :] == shape
-            ):
-                return function(leaf, fresh[path], found)
-        return leaf
-
-    return jax.tree_util.tree_map_with_path(apply, state)
+def _reset_flat(inner: Optimizer, state: FlatState, params: Params, masks: Masks) -> FlatState:
+    """Move what is flat to the weights that are active now; reset what is whole."""
+    indices = active_indices(masks, counts_of(state.indices))
+    small = to_flat(params, indices)
+    if isinstance(inner, FlatTransformation):
+        fresh = inner.init(params, masks=masks).inner
+    else:
+        fresh = inner.init(small)
+    places = places_among(state.indices, indices, params)
+    moved = map_mirrors(move, state.inner, fresh, small, places)
+    moved = map_mirrors(_reset, moved, fresh, small, flat_masks(masks, indices))
+    ema = jax.tree.map(move, state.ema, small, places) if jax.tree.leaves(state.ema) else ()
+    return FlatState(moved, indices, ema, state.count)

@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import zlib
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -15,8 +16,12 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from sparsejax.errors import ConfigError
+from sparsejax.training.layouts import find_layout
+from sparsejax.training.state import TrainState
+from sparsejax.types import PathLike
 
 logger = logging.getLogger(__name__)
+Extra: TypeAlias = dict[str, Any]  # what JSON can say
 # Orbax logs what it raises too, as tracebacks of its threads, and notes on its own work.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
@@ -31,7 +36,7 @@ def _hook(default, unraisable):
         default(unraisable)
 
 
-def open_manager(folder, keep=2):
+def open_manager(folder: PathLike, keep: int = 2) -> ocp.CheckpointManager:
     """Open (and create) a folder of checkpoints.
 
     Args:
@@ -47,7 +52,7 @@ def open_manager(folder, keep=2):
     return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options)
 
 
-def save(manager, state, extra):
+def save(manager: ocp.CheckpointManager, state: TrainState, extra: Extra) -> None:
     """Save a state; everything is copied before this returns, the writing goes on behind.
 
     Args:
@@ -62,7 +67,7 @@ def save(manager, state, extra):
     manager.save(int(tree["step"]), args=args)
 
 
-def restore_newest(folder, example):
+def restore_newest(folder: PathLike, example: TrainState) -> tuple[TrainState, Extra] | None:
     """Restore the newest whole checkpoint; damaged ones are named and passed over.
 
     Changes nothing on disk.
@@ -96,14 +101,14 @@ def restore_newest(folder, example):
     return None
 
 
-def read_extra(folder, step):
+def read_extra(folder: PathLike, step: int) -> Extra:
     """Return the extra dictionary of the checkpoint of one step, without its state."""
     with ocp.CheckpointManager(pathlib.Path(folder).resolve()) as manager:
         args = ocp.args.Composite(extra=ocp.args.JsonRestore())
         return manager.restore(step, args=args)["extra"]
 
 
-def set_aside_after(folder, step):
+def set_aside_after(folder: PathLike, step: int) -> None:
     """Rename checkpoints of later steps, which could not be restored; nothing is deleted.
 
     Args:
@@ -118,25 +123,26 @@ def set_aside_after(folder, step):
         logger.warning("checkpoint of step %d set aside as %s", damaged, free)
 
 
-def list_steps(folder):
+def list_steps(folder: PathLike) -> list[int]:
     """Return the steps of the checkpoints in a folder, in increasing order."""
     folder = pathlib.Path(folder)
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(int(n) for n in names if n.isdecimal() and (folder / n).is_dir())
 
 
-def _restore(folder, step, abstract):
+def _restore(folder, step, example):
+    """Restore one checkpoint, of today's layout or an older one."""
     with ocp.CheckpointManager(folder) as manager:
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract), extra=ocp.args.JsonRestore()
-            ),
-        )
-    state, extra = restored["state"], restored["extra"]
-    if _checksums(state) != extra.pop("checksums"):
+        extra = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))[
+            "extra"
+        ]
+        checksums = extra.pop("checksums")
+        layout, convert = find_layout(example, len(checksums))
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(layout))
+        state = manager.restore(step, args=args)["state"]
+    if _checksums(state) != checksums:
         raise ValueError("the checksums of its arrays disagree")
-    return state, extra
+    return convert(state), extra
 
 
 def _checksums(tree):

@@ -12,16 +12,17 @@ import numpy as np
 from PIL import Image
 
 from sparsejax.compact.states import (
+    compact_model,
     compile_network,
+    expand_state,
     outline,
-    pack_state,
-    packed_model,
-    unpack_state,
+    shrink_state,
 )
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model, build_data, build_model, network_arguments
 from sparsejax.sparse_files import is_sparse_file
 from sparsejax.sparsity.costs import forward_flops
+from sparsejax.sparsity.flat import counts_of
 from sparsejax.sparsity.masks import summarize
 from sparsejax.sparsity.methods import METHODS, get_method
 from sparsejax.training import checkpoints, runs
@@ -86,7 +87,7 @@ def train(config, workdir):
     # A finished run needs its data for another reference split alone.
     if not is_trained or before["task"]["reference_split"] != config.task.reference_split:
         model, data, facts = _prepare(config, workdir)
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config)
     state, pending = first_state(config, workdir, model, optimizer)
     is_main = jax.process_index() == 0
     start = int(state.step)
@@ -193,8 +194,8 @@ def _without_inactive(sparsity, model, state):
         return model, state, lambda state: state
     logger.info("%d layers are trained without what is inactive", len(network.layers))
     first = outline(state)
-    packed = pack_state(network, state)
-    return packed_model(network, model), packed, lambda state: unpack_state(network, state, first)
+    small = shrink_state(network, state)
+    return compact_model(network, model), small, lambda state: expand_state(network, state, first)
 
 
 def _announce(config, model, counts):
@@ -290,7 +291,7 @@ def _state_of_other_weights(config, model, optimizer):
         require(False, "checkpoint.init_from", str(path), "weights of a network of the same shape")
     params = jax.tree.map(lambda param, ours: np.asarray(param, ours.dtype), params, state.params)
     logger.info("weights%s from %s", " and masks" if takes_masks else "", path)
-    return state_from(params, masks, optimizer)
+    return state_from(params, masks, optimizer, counts_of(state.indices))
 
 
 def _compare_network(config, other, path):

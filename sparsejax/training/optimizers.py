@@ -1,17 +1,16 @@
 """Optimizers, learning-rate and drop-fraction schedules from the config: optax, by name."""
 
+import ml_collections
 import optax
 
 from sparsejax.errors import require
 from sparsejax.sparsity.methods import get_method
 from sparsejax.sparsity.schedules import UpdateSchedule
-from sparsejax.sparsity.transforms import packed, sparse_updates
-from sparsejax.training.plan import trains_compiled
-from sparsejax.training.state import active_counts
-from sparsejax.training.steps import ema_decay
+from sparsejax.sparsity.transforms import sparse_updates
+from sparsejax.types import Optimizer, Schedule
 
 
-def learning_rate_schedule(config):
+def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
     """Return the optax schedule of `config.optimizer`: linear warm-up, then as named.
 
     Args:
@@ -30,15 +29,16 @@ def learning_rate_schedule(config):
     return optax.join_schedules([warmup, after], [o.warmup_steps])
 
 
-def build_optimizer(config, model=None):
+def build_optimizer(config: ml_collections.ConfigDict) -> Optimizer:
     """Return the optimizer of `config.optimizer`, wrapped so that inactive weights stay zero.
+
+    Each of them treats all weights alike, so its state may be flat (`optimizer.packed`).
 
     Args:
       config: resolved ConfigDict.
-      model: Model; needed if `optimizer.packed`, which wants to know the layers' sizes.
 
     Returns:
-      `optax.GradientTransformationExtraArgs`; its init and its update take `masks=` by keyword.
+      `optax.GradientTransformationExtraArgs`; its update takes `masks=` by keyword.
 
     Raises:
       ConfigError: `optimizer.packed` with a method that changes density.
@@ -54,18 +54,10 @@ def build_optimizer(config, model=None):
         "lion": lambda: optax.lion(rate, o.b1, o.b2, weight_decay=o.weight_decay),
     }[o.name]()
     clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
-    inner = optax.chain(*clip, inner)
-    # What a compiled run trains is packed already.
-    if not o.packed or trains_compiled(config.sparsity):
-        return sparse_updates(inner)
-    return packed(
-        inner,
-        active_counts(config, model),
-        ema_decay=lambda count: ema_decay(count, config.ema.decay),
-    )
+    return sparse_updates(optax.chain(*clip, inner))
 
 
-def drop_fraction_schedule(sparsity):
+def drop_fraction_schedule(sparsity: ml_collections.ConfigDict) -> Schedule:
     """Return the optax schedule of the drop fraction over global steps.
 
     Args:
@@ -79,7 +71,7 @@ def drop_fraction_schedule(sparsity):
     }[sparsity.drop_schedule]
 
 
-def update_schedule(sparsity):
+def update_schedule(sparsity: ml_collections.ConfigDict) -> UpdateSchedule:
     """Return the UpdateSchedule of `config.sparsity`, resolved."""
     s = sparsity
     return UpdateSchedule(s.update_interval, s.begin, s.end, s.includes_end)

@@ -31,7 +31,7 @@ from sparsejax.storage import require_writable
 from sparsejax.training import checkpoints
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.state import create_state, ema_params_of
+from sparsejax.training.state import abstract_state, ema_params_of
 from sparsejax.types import Masks, Params, PathLike
 
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
@@ -242,8 +242,7 @@ def restore_state(workdir, config, model):
     folder = pathlib.Path(workdir) / "checkpoints"
     if not checkpoints.list_steps(folder):
         return None
-    optimizer = build_optimizer(config, model)
-    example = jax.eval_shape(lambda: create_state(config, model, optimizer))
+    example = abstract_state(config, model, build_optimizer(config))
     return checkpoints.restore_newest(folder, example)
 
 

@@ -2,17 +2,21 @@
 
 import logging
 import zlib
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
+from sparsejax.families import Model
 from sparsejax.seeds import check_seed
+from sparsejax.sparsity.flat import active_indices, static_counts, to_flat, whole_indices
 from sparsejax.sparsity.masks import apply_masks, pack_bits
-from sparsejax.sparsity.packing import static_counts
-from sparsejax.sparsity.transforms import PackedState
-from sparsejax.training.plan import build_method, layer_sparsities
+from sparsejax.sparsity.transforms import FlatTransformation
+from sparsejax.training.plan import build_method, layer_sparsities, trains_compiled
+from sparsejax.types import Array, Masks, Optimizer, OptState, Params, PRNGKey, PyTree
 
 logger = logging.getLogger(__name__)
 
@@ -24,24 +28,26 @@ class TrainState(NamedTuple):
       step: optimizer steps taken, int32 scalar.
       params: parameters, exactly zero wherever the mask is False.
       masks: the mask pytree (see `sparsejax.sparsity`).
-      opt_state: state of the optimizer; fresh wherever the mask is False. A PackedState holds
-        the EMA too.
-      ema_params: exponential moving average of params, zero wherever the mask is False; () if
-        `opt_state` is a PackedState. Read it by `ema_params_of`.
-      ever_active: the weights that were active at some time, as packed bits
-        (`masks.pack_bits`): what the run has explored (in-time over-parameterisation, Liu et
-        al. 2021).
+      opt_state: state of the optimizer; fresh wherever the mask is False. Whole, or flat: of
+        active weights alone.
+      ema_params: exponential moving average of params, zero wherever the mask is False; whole or
+        flat as `opt_state` is. `ema_params_of` returns it whole.
+      indices: where the entries of flat layers belong (see `sparsity.flat`); 0-d True for each
+        layer of a state that is whole.
+      ever_active: the weights that were active at some time, as mask bits (`masks.pack_bits`):
+        what the run has explored (in-time over-parameterisation, Liu et al. 2021).
     """
 
-    step: jax.Array
-    params: Any
-    masks: Any
-    opt_state: Any
-    ema_params: Any
-    ever_active: Any
+    step: Array
+    params: Params
+    masks: Masks
+    opt_state: OptState
+    ema_params: Params
+    indices: PyTree
+    ever_active: PyTree
 
 
-def named_key(seed, purpose):
+def named_key(seed: int, purpose: str) -> PRNGKey:
     """Return the PRNG key of a named purpose: `init`, `masks`, `steps`, `topology`, `samples`.
 
     Args:
@@ -54,7 +60,9 @@ def named_key(seed, purpose):
     return jax.random.fold_in(jax.random.key(check_seed(seed)), zlib.crc32(purpose.encode()))
 
 
-def create_state(config, model, optimizer):
+def create_state(
+    config: ml_collections.ConfigDict, model: Model, optimizer: Optimizer
+) -> TrainState:
     """Return the state before the first step: masks drawn, params masked, EMA equal to params.
 
     Args:
@@ -63,26 +71,44 @@ def create_state(config, model, optimizer):
       optimizer: the optax transformation of the train step.
 
     Returns:
-      TrainState on the default device.
+      TrainState on the default device; its optimizer state and EMA are flat with
+      `optimizer.packed`, unless the run trains compact, where all is small already.
 
     Raises:
       ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
     """
-    init_key, masks_key = named_key(config.seed, "init"), named_key(config.seed, "masks")
+    if config.sparsity.method == "dense":
+        logger.info("method dense ignores sparsity.level = %g", config.sparsity.level)
+    return jax.jit(_creation(config, model, optimizer))(*_first_keys(config))
+
+
+def abstract_state(
+    config: ml_collections.ConfigDict, model: Model, optimizer: Optimizer
+) -> TrainState:
+    """Return what `create_state` returns, of `jax.ShapeDtypeStruct`: nothing is computed."""
+    return jax.eval_shape(_creation(config, model, optimizer), *_first_keys(config))
+
+
+def _first_keys(config):
+    return named_key(config.seed, "init"), named_key(config.seed, "masks")
+
+
+def _creation(config, model, optimizer) -> Callable[[PRNGKey, PRNGKey], TrainState]:
+    """Return the function of two keys that makes the first state."""
     sparsities = layer_sparsities(config.sparsity, model)
     method = build_method(config.sparsity, model)
-    if method.name == "dense":
-        logger.info("method dense ignores sparsity.level = %g", config.sparsity.level)
+    is_flat = config.optimizer.packed and not trains_compiled(config.sparsity)
+    counts = active_counts(config, model) if is_flat else None
 
-    @jax.jit
     def create(init_key, masks_key):
         params = model.init(init_key)
-        return state_from(params, method.init(masks_key, params, sparsities), optimizer)
+        masks = method.init(masks_key, params, sparsities)
+        return state_from(params, masks, optimizer, counts)
 
-    return create(init_key, masks_key)
+    return create
 
 
-def active_counts(config, model):
+def active_counts(config: ml_collections.ConfigDict, model: Model) -> PyTree:
     """Return how many active weights each layer of the run has, from the first step to the last.
 
     Args:
@@ -90,7 +116,7 @@ def active_counts(config, model):
       model: Model.
 
     Returns:
-      Pytree as `packing.static_counts` returns it, found by drawing the run's first masks.
+      Pytree as `flat.static_counts` returns it, found by drawing the run's first masks.
 
     Raises:
       ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
@@ -101,43 +127,59 @@ def active_counts(config, model):
     return static_counts(method.init(named_key(config.seed, "masks"), params, sparsities))
 
 
-def state_from(params, masks, optimizer):
+def state_from(
+    params: Params, masks: Masks, optimizer: Optimizer, counts: PyTree | None = None
+) -> TrainState:
     """Return the state of step 0 with these params (masked here) and masks.
 
     Args:
       params: pytree of arrays.
       masks: masks of `params`.
-      optimizer: made by `sparsity.transforms.sparse_updates` or `packed`.
+      optimizer: made by `sparsity.transforms.sparse_updates`.
+      counts: `sparsity.flat.static_counts` of the masks for a state whose moments and EMA are
+        flat; whole by default.
 
     Returns:
       TrainState.
+
+    Raises:
+      ValueError: `optimizer` keeps flat state by itself, or masks that are not traced have other
+        counts.
     """
+    if isinstance(optimizer, FlatTransformation):
+        raise ValueError("optimizer is packed; accepted: sparse_updates, with counts= for flat")
     params = apply_masks(params, masks)
-    opt_state = optimizer.init(params, masks=masks)
-    ema_params = () if isinstance(opt_state, PackedState) else jax.tree.map(jnp.copy, params)
+    indices = whole_indices(params) if counts is None else active_indices(masks, counts)
+    ours = to_flat(params, indices)
     ever_active = jax.tree.map(jnp.copy, pack_bits(masks))
-    return TrainState(jnp.int32(0), params, masks, opt_state, ema_params, ever_active)
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        masks=masks,
+        opt_state=optimizer.init(ours),
+        ema_params=jax.tree.map(jnp.copy, ours),
+        indices=indices,
+        ever_active=ever_active,
+    )
 
 
-def ema_params_of(state):
-    """Return the EMA of the parameters, wherever the state holds it.
+def ema_params_of(state: TrainState) -> Params:
+    """Return the EMA of the parameters, whole.
 
     Args:
       state: TrainState.
 
     Returns:
-      Pytree of the shapes of `state.params`; host arrays if the optimizer state is packed.
+      Pytree of the shapes of `state.params`; of host arrays where the state is flat.
     """
-    if not isinstance(state.opt_state, PackedState):
-        return state.ema_params
-    # By numpy: the state may be spread over several processes, and nothing compiles.
-    ema, indices = jax.device_get((state.opt_state.ema, state.opt_state.indices))
 
     def put(index, leaf, param):
-        if not index.ndim:
+        if index.ndim == 0:
             return leaf
+        # By numpy: the state may be spread over several processes, and nothing compiles.
+        leaf = np.asarray(leaf)
         full = np.zeros(param.size, leaf.dtype)
-        full[index] = leaf
+        full[np.asarray(index)] = leaf
         return full.reshape(param.shape)
 
-    return jax.tree.map(put, indices, ema, state.params)
+    return jax.tree.map(put, state.indices, state.ema_params, state.params)

@@ -5,17 +5,37 @@ params that are masked already, so they are dense at no cost: the train step mas
 (inside the optimizer), the topology update looks at them whole.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax.families import Model
+from sparsejax.sparsity.flat import flat_masks, to_flat, to_whole
 from sparsejax.sparsity.masks import apply_masks, pack_bits
-from sparsejax.sparsity.transforms import PackedState, reset_inactive
+from sparsejax.sparsity.methods import Method
+from sparsejax.sparsity.topology_update import update_topology
+from sparsejax.sparsity.transforms import FlatState
 from sparsejax.training.parallel import AXIS
 from sparsejax.training.state import TrainState
+from sparsejax.types import (
+    Array,
+    ArrayLike,
+    Batch,
+    Gradients,
+    Keys,
+    Masks,
+    Metrics,
+    Optimizer,
+    Params,
+    PRNGKey,
+    PyTree,
+    Schedule,
+)
 
 
-def ema_decay(step, decay):
+def ema_decay(step: ArrayLike, decay: float) -> Array:
     """Return min(decay, (1 + step) / (10 + step)): EMA with warm-up, as Latent Diffusion's.
 
     Args:
@@ -25,12 +45,12 @@ def ema_decay(step, decay):
     return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def update_ema(ema_params, params, decay):
+def update_ema(ema_params: Params, params: Params, decay: ArrayLike) -> Params:
     """Return `decay * ema_params + (1 - decay) * params`, leaf by leaf."""
     return jax.tree.map(lambda ema, p: ema - (1 - decay) * (ema - p), ema_params, params)
 
 
-def move_ema(ema_params, params, before, after):
+def move_ema(ema_params: Params, params: Params, before: Masks, after: Masks) -> Params:
     """Return the EMA after a topology update.
 
     Args:
@@ -52,7 +72,7 @@ def move_ema(ema_params, params, before, after):
     )
 
 
-def example_keys(key, step, local_batch):
+def example_keys(key: PRNGKey, step: Array, local_batch: int) -> Keys:
     """Return one key per example of this device, a function of the example's global index.
 
     So the number of devices changes nothing about the noise and the dropout that an example gets.
@@ -97,13 +117,44 @@ def _mean_gradients(model, accumulate, params, batch, keys):
     return jax.lax.pmean(result, AXIS)
 
 
-def make_train_step(model, optimizer, *, ema_limit, accumulate=1):
+def apply_gradients(
+    optimizer: Optimizer, state: TrainState, gradients: Gradients, ema_limit: float
+) -> TrainState:
+    """Take the optimizer's step, and that of the EMA.
+
+    Args:
+      optimizer: transformation wrapped by `sparsity.transforms.sparse_updates`. Where the state is
+        flat it sees active weights alone, so it has to treat all weights alike.
+      state: TrainState.
+      gradients: dense gradients at `state.params`.
+      ema_limit: decay of the EMA after its warm-up.
+
+    Returns:
+      TrainState of the next step.
+    """
+    indices, step = state.indices, state.step + 1
+    params = to_flat(state.params, indices)
+    updates, opt_state = optimizer.update(
+        to_flat(gradients, indices), state.opt_state, params, masks=flat_masks(state.masks, indices)
+    )
+    decay = ema_decay(step, ema_limit)
+    return state._replace(
+        step=step,
+        params=optax.apply_updates(state.params, to_whole(updates, indices, state.params)),
+        opt_state=opt_state,
+        ema_params=update_ema(state.ema_params, optax.apply_updates(params, updates), decay),
+    )
+
+
+def make_train_step(
+    model: Model, optimizer: Optimizer, *, ema_limit: float, accumulate: int = 1
+) -> Callable[[TrainState, Batch, PRNGKey], tuple[TrainState, Metrics]]:
     """Return `train_step(state, batch, key) -> (state, metrics)`.
 
     Args:
       model: Model.
-      optimizer: transformation wrapped by `sparsity.transforms.sparse_updates` or `packed`.
-      ema_limit: decay of the EMA after its warm-up; a packed optimizer keeps its own EMA.
+      optimizer: as of `apply_gradients`.
+      ema_limit: decay of the EMA after its warm-up.
       accumulate: microbatches that the device's batch is split into.
 
     Returns:
@@ -114,22 +165,22 @@ def make_train_step(model, optimizer, *, ema_limit, accumulate=1):
     def train_step(state, batch, key):
         keys = example_keys(key, state.step, len(jax.tree.leaves(batch)[0]))
         loss, gradients = _mean_gradients(model, accumulate, state.params, batch, keys)
-        updates, opt_state = optimizer.update(
-            gradients, state.opt_state, state.params, masks=state.masks
-        )
-        params = optax.apply_updates(state.params, updates)
-        step = state.step + 1
-        ema_params = state.ema_params
-        if not isinstance(opt_state, PackedState):
-            ema_params = update_ema(ema_params, params, ema_decay(step, ema_limit))
         grad_norm = optax.tree.norm(apply_masks(gradients, state.masks))
-        state = TrainState(step, params, state.masks, opt_state, ema_params, state.ever_active)
+        state = apply_gradients(optimizer, state, gradients, ema_limit)
         return state, {"loss": loss, "grad_norm": grad_norm}
 
     return train_step
 
 
-def make_topology_update(model, optimizer, method, drop_fraction, *, density=None, accumulate=1):
+def make_topology_update(
+    model: Model,
+    optimizer: Optimizer,
+    method: Method,
+    drop_fraction: Schedule,
+    *,
+    density: PyTree = None,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch, tuple[PRNGKey, PRNGKey]], tuple[TrainState, Metrics]]:
     """Return `topology_update(state, batch, (steps_key, topology_key)) -> (state, metrics)`.
 
     It sees the batch and the keys of the step just taken, at the params that the step made.
@@ -156,30 +207,44 @@ def make_topology_update(model, optimizer, method, drop_fraction, *, density=Non
         probe = method.probe(key, state.params, state.masks)
         _, gradients = _mean_gradients(model, accumulate, probe, batch, batch_keys)
         fraction = drop_fraction(state.step)
-        said = {"step": state.step, "density": density}
-        params, masks = method.update(key, state.params, state.masks, gradients, fraction, **said)
+        params, masks, held = update_topology(
+            method,
+            optimizer,
+            key,
+            state.params,
+            state.masks,
+            FlatState(state.opt_state, state.indices, state.ema_params, state.step),
+            gradients,
+            fraction,
+            step=state.step,
+            density=density,
+        )
         ever_active = jax.tree.map(jnp.bitwise_or, state.ever_active, pack_bits(masks))
         metrics = {
             "drop_fraction": jnp.float32(fraction),
             "replaced": _replaced(state.masks, masks),
             "ever_active": _share(ever_active, masks),
         }
-        opt_state = reset_inactive(optimizer, state.opt_state, params, masks)
-        ema_params = state.ema_params
-        if not isinstance(opt_state, PackedState):
-            ema_params = move_ema(ema_params, params, state.masks, masks)
-        state = TrainState(state.step, params, masks, opt_state, ema_params, ever_active)
+        before, after = (flat_masks(m, held.indices) for m in (state.masks, masks))
+        state = state._replace(
+            params=params,
+            masks=masks,
+            opt_state=held.inner,
+            ema_params=move_ema(held.ema, to_flat(params, held.indices), before, after),
+            indices=held.indices,
+            ever_active=ever_active,
+        )
         return state, metrics
 
     return topology_update
 
 
-def _share(packed, masks):
-    """Return the share of ones in packed bits of the sparsified layers."""
-    packed = [bits for bits in jax.tree.leaves(packed) if bits.ndim]
-    if not packed:
+def _share(bits, masks):
+    """Return the share of ones in the mask bits of the sparsified layers."""
+    layers = [layer for layer in jax.tree.leaves(bits) if layer.ndim]
+    if not layers:
         return jnp.float32(1)
-    active = sum(jnp.sum(jax.lax.population_count(b), dtype=jnp.float32) for b in packed)
+    active = sum(jnp.sum(jax.lax.population_count(x), dtype=jnp.float32) for x in layers)
     return active / sum(mask.size for mask in jax.tree.leaves(masks) if mask.ndim)
 
 

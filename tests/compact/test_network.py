@@ -49,7 +49,7 @@ def test_a_gru_without_hidden_units_computes_what_the_masked_one_does():
         return GRU.apply({"params": params} | constants, *inputs)
 
     compact = network.compile_channels(masks, groups)
-    small = jax.device_get(compact.pack(params))
+    small = jax.device_get(compact.shrink(params))
     assert small["rnn_l0"]["forward_hh"]["kernel"].shape == (2, 3 * 2)
     assert small["rnn_l1"]["backward_ih"]["kernel"].shape == (2 + 2, 3 * 2)
     assert small["out_proj"]["kernel"].shape == (2 + 2, HIDDEN)
@@ -57,8 +57,8 @@ def test_a_gru_without_hidden_units_computes_what_the_masked_one_does():
     got = jax.jit(compact.bind(apply))(small, points, t, lengths)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert np.abs(expected[:, :3]).min() > 0
-    # The inverse of packing, with what the channels that were left out have kept.
-    jax.tree.map(np.testing.assert_array_equal, compact.unpack(small, params), params)
+    # The inverse of shrinking, with what the channels that were left out have kept.
+    jax.tree.map(np.testing.assert_array_equal, compact.expand(small, params), params)
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,17 +79,17 @@ def test_products_cover_each_active_block_once(rows, columns, seed, p):
             assert keys[i] != keys[j] or of[i] == of[j]
 
 
-def test_blocks_pack_in_c_order_and_unpack_to_the_same_kernel():
+def test_blocks_lie_in_c_order_and_expand_to_the_same_kernel():
     rng = np.random.default_rng(0)
     grid = np.array([[True, False, True], [False, False, True]])
     mask = np.broadcast_to(np.kron(grid, np.ones((4, 4), bool)), (3, 3, 8, 12))
     kernel = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
     compact = network.compile_blocks({"conv": {"kernel": mask, "bias": np.True_}}, 4)
     params = {"conv": {"kernel": kernel, "bias": np.ones(12, np.float32)}}
-    packed = compact.pack(params)
+    small = compact.shrink(params)
     assert compact.layers == ("conv/kernel",)
-    np.testing.assert_array_equal(packed["conv"]["kernel"][1], kernel[:, :, :4, 8:])
-    jax.tree.map(np.testing.assert_array_equal, compact.unpack(packed, params), params)
+    np.testing.assert_array_equal(small["conv"]["kernel"][1], kernel[:, :, :4, 8:])
+    jax.tree.map(np.testing.assert_array_equal, compact.expand(small, params), params)
 
 
 @pytest.mark.parametrize("structure", ["block", "channel"])
@@ -115,7 +115,7 @@ def test_a_halving_is_padded_as_the_layer_says(structure, padding):
         x, expected = x[..., :4], expected[..., :4]
     assert compact.layers == ("op/kernel",)
     run = compact.bind(lambda params, x: layer.apply({"params": params}, x))
-    got = run(compact.prepare(compact.pack(params)), x)
+    got = run(compact.prepare(compact.shrink(params)), x)
     assert got.shape == expected.shape == (1, 3, 2 + padding, expected.shape[-1])
     np.testing.assert_allclose(got, expected, atol=1e-6)
 

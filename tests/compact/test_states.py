@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.compact.states import compile_network, packed_model, without_inactive
+from sparsejax.compact.states import compact_model, compile_network, without_inactive
 from sparsejax.configuration import resolve
 from sparsejax.families import build_data, build_model
 from sparsejax.sparsity.masks import apply_masks
@@ -51,8 +51,8 @@ def test_the_unet_without_inactive_parts_computes_the_same(structure):
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
     network = compile_network(config.sparsity, model, masks)
-    packed = network.pack(params)
-    kernels = [leaf.size for leaf in jax.tree.leaves(packed)]
+    compact = network.shrink(params)
+    kernels = [leaf.size for leaf in jax.tree.leaves(compact)]
     active = [
         np.broadcast_to(m, p.shape).sum()
         for m, p in zip(*map(jax.tree.leaves, (masks, params)), strict=True)
@@ -60,7 +60,7 @@ def test_the_unet_without_inactive_parts_computes_the_same(structure):
     left = [m.size for m in jax.tree.leaves(network.masks) if m.ndim]
     # Of a layer that became smaller, nothing but what is active is held.
     assert sum(kernels) <= sum(active) + sum(left)
-    whole = network.unpack(jax.device_get(packed), params)
+    whole = network.expand(jax.device_get(compact), params)
     jax.tree.map(np.testing.assert_array_equal, whole, params)
 
 
@@ -76,12 +76,12 @@ def test_gradients_without_inactive_parts_are_the_active_ones_of_the_masked_netw
         return jax.device_get(jax.jit(jax.grad(loss))(params))
 
     expected = apply_masks(gradients(model, params), masks)
-    got = gradients(packed_model(network, model), network.pack(params))
+    got = gradients(compact_model(network, model), network.shrink(params))
     got = apply_masks(got, network.masks)
     zeros = jax.tree.map(np.zeros_like, params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        network.unpack(jax.device_get(got), zeros),
+        network.expand(jax.device_get(got), zeros),
         expected,
     )
 

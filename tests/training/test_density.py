@@ -12,7 +12,7 @@ import pytest
 from sparsejax.configuration import resolve
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing, evaluate
-from sparsejax.sparsity import methods, packing, transforms
+from sparsejax.sparsity import flat, methods, transforms
 from sparsejax.sparsity.masks import apply_masks, path_name
 from sparsejax.sparsity.selection import select_top
 from sparsejax.training import checkpoints, loop, runs
@@ -75,9 +75,7 @@ def masks_after(workdir, step):
     """What the checkpoint of a step holds, read without the loop."""
     config = runs.read_config(workdir)
     model = runs.build_model(config)
-    example = jax.eval_shape(
-        lambda: runs.create_state(config, model, runs.build_optimizer(config, model))
-    )
+    example = runs.abstract_state(config, model, runs.build_optimizer(config))
     abstract = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), example._asdict())
     return checkpoints._restore((workdir / "checkpoints").resolve(), step, abstract)[0]["masks"]
 
@@ -146,7 +144,7 @@ def test_packed_state_refuses_the_method_by_name(tmp_path):
 
 def test_masks_of_another_density_are_not_moved_into_packed_state():
     params, eye = {"kernel": jnp.ones((3, 3))}, {"kernel": jnp.eye(3, dtype=bool)}
-    optimizer = transforms.packed(optax.adam(0.1), packing.static_counts(eye))
+    optimizer = transforms.packed(optax.adam(0.1), flat.static_counts(eye))
     state = optimizer.init(params, masks=eye)
     fewer = {"kernel": eye["kernel"].at[0, 0].set(False)}
     with pytest.raises(ValueError, match="kernel has 2 active weights; accepted: 3"):

@@ -11,7 +11,7 @@ import pytest
 from sparsejax.diffusion import noise_schedules
 from sparsejax.families import Model, denoising
 from sparsejax.models.layers import Dropout
-from sparsejax.sparsity import distributions, masks, packing, topology
+from sparsejax.sparsity import distributions, flat, masks, topology
 from sparsejax.sparsity.methods import Method, get_method
 from sparsejax.sparsity.transforms import packed, sparse_updates
 from sparsejax.training import parallel, steps
@@ -48,11 +48,11 @@ def batch_of(step, size=12):
     return {"x": np.random.default_rng(step).normal(size=(size, WIDTH)).astype(np.float32)}
 
 
-def first_state(optimizer, level=0.5, seed=0):
+def first_state(optimizer, level=0.5, seed=0, is_flat=False):
     params = init(jax.random.key(seed))
     sparsities = distributions.uniform(params, level)
     drawn = masks.random_masks(jax.random.key(seed), params, sparsities)
-    return state_from(params, drawn, optimizer)
+    return state_from(params, drawn, optimizer, flat.static_counts(drawn) if is_flat else None)
 
 
 def numpy_noise(step, size):
@@ -196,18 +196,18 @@ def test_ema_and_moments_of_grown_weights_are_zero_after_updates(name):
     np.testing.assert_allclose(changes["ever_active"], np.concatenate(ever).mean())
 
 
-def test_a_packed_optimizer_trains_as_a_masked_one():
+def test_flat_state_trains_as_whole_state():
     """Ten steps and five updates of RigL: equal masks, and params but for the last bit."""
-    inner = optax.sgd(0.3, momentum=0.9)
-    counts = packing.static_counts(first_state(sparse_updates(inner), level=0.7).masks)
-    small = packed(inner, counts, ema_decay=lambda step: steps.ema_decay(step, 0.5))
-    results = []
-    for optimizer in (sparse_updates(inner), small):
-        step = data_parallel(steps.make_train_step(MODEL, optimizer, ema_limit=0.5))
-        update = data_parallel(
-            steps.make_topology_update(MODEL, optimizer, get_method("rigl"), lambda step: 0.5)
+    optimizer, results = sparse_updates(optax.sgd(0.3, momentum=0.9)), []
+    for is_flat in (False, True):
+        step = data_parallel(
+            steps.make_train_step(MODEL, optimizer, ema_limit=0.5), donate_state=True
         )
-        state, history = first_state(optimizer, level=0.7), []
+        update = data_parallel(
+            steps.make_topology_update(MODEL, optimizer, get_method("rigl"), lambda step: 0.5),
+            donate_state=True,
+        )
+        state, history = first_state(optimizer, level=0.7, is_flat=is_flat), []
         for i in range(10):
             state, metrics = step(state, shard_batch(batch_of(i)), KEY)
             if i % 2:
@@ -222,11 +222,23 @@ def test_a_packed_optimizer_trains_as_a_masked_one():
             np.testing.assert_allclose(ours, masked, rtol=1e-5, atol=1e-6)
         else:
             np.testing.assert_array_equal(ours, masked)
-    assert state.ema_params == ()
+    for tree in (state.ema_params, state.opt_state[0].trace, state.indices):
+        sizes = {name: tree[name]["kernel"].shape for name in ("in", "out")}
+        active = {name: (int(state.masks[name]["kernel"].sum()),) for name in ("in", "out")}
+        assert sizes == active
+    np.testing.assert_array_equal(
+        state.indices["in"]["kernel"], np.flatnonzero(state.masks["in"]["kernel"])
+    )
 
 
-@pytest.mark.parametrize("is_packed", [False, True])
-def test_ema_begins_where_a_newly_active_weight_does(is_packed):
+def test_flat_state_is_asked_for_by_counts_and_not_by_a_packed_optimizer():
+    mask = first_state(sparse_updates(optax.sgd(0.1))).masks
+    with pytest.raises(ValueError, match="^optimizer is packed; accepted: sparse_updates, with"):
+        first_state(packed(optax.sgd(0.1), mask))
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_ema_begins_where_a_newly_active_weight_does(is_flat):
     """A method whose new weights aren't zero, as the fresh weights of a channel."""
 
     def move_in(key, params, mask, gradients, fraction):
@@ -235,15 +247,11 @@ def test_ema_begins_where_a_newly_active_weight_does(is_packed):
         new = jnp.where(mask["in"]["kernel"] & (new == 0), 7.0, new)
         return params | {"in": {"kernel": new}}, mask
 
-    inner = optax.sgd(0.1)
-    optimizer = sparse_updates(inner)
-    if is_packed:
-        counts = packing.static_counts(first_state(optimizer).masks)
-        optimizer = packed(inner, counts, ema_decay=lambda step: steps.ema_decay(step, 0.9))
+    optimizer = sparse_updates(optax.sgd(0.1))
     step = data_parallel(steps.make_train_step(MODEL, optimizer, ema_limit=0.9))
     method = Method("shifted", move_in)
     update = data_parallel(steps.make_topology_update(MODEL, optimizer, method, lambda step: 0.5))
-    before, _ = step(first_state(optimizer), shard_batch(batch_of(0)), KEY)
+    before, _ = step(first_state(optimizer, is_flat=is_flat), shard_batch(batch_of(0)), KEY)
     after, _ = update(before, shard_batch(batch_of(0)), (KEY, KEY))
     old, new = (np.asarray(state.masks["in"]["kernel"]) for state in (before, after))
     ema_before, ema = (ema_params_of(state)["in"]["kernel"] for state in (before, after))

@@ -1,6 +1,7 @@
 """State of active weights alone: equal to `sparse_updates`, and nothing gets lost on the way."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsejax.sparsity import masks, packing, transforms
+from sparsejax.sparsity import flat, masks, transforms
 from tests.sparsity.strategies import DTYPES, random_like, random_tree
 
 SHAPES = {"conv": {"kernel": (3, 3, 2, 5), "bias": (5,)}, "kernel": (8, 9)}
@@ -26,21 +27,69 @@ OPTIMIZERS = {
     "rmsprop": optax.rmsprop(0.1, momentum=0.9, initial_scale=0.7),
     "rmsprop_centered": optax.rmsprop(0.1, centered=True),
     "clipped": optax.chain(optax.clip_by_global_norm(0.5), optax.chain(optax.adamw(RATE))),
-}
-REFUSED = {
-    "scale_by_factored_rms": optax.adafactor(0.1),
-    "scale_by_rss": optax.adagrad(0.1),
-    "scale_by_trust_ratio": optax.lamb(0.1),
-    "scale_by_sm3": optax.sm3(0.1),
-    "scale_by_yogi": optax.yogi(0.1),
-    "partition": optax.contrib.muon(0.1),
-    "MultiSteps": optax.MultiSteps(optax.adam(0.1), 2),
+    "nadam": optax.nadam(0.1),
+    "yogi": optax.yogi(0.1),
+    "adagrad": optax.adagrad(0.1),
+    "MultiSteps": optax.MultiSteps(optax.adam(0.1), 2).gradient_transformation(),
     "inject_hyperparams": optax.inject_hyperparams(optax.adamw)(0.1),
-    "masked": optax.adamw(0.1, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
-    "centralize": optax.chain(optax.sgd(0.1), optax.centralize()),
-    "adaptive_grad_clip": optax.chain(optax.chain(optax.adaptive_grad_clip(1.0)), optax.sgd(0.1)),
-    "clip_by_block_rms": optax.chain(optax.clip_by_block_rms(1.0), optax.sgd(0.1)),
-    "sparse_updates": transforms.sparse_updates(optax.sgd(0.1)),
+}
+ACCEPTED = {
+    "adabelief": optax.adabelief(0.1),
+    "adadelta": optax.adadelta(0.1),
+    "adamax": optax.adamax(0.1),
+    "adan": optax.adan(0.1),
+    "ademamix": optax.contrib.ademamix(0.1),
+    "amsgrad": optax.amsgrad(0.1),
+    "clip": optax.chain(optax.clip(0.1), optax.zero_nans(), optax.sgd(0.1)),
+    "lbfgs": optax.lbfgs(0.1, memory_size=3, linesearch=None),
+    "prodigy": optax.contrib.prodigy(0.1),
+    "radam": optax.radam(0.1),
+    "rprop": optax.rprop(0.1),
+    "schedule_free": optax.contrib.schedule_free_adamw(0.1),
+    "sign_sgd": optax.sign_sgd(0.1),
+}
+ARRAYS, STATE, TRIED = "on the array that", "its state isn't of single weights", "it can't be tried"
+REFUSED = {
+    "adafactor": (optax.adafactor(0.1), ARRAYS),
+    "adaptive_grad_clip": (optax.chain(optax.adaptive_grad_clip(1.0), optax.sgd(0.1)), ARRAYS),
+    "add_noise": (optax.chain(optax.sgd(0.1), optax.add_noise(1.0, 0.5, 0)), ARRAYS),
+    "centralize": (optax.chain(optax.sgd(0.1), optax.centralize()), ARRAYS),
+    "clip_by_block_rms": (optax.chain(optax.clip_by_block_rms(1e3), optax.sgd(0.1)), ARRAYS),
+    "flatten": (optax.flatten(optax.adam(0.1)), STATE),
+    "fromage": (optax.fromage(0.1), ARRAYS),
+    "lamb": (optax.lamb(0.1), ARRAYS),
+    "lars": (optax.lars(0.1), ARRAYS),
+    "lookahead": (optax.lookahead(optax.adam(0.1), 2, 0.5), TRIED),
+    "masked": (
+        optax.adamw(0.1, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+        ARRAYS,
+    ),
+    "mean_of_all": (
+        optax.chain(
+            optax.stateless(
+                lambda g, p: jax.tree.map(
+                    lambda x: x / sum(jnp.mean(jnp.abs(y)) for y in jax.tree.leaves(g)), g
+                )
+            ),
+            optax.sgd(0.1),
+        ),
+        ARRAYS,
+    ),
+    "muon": (optax.contrib.muon(0.1), STATE),
+    "sizes": (optax.stateless(lambda g, p: jax.tree.map(lambda x: x * x.size, g)), ARRAYS),
+    "novograd": (optax.novograd(0.1), ARRAYS),
+    "partition": (
+        optax.multi_transform(
+            {"slow": optax.sgd(0.1), "fast": optax.sgd(1.0)},
+            lambda params: dict(zip(params, ["slow", "fast"], strict=True)),
+        ),
+        ARRAYS,
+    ),
+    "plateau": (optax.contrib.reduce_on_plateau(), TRIED),
+    "set_to_zero": (optax.set_to_zero(), "it moves no weight in 8 updates"),
+    "sm3": (optax.sm3(0.1), STATE),
+    "sparse_updates": (transforms.sparse_updates(optax.sgd(0.1)), TRIED),
+    "broken": (optax.GradientTransformation(optax.identity().init, lambda u, s, p: 1 / 0), TRIED),
 }
 
 
@@ -133,20 +182,43 @@ def test_packed_equals_masked_when_compiled():
     compare("adamw", masked_step, packed_step, jax.jit, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", sorted(ACCEPTED))
+def test_what_treats_all_weights_alike_is_accepted(name):
+    _, mask = masked_model()
+    transforms.packed(ACCEPTED[name], mask)
+
+
 @pytest.mark.parametrize("name", sorted(REFUSED))
-def test_what_looks_at_whole_arrays_is_refused_by_name(name):
+def test_what_looks_at_whole_arrays_is_refused_in_a_line(name):
+    inner, reason = REFUSED[name]
     _, mask = masked_model()
-    with pytest.raises(ValueError, match=f"can't pack the state of .*{name}.*; accepted: .*adamw"):
-        transforms.packed(REFUSED[name], mask)
+    with pytest.raises(ValueError, match=f"^can't keep the state of .* flat: .*{reason}") as error:
+        transforms.packed(inner, mask)
+    assert re.search("; accepted: .*adamw.* vouched=True", str(error.value))
+    assert "\n" not in str(error.value)
 
 
-def test_a_transformation_of_ones_own_is_refused():
-    own = optax.stateless(lambda updates, params: updates)
-    local = optax.GradientTransformation(own.init, lambda updates, state, params=None: 1 / 0)
-    _, mask = masked_model()
-    for inner in (own, local):
-        with pytest.raises(ValueError, match="can't pack"):
-            transforms.packed(optax.chain(optax.sgd(0.1), inner), mask)
+def test_statistics_that_only_large_layers_have_are_refused_when_they_are_seen():
+    """Adafactor without its means of layers: elementwise, up to the size where it factors."""
+    inner = optax.adafactor(
+        0.1, multiply_by_parameter_scale=False, clipping_threshold=None, min_dim_size_to_factor=8
+    )
+    params = {"kernel": jnp.ones((8, 9))}
+    mask = {"kernel": params["kernel"].at[0].set(0) > 0}
+    optimizer = transforms.packed(inner, mask)
+    with pytest.raises(ValueError, match=STATE):
+        optimizer.init(params)
+    small = {"kernel": params["kernel"][:, :7]}
+    transforms.packed(inner, {"kernel": small["kernel"] > 0}).init(small)
+
+
+def test_whoever_vouches_is_believed():
+    params, mask = masked_model()
+    inner = optax.chain(optax.sgd(0.1), optax.add_noise(1.0, 0.5, 0))
+    optimizer = transforms.packed(inner, mask, vouched=True)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    assert_same(masks.apply_masks(updates, mask), updates)
+    assert all(jnp.any(leaf) for leaf in jax.tree.leaves(updates))
 
 
 def test_no_array_of_the_state_is_larger_than_what_is_active():
@@ -176,18 +248,18 @@ def test_weights_that_come_back_with_a_value_begin_their_ema_there():
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(DTYPES), st.integers(0, 2**16))
-def test_packing_and_unpacking_is_masking(dtype, seed):
+def test_making_flat_and_whole_again_is_masking(dtype, seed):
     params, mask = masked_model()
     mask = rewire(params, mask, seed)[1]
     tree = random_tree(SHAPES, seed, dtype)
-    indices = packing.active_indices(mask)
+    indices = flat.active_indices(mask)
     for index, m in zip(*map(jax.tree.leaves, (indices, mask)), strict=True):
         if m.ndim:
             assert index.dtype == jnp.int32
             np.testing.assert_array_equal(index, np.flatnonzero(m))
         else:
             assert index.ndim == 0
-    whole = packing.unpack(packing.pack(tree, indices), indices, params)
+    whole = flat.to_whole(flat.to_flat(tree, indices), indices, params)
     assert_same(whole, masks.apply_masks(tree, mask))
 
 
@@ -195,17 +267,17 @@ def test_packing_and_unpacking_is_masking(dtype, seed):
 def test_indices_of_large_layers_are_found_block_by_block(size):
     mask = np.random.default_rng(size).random(size) < 0.1
     mask[[0, -1]] = True
-    found = packing.active_indices([jnp.asarray(mask)])[0]
+    found = flat.active_indices([jnp.asarray(mask)])[0]
     np.testing.assert_array_equal(found, np.flatnonzero(mask))
     np.testing.assert_array_equal(
-        packing.active_indices([jnp.zeros(size, bool).at[-1].set(True)])[0], [size - 1]
+        flat.active_indices([jnp.zeros(size, bool).at[-1].set(True)])[0], [size - 1]
     )
 
 
 def test_counts_serve_where_the_masks_are_traced():
     """As in training, where the optimizer is there before the masks."""
     params, mask = masked_model()
-    counts = packing.static_counts(mask)
+    counts = flat.static_counts(mask)
     assert counts["kernel"] == 15
     optimizer = transforms.packed(optax.sgd(0.1), counts)
     state = jax.jit(lambda p, m: optimizer.init(p, masks=m))(params, mask)

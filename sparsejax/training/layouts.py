@@ -1,0 +1,49 @@
+"""Layouts of the states in older checkpoints, and what became of them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from sparsejax.sparsity.transforms import FlatState
+
+Tree: TypeAlias = dict[str, Any]  # `TrainState._asdict()`: the fields that a checkpoint holds
+
+
+def find_layout(example: Tree, leaves: int) -> tuple[Tree, Callable[[Tree], Tree]]:
+    """Return the layout of a checkpoint, told by how many arrays it holds.
+
+    Args:
+      example: what is expected today.
+      leaves: number of arrays in the checkpoint.
+
+    Returns:
+      Tuple of the tree to restore, with the leaves of `example`, and the function that makes a tree
+      of today's layout of what was restored. Today's own if no layout has so many arrays.
+    """
+    for layout, convert in _layouts(example):
+        if len(jax.tree.leaves(layout)) == leaves:
+            return layout, convert
+    return example, lambda tree: tree
+
+
+def _layouts(example: Tree) -> Iterator[tuple[Tree, Callable[[Tree], Tree]]]:
+    yield example, lambda tree: tree
+
+    # Before the state had indices: one that is whole...
+    without = {name: tree for name, tree in example.items() if name != "indices"}
+    whole = jax.tree.map(lambda _: np.array(True), example["indices"])
+    yield without, lambda tree: tree | {"indices": whole}
+
+    # ... and one that is flat, which had them and the EMA in the optimizer's state.
+    held = FlatState(
+        example["opt_state"], example["indices"], example["ema_params"], example["step"]
+    )
+
+    def take_out(tree: Tree) -> Tree:
+        held = tree["opt_state"]
+        parts = {"opt_state": held.inner, "ema_params": held.ema, "indices": held.indices}
+        return tree | parts
+
+    yield without | {"opt_state": held, "ema_params": ()}, take_out
