@@ -4,14 +4,18 @@ A compact tree is an ordinary tree of smaller arrays, so step, optimizer and EMA
 are. Checkpoints hold full-shape states: whether a run trained compact can't be seen in them.
 """
 
+from typing import Any, TypeAlias
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from sparsejax.compact.network import Compiled, compile_blocks, compile_channels
-from sparsejax.families import Model
-from sparsejax.training.state import TrainState
 from sparsejax.types import Masks, Params, PyTree
+
+# Records of parts that this one doesn't know of.
+Model: TypeAlias = Any  # `families.Model`
+TrainState: TypeAlias = Any  # `training.state.TrainState`
 
 
 def compile_network(sparsity: ConfigDict, model: Model, masks: Masks) -> Compiled | None:

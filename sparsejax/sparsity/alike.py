@@ -59,6 +59,8 @@ def _refuse(reason: str | None) -> None:
 
 
 def _difference_of_shapes(inner: Optimizer, params: Params, flat: Params) -> str | None:
+    # In the structure of `flat`: params may have nodes of a library's own, such as variables.
+    params = jax.tree.map(lambda _, p: jax.ShapeDtypeStruct(p.shape, p.dtype), flat, params)
     whole, ours = jax.eval_shape(inner.init, params), jax.eval_shape(inner.init, flat)
 
     def made_flat(leaf: Leaf, _: Leaf, lengths: tuple[int, Shape]) -> Leaf:

@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from sparsejax.compact.states import compile_network, pack_state
+from sparsejax.compact.states import compile_network, shrink_state
 from sparsejax.errors import require
 from sparsejax.families import Model, build_data, build_model
 from sparsejax.sparsity.masks import Summary, is_sparsifiable, path_name, summarize
@@ -87,13 +87,13 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
     data = build_data(config)
     sizes = data.sizes()
     model = build_model(config, data.facts())
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config)
     done = _steps_taken(config, workdir)
     if done or config.checkpoint.init_from:
         first_state(config, workdir, model, optimizer)  # whatever is wrong with these weights
     params = jax.eval_shape(model.init, jax.random.key(0))
     masks = method.init(named_key(config.seed, "masks"), params, sparsities)
-    state = jax.eval_shape(lambda: create_state(config, model, optimizer))
+    state = abstract_state(config, model, optimizer)
     parts = jax.device_count() * config.optimizer.accumulate
     return Check(
         config,
@@ -140,14 +140,14 @@ def _trained(config: ml_collections.ConfigDict, model: Model, state: TrainState,
     network = None
     if trains_compiled(config.sparsity):
         network = compile_network(config.sparsity, model, masks)
-    return jax.eval_shape(functools.partial(pack_state, network), state) if network else state
+    return jax.eval_shape(functools.partial(shrink_state, network), state) if network else state
 
 
 def _bytes(state):
     parts = {
         "params": state.params,
         "masks": (state.masks, state.ever_active),
-        "optimizer": state.opt_state,
+        "optimizer": (state.opt_state, state.indices),
         "EMA": state.ema_params,
     }
     return {name: sum(map(_nbytes, jax.tree.leaves(part))) for name, part in parts.items()}
