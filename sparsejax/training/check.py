@@ -18,7 +18,7 @@ from sparsejax.training import checkpoints, runs
 from sparsejax.training.loop import check_batch, first_state
 from sparsejax.training.optimizers import build_optimizer, update_schedule
 from sparsejax.training.plan import build_method, layer_sparsities, trains_compiled
-from sparsejax.training.state import TrainState, create_state, named_key
+from sparsejax.training.state import TrainState, abstract_state, named_key
 from sparsejax.types import Masks, PathLike
 
 
