@@ -45,6 +45,8 @@ def pytest_configure(config):
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    # As `_highest_matmul_precision` has it, so that processes find what was compiled here.
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
     # Two thirds of the time would go into compiling; .ci/full runs what is optimised.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
