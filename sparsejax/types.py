@@ -33,7 +33,7 @@ Scores: TypeAlias = PyTree  # an array for each leaf: what is large is kept or g
 Frozen: TypeAlias = PyTree  # arrays that sampling needs beside params
 OptState: TypeAlias = optax.OptState
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
-Schedule: TypeAlias = Callable[[ArrayLike], ArrayLike]  # of the step
+Schedule: TypeAlias = Callable[[ArrayLike], Array | float]  # of the step
 
 Example: TypeAlias = dict[str, Any]  # one record of a dataset, its features by name
 Batch: TypeAlias = dict[str, Any]  # arrays [batch, ...] by name
