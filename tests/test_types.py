@@ -11,14 +11,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 UNTYPED = {
     "compact",
     "training/check",
-    "training/checkpoints",
     "training/loop",
-    "training/optimizers",
     "training/plan",
     "training/runs",
     "training/sampling",
-    "training/state",
-    "training/steps",
     "training/trained",
 }
 

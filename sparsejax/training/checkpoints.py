@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import zlib
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
@@ -16,9 +17,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from sparsejax.errors import ConfigError
-from sparsejax.training.layouts import find_layout
+from sparsejax.training.layouts import Tree, find_layout
 from sparsejax.training.state import TrainState
-from sparsejax.types import PathLike
+from sparsejax.types import PathLike, PyTree
 
 logger = logging.getLogger(__name__)
 Extra: TypeAlias = dict[str, Any]  # what JSON can say
@@ -26,7 +27,7 @@ Extra: TypeAlias = dict[str, Any]  # what JSON can say
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
-def _hook(default, unraisable):
+def _hook(default: Callable[[Any], None], unraisable: Any) -> None:
     """Show an exception that nobody can catch, but not what follows from a write that failed.
 
     The failure itself is raised; these come from tensorstore, which calls an event loop that the
@@ -130,7 +131,7 @@ def list_steps(folder: PathLike) -> list[int]:
     return sorted(int(n) for n in names if n.isdecimal() and (folder / n).is_dir())
 
 
-def _restore(folder, step, example):
+def _restore(folder: pathlib.Path, step: int, example: Tree) -> tuple[Tree, Extra]:
     """Restore one checkpoint, of today's layout or an older one."""
     with ocp.CheckpointManager(folder) as manager:
         extra = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))[
@@ -145,7 +146,7 @@ def _restore(folder, step, example):
     return convert(state), extra
 
 
-def _checksums(tree):
+def _checksums(tree: PyTree) -> list[int]:
     """CRC-32 of every array: orbax finds missing and truncated files, but no flipped bits."""
     flat = (np.ascontiguousarray(x).reshape(-1) for x in jax.tree.leaves(tree))
-    return [zlib.crc32(x.view(np.uint8)) for x in flat]
+    return [zlib.crc32(x.view(np.uint8).data) for x in flat]

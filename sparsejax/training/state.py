@@ -16,7 +16,7 @@ from sparsejax.sparsity.flat import active_indices, static_counts, to_flat, whol
 from sparsejax.sparsity.masks import apply_masks, pack_bits
 from sparsejax.sparsity.transforms import FlatTransformation
 from sparsejax.training.plan import build_method, layer_sparsities, trains_compiled
-from sparsejax.types import Array, Masks, Optimizer, OptState, Params, PRNGKey, PyTree
+from sparsejax.types import Array, Masks, NumpyArray, Optimizer, OptState, Params, PRNGKey, PyTree
 
 logger = logging.getLogger(__name__)
 
@@ -89,18 +89,20 @@ def abstract_state(
     return jax.eval_shape(_creation(config, model, optimizer), *_first_keys(config))
 
 
-def _first_keys(config):
+def _first_keys(config: ml_collections.ConfigDict) -> tuple[PRNGKey, PRNGKey]:
     return named_key(config.seed, "init"), named_key(config.seed, "masks")
 
 
-def _creation(config, model, optimizer) -> Callable[[PRNGKey, PRNGKey], TrainState]:
+def _creation(
+    config: ml_collections.ConfigDict, model: Model, optimizer: Optimizer
+) -> Callable[[PRNGKey, PRNGKey], TrainState]:
     """Return the function of two keys that makes the first state."""
     sparsities = layer_sparsities(config.sparsity, model)
     method = build_method(config.sparsity, model)
     is_flat = config.optimizer.packed and not trains_compiled(config.sparsity)
     counts = active_counts(config, model) if is_flat else None
 
-    def create(init_key, masks_key):
+    def create(init_key: PRNGKey, masks_key: PRNGKey) -> TrainState:
         params = model.init(init_key)
         masks = method.init(masks_key, params, sparsities)
         return state_from(params, masks, optimizer, counts)
@@ -173,13 +175,12 @@ def ema_params_of(state: TrainState) -> Params:
       Pytree of the shapes of `state.params`; of host arrays where the state is flat.
     """
 
-    def put(index, leaf, param):
+    def put(index: Array, leaf: Array, param: Array) -> Array | NumpyArray:
         if index.ndim == 0:
             return leaf
         # By numpy: the state may be spread over several processes, and nothing compiles.
-        leaf = np.asarray(leaf)
         full = np.zeros(param.size, leaf.dtype)
-        full[np.asarray(index)] = leaf
+        full[np.asarray(index)] = np.asarray(leaf)
         return full.reshape(param.shape)
 
     return jax.tree.map(put, state.indices, state.ema_params, state.params)

@@ -90,10 +90,12 @@ def example_keys(key: PRNGKey, step: Array, local_batch: int) -> Keys:
     return jax.vmap(lambda index: jax.random.fold_in(step_key, index))(indices)
 
 
-def _mean_gradients(model, accumulate, params, batch, keys):
+def _mean_gradients(
+    model: Model, accumulate: int, params: Params, batch: Batch, keys: Keys
+) -> tuple[Array, Gradients]:
     """Return loss and dense gradients, averaged over microbatches and devices."""
 
-    def microbatch_gradients(batch, keys):
+    def microbatch_gradients(batch: Batch, keys: Keys) -> tuple[Array, Gradients]:
         return jax.value_and_grad(
             lambda params: model.loss(model.apply, params, batch, keys, train=True)
         )(params)
@@ -162,7 +164,7 @@ def make_train_step(
       metrics are float32 scalars: `loss` and `grad_norm` (of active weights).
     """
 
-    def train_step(state, batch, key):
+    def train_step(state: TrainState, batch: Batch, key: PRNGKey) -> tuple[TrainState, Metrics]:
         keys = example_keys(key, state.step, len(jax.tree.leaves(batch)[0]))
         loss, gradients = _mean_gradients(model, accumulate, state.params, batch, keys)
         grad_norm = optax.tree.norm(apply_masks(gradients, state.masks))
@@ -200,7 +202,9 @@ def make_topology_update(
       `ever_active`, the share of the weights that were active at some time.
     """
 
-    def topology_update(state, batch, keys):
+    def topology_update(
+        state: TrainState, batch: Batch, keys: tuple[PRNGKey, PRNGKey]
+    ) -> tuple[TrainState, Metrics]:
         steps_key, topology_key = keys
         batch_keys = example_keys(steps_key, state.step - 1, len(jax.tree.leaves(batch)[0]))
         key = jax.random.fold_in(topology_key, state.step)
@@ -239,7 +243,7 @@ def make_topology_update(
     return topology_update
 
 
-def _share(bits, masks):
+def _share(bits: PyTree, masks: Masks) -> Array:
     """Return the share of ones in the mask bits of the sparsified layers."""
     layers = [layer for layer in jax.tree.leaves(bits) if layer.ndim]
     if not layers:
@@ -248,7 +252,7 @@ def _share(bits, masks):
     return active / sum(mask.size for mask in jax.tree.leaves(masks) if mask.ndim)
 
 
-def _replaced(before, after):
+def _replaced(before: Masks, after: Masks) -> Array:
     """Return the share of active weights (of sparsified layers) that were inactive before."""
     pairs = [
         (jnp.sum(new & ~old, dtype=jnp.float32), jnp.sum(new, dtype=jnp.float32))
@@ -257,5 +261,5 @@ def _replaced(before, after):
     ]
     if not pairs:
         return jnp.float32(0)
-    replaced, active = map(sum, zip(*pairs, strict=True))
-    return replaced / active
+    replaced, active = zip(*pairs, strict=True)
+    return jnp.divide(sum(replaced), sum(active))
