@@ -37,10 +37,9 @@ from sparsejax.configuration import default_config, resolve
 from sparsejax.diffusion.noise_schedules import linear_betas, noise_schedule
 from sparsejax.families.denoising import denoising_model
 from sparsejax.models.convert import unet_from_torch, unet_to_torch
-from sparsejax.sparsity.methods import get_method
+from sparsejax.sparsity.masks import dense_masks
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
-from sparsejax.training.plan import layer_sparsities
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import named_key, state_from
 from sparsejax.training.steps import make_train_step
@@ -161,7 +160,7 @@ def measure_training(settings, params, example, steps):
     """Return the seconds of the first train step and of later ones."""
     config = make_config(settings)
     model, optimizer = make_model(config), build_optimizer(config)
-    masks = get_method("dense").init(None, params, layer_sparsities(config.sparsity, model))
+    masks = dense_masks(params)
     state = replicate(state_from(jax.tree.map(jnp.asarray, params), masks, optimizer))
     step = data_parallel(
         make_train_step(model, optimizer, ema_limit=config.ema.decay), donate_state=True

@@ -43,6 +43,7 @@ from sparsejax.models.chirodiff import BiGRUDenoiser  # noqa: E402
 from sparsejax.models.convert import chirodiff_from_torch  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
+from sparsejax.training.plan import build_plan  # noqa: E402
 from sparsejax.training.sampling import make_sampler  # noqa: E402
 from sparsejax.training.state import create_state, ema_params_of, named_key  # noqa: E402
 from sparsejax.training.steps import make_train_step  # noqa: E402
@@ -139,7 +140,7 @@ def measure(arguments):
     config = make_config(folder, arguments.method, arguments.level, lengths)
     model = build_model(config, build_data(config).facts())
     optimizer = build_optimizer(config)
-    state = replicate(create_state(config, model, optimizer))
+    state = replicate(create_state(config, model, build_plan(config, model), optimizer))
     step = data_parallel(
         make_train_step(model, optimizer, ema_limit=config.ema.decay), donate_state=True
     )

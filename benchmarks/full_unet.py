@@ -22,10 +22,10 @@ from rich.table import Table
 
 from sparsejax.configuration import default_config, resolve
 from sparsejax.families.denoising import denoising_model
-from sparsejax.sparsity.methods import get_method
 from sparsejax.training.memory import peak_memory
-from sparsejax.training.optimizers import build_optimizer, drop_fraction_schedule
+from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch
+from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import create_state, ema_params_of, named_key
 from sparsejax.training.steps import make_topology_update, make_train_step
@@ -52,8 +52,8 @@ def measure(arguments):
     config.sample.steps = 1
     config = resolve(config)
     model = denoising_model(config, size, "image")
-    optimizer = build_optimizer(config)
-    state = replicate(create_state(config, model, optimizer))
+    plan, optimizer = build_plan(config, model), build_optimizer(config)
+    state = replicate(create_state(config, model, plan, optimizer))
     flops = sum(model.layer_flops(state.params).values())
 
     latents = np.random.default_rng(0).normal(size=(arguments.batch, size, size, 3))
@@ -70,13 +70,13 @@ def measure(arguments):
         seconds.append(taken)
     assert np.isfinite(float(metrics["loss"])), "the loss is not finite"
     figures["step"] = float(np.median(seconds))
-    if get_method(config.sparsity.method).is_dynamic:
+    if plan.method.is_dynamic:
         update = data_parallel(
             make_topology_update(
                 model,
                 optimizer,
-                get_method(config.sparsity.method),
-                drop_fraction_schedule(config.sparsity),
+                plan.method,
+                plan.drop_fraction,
             ),
             donate_state=True,
         )

@@ -23,6 +23,7 @@ from sparsejax.configuration import resolve  # noqa: E402
 from sparsejax.families import build_data, build_model  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, shard_batch  # noqa: E402
+from sparsejax.training.plan import build_plan  # noqa: E402
 from sparsejax.training.state import create_state, named_key  # noqa: E402
 from sparsejax.training.steps import make_train_step  # noqa: E402
 
@@ -36,7 +37,7 @@ def prepare(method, batch):
     config = resolve(config)
     model, optimizer = build_model(config), build_optimizer(config)
     step = data_parallel(make_train_step(model, optimizer, ema_limit=0.99), donate_state=True)
-    state = create_state(config, model, optimizer)
+    state = create_state(config, model, build_plan(config, model), optimizer)
     examples = shard_batch(next(build_data(config).batches(0, 1)))
     key = named_key(0, "steps")
 

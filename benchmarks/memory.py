@@ -31,7 +31,7 @@ from sparsejax.families.denoising import denoising_model  # noqa: E402
 from sparsejax.sparsity.flat import static_counts  # noqa: E402
 from sparsejax.sparsity.masks import dense_masks, target_active  # noqa: E402
 from sparsejax.sparsity.transforms import sparse_updates  # noqa: E402
-from sparsejax.training.plan import layer_sparsities  # noqa: E402
+from sparsejax.training.plan import build_plan  # noqa: E402
 from sparsejax.training.state import TrainState, ema_params_of, state_from  # noqa: E402
 from sparsejax.training.steps import apply_gradients  # noqa: E402
 
@@ -48,7 +48,7 @@ def unet(channels, sparsity):
     config = resolve(config)
     model = denoising_model(config, 64, "image")
     params = jax.eval_shape(model.init, jax.random.key(0))
-    return params, layer_sparsities(config.sparsity, model)
+    return params, build_plan(config, model).sparsities
 
 
 def state_bytes(channels, sparsity):

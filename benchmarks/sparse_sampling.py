@@ -24,6 +24,7 @@ from benchmarks import structured  # noqa: E402
 from benchmarks.timing import interleaved  # noqa: E402
 from sparsejax.compact.states import without_inactive  # noqa: E402
 from sparsejax.families import build_model  # noqa: E402
+from sparsejax.training.plan import build_plan  # noqa: E402
 from sparsejax.training.sampling import make_sampler  # noqa: E402
 from sparsejax.training.state import named_key  # noqa: E402
 
@@ -47,7 +48,7 @@ def prepare(arguments, structure, level, params, dense_sampler):
     masks = structured.draw_masks(config, model)
     params = jax.device_put(structured.mask(params, masks))
     figures = structured.costs(model, params, masks)
-    small_model, small = without_inactive(config.sparsity, model, params, masks)
+    small_model, small = without_inactive(build_plan(config, model).compact(masks), model, params)
     figures["bytes"] = sum(x.nbytes for x in jax.tree.leaves(small))
     sampler = dense_sampler
     if small is not params or dense_sampler is None:

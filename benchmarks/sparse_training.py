@@ -20,10 +20,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks import structured  # noqa: E402
 from benchmarks.timing import interleaved  # noqa: E402
-from sparsejax.compact.states import compact_model, compile_network, shrink_state  # noqa: E402
+from sparsejax.compact.states import compact_model, shrink_state  # noqa: E402
 from sparsejax.families import build_model  # noqa: E402
 from sparsejax.training.optimizers import build_optimizer  # noqa: E402
 from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
+from sparsejax.training.plan import build_plan  # noqa: E402
 from sparsejax.training.state import named_key, state_from  # noqa: E402
 from sparsejax.training.steps import make_train_step  # noqa: E402
 
@@ -74,7 +75,7 @@ def prepare(arguments, structure, level, params, masked_step):
     if structure == "weight":
         return run, costs | expected
     del run, full
-    network = compile_network(config.sparsity, model, masks)
+    network = build_plan(config, model).compact(masks)
     state = state_from(params, jax.tree.map(jax.numpy.asarray, masks), optimizer)
     state, model = shrink_state(network, state), compact_model(network, model)
     run, figures = make_run(make_step(config, model), state, arguments)

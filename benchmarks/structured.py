@@ -13,7 +13,7 @@ from rich.table import Table
 from benchmarks.timing import machine
 from sparsejax.configuration import default_config, resolve
 from sparsejax.sparsity.costs import active_parameters, forward_flops
-from sparsejax.training.plan import build_method, layer_sparsities
+from sparsejax.training.plan import build_plan
 
 
 def parser(description):
@@ -76,9 +76,8 @@ def draw_params(model):
 def draw_masks(config, model):
     """Return the masks of a model, host arrays."""
     params = jax.eval_shape(model.init, jax.random.key(0))
-    method = build_method(config.sparsity, model)
-    sparsities = layer_sparsities(config.sparsity, model)
-    return jax.device_get(method.init(jax.random.key(1), params, sparsities))
+    plan = build_plan(config, model)
+    return jax.device_get(plan.method.init(jax.random.key(1), params, plan.sparsities))
 
 
 def mask(params, masks):

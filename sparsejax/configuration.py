@@ -119,16 +119,31 @@ def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> 
     return chosen
 
 
+def structure_name(sparsity: ConfigDict) -> str:
+    """Return what `config.sparsity` prunes and regrows as one: `weight` where nothing is."""
+    return "weight" if sparsity.method == "dense" else sparsity.structure
+
+
+def asked_level(sparsity: ConfigDict) -> float:
+    """Return the sparsity that `config.sparsity` asks for: 0 if dense."""
+    return 0.0 if sparsity.method == "dense" else sparsity.level
+
+
 def structure_words(sparsity: ConfigDict) -> list[str]:
     """Return the part of a run's name for its structure: [], `["channel"]` or `["block32"]`.
 
     Args:
       sparsity: `config.sparsity`.
     """
-    if sparsity.method == "dense" or sparsity.structure == "weight":
-        return []
-    size = sparsity.block_size if sparsity.structure == "block" else ""
-    return [f"{sparsity.structure}{size}"]
+    name = structure_name(sparsity)
+    size = sparsity.block_size if name == "block" else ""
+    return [] if name == "weight" else [f"{name}{size}"]
+
+
+def sparsity_words(sparsity: ConfigDict) -> list[str]:
+    """Return the part of a run's name for `config.sparsity`: `["rigl", "block32", "0.9"]`."""
+    level = [] if sparsity.method == "dense" else [f"{sparsity.level:g}"]
+    return [sparsity.method, *structure_words(sparsity), *level]
 
 
 def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:

@@ -10,9 +10,6 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Packages and modules whose functions have no types yet. To be empty.
 UNTYPED = {
     "compact",
-    "training/check",
-    "training/loop",
-    "training/plan",
     "training/runs",
     "training/sampling",
     "training/trained",

@@ -1,6 +1,6 @@
 """Networks that contain only what is active: blocks or channels that are left out cost nothing.
 
-`compile_blocks` and `compile_channels` take masks that are known while the program is traced and
+`compact_blocks` and `compact_channels` take masks that are known while the program is traced and
 give a way to run the same network on compact parameters: smaller arrays, whose places are
 constants of the program (static slices and small dense products). What has no structure is
 computed as before, zeros included.
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _OVERHEAD = 16
 
 
-class Compiled(NamedTuple):
+class CompactNetwork(NamedTuple):
     """A network without what is inactive.
 
     Attributes:
@@ -48,7 +48,7 @@ class Compiled(NamedTuple):
     layers: tuple[str, ...]
 
 
-def compile_blocks(masks, size):
+def compact_blocks(masks, size):
     """Compile block-sparse convolutions and dense layers.
 
     Every output block is a product of its active input blocks; output blocks that read the same
@@ -59,7 +59,7 @@ def compile_blocks(masks, size):
       size: channels of a side.
 
     Returns:
-      Compiled. A compact kernel is [active blocks, ..., size, size], in C order of the blocks.
+      CompactNetwork. A compact kernel is [active blocks, ..., size, size], in C order of blocks.
     """
     grids, names = {}, _names(masks)
     for name, mask in names.items():
@@ -107,10 +107,10 @@ def compile_blocks(masks, size):
         lambda name, mask: jnp.asarray(True) if name in grids else mask, masks
     )
     bind = functools.partial(_bind, run_layer)
-    return Compiled(shrink, expand, prepare, bind, compact_masks, tuple(grids))
+    return CompactNetwork(shrink, expand, prepare, bind, compact_masks, tuple(grids))
 
 
-def compile_channels(masks, groups):
+def compact_channels(masks, groups):
     """Compile a network whose inactive channels are left out: layers become narrower.
 
     Args:
@@ -118,7 +118,7 @@ def compile_channels(masks, groups):
       groups: `{name: [(path, axis, units, incoming), ...]}`, of `models.units`.
 
     Returns:
-      Compiled. A compact array has the active channels of each of its axes.
+      CompactNetwork. A compact array has the active channels of each of its axes.
     """
     names = _names(masks)
     kept, widths = {}, {}  # path -> axis -> indices, path -> channels
@@ -174,7 +174,7 @@ def compile_channels(masks, groups):
     compact_masks = jax.tree.map(lambda mask: jnp.asarray(True), masks)
     bind = functools.partial(_bind, run_layer)
     layers = tuple(name for name in kept if np.ndim(names[name]))
-    return Compiled(shrink, expand, lambda compact: compact, bind, compact_masks, layers)
+    return CompactNetwork(shrink, expand, lambda compact: compact, bind, compact_masks, layers)
 
 
 def _bind(run_layer, apply):

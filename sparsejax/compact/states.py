@@ -8,74 +8,51 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from sparsejax.compact.network import Compiled, compile_blocks, compile_channels
-from sparsejax.types import Masks, Params, PyTree
+from sparsejax.compact.network import CompactNetwork
+from sparsejax.types import Params, PyTree
 
-# Records of parts that this one doesn't know of.
-Model: TypeAlias = Any  # `families.Model`
-TrainState: TypeAlias = Any  # `training.state.TrainState`
-
-
-def compile_network(sparsity: ConfigDict, model: Model, masks: Masks) -> Compiled | None:
-    """Compile the network of a model, where the structure of its masks allows.
-
-    Args:
-      sparsity: `config.sparsity`, resolved.
-      model: Model.
-      masks: concrete masks.
-
-    Returns:
-      `compact.network.Compiled`, or None if no layer would become smaller.
-    """
-    if sparsity.method == "dense" or sparsity.structure == "weight":
-        return None
-    masks = jax.device_get(masks)
-    if sparsity.structure == "block":
-        compiled = compile_blocks(masks, sparsity.block_size)
-    else:
-        params = jax.eval_shape(model.init, jax.random.key(0))
-        compiled = compile_channels(masks, model.units(params))
-    return compiled if compiled.layers else None
+# Records of the parts above, which this one doesn't know of: what is named here is all it takes.
+Model: TypeAlias = Any  # `families.Model`: init, apply, units
+TrainState: TypeAlias = (
+    Any  # `training.state.TrainState`: step, params, masks, opt_state, ema_params
+)
 
 
 def without_inactive(
-    sparsity: ConfigDict, model: Model, params: Params, masks: Masks
+    network: CompactNetwork | None, model: Model, params: Params
 ) -> tuple[Model, PyTree]:
     """Return a model and parameters that compute the same with less, to sample and to measure.
 
     Args:
-      sparsity: `config.sparsity`, resolved.
+      network: CompactNetwork of the masks; None where no layer would become smaller.
       model: Model.
       params: masked params.
-      masks: concrete masks.
 
     Returns:
-      Tuple of Model and what it takes in place of params; those given where nothing is compiled.
+      Tuple of Model and what it takes in place of params; those given where there is no `network`.
     """
-    compiled = compile_network(sparsity, model, masks)
-    if compiled is None:
+    if network is None:
         return model, params
-    ready = jax.jit(lambda params: compiled.prepare(compiled.shrink(params)))(params)
-    return model._replace(apply=compiled.bind(model.apply)), ready
+    ready = jax.jit(lambda params: network.prepare(network.shrink(params)))(params)
+    return model._replace(apply=network.bind(model.apply)), ready
 
 
-def compact_model(compiled: Compiled, model: Model) -> Model:
+def compact_model(network: CompactNetwork, model: Model) -> Model:
     """Return the model on compact params."""
-    bound = compiled.bind(model.apply)
+    bound = network.bind(model.apply)
 
     def apply(compact, *inputs, **options):
-        return bound(compiled.prepare(compact), *inputs, **options)
+        return bound(network.prepare(compact), *inputs, **options)
 
     return model._replace(apply=apply)
 
 
-def shrink_state(compiled: Compiled, state: TrainState) -> TrainState:
+def shrink_state(network: CompactNetwork, state: TrainState) -> TrainState:
     """Return the TrainState of the compact network.
 
     Args:
-      compiled: Compiled.
+      network: CompactNetwork.
       state: TrainState of full shape; whole, not flat.
 
     Returns:
@@ -85,12 +62,12 @@ def shrink_state(compiled: Compiled, state: TrainState) -> TrainState:
 
     @jax.jit  # one program: what it does to each layer would compile by itself
     def shrink(trees):
-        return _map_mirrors(compiled.shrink, trees, treedef)
+        return _map_mirrors(network.shrink, trees, treedef)
 
     params, opt_state, ema_params = shrink((state.params, state.opt_state, state.ema_params))
     return state._replace(
         params=params,
-        masks=compiled.masks,
+        masks=network.masks,
         opt_state=opt_state,
         ema_params=ema_params,
         ever_active=(),
@@ -108,11 +85,11 @@ def outline(state: TrainState) -> TrainState:
     return jax.tree.map(leaf, state)
 
 
-def expand_state(compiled: Compiled, state: TrainState, first: TrainState) -> TrainState:
+def expand_state(network: CompactNetwork, state: TrainState, first: TrainState) -> TrainState:
     """Return the full-shape TrainState, host arrays.
 
     Args:
-      compiled: Compiled.
+      network: CompactNetwork.
       state: of `shrink_state`, trained since.
       first: `outline` of the state before it was shrunk: its masks, and the biases of channels
         that were left out.
@@ -124,9 +101,9 @@ def expand_state(compiled: Compiled, state: TrainState, first: TrainState) -> Tr
     state = jax.device_get(state)
     return first._replace(
         step=state.step,
-        params=compiled.expand(state.params, first.params),
-        opt_state=_map_mirrors(compiled.expand, state.opt_state, treedef, first.opt_state),
-        ema_params=compiled.expand(state.ema_params, first.ema_params),
+        params=network.expand(state.params, first.params),
+        opt_state=_map_mirrors(network.expand, state.opt_state, treedef, first.opt_state),
+        ema_params=network.expand(state.ema_params, first.ema_params),
     )
 
 

@@ -1,14 +1,12 @@
 """Small dense models: what the same number of weights, or of FLOPs, does without sparsity."""
 
-import math
-
 import jax
 from ml_collections import ConfigDict
 
 from sparsejax.errors import ConfigError
 from sparsejax.families import Facts, build_data, build_model
 from sparsejax.sparsity.costs import active_parameters, forward_flops
-from sparsejax.training.plan import build_method, layer_sparsities
+from sparsejax.training.plan import build_plan
 
 MATCHES = ("parameters", "flops")
 
@@ -65,13 +63,8 @@ def planned_costs(config: ConfigDict, facts: Facts | None = None) -> dict[str, f
     """
     model = build_model(config, build_data(config).facts() if facts is None else facts)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    if config.sparsity.method == "dense":
-        return {
-            "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
-            "flops": sum(model.layer_flops(params).values()),
-        }
-    sparsities = layer_sparsities(config.sparsity, model)
-    masks = build_method(config.sparsity, model).init(jax.random.key(0), params, sparsities)
+    plan = build_plan(config, model)
+    masks = plan.method.init(jax.random.key(0), params, plan.sparsities)
     return {
         "parameters": active_parameters(params, masks),
         "flops": forward_flops(model.layer_flops(params), masks),

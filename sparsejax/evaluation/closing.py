@@ -19,6 +19,7 @@ from sparsejax.reports import plots
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training import runs
 from sparsejax.training.metrics_log import read_metrics
+from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import frozen_of, make_sampler
 from sparsejax.training.state import named_key
 from sparsejax.types import PathLike, Value
@@ -82,7 +83,7 @@ def _close(workdir: pathlib.Path) -> Summary:
     sample(params)
     seconds = time.perf_counter() - began
 
-    summary = run_costs(config, model, params, masks, lines=lines)
+    summary = run_costs(config, model, build_plan(config, model), params, masks, lines=lines)
     if jax.process_index() == 0:
         real = data.reference()[:count]
         plots.save_samples(workdir / "samples.png", model.render(samples), model.render(real))

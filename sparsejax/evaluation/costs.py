@@ -10,8 +10,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.families import Model
 from sparsejax.sparsity import costs
 from sparsejax.sparsity.masks import dense_masks, summarize
-from sparsejax.sparsity.methods import get_method
-from sparsejax.training.optimizers import update_schedule
+from sparsejax.training.plan import Plan
 from sparsejax.types import Masks, Params, Value
 
 Line: TypeAlias = dict[str, Value]  # of metrics.jsonl
@@ -20,6 +19,7 @@ Line: TypeAlias = dict[str, Value]  # of metrics.jsonl
 def run_costs(
     config: ConfigDict,
     model: Model,
+    plan: Plan,
     params: Params,
     masks: Masks,
     steps: int | None = None,
@@ -30,6 +30,7 @@ def run_costs(
     Args:
       config: resolved ConfigDict.
       model: Model.
+      plan: its Plan.
       params: parameters.
       masks: their masks.
       steps: number of steps taken so far (default: all of the config).
@@ -43,13 +44,13 @@ def run_costs(
     Raises:
       ConfigError: the method changes density, and an update is missing from `lines`.
     """
-    method = config.sparsity.method
+    method = plan.method.name
     steps = config.steps if steps is None else steps
     layer_flops = model.layer_flops(params)
     dense, sparse = (costs.forward_flops(layer_flops, m) for m in (dense_masks(params), masks))
     counts = summarize(params, masks)
     examples = steps * config.batch_size
-    periods = _periods(config.sparsity, steps, sparse, lines)
+    periods = _periods(plan, steps, sparse, lines)
     mean = sum(count * flops for count, flops, _ in periods) / steps if steps else sparse
     by_formula = costs.training_flops(method, mean, dense, config.sparsity.update_interval)
     as_run = sum(
@@ -57,7 +58,7 @@ def run_costs(
     )
     return {
         "method": method,
-        "sparsity": 0.0 if method == "dense" else config.sparsity.level,
+        "sparsity": plan.level,
         "steps": steps,
         "parameters": counts.total.weights,
         "active_parameters": counts.total.active,
@@ -74,11 +75,11 @@ def run_costs(
 
 
 def _periods(
-    sparsity: ConfigDict, steps: int, flops_now: float, lines: Sequence[Line]
+    plan: Plan, steps: int, flops_now: float, lines: Sequence[Line]
 ) -> list[tuple[int, float, int]]:
     """Split a run into periods of one density: (steps, FLOPs of a forward pass, updates)."""
-    schedule = update_schedule(sparsity)
-    if not get_method(sparsity.method).changes_density:
+    schedule = plan.updates
+    if not plan.method.changes_density:
         return [(steps, flops_now, schedule.count_due(steps))]
     key = "forward_flops_before"
     made = {line["step"]: line[key] for line in lines if key in line and line["step"] <= steps}
@@ -87,7 +88,7 @@ def _periods(
     if missing:
         raise ConfigError(
             f"metrics.jsonl doesn't hold the topology update of step {missing[0]}, so what method "
-            f"{sparsity.method!r} cost can't be counted"
+            f"{plan.method.name!r} cost can't be counted"
         )
     ends = zip([0, *due], due, strict=False)
     periods = [(end - begin, made[end], 1) for begin, end in ends]

@@ -21,9 +21,9 @@ from sparsejax.rendering.images import save_pngs
 from sparsejax.rendering.pixels import PICTURES, are_finite
 from sparsejax.reports.results import HELD_OUT, Row
 from sparsejax.sparsity.masks import path_name, summarize, unpack_bits
-from sparsejax.sparsity.methods import get_method
 from sparsejax.training import runs
 from sparsejax.training.metrics_log import read_metrics
+from sparsejax.training.plan import Plan, build_plan
 from sparsejax.training.sampling import frozen_of, make_sampler
 from sparsejax.training.state import TrainState, ema_params_of, named_key
 from sparsejax.types import Frozen, Masks, NumpyArray, Params, PathLike, Samples, Value
@@ -93,7 +93,8 @@ def evaluate_run(
     step = int(state.step)
     lines = runs.read_metrics_until(workdir, step)
     params = jax.tree.map(jax.numpy.asarray, ema_params_of(state))
-    small_model, small = without_inactive(config.sparsity, model, params, state.masks)
+    plan = build_plan(config, model)
+    small_model, small = without_inactive(plan.compact(state.masks), model, params)
     drawn: list[Samples] = []
     seconds: list[float] = []
 
@@ -117,8 +118,8 @@ def evaluate_run(
     _save_artifacts(workdir / "evaluation", model, drawn[0], data.reference(), state.masks)
     return (
         {"run": workdir.name, "seed": config.seed}
-        | _topology(config, state, model)
-        | closing.run_costs(config, model, params, state.masks, step, lines)
+        | _topology(config, plan, state, model)
+        | closing.run_costs(config, model, plan, params, state.masks, step, lines)
         | closing.measured(read_metrics(workdir / "metrics.jsonl"))
         | {"sampling_seconds": min(seconds[1:] or seconds), "reference": meter.reference}
         | {"measures": measures, "pictures": PICTURES, "config": config.to_dict()}
@@ -166,19 +167,17 @@ def _draw(
         yield samples[: count - start]
 
 
-def _topology(config: ConfigDict, state: TrainState, model: Model) -> Row:
+def _topology(config: ConfigDict, plan: Plan, state: TrainState, model: Model) -> Row:
     """Return the columns of a row that describe masks and topology updates."""
-    sparsity = config.sparsity
-    is_dynamic = get_method(sparsity.method).is_dynamic
+    sparsity, is_dynamic = config.sparsity, plan.method.is_dynamic
     layers = summarize(state.params, state.masks).layers
     ever = summarize(state.params, unpack_bits(state.ever_active, state.params)).layers
     names = [name for name in model.layer_flops(state.params) if name in layers]
     sparse = [name for name in names if layers[name].density < 1]
     weights = sum(layers[name].weights for name in sparse)
-    structure = "weight" if sparsity.method == "dense" else sparsity.structure
     return {
-        "structure": structure,
-        "block_size": sparsity.block_size if structure == "block" else None,
+        "structure": plan.structure,
+        "block_size": sparsity.block_size if plan.structure == "block" else None,
         "drop_fraction": sparsity.drop_fraction if is_dynamic else None,
         "update_interval": sparsity.update_interval if is_dynamic else None,
         "ever_active": sum(ever[name].active for name in sparse) / weights if sparse else 1.0,

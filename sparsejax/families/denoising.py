@@ -207,6 +207,8 @@ def _build_network(config: ConfigDict, size: int) -> UNet:
     model = build_module(UNet, config.model, "model")
     _check_sizes(model)
     _check_attention(model)
+    image_size = config.task.image_size
+    require(is_count(image_size), "task.image_size", image_size, "1 or more")
     halvings = len(model.channel_mult) - 1
     multiple, cell = 2**halvings, config.task.image_size // size
     accepted = f"multiples of {multiple * cell}: model.channel_mult halves "

@@ -10,16 +10,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from sparsejax.compact.states import compile_network, shrink_state
+from sparsejax.compact.states import shrink_state
 from sparsejax.errors import require
-from sparsejax.families import Model, build_data, build_model
+from sparsejax.families import build_data, build_model
 from sparsejax.sparsity.masks import Summary, is_sparsifiable, path_name, summarize
 from sparsejax.training import checkpoints, runs
-from sparsejax.training.loop import check_batch, first_state
-from sparsejax.training.optimizers import build_optimizer, update_schedule
-from sparsejax.training.plan import build_method, layer_sparsities, trains_compiled
+from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.plan import Plan, build_plan
+from sparsejax.training.setup import check_batch, first_state
 from sparsejax.training.state import TrainState, abstract_state, named_key
-from sparsejax.types import Masks, PathLike
+from sparsejax.types import Leaf, Masks, Params, PathLike, Sparsities
 
 
 class Layer(NamedTuple):
@@ -80,35 +80,33 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
     workdir = pathlib.Path(workdir)
     config = runs.resolve_for(workdir, config)
     check_batch(config)
-    model = build_model(config, runs.read_facts(workdir))
-    sparsities = layer_sparsities(config.sparsity, model)
-    method = build_method(config.sparsity, model)
-    runs.check_writable(workdir)
     data = build_data(config)
-    sizes = data.sizes()
     model = build_model(config, data.facts())
+    plan = build_plan(config, model)
+    runs.check_writable(workdir)
+    sizes = data.sizes()
     optimizer = build_optimizer(config)
     done = _steps_taken(config, workdir)
     if done or config.checkpoint.init_from:
-        first_state(config, workdir, model, optimizer)  # whatever is wrong with these weights
+        first_state(config, workdir, model, plan, optimizer)  # whatever is wrong with these weights
     params = jax.eval_shape(model.init, jax.random.key(0))
-    masks = method.init(named_key(config.seed, "masks"), params, sparsities)
-    state = abstract_state(config, model, optimizer)
+    masks = plan.method.init(named_key(config.seed, "masks"), params, plan.sparsities)
+    state = abstract_state(config, model, plan, optimizer)
     parts = jax.device_count() * config.optimizer.accumulate
     return Check(
         config,
         (data.label, sizes),
         summarize(params, masks),
-        _layers(params, masks, sparsities),
+        _layers(params, masks, plan.sparsities),
         done,
-        update_schedule(config.sparsity).count_due(config.steps) if method.is_dynamic else 0,
-        _bytes(_trained(config, model, state, masks)),
+        plan.updates.count_due(config.steps),
+        _bytes(_trained(plan, state, masks)),
         (jax.device_count(), jax.devices()[0].device_kind),
         config.batch_size // parts,
     )
 
 
-def _steps_taken(config, workdir):
+def _steps_taken(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     steps = checkpoints.list_steps(workdir / "checkpoints")
     done = steps[-1] if steps else 0
     accepted = f"{done} or more: {workdir} is trained that far"
@@ -116,7 +114,7 @@ def _steps_taken(config, workdir):
     return done
 
 
-def _layers(params, masks, sparsities):
+def _layers(params: Params, masks: Masks, sparsities: Sparsities) -> tuple[Layer, ...]:
     """Return the Layers of params, in order."""
     summary = summarize(params, masks).layers
     by_leaf = jax.tree.structure(sparsities) == jax.tree.structure(params)
@@ -135,15 +133,13 @@ def _layers(params, masks, sparsities):
     )
 
 
-def _trained(config: ml_collections.ConfigDict, model: Model, state: TrainState, masks: Masks):
+def _trained(plan: Plan, state: TrainState, masks: Masks) -> TrainState:
     """Return the shapes of the state that is trained: without what is inactive, if so."""
-    network = None
-    if trains_compiled(config.sparsity):
-        network = compile_network(config.sparsity, model, masks)
+    network = plan.compact(masks) if plan.trains_compact else None
     return jax.eval_shape(functools.partial(shrink_state, network), state) if network else state
 
 
-def _bytes(state):
+def _bytes(state: TrainState) -> dict[str, int]:
     parts = {
         "params": state.params,
         "masks": (state.masks, state.ever_active),
@@ -153,5 +149,5 @@ def _bytes(state):
     return {name: sum(map(_nbytes, jax.tree.leaves(part))) for name, part in parts.items()}
 
 
-def _nbytes(leaf):
+def _nbytes(leaf: Leaf) -> int:
     return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize

@@ -3,8 +3,6 @@
 import ml_collections
 import optax
 
-from sparsejax.errors import require
-from sparsejax.sparsity.methods import get_method
 from sparsejax.sparsity.schedules import UpdateSchedule
 from sparsejax.sparsity.transforms import sparse_updates
 from sparsejax.types import Optimizer, Schedule
@@ -39,14 +37,8 @@ def build_optimizer(config: ml_collections.ConfigDict) -> Optimizer:
 
     Returns:
       `optax.GradientTransformationExtraArgs`; its update takes `masks=` by keyword.
-
-    Raises:
-      ConfigError: `optimizer.packed` with a method that changes density.
     """
     o, rate = config.optimizer, learning_rate_schedule(config)
-    method = get_method(config.sparsity.method)
-    accepted = f"False with sparsity.method {method.name!r}, which changes density"
-    require(not (o.packed and method.changes_density), "optimizer.packed", o.packed, accepted)
     inner = {
         "adam": lambda: optax.adam(rate, o.b1, o.b2),
         "adamw": lambda: optax.adamw(rate, o.b1, o.b2, weight_decay=o.weight_decay),

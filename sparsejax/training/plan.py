@@ -1,118 +1,180 @@
-"""What `config.sparsity` asks for: the structure, the method, how sparse each layer is."""
+"""What `config.sparsity` means for a Model: read once, with all its errors."""
 
+import functools
 import logging
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
+from ml_collections import ConfigDict
 
+from sparsejax.compact.network import CompactNetwork, compact_blocks, compact_channels
+from sparsejax.configuration import asked_level, structure_name
 from sparsejax.errors import ConfigError, require
+from sparsejax.families import Model
 from sparsejax.sparsity import structure as structures
 from sparsejax.sparsity.distributions import get_distribution
-from sparsejax.sparsity.methods import get_method
+from sparsejax.sparsity.flat import static_counts
+from sparsejax.sparsity.methods import Method, get_method
+from sparsejax.sparsity.schedules import UpdateSchedule
+from sparsejax.training.keys import named_key
+from sparsejax.training.optimizers import drop_fraction_schedule, update_schedule
+from sparsejax.types import Masks, Params, PyTree, Schedule, Sparsities
 
 logger = logging.getLogger(__name__)
 
+# Structure, sparsities, and what logs what becomes of layers that the structure leaves out.
+_Read: TypeAlias = tuple[structures.Structure, Sparsities, Callable[[], None]]
 
-def build_method(sparsity, model):
-    """Return the method of `config.sparsity`, moving what its structure names.
+_NEVER = UpdateSchedule(update_interval=1, begin=0, end=0)
+
+
+class Plan(NamedTuple):
+    """How a run is sparse.
+
+    Attributes:
+      method: how masks begin and how they change.
+      structure: what moves as one: `weight`, `block` or `channel`; `weight` if dense.
+      sparsities: what is asked of each layer, Python floats in the structure of params; of
+        channels, of each group, `{group: float}`.
+      level: what is asked of all of them together; 0 if dense.
+      flat_counts: number of active weights of each layer (`flat.static_counts`), the same at every
+        step, for optimizer state that is flat (`optimizer.packed`); None where it is whole.
+      updates: when the topology changes; at no step where the method is not dynamic.
+      drop_fraction: optax schedule over global steps.
+      compact: `compact(masks)` returns the network without what is inactive in these concrete
+        masks; None if no layer would become smaller.
+      trains_compact: whether it is that network that is trained. Only where masks never change,
+        since they are constants of the program.
+      log: `log()` logs what the structure leaves out, and which config keys are ignored.
+    """
+
+    method: Method
+    structure: str
+    sparsities: Sparsities
+    level: float
+    flat_counts: PyTree | None
+    updates: UpdateSchedule
+    drop_fraction: Schedule
+    compact: Callable[[Masks], CompactNetwork | None]
+    trains_compact: bool
+    log: Callable[[], None]
+
+
+def build_plan(config: ConfigDict, model: Model) -> Plan:
+    """Return what `config.sparsity` means for a model.
 
     Args:
-      sparsity: `config.sparsity`, resolved.
+      config: resolved ConfigDict.
       model: Model.
 
-    Returns:
-      `sparsity.methods.Method`.
-
     Raises:
-      ConfigError: the network has no such structure.
+      ConfigError: the network has no such structure, a pattern in `sparsity.custom` is faulty or
+        matches no layer, or optimizer state of a method that changes density is to be flat.
     """
-    structure = build_structure(sparsity, model)
+    sparsity = config.sparsity
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    read = _STRUCTURES[structure_name(sparsity)]
+    structure, sparsities, log_structure = read(sparsity, model, params)
     try:
-        return get_method(sparsity.method, structure)
+        method = get_method(sparsity.method, structure)
     except ValueError as error:
         raise ConfigError(f"config.sparsity.structure is {structure.name!r}: {error}") from error
+    level = asked_level(sparsity)
+
+    def log() -> None:
+        log_structure()
+        if level != sparsity.level:
+            logger.info("method dense ignores sparsity.level = %g", sparsity.level)
+
+    accepted = f"False with sparsity.method {method.name!r}, which changes density"
+    packed = config.optimizer.packed
+    require(not (packed and method.changes_density), "optimizer.packed", packed, accepted)
+    is_compact = sparsity.compiled and structure.name != "weight" and not method.is_dynamic
+    flat_counts = None
+    if packed and not is_compact:  # what is compact holds active weights alone already
+        masks = method.init(named_key(config.seed, "masks"), params, sparsities)
+        flat_counts = static_counts(masks)
+    return Plan(
+        method=method,
+        structure=structure.name,
+        sparsities=sparsities,
+        level=level,
+        flat_counts=flat_counts,
+        updates=update_schedule(sparsity) if method.is_dynamic else _NEVER,
+        drop_fraction=drop_fraction_schedule(sparsity),
+        compact=functools.partial(compact_network, sparsity, model),
+        trains_compact=is_compact,
+        log=log,
+    )
 
 
-def build_structure(sparsity, model):
-    """Return the `sparsity.structure.Structure` of `config.sparsity`; see `build_method`."""
-    if sparsity.method == "dense" or sparsity.structure == "weight":
-        return structures.WEIGHT
-    if sparsity.structure == "block":
-        _check_blocks(sparsity, model)
-        return structures.block(sparsity.block_size)
-    return structures.channel(channel_groups(model), model.init)
+def compact_network(sparsity: ConfigDict, model: Model, masks: Masks) -> CompactNetwork | None:
+    """Return the network of a model without what is inactive.
 
+    Args:
+      sparsity: `config.sparsity`, resolved; its method need not be registered here.
+      model: Model.
+      masks: concrete masks.
 
-def channel_groups(model):
-    """Return the groups of channels of a network, `{name: [Member, ...]}`.
-
-    Raises:
-      ConfigError: it has none.
+    Returns:
+      CompactNetwork, or None if no layer would become smaller.
     """
-    groups = model.units(_abstract_params(model))
-    accepted = "weight, block: channels of this network can't be left out by themselves"
-    require(groups, "sparsity.structure", "channel", accepted)
-    return {
-        name: [structures.Member(*member) for member in members] for name, members in groups.items()
-    }
+    name = structure_name(sparsity)
+    if name == "weight":
+        return None
+    masks = jax.device_get(masks)
+    if name == "block":
+        network = compact_blocks(masks, sparsity.block_size)
+    else:
+        units = model.units(jax.eval_shape(model.init, jax.random.key(0)))
+        network = compact_channels(masks, units)
+    return network if network.layers else None
 
 
-def _abstract_params(model):
-    return jax.eval_shape(model.init, jax.random.key(0))
+def _weights(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
+    del model
+    return structures.WEIGHT, _by_layer(sparsity, params), lambda: None
 
 
-def _check_blocks(sparsity, model):
+def _blocks(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
+    del model
     size = sparsity.block_size
-    shapes = [leaf.shape for leaf in jax.tree.leaves(_abstract_params(model))]
-    fits = any(structures.fits_blocks(shape, size) for shape in shapes)
+    fits = any(structures.fits_blocks(leaf.shape, size) for leaf in jax.tree.leaves(params))
     accepted = "a size that divides the input and output channels of some layer"
     require(fits, "sparsity.block_size", size, accepted)
 
+    def log() -> None:
+        structures.log_exceptions("block", params, size)
 
-def layer_sparsities(sparsity, model):
-    """Return the sparsity of each layer, or of each group of channels, that the config asks for.
+    return structures.block(size), _by_layer(sparsity, params), log
 
-    Args:
-      sparsity: `config.sparsity`, resolved.
-      model: Model.
 
-    Returns:
-      Pytree of Python floats with the structure of params, or `{group: float}`.
+def _channels(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
+    units = model.units(params)
+    accepted = "weight, block: channels of this network can't be left out by themselves"
+    require(units, "sparsity.structure", "channel", accepted)
+    groups = {
+        name: [structures.Member(*member) for member in members] for name, members in units.items()
+    }
+    accepted = "() with channels: the same share is left out of every group"
+    require(not sparsity.custom, "sparsity.custom", sparsity.custom, accepted)
+    sparsities = structures.channel_sparsities(groups, params, sparsity.level)
 
-    Raises:
-      ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer, or the
-        structure doesn't suit the network.
-    """
-    params, custom = _abstract_params(model), sparsity.custom
-    if sparsity.structure == "channel" and sparsity.method != "dense":
-        accepted = "() with channels: the same share is left out of every group"
-        require(not custom, "sparsity.custom", custom, accepted)
-        return structures.channel_sparsities(channel_groups(model), params, sparsity.level)
+    def log() -> None:
+        structures.log_exceptions("channel", params, groups=groups)
+        name = sparsity.distribution
+        logger.info("structure channel ignores sparsity.distribution = %s", name)
+
+    return structures.channel(groups, model.init), sparsities, log
+
+
+_STRUCTURES = {"weight": _weights, "block": _blocks, "channel": _channels}
+
+
+def _by_layer(sparsity: ConfigDict, params: Params) -> Sparsities:
+    custom = sparsity.custom
     try:
         return get_distribution(sparsity.distribution)(params, sparsity.level, custom=custom)
     except ValueError as error:
         require(False, "sparsity.custom", custom, f"pairs (pattern, sparsity) [{error}]")
-
-
-def log_structure(sparsity, model):
-    """Log what the structure leaves out, and which keys it ignores.
-
-    Args:
-      sparsity: `config.sparsity`, resolved.
-      model: Model.
-    """
-    if sparsity.method == "dense" or sparsity.structure == "weight":
-        return
-    groups = channel_groups(model) if sparsity.structure == "channel" else ()
-    size, params = sparsity.block_size, _abstract_params(model)
-    structures.log_exceptions(sparsity.structure, params, size, groups)
-    if groups:
-        logger.info("structure channel ignores sparsity.distribution = %s", sparsity.distribution)
-
-
-def trains_compiled(sparsity):
-    """Tell whether a run of `config.sparsity` trains through the compiled network.
-
-    Only where masks never change, since they are constants of that program.
-    """
-    is_structured = sparsity.method != "dense" and sparsity.structure != "weight"
-    return sparsity.compiled and is_structured and not get_method(sparsity.method).is_dynamic

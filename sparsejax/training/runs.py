@@ -16,7 +16,7 @@ from sparsejax.configuration import (
     PLACES,
     differing_keys,
     resolve,
-    structure_words,
+    sparsity_words,
     to_json,
     with_defaults,
 )
@@ -31,8 +31,9 @@ from sparsejax.storage import require_writable
 from sparsejax.training import checkpoints
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.state import abstract_state, ema_params_of
-from sparsejax.types import Masks, Params, PathLike
+from sparsejax.training.plan import Plan, build_plan
+from sparsejax.training.state import TrainState, abstract_state, ema_params_of
+from sparsejax.types import Masks, Params, PathLike, Value
 
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _FILES = ("config.json", "data.json", "facts.json", "metrics.jsonl", "summary.json")
@@ -46,10 +47,7 @@ def default_workdir(config):
 
     The structure is left out where single weights move, structure and level if dense.
     """
-    sparsity = config.sparsity
-    level = [] if sparsity.method == "dense" else [f"{sparsity.level:g}"]
-    words = structure_words(sparsity)
-    parts = [config.name, sparsity.method, *words, *level, str(config.seed)]
+    parts = [config.name, *sparsity_words(config.sparsity), str(config.seed)]
     return pathlib.Path("runs") / "-".join(parts)
 
 
@@ -228,13 +226,16 @@ def _tuples(value):
     return tuple(_tuples(child) for child in value) if isinstance(value, list) else value
 
 
-def restore_state(workdir, config, model):
+def restore_state(
+    workdir: PathLike, config: ml_collections.ConfigDict, model: Model, plan: Plan
+) -> tuple[TrainState, dict[str, Value]] | None:
     """Restore the newest whole checkpoint of a run.
 
     Args:
       workdir: path.
       config: the run's resolved config.
       model: its Model.
+      plan: its Plan.
 
     Returns:
       Tuple of TrainState (host arrays) and the checkpoint's extra dictionary, or None.
@@ -242,7 +243,7 @@ def restore_state(workdir, config, model):
     folder = pathlib.Path(workdir) / "checkpoints"
     if not checkpoints.list_steps(folder):
         return None
-    example = abstract_state(config, model, build_optimizer(config))
+    example = abstract_state(config, model, plan, build_optimizer(config))
     return checkpoints.restore_newest(folder, example)
 
 
@@ -274,7 +275,7 @@ def load_state(workdir):
     """
     config = read_config(workdir)
     model = build_model_of(config, read_facts(workdir))
-    restored = restore_state(workdir, config, model)
+    restored = restore_state(workdir, config, model, build_plan(config, model))
     if restored is None:
         raise _no_checkpoint(workdir)
     return model, restored[0]

@@ -1,7 +1,6 @@
 """The training state, its beginning, and the keys that all randomness comes from."""
 
 import logging
-import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,11 +10,11 @@ import ml_collections
 import numpy as np
 
 from sparsejax.families import Model
-from sparsejax.seeds import check_seed
-from sparsejax.sparsity.flat import active_indices, static_counts, to_flat, whole_indices
+from sparsejax.sparsity.flat import active_indices, to_flat, whole_indices
 from sparsejax.sparsity.masks import apply_masks, pack_bits
 from sparsejax.sparsity.transforms import FlatTransformation
-from sparsejax.training.plan import build_method, layer_sparsities, trains_compiled
+from sparsejax.training.keys import named_key
+from sparsejax.training.plan import Plan
 from sparsejax.types import Array, Masks, NumpyArray, Optimizer, OptState, Params, PRNGKey, PyTree
 
 logger = logging.getLogger(__name__)
@@ -47,46 +46,28 @@ class TrainState(NamedTuple):
     ever_active: PyTree
 
 
-def named_key(seed: int, purpose: str) -> PRNGKey:
-    """Return the PRNG key of a named purpose: `init`, `masks`, `steps`, `topology`, `samples`.
-
-    Args:
-      seed: Python int in [0, 2^32).
-      purpose: any string; keys of different purposes are independent.
-
-    Raises:
-      ValueError: `seed` is not such a number; JAX would take it modulo 2^32.
-    """
-    return jax.random.fold_in(jax.random.key(check_seed(seed)), zlib.crc32(purpose.encode()))
-
-
 def create_state(
-    config: ml_collections.ConfigDict, model: Model, optimizer: Optimizer
+    config: ml_collections.ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
 ) -> TrainState:
     """Return the state before the first step: masks drawn, params masked, EMA equal to params.
 
     Args:
       config: resolved ConfigDict.
       model: Model.
+      plan: its Plan.
       optimizer: the optax transformation of the train step.
 
     Returns:
-      TrainState on the default device; its optimizer state and EMA are flat with
-      `optimizer.packed`, unless the run trains compact, where all is small already.
-
-    Raises:
-      ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
+      TrainState on the default device; its optimizer state and EMA are flat where the plan says.
     """
-    if config.sparsity.method == "dense":
-        logger.info("method dense ignores sparsity.level = %g", config.sparsity.level)
-    return jax.jit(_creation(config, model, optimizer))(*_first_keys(config))
+    return jax.jit(_creation(model, plan, optimizer))(*_first_keys(config))
 
 
 def abstract_state(
-    config: ml_collections.ConfigDict, model: Model, optimizer: Optimizer
+    config: ml_collections.ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
 ) -> TrainState:
     """Return what `create_state` returns, of `jax.ShapeDtypeStruct`: nothing is computed."""
-    return jax.eval_shape(_creation(config, model, optimizer), *_first_keys(config))
+    return jax.eval_shape(_creation(model, plan, optimizer), *_first_keys(config))
 
 
 def _first_keys(config: ml_collections.ConfigDict) -> tuple[PRNGKey, PRNGKey]:
@@ -94,39 +75,16 @@ def _first_keys(config: ml_collections.ConfigDict) -> tuple[PRNGKey, PRNGKey]:
 
 
 def _creation(
-    config: ml_collections.ConfigDict, model: Model, optimizer: Optimizer
+    model: Model, plan: Plan, optimizer: Optimizer
 ) -> Callable[[PRNGKey, PRNGKey], TrainState]:
     """Return the function of two keys that makes the first state."""
-    sparsities = layer_sparsities(config.sparsity, model)
-    method = build_method(config.sparsity, model)
-    is_flat = config.optimizer.packed and not trains_compiled(config.sparsity)
-    counts = active_counts(config, model) if is_flat else None
 
     def create(init_key: PRNGKey, masks_key: PRNGKey) -> TrainState:
         params = model.init(init_key)
-        masks = method.init(masks_key, params, sparsities)
-        return state_from(params, masks, optimizer, counts)
+        masks = plan.method.init(masks_key, params, plan.sparsities)
+        return state_from(params, masks, optimizer, plan.flat_counts)
 
     return create
-
-
-def active_counts(config: ml_collections.ConfigDict, model: Model) -> PyTree:
-    """Return how many active weights each layer of the run has, from the first step to the last.
-
-    Args:
-      config: resolved ConfigDict.
-      model: Model.
-
-    Returns:
-      Pytree as `flat.static_counts` returns it, found by drawing the run's first masks.
-
-    Raises:
-      ConfigError: a pattern in `sparsity.custom` is faulty or matches no layer.
-    """
-    params = jax.eval_shape(model.init, named_key(config.seed, "init"))
-    sparsities = layer_sparsities(config.sparsity, model)
-    method = build_method(config.sparsity, model)
-    return static_counts(method.init(named_key(config.seed, "masks"), params, sparsities))
 
 
 def state_from(

@@ -16,6 +16,7 @@ from sparsejax.configuration import check_value, set_key
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model
 from sparsejax.training import runs
+from sparsejax.training.plan import compact_network
 from sparsejax.training.sampling import make_keyed_sampler
 from sparsejax.types import Masks, NumpyArray, Params, PathLike, PRNGKey
 
@@ -105,7 +106,8 @@ def load(
     decodes = model.first_stage is None or bool(first_stage) or _is_there(config.first_stage.path)
     frozen = model.frozen() if decodes else ()
     params = jax.tree.map(jnp.asarray, params)
-    compact, small = without_inactive(config.sparsity, model, params, masks)
+    network = compact_network(config.sparsity, model, masks)
+    compact, small = without_inactive(network, model, params)
 
     @functools.cache
     def sampler(batch: int) -> Callable[[PRNGKey, int], NumpyArray]:

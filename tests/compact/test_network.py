@@ -48,7 +48,7 @@ def test_a_gru_without_hidden_units_computes_what_the_masked_one_does():
     def apply(params, *inputs):
         return GRU.apply({"params": params} | constants, *inputs)
 
-    compact = network.compile_channels(masks, groups)
+    compact = network.compact_channels(masks, groups)
     small = jax.device_get(compact.shrink(params))
     assert small["rnn_l0"]["forward_hh"]["kernel"].shape == (2, 3 * 2)
     assert small["rnn_l1"]["backward_ih"]["kernel"].shape == (2 + 2, 3 * 2)
@@ -84,7 +84,7 @@ def test_blocks_lie_in_c_order_and_expand_to_the_same_kernel():
     grid = np.array([[True, False, True], [False, False, True]])
     mask = np.broadcast_to(np.kron(grid, np.ones((4, 4), bool)), (3, 3, 8, 12))
     kernel = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
-    compact = network.compile_blocks({"conv": {"kernel": mask, "bias": np.True_}}, 4)
+    compact = network.compact_blocks({"conv": {"kernel": mask, "bias": np.True_}}, 4)
     params = {"conv": {"kernel": kernel, "bias": np.ones(12, np.float32)}}
     small = compact.shrink(params)
     assert compact.layers == ("conv/kernel",)
@@ -106,12 +106,12 @@ def test_a_halving_is_padded_as_the_layer_says(structure, padding):
     x = x.at[..., 4:].set(0)
     expected = layer.apply({"params": params}, x)
     if structure == "block":
-        compact = network.compile_blocks(masks, 4)
+        compact = network.compact_blocks(masks, 4)
     else:
         units = np.repeat([0, 1], 4)
         members = [("op/kernel", 3, units, True), ("op/bias", 0, units, True)]
         inputs = [("op/kernel", 2, units, False)]
-        compact = network.compile_channels(masks, {"out": members, "in": inputs})
+        compact = network.compact_channels(masks, {"out": members, "in": inputs})
         x, expected = x[..., :4], expected[..., :4]
     assert compact.layers == ("op/kernel",)
     run = compact.bind(lambda params, x: layer.apply({"params": params}, x))
@@ -130,7 +130,7 @@ def test_layers_that_stay_masked_are_named_in_the_log(caplog):
         "dense": {"kernel": blocks, "bias": np.True_},
     }
     with caplog.at_level("INFO", logger="sparsejax"):
-        compact = network.compile_blocks(masks, 4)
+        compact = network.compact_blocks(masks, 4)
     assert compact.layers == ("dense/kernel",)
     assert "stay masked: free/kernel, rnn_l0/forward_hh/kernel" in caplog.text
     assert compact.masks["free"]["kernel"].shape == (8, 8)

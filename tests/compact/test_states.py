@@ -1,16 +1,16 @@
-"""Compiled sparsity: the same numbers as the masked network, from less."""
+"""Compact networks: the same numbers as the masked network, from less."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.compact.states import compact_model, compile_network, without_inactive
+from sparsejax.compact.states import compact_model, without_inactive
 from sparsejax.configuration import resolve
 from sparsejax.families import build_data, build_model
 from sparsejax.sparsity.masks import apply_masks
 from sparsejax.training import loop
-from sparsejax.training.plan import build_method, layer_sparsities
+from sparsejax.training.plan import build_plan
 from sparsejax.training.runs import load_state
 from tests.training.tiny import tiny_config
 
@@ -28,9 +28,8 @@ def masked_model(config):
     leaves, treedef = jax.tree.flatten(params)
     rng = np.random.default_rng(0)
     params = treedef.unflatten([0.1 * rng.standard_normal(x.shape, np.float32) for x in leaves])
-    method = build_method(config.sparsity, model)
-    sparsities = layer_sparsities(config.sparsity, model)
-    masks = jax.device_get(method.init(jax.random.key(1), params, sparsities))
+    plan = build_plan(config, model)
+    masks = jax.device_get(plan.method.init(jax.random.key(1), params, plan.sparsities))
     return config, model, jax.device_get(apply_masks(params, masks)), masks
 
 
@@ -44,13 +43,13 @@ def test_the_unet_without_inactive_parts_computes_the_same(structure):
     config, model, params, masks = masked_model(tiny_config(**changes, **STRUCTURES[structure]))
     x = jax.random.normal(jax.random.key(2), (3, 8, 8, 1))
     t = jnp.array([0, 10, 999])
-    small_model, small = without_inactive(config.sparsity, model, params, masks)
+    network = build_plan(config, model).compact(masks)
+    small_model, small = without_inactive(network, model, params)
     expected = jax.jit(model.apply)(params, x, t)
     got = jax.jit(small_model.apply)(small, x, t)
     assert jnp.abs(expected).max() > 0.1
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
-    network = compile_network(config.sparsity, model, masks)
     compact = network.shrink(params)
     kernels = [leaf.size for leaf in jax.tree.leaves(compact)]
     active = [
@@ -67,7 +66,7 @@ def test_the_unet_without_inactive_parts_computes_the_same(structure):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_gradients_without_inactive_parts_are_the_active_ones_of_the_masked_network(structure):
     config, model, params, masks = masked_model(tiny_config(**STRUCTURES[structure]))
-    network = compile_network(config.sparsity, model, masks)
+    network = build_plan(config, model).compact(masks)
     batch = next(build_data(config).batches(0, 1))
     keys = jax.random.split(jax.random.key(0), len(batch["image"]))
 

@@ -12,6 +12,7 @@ from sparsejax.evaluation.closing import run_costs
 from sparsejax.evaluation.grids import grid
 from sparsejax.families import build_model
 from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.plan import build_plan
 from sparsejax.training.state import create_state
 from tests.training.tiny import tiny_config
 
@@ -129,8 +130,9 @@ def test_a_grid_that_cannot_run_is_refused_before_it_begins(axes, message):
 def test_planned_costs_are_those_of_the_model_that_is_built():
     config = resolve(tiny_config(**{"sparsity.level": 0.9}))
     model = build_model(config)
-    state = create_state(config, model, build_optimizer(config))
-    built = run_costs(config, model, state.params, state.masks)
+    plan = build_plan(config, model)
+    state = create_state(config, model, plan, build_optimizer(config))
+    built = run_costs(config, model, plan, state.params, state.masks)
     planned = planned_costs(config)
     assert planned["parameters"] == built["active_parameters"]
     assert planned["flops"] == pytest.approx(built["forward_flops"], rel=1e-6)

@@ -15,6 +15,7 @@ from sparsejax.evaluation import closing, comparison, evaluate
 from sparsejax.evaluation.comparison import evaluate_runs
 from sparsejax.evaluation.evaluate import evaluate_run, meter_of
 from sparsejax.training import loop
+from sparsejax.training.plan import build_plan
 from sparsejax.training.runs import load_state, read_config
 from tests.training.tiny import tiny_config
 
@@ -57,9 +58,10 @@ def test_the_summary_counts_dense_and_sparse(runs):
     assert sparse["training_flops_formula"] == pytest.approx(formula)
     assert sparse["sampling_flops"] == pytest.approx(5 * forward)
     # So far: after 12 of 40 steps, two of the updates were made.
-    task, state = load_state(runs["rigl"][0])
+    model, state = load_state(runs["rigl"][0])
     config = read_config(runs["rigl"][0])
-    so_far = closing.run_costs(config, task, state.params, state.masks, 12)
+    plan = build_plan(config, model)
+    so_far = closing.run_costs(config, model, plan, state.params, state.masks, 12)
     run = 3 * forward * 12 * 8 + 2 * 8 * (2 * forward + forward_dense)
     assert so_far["training_flops_run"] == pytest.approx(run)
     assert so_far["steps"] == 12

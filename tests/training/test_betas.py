@@ -14,7 +14,9 @@ from sparsejax.evaluation.grids import grid
 from sparsejax.families import build_model
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.sparsity.masks import dense_masks, summarize
-from sparsejax.training import load_run, loop, runs
+from sparsejax.training import init_from, load_run, loop, runs
+from sparsejax.training.plan import build_plan
+from sparsejax.training.setup import Setup
 from tests.training.tiny import tiny_config
 
 FEW = {"diffusion.schedule": "linear", "diffusion.steps": 100}
@@ -132,11 +134,11 @@ def test_a_sparse_file_keeps_the_betas_of_its_run(old_run, tmp_path, caplog):
 def test_weights_trained_on_other_noise_are_named_as_such(old_run, caplog):
     config = resolve(tiny_config(**FEW, **{"checkpoint.init_from": str(old_run)}))
     model = build_model(config)
-    loop._compare_diffusion(config, model, runs.read_config(old_run), old_run)
+    init_from.compare_diffusion(config, model, runs.read_config(old_run), old_run)
     (line,) = [line for line in warnings_in(caplog) if "were trained with" in line]
     assert "diffusion.end 0.02 (now 0.2), diffusion.start 0.0001 (now 0.001)" in line
     caplog.clear()
-    loop._compare_diffusion(config, model, config, old_run)
+    init_from.compare_diffusion(config, model, config, old_run)
     assert warnings_in(caplog) == []
 
 
@@ -177,7 +179,9 @@ def test_training_says_when_diffusion_does_not_end_in_noise(changes, signal, cap
     config = resolve(tiny_config(**FEW | changes))
     model = build_model(config)
     weights = {"kernel": np.ones((2, 2))}
-    loop._announce(config, model, summarize(weights, dense_masks(weights)))
+    plan = build_plan(config, model)
+    run = Setup(config, None, model, None, None, plan, None, None, [], None)
+    loop._announce(run, summarize(weights, dense_masks(weights)))
     lines = [line for line in warnings_in(caplog) if "sqrt(alpha_bar)" in line]
     if signal is None:
         assert lines == []

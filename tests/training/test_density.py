@@ -11,11 +11,13 @@ import pytest
 
 from sparsejax.configuration import resolve
 from sparsejax.errors import ConfigError
-from sparsejax.evaluation import closing, evaluate
+from sparsejax.evaluation import closing, comparison
 from sparsejax.sparsity import flat, methods, transforms
 from sparsejax.sparsity.masks import apply_masks, path_name
 from sparsejax.sparsity.selection import select_top
 from sparsejax.training import checkpoints, loop, runs
+from sparsejax.training.init_from import same_masks
+from sparsejax.training.plan import build_plan
 from tests.training.tiny import tiny_config
 
 BEGIN, END = 2, 9
@@ -75,7 +77,8 @@ def masks_after(workdir, step):
     """What the checkpoint of a step holds, read without the loop."""
     config = runs.read_config(workdir)
     model = runs.build_model(config)
-    example = runs.abstract_state(config, model, runs.build_optimizer(config))
+    plan = build_plan(config, model)
+    example = runs.abstract_state(config, model, plan, runs.build_optimizer(config))
     abstract = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), example._asdict())
     return checkpoints._restore((workdir / "checkpoints").resolve(), step, abstract)[0]["masks"]
 
@@ -93,7 +96,8 @@ def costs_of(workdir, steps=None):
     config = runs.read_config(workdir)
     model, state = runs.load_state(workdir)
     lines = runs.read_metrics_until(workdir, int(state.step))
-    return closing.run_costs(config, model, state.params, state.masks, steps, lines)
+    plan = build_plan(config, model)
+    return closing.run_costs(config, model, plan, state.params, state.masks, steps, lines)
 
 
 def test_costs_are_summed_over_the_density_of_each_step(pruned):
@@ -132,7 +136,7 @@ def test_costs_of_a_run_that_lost_its_metrics_are_refused(pruned):
     config = runs.read_config(pruned)
     model, state = runs.load_state(pruned)
     with pytest.raises(ConfigError, match="metrics.jsonl doesn't hold the topology update of st"):
-        closing.run_costs(config, model, state.params, state.masks)
+        closing.run_costs(config, model, build_plan(config, model), state.params, state.masks)
 
 
 def test_packed_state_refuses_the_method_by_name(tmp_path):
@@ -154,9 +158,9 @@ def test_masks_of_another_density_are_not_moved_into_packed_state():
 def test_masks_of_such_a_run_are_not_taken_over(pruned):
     ours, other = resolve(tiny_config(**CHANGES)).sparsity, runs.read_config(pruned).sparsity
     rigl = resolve(tiny_config()).sparsity
-    assert not loop._same_masks(ours, other)
-    assert not loop._same_masks(rigl, other)
-    assert loop._same_masks(rigl, rigl)
+    assert not same_masks(ours, other)
+    assert not same_masks(rigl, other)
+    assert same_masks(rigl, rigl)
 
 
 def test_a_run_of_a_method_that_is_not_registered_is_refused_in_a_line(pruned, tmp_path):
@@ -167,14 +171,14 @@ def test_a_run_of_a_method_that_is_not_registered_is_refused_in_a_line(pruned, t
         for read in (
             runs.load_run,
             runs.read_config,
-            lambda p: evaluate.evaluate_runs([p], tmp_path),
+            lambda p: comparison.evaluate_runs([p], tmp_path),
         ):
             with pytest.raises(ConfigError, match="is 'gradual', which is not registered") as error:
                 read(pruned)
             assert str(pruned / "config.json") in str(error.value)
             assert "\n" not in str(error.value)
         other, _, _ = runs.read_sparse_run(tmp_path / "file")
-        assert not loop._same_masks(resolve(tiny_config()).sparsity, other.sparsity)
+        assert not same_masks(resolve(tiny_config()).sparsity, other.sparsity)
 
 
 def test_the_run_says_no_density_that_it_does_not_keep(pruned, capsys, tmp_path):

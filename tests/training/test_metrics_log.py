@@ -9,6 +9,7 @@ from sparsejax.evaluation import closing
 from sparsejax.reports import plots
 from sparsejax.training import metrics_log
 from sparsejax.training.metrics_log import WALL_CLOCK, MetricsLog, MetricsWriter, read_metrics
+from sparsejax.training.plan import build_plan
 from tests.training.tiny import tiny_config
 
 CONFIG = resolve(tiny_config(**{"log.tensorboard": False}))
@@ -176,7 +177,8 @@ def test_a_run_without_metrics_is_closed_all_the_same(tiny_run, tmp_path, capsys
     plots.save_curves(tmp_path / "curves.png", [])
     workdir, _ = tiny_run
     config = closing.runs.read_config(workdir)
-    task, params, masks = closing.runs.load_run(workdir)
-    summary = closing.run_costs(config, task, params, masks) | closing.measured([])
+    model, params, masks = closing.runs.load_run(workdir)
+    summary = closing.run_costs(config, model, build_plan(config, model), params, masks)
+    summary |= closing.measured([])
     closing.print_summary(summary | {"sampling_seconds": 0.5}, workdir)
     assert "not recorded" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import pytest
 from sparsejax.configuration import default_config, resolve, set_sparsity
 from sparsejax.errors import ConfigError
 from sparsejax.families import build_model
-from sparsejax.training import plan
+from sparsejax.training.plan import build_plan
 from sparsejax.training.runs import default_workdir
 from tests.training.tiny import tiny_config
 
@@ -29,8 +29,7 @@ def test_structures_that_cannot_work_are_refused(changes, message):
     def build():
         config = resolve(tiny_config(**{f"sparsity.{key}": v for key, v in changes.items()}))
         model = build_model(config)
-        plan.layer_sparsities(config.sparsity, model)
-        plan.build_structure(config.sparsity, model)
+        build_plan(config, model)
 
     with pytest.raises(ConfigError, match=message):
         build()
@@ -40,19 +39,19 @@ def test_a_network_without_groups_of_channels_is_refused():
     config = resolve(tiny_config(**{"sparsity.structure": "channel"}))
     model = build_model(config)._replace(units=lambda params: {})
     with pytest.raises(ConfigError, match="'channel'; accepted: weight, block"):
-        plan.layer_sparsities(config.sparsity, model)
+        build_plan(config, model)
 
 
 def test_what_a_structure_leaves_out_is_logged(caplog):
     with caplog.at_level("INFO", logger="sparsejax"):
         config = resolve(tiny_config(**{"sparsity.structure": "block", "sparsity.block_size": 16}))
-        plan.log_structure(config.sparsity, build_model(config))
+        build_plan(config, build_model(config)).log()
     assert "2 layers move single weights: channels are no multiples of 16" in caplog.text
     assert "input_blocks_0_0/kernel" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO", logger="sparsejax"):
         config = resolve(tiny_config(**{"sparsity.structure": "channel"}))
-        plan.log_structure(config.sparsity, build_model(config))
+        build_plan(config, build_model(config)).log()
     assert "stay dense: they belong to no group of channels" in caplog.text
     assert "ignores sparsity.distribution" in caplog.text
 
@@ -81,9 +80,9 @@ def test_words_choose_a_structure_and_name_its_workdir():
         ("dense", "block", True, False),
     ],
 )
-def test_runs_whose_structure_never_changes_are_trained_compiled(
+def test_runs_whose_structure_never_changes_are_trained_compact(
     method, structure, compiled, expected
 ):
     changes = {"method": method, "structure": structure, "compiled": compiled}
-    config = tiny_config(**{f"sparsity.{key}": value for key, value in changes.items()})
-    assert plan.trains_compiled(config.sparsity) is expected
+    config = resolve(tiny_config(**{f"sparsity.{key}": value for key, value in changes.items()}))
+    assert build_plan(config, build_model(config)).trains_compact is expected

@@ -10,8 +10,10 @@ from sparsejax.errors import ConfigError
 from sparsejax.families import build_model
 from sparsejax.models.unet import UNet
 from sparsejax.sparse_files import load_sparse, save_sparse
-from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
+from sparsejax.training import load_run, load_sparse_run, save_sparse_run
+from sparsejax.training.init_from import same_masks, state_of_other_weights
 from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.plan import build_plan
 from tests.training.tiny import tiny_config
 
 
@@ -29,7 +31,9 @@ def assert_equal(ours, theirs):
 def begin(init_from, **changes):
     """The state that training begins with; only `loop.train` itself is left out."""
     config = resolve(tiny_config(**{"checkpoint.init_from": str(init_from)} | changes))
-    return loop._state_of_other_weights(config, build_model(config), build_optimizer(config))
+    model = build_model(config)
+    plan = build_plan(config, model)
+    return state_of_other_weights(config, model, plan, build_optimizer(config))
 
 
 def test_the_file_alone_rebuilds_network_weights_and_masks(tiny_run, path):
@@ -72,7 +76,7 @@ def test_masks_are_taken_where_sparsity_is_the_same(change, same):
     """The method may be another: what differs is how masks go on from there."""
     ours = tiny_config().sparsity
     theirs = tiny_config(**{f"sparsity.{key}": value for key, value in change.items()}).sparsity
-    assert loop._same_masks(ours, theirs) == loop._same_masks(theirs, ours) == same
+    assert same_masks(ours, theirs) == same_masks(theirs, ours) == same
 
 
 def test_blocks_of_another_size_are_other_masks():
@@ -80,8 +84,8 @@ def test_blocks_of_another_size_are_other_masks():
         tiny_config(**{"sparsity.structure": "block", "sparsity.block_size": size}).sparsity
         for size in (8, 16)
     ]
-    assert loop._same_masks(blocks[0], blocks[0])
-    assert not loop._same_masks(*blocks)
+    assert same_masks(blocks[0], blocks[0])
+    assert not same_masks(*blocks)
 
 
 def test_weights_in_bfloat16_are_widened_to_the_networks_own_type(path, tmp_path):

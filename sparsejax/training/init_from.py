@@ -1,0 +1,105 @@
+"""Begin a run with the weights that `checkpoint.init_from` names."""
+
+import logging
+import os
+import pathlib
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import ml_collections
+import numpy as np
+
+from sparsejax.configuration import asked_level, structure_words
+from sparsejax.errors import ConfigError, require
+from sparsejax.families import Model, network_arguments
+from sparsejax.sparse_files import is_sparse_file
+from sparsejax.sparsity.flat import counts_of
+from sparsejax.sparsity.methods import METHODS, get_method
+from sparsejax.training import runs
+from sparsejax.training.plan import Plan
+from sparsejax.training.state import TrainState, create_state, state_from
+from sparsejax.types import Optimizer, PathLike
+
+logger = logging.getLogger(__name__)
+Loaded = TypeVar("Loaded")
+
+
+def state_of_other_weights(
+    config: ml_collections.ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
+) -> TrainState:
+    """Begin with the weights that `checkpoint.init_from` names.
+
+    Of another run, or a sparse file of one: its EMA weights (of a file, those it holds), and its
+    masks too where they fit this config.
+
+    Raises:
+      ConfigError: there are no such weights, or they are of another network.
+    """
+    path = pathlib.Path(config.checkpoint.init_from)
+    other = None
+    if os.path.exists(path / "checkpoints"):
+        _, params, other_masks = runs.load_run(path)
+        other = runs.read_config(path)
+    elif is_sparse_file(path):
+        other, params, other_masks = _load_weights(runs.read_sparse_run, path)
+    else:
+        params = _load_weights(model.load, path)
+    _compare_network(config, other, path)
+    compare_diffusion(config, model, other, path)
+    state = create_state(config, model, plan, optimizer)
+    takes_masks = other is not None and same_masks(config.sparsity, other.sparsity)
+    masks = other_masks if takes_masks else state.masks
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, state.params):
+        require(False, "checkpoint.init_from", str(path), "weights of a network of the same shape")
+    params = jax.tree.map(lambda param, ours: np.asarray(param, ours.dtype), params, state.params)
+    logger.info("weights%s from %s", " and masks" if takes_masks else "", path)
+    return state_from(params, masks, optimizer, counts_of(state.indices))
+
+
+def _compare_network(
+    config: ml_collections.ConfigDict, other: ml_collections.ConfigDict | None, path: pathlib.Path
+) -> None:
+    """Refuse weights of another network, even one whose weights have the same shapes."""
+    if other is None or other.task.name != config.task.name:
+        return
+    theirs = network_arguments(other)
+    for name, ours in network_arguments(config).items():
+        same = theirs.get(name, ours) == ours
+        require(same, f"model.{name}", ours, f"{theirs.get(name)!r}, as in {path}")
+
+
+def compare_diffusion(
+    config: ml_collections.ConfigDict,
+    model: Model,
+    other: ml_collections.ConfigDict | None,
+    path: PathLike,
+) -> None:
+    """Warn where the weights that a run begins with were trained on other noise."""
+    if other is None or model.schedule is None:
+        return
+    ours, theirs = config.diffusion.to_dict(), other.diffusion.to_dict()
+    differing = [
+        f"{key} {theirs[key]} (now {ours[key]})" for key in ours if ours[key] != theirs[key]
+    ]
+    if differing:
+        logger.warning(
+            "the weights of %s were trained with diffusion.%s", path, ", diffusion.".join(differing)
+        )
+
+
+def same_masks(ours: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> bool:
+    """Tell whether the masks of a run are such as this one would draw."""
+    if other.method not in METHODS:  # a sparse file of a method that is not registered here
+        return False
+    if any(get_method(sparsity.method).changes_density for sparsity in (ours, other)):
+        return False
+    asked = [(asked_level(s), structure_words(s), s.distribution, s.custom) for s in (ours, other)]
+    return asked[0] == asked[1]
+
+
+def _load_weights(load: Callable[[pathlib.Path], Loaded], path: pathlib.Path) -> Loaded:
+    try:
+        return load(path)
+    except ValueError as error:
+        raise ConfigError(f"config.checkpoint.init_from is {str(path)!r}: {error}") from error
