@@ -1,4 +1,4 @@
-"""Model families. Training knows a Model and a Data by their records, and nothing else."""
+"""Model families. Training knows them only as a Model and a Data."""
 
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.families.registry import (

@@ -1,4 +1,4 @@
-"""Flax modules from the arguments that a config gives them, and checks that tasks share."""
+"""Build Flax modules from config arguments; checks that families share."""
 
 import inspect
 import re
@@ -21,11 +21,11 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def network_keys(cls: type[nn.Module], section: str = "model") -> tuple[Key, ...]:
-    """Return the config keys of a network: its fields, explained as its docstring does.
+    """Return the config keys of a network: one per field, its meaning taken from the docstring.
 
     Args:
       cls: Flax module class.
-      section: where its arguments stand in the config.
+      section: config section that holds its arguments.
 
     Example:
       >>> from sparsejax.models.unet import UNet
@@ -45,10 +45,10 @@ def network_keys(cls: type[nn.Module], section: str = "model") -> tuple[Key, ...
 
 
 def _meanings(cls: type[nn.Module]) -> dict[str, str]:
-    """Return `{attribute: meaning}` from the docstrings of a class and those it comes from."""
+    """Return `{attribute: meaning}` from the docstrings of a class and its bases."""
     meanings = {}
     for base in reversed(cls.__mro__):
-        # Python 3.13 takes the indentation away by itself.
+        # Python 3.13 already strips the indentation.
         doc = inspect.cleandoc(base.__dict__.get("__doc__") or "")
         text = doc.partition("Attributes:\n")[2].split("\n\n")[0]
         for name, meaning in re.findall(r"^ {2}(\w+): (.*(?:\n {4}.*)*)", text, re.MULTILINE):
@@ -57,15 +57,15 @@ def _meanings(cls: type[nn.Module]) -> dict[str, str]:
 
 
 def build_module(cls: type[Network], arguments: ConfigDict, section: str) -> Network:
-    """Return `cls(**arguments)`, names and types of the arguments checked.
+    """Return `cls(**arguments)` after checking the names, types and values of the arguments.
 
     Args:
       cls: Flax module class.
       arguments: ConfigDict of its attributes, `dtype` by name.
-      section: where the arguments stand in the config.
+      section: config section that holds the arguments.
 
     Raises:
-      ConfigError: an argument that the class doesn't have, or a value of another type.
+      ConfigError: the class has no such argument, or a value has the wrong type or is out of range.
     """
     known = {key.path: key for key in network_keys(cls, section)}
     accepted = f"arguments of {cls.__name__}: " + ", ".join(p.rpartition(".")[2] for p in known)
@@ -81,19 +81,19 @@ def build_module(cls: type[Network], arguments: ConfigDict, section: str) -> Net
 
 
 def is_count(value: Value) -> bool:
-    """Tell whether a value is a whole number, 1 or more."""
+    """Return whether a value is a whole number, 1 or more."""
     return schema.has_type(int, value) and value >= 1
 
 
 def check_batch_size(config: ConfigDict, count: int) -> None:
-    """Refuse a batch that holds some of the training examples more than once.
+    """Check that no training example appears twice in a batch.
 
     Args:
       config: resolved ConfigDict.
       count: number of training examples.
 
     Raises:
-      ConfigError: `batch_size` is larger.
+      ConfigError: `batch_size` is larger than `count`.
     """
-    accepted = f"{count:,} or less, the number of examples of task.split ({config.task.split!r})"
+    accepted = f"{count:,} or less, the number of examples in task.split ({config.task.split!r})"
     require(config.batch_size <= count, "batch_size", config.batch_size, accepted)

@@ -21,19 +21,19 @@ from sparsejax.rendering.images import image_grid
 from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.types import Apply, Array, Batch, Frozen, Keys, Params, PRNGKey, PyTree
 
-_RECONSTRUCTED_AT_ONCE = 8  # images on a device
+_RECONSTRUCTED_AT_ONCE = 8  # images per device
 
 
 def autoencoder_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     """Return the Model of a first stage.
 
-    The loss is |x - reconstruction|, averaged, plus `task.regulariser` times the model's own
-    loss; what published first stages used beyond that stands in `models.autoencoder`. Samples
-    are reconstructions of the images of `reference_split`, the Data's `inputs`.
+    The loss is the mean |x - reconstruction| plus `task.regulariser` times the model's codebook or
+    KL loss; `models.autoencoder` lists the further terms of published first stages. Samples are
+    reconstructions of the images in `reference_split` (the Data's `inputs`).
 
     Args:
       config: resolved ConfigDict; `task.kind` names the model, `model` holds its arguments.
-      facts: none are needed.
+      facts: ignored.
 
     Returns:
       Model; samples are [count, height, width, channels] float32 in [-1, 1].
@@ -113,7 +113,7 @@ def _apply(
 
 
 def autoencoder_data(config: ConfigDict) -> Data:
-    """Return the Data of the images of `config.task`, as of `images_data`, to be reconstructed."""
+    """Return the Data of `images_data`, with the reference images as inputs to reconstruct."""
     settings = config.task
     return images_data(config)._replace(
         inputs=lambda: jnp.asarray(data.load_images(settings, settings.reference_split)[0])
@@ -123,13 +123,13 @@ def autoencoder_data(config: ConfigDict) -> Data:
 def build_autoencoder(
     kind: str, arguments: ConfigDict, kind_key: str, key: str
 ) -> VQModel | KLModel:
-    """Return the VQModel or KLModel that a config describes, its sizes checked.
+    """Return the VQModel or KLModel that a config describes, after checking its sizes.
 
     Args:
       kind: `vq` or `kl`.
       arguments: ConfigDict of its attributes.
-      kind_key: where `kind` stands in the config.
-      key: where `arguments` stand.
+      kind_key: config key of `kind`, for messages.
+      key: config key of `arguments`, for messages.
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.

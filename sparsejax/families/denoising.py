@@ -1,6 +1,6 @@
-"""Diffusion by the Latent Diffusion UNet and eps-prediction, on whatever kind of picture.
+"""Diffusion with the Latent Diffusion UNet and eps-prediction.
 
-The part that pixels and latents share: `images_model` and `latents_model` name what is denoised.
+Shared by pixels and latents: `images_model` and `latents_model` supply what is denoised.
 """
 
 import functools
@@ -51,8 +51,8 @@ def denoising_model(
         name.
       size: height and width of what is denoised.
       example: name of the examples in a batch.
-      decode: `decode(frozen, examples) -> images`; examples are images themselves if None.
-      **others: fields of the Model that hold as they are.
+      decode: `decode(frozen, examples) -> images`; None if examples are images.
+      **others: further fields of the Model.
 
     Returns:
       Model; samples are images [count, height, width, channels] float32 in [-1, 1].
@@ -122,9 +122,9 @@ def _apply(
 
 
 def _widths(network: UNet) -> tuple[int, ...]:
-    """Return the even widths with as many attention heads and channels per GroupNorm group.
+    """Return the even widths that keep the number of attention heads.
 
-    At least half as many channels per group, that is.
+    They keep at least half of the GroupNorm groups, too.
     """
     full, head = network.model_channels, network.num_head_channels
     widths = range(4 if network.freq_shift else 2, full + 1, 2)
@@ -132,14 +132,14 @@ def _widths(network: UNet) -> tuple[int, ...]:
 
 
 def _norm_groups(network: UNet, width: int) -> int:
-    """Return the number of groups for a width: at most the full model's, at least half of it."""
+    """Return the largest number of groups that divides a width, from half to all of the model's."""
     full = network.norm_groups
     divisors = [groups for groups in range(-(-full // 2), full + 1) if width % groups == 0]
     return max(divisors, default=0)
 
 
 def _narrow(network: UNet, width: int) -> dict[str, Value]:
-    """Return the arguments of a UNet of another width and the same depth."""
+    """Return the arguments of a UNet with another width and the same depth."""
     return {
         "num_head_channels": network.num_head_channels * width // network.model_channels,
         "norm_groups": _norm_groups(network, width),
@@ -156,7 +156,7 @@ def _loss(
     keys: Keys,
     train: bool,
 ) -> Array:
-    """Mean eps loss; t, noise and dropout are drawn per example, from the example's own key."""
+    """Return the mean eps loss; t, noise and dropout come from each example's own key."""
     x_0 = batch[example]
 
     def draw(key: PRNGKey) -> tuple[Array, Array, PRNGKey]:
@@ -203,7 +203,7 @@ def _noise_schedule(diffusion: ConfigDict) -> NoiseSchedule:
 
 
 def _build_network(config: ConfigDict, size: int) -> UNet:
-    """Return the UNet of `config.model`, checked against the size of what it denoises."""
+    """Return the UNet of `config.model`, checked against the size of its input."""
     model = build_module(UNet, config.model, "model")
     _check_sizes(model)
     _check_attention(model)
@@ -253,14 +253,14 @@ def _check_attention(model: UNet) -> None:
 
 
 def sampling_schedules(config: ConfigDict) -> tuple[NoiseSchedule, noise_schedules.DDIMSchedule]:
-    """Return the schedules that a run on images or latents is sampled with.
+    """Return the schedules that a run on images or latents samples with.
 
     Args:
       config: resolved ConfigDict.
 
     Returns:
-      Tuple of its NoiseSchedule and the DDIMSchedule of `sample.steps` of its steps, of all of
-      them where `sample.sampler` is `ddpm`.
+      Tuple of its NoiseSchedule and a DDIMSchedule of `sample.steps` steps (of all steps if
+      `sample.sampler` is `ddpm`).
 
     Raises:
       ConfigError: see `denoising_model`.

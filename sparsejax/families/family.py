@@ -1,9 +1,9 @@
-"""What training, evaluation and sampling know of a model family: a Model and a Data.
+"""What training, evaluation and sampling know about a model family: a Model and a Data.
 
-A Model follows from the config alone; building one opens no data. Data gives batches, real
-examples and labels. What a Model has to know of the data (the lengths of drawings, the scale of
-latents) is a small dictionary, its facts: `Data.facts` finds them, a run and a sparse file keep
-them, so a trained model samples on a machine that never saw the data.
+A Model follows from the config alone; building one opens no data. Data provides batches, real
+examples and labels. What a Model needs to know about the data (the lengths of drawings, the scale
+of latents) is a small dictionary of facts: `Data.facts` computes it, and runs and sparse files
+store it, so a trained model can be sampled on a machine without the data.
 """
 
 import pathlib
@@ -39,14 +39,12 @@ Facts: TypeAlias = Mapping[str, Any]  # of JSON values
 
 
 def load_nothing(path: PathLike) -> NoReturn:
-    """Raise ValueError: there are no published weights to load from `path`."""
-    raise ValueError(
-        f"{path}: this task loads no files of published weights; accepted: workdirs of runs"
-    )
+    """Raise ValueError: this family can't load published weights."""
+    raise ValueError(f"{path}: this task can't load published weights; accepted: workdirs of runs")
 
 
 class Model(NamedTuple):
-    """A network and how it is trained, sampled and counted: all that follows from the config.
+    """A network and how to train it, sample it and count its FLOPs: all that a config determines.
 
     `apply` is a parameter of `loss` and `sample`, so that another way of running the same
     network can be put in its place.
@@ -62,26 +60,26 @@ class Model(NamedTuple):
         examples `start` to `start + count - 1` of the endless sequence that `key` determines.
       render: `render(samples) -> image [height, width, 3] uint8`.
       layer_flops: `layer_flops(params) -> {path: FLOPs}` of one example's forward pass.
-      passes_per_sample: forward passes that one sample takes.
-      schedule: the noise schedule; None where nothing diffuses.
-      frozen: `frozen() -> pytree` of arrays that sampling needs beside params, such as a first
-        stage: an argument of `sample`, since a compiled program should hold no such constants.
-      load: `load(path) -> params` of published files; a ValueError names what doesn't fit.
+      passes_per_sample: number of forward passes per sample.
+      schedule: the noise schedule; None for a model without diffusion.
+      frozen: `frozen() -> pytree` of arrays that sampling needs besides params, such as a first
+        stage; an argument of `sample`, so that they don't become constants of a compiled program.
+      load: `load(path) -> params` from published files; raises ValueError if they don't fit.
       units: `units(params) -> {group: [(path, axis, units, incoming), ...]}`, the channels that
-        can be left out by themselves (see `models.units`); an empty dictionary if there are none.
-      widths: widths that a narrower network of the same depth can have, in increasing order.
+        can be removed independently (see `models.units`); empty if there are none.
+      widths: widths that a narrower network of the same depth can have, in ascending order.
       narrow: `narrow(width) -> {argument: value}` of the network of that width.
       to_images: `to_images(samples) -> [count, height, width, channels]` uint8, the pictures that
         are measured and written; by default samples are images in [-1, 1] (`to_pixels`).
-      statistics: `statistics(samples, reference) -> {name: value}` distances made from the
-        examples themselves, not from features of images; None where there are none.
+      statistics: `statistics(samples, reference) -> {name: value}`, distances computed from the
+        examples themselves rather than from image features; None if there are none.
       illustrate: `illustrate(samples, folder)` writes pictures of samples beside the grid.
-      warnings: lines that whoever trains or samples should read, such as of a noise schedule that
-        does not end in noise.
-      export: `export(params, folder)` writes what else a finished run leaves.
+      warnings: messages for whoever trains or samples, for example that a noise schedule doesn't
+        end in pure noise.
+      export: `export(params, folder)` writes further files of a finished run.
       closing_files: names of the files that `illustrate` and `export` write.
-      first_stage: `first_stage() -> models.pipelines.FirstStage` that decodes what the network
-        denoises; None where it denoises the pictures themselves.
+      first_stage: `first_stage() -> models.pipelines.FirstStage`, which decodes the network's
+        latents; None if it denoises pixels or points.
     """
 
     network: nn.Module
@@ -115,19 +113,19 @@ class Data(NamedTuple):
         dictionaries of numpy arrays [batch / processes, ...].
       reference: `reference() -> real examples [count, ...]`, in the format of samples.
       label: short name of the data.
-      split: what of the data the reference is, and how it is drawn.
-      facts: `facts() -> dictionary`, JSON-able, of what the Model has to know of the data; whole
-        when `prepare` is done.
-      prepare: `prepare()` makes the data ready on disk where that takes long, and checks that
-        there is enough to train on, and what is needed only when training is over.
-      sizes: `sizes() -> {split: number of examples}` of the splits that a run reads: opens them
-        and checks what `prepare` checks, but does nothing that takes long.
-      held_out: `held_out() -> iterator` once over the batches of `reference_split`, in the format
-        of `batches`, sizes may differ; None where the held-out loss isn't measured.
+      split: description of the reference examples: their split, and how they are rendered.
+      facts: `facts() -> dictionary`, JSON-serializable, of what the Model needs to know about the
+        data; complete once `prepare` has run.
+      prepare: `prepare()` does slow preparation on disk, and checks that there are enough training
+        examples and that everything needed after training is there.
+      sizes: `sizes() -> {split: number of examples}` of the splits that a run reads; makes the
+        checks of `prepare` without its slow work.
+      held_out: `held_out() -> iterator`, one pass over `reference_split` in the format of
+        `batches` (batch sizes may differ); None if the held-out loss isn't measured.
       labelled: `labelled() -> (images uint8, labels)` of the training split, to train a
-        classifier on, of the size of the pictures of samples; None where there is no such thing.
-      inputs: `inputs() -> pytree` that samples are made from in place of `Model.frozen()`, where
-        samples are reconstructions of examples; None where they come from noise.
+        classifier on, in the size of sample pictures; None without labels.
+      inputs: `inputs() -> pytree` that samples are made from, in place of `Model.frozen()`, if
+        samples are reconstructions; None if they start from noise.
     """
 
     batches: Callable[[int, int], Batches]
@@ -146,11 +144,11 @@ class Family(NamedTuple):
     """A model family: one file, and one line in `registry.FAMILIES`.
 
     Attributes:
-      model: `model(config, facts) -> Model`; `facts` is None where they aren't known yet.
+      model: `model(config, facts) -> Model`; `facts` is None while they are unknown.
       data: `data(config) -> Data`.
-      networks: Flax modules whose arguments `config.model` takes, by `task.kind`; None: whatever
-        the kind.
-      stamp: `stamp(config) -> {config key: stamp}` of what a run trains on, wherever it lies.
+      networks: Flax modules that `config.model` can describe, by `task.kind`; the key None stands
+        for any kind.
+      stamp: `stamp(config) -> {config key: stamp}` of the training data, wherever they are stored.
     """
 
     model: Callable[[ConfigDict, Facts | None], Model]

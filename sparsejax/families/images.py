@@ -21,7 +21,7 @@ def images_model(config: ConfigDict, facts: Facts | None = None) -> Model:
 
     Args:
       config: resolved ConfigDict; see `denoising_model`.
-      facts: none are needed.
+      facts: ignored.
 
     Returns:
       Model; samples are [count, height, width, channels] float32 in [-1, 1].
@@ -43,7 +43,7 @@ def images_data(config: ConfigDict) -> Data:
       Data; batches and reference are [count, height, width, channels] float32 in [-1, 1].
 
     Raises:
-      ConfigError: the images aren't there, or have other channels than the model's input.
+      ConfigError: the images are missing, or have another number of channels than the model.
     """
     settings = config.task
     check_channels(config)
@@ -59,12 +59,12 @@ def images_data(config: ConfigDict) -> Data:
 
 
 def check_channels(config: ConfigDict) -> None:
-    """Check that the model's input has the channels of the images.
+    """Check that the model's input has as many channels as the images.
 
     Opens the training split.
 
     Raises:
-      ConfigError: it has others, or the images aren't there.
+      ConfigError: the numbers differ, or the images are missing.
     """
     image = data.open_images(config.task, config.task.split)[0]["image"]
     accepted = f"{image.shape[2]}, the channels of {data.label(config.task)}"
@@ -78,10 +78,10 @@ def prepare_images(config: ConfigDict) -> grain.MapDataset:
     Opens `reference_split` too, which is read only when training is over.
 
     Returns:
-      As `data.images.open_images`.
+      See `data.images.open_images`.
 
     Raises:
-      ConfigError: a split can't be opened, or `batch_size` is larger than that of training.
+      ConfigError: a split can't be opened, or `batch_size` exceeds the size of the training split.
     """
     settings = config.task
     data.open_images(settings, settings.reference_split)
@@ -91,7 +91,7 @@ def prepare_images(config: ConfigDict) -> grain.MapDataset:
 
 
 def image_counts(config: ConfigDict) -> dict[str, int]:
-    """Return the number of images of the training and the reference split; see `prepare_images`."""
+    """Return the sizes of the training and the reference split; see `prepare_images`."""
     settings = config.task
     reference = data.open_images(settings, settings.reference_split)
     return {
@@ -101,7 +101,7 @@ def image_counts(config: ConfigDict) -> dict[str, int]:
 
 
 def training_batches(config: ConfigDict, start: int, stop: int) -> Batches:
-    """Return the iterator over the training images of steps `start` to `stop - 1`."""
+    """Return an iterator over the training batches of steps `start` to `stop - 1`."""
     settings = config.task
     images = data.open_images(settings, settings.split)
     if len(images) * images[0]["image"].nbytes <= _IN_MEMORY:

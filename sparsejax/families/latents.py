@@ -25,23 +25,23 @@ from sparsejax.models.pipelines import FirstStage
 from sparsejax.models.unet import UNet
 from sparsejax.types import Array, Batches, Frozen, NumpyArray, Params
 
-_ENCODED_AT_ONCE = 16  # images on a device
+_ENCODED_AT_ONCE = 16  # images per device
 _DECODED_AT_ONCE = 8
 
 
 def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     """Return the Model of a UNet on the latents of images.
 
-    The first stage is a file, or the workdir of a finished run of the task `autoencoder`. Where
-    it is missing and the facts tell what the network has to know of it, a Model comes back all
-    the same, which samples latents if it is given `()` in place of what `frozen` returns.
+    The first stage is a file, or the workdir of a finished run of the task `autoencoder`. If it is
+    missing but `facts` describes its latents, the Model is built all the same; it samples latents
+    when given `()` in place of what `frozen` returns.
 
     Args:
-      config: resolved ConfigDict; `first_stage.path` names the first stage, and for a file
-        that doesn't say it itself, `kind` and `model` how it is built. See `denoising_model`.
+      config: resolved ConfigDict; `first_stage.path` names the first stage, and `kind` and `model`
+        describe the architecture of a file that doesn't. See `denoising_model`.
       facts: `latent_size`, height and width of the latents; `first_stage`, the digest of the
-        weights that make them; `latent_scale`, by which the network sees them multiplied, once
-        they are made. By default the first stage is looked at, and the scale is unknown.
+        first stage's weights; `latent_scale`, the factor that the network's latents are multiplied
+        by, known once they are encoded. By default the first stage is read, and the scale unknown.
 
     Returns:
       Model; samples are [count, height, width, channels] float32 in [-1, 1].
@@ -58,7 +58,7 @@ def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
         if facts is None or "latent_scale" not in facts:
             raise ConfigError(
                 f"config.task.latent_scale is {settings.latent_scale}, and no finished latent "
-                "cache of this first stage tells it; accepted: the number that training used, or "
+                "cache of this first stage holds it; accepted: the number used in training, or "
                 "the cache in config.task.latents_dir"
             )
         ours = first_stage.digest(params)
@@ -71,7 +71,7 @@ def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
         return {"params": params, "scale": np.float32(facts["latent_scale"])}
 
     def decode(frozen: Frozen, z: Array) -> Array:
-        """Decode scaled latents [count, h, w, c], few at once: decoders need much memory."""
+        """Decode scaled latents [count, h, w, c], a few at a time: decoders need much memory."""
         if not frozen:
             return z
         network, _ = stage()
@@ -148,7 +148,7 @@ def latents_data(config: ConfigDict) -> Data:
         known = {"latent_size": size, "first_stage": digest}
         try:
             used = scale or 1 / cache.read_std(folder, digest)
-        except ConfigError:  # nothing is encoded yet, or no longer
+        except ConfigError:  # the latents aren't encoded yet, or are gone
             return known
         return known | {"latent_scale": used}
 
@@ -165,7 +165,7 @@ def latents_data(config: ConfigDict) -> Data:
 
 
 def latent_size(config: ConfigDict) -> int:
-    """Return the height and width of the latents, the model checked against the first stage.
+    """Return height and width of the latents, after checking the model against the first stage.
 
     Raises:
       ConfigError: there is no first stage, or it doesn't fit the images or the model.
@@ -184,7 +184,7 @@ def stamp_first_stage(settings: ConfigDict) -> Stamp:
     """Return the stamp (`data.stamps`) of the first stage that `config.first_stage` names.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is no first stage.
     """
     path = _first_stage_file(settings)
     if path.is_dir():
@@ -202,7 +202,7 @@ def find_first_stage(settings: ConfigDict) -> tuple[pathlib.Path, VQModel | KLMo
       Tuple of the path and a VQModel or KLModel.
 
     Raises:
-      ConfigError: there is no such file, or it is built otherwise than `first_stage.model` says.
+      ConfigError: there is no such file, or its architecture differs from `first_stage.model`.
     """
     path = _first_stage_file(settings)
     try:
@@ -224,14 +224,12 @@ def find_first_stage(settings: ConfigDict) -> tuple[pathlib.Path, VQModel | KLMo
 
 
 def _first_stage_file(settings: ConfigDict) -> pathlib.Path:
-    """Return the path of a first stage's file, or of diffusers' folder."""
+    """Return the path of a first stage's file, or of a diffusers folder."""
     require(settings.path, "first_stage.path", settings.path, "a file, or the workdir of a run")
     path = pathlib.Path(settings.path)
     if (path / first_stage.FILE).exists():
         path = path / first_stage.FILE
-    accepted = (
-        f"a file, a folder of diffusers, or the workdir of a finished run ({first_stage.FILE})"
-    )
+    accepted = f"a file, a diffusers folder, or the workdir of a finished run ({first_stage.FILE})"
     require(path.exists(), "first_stage.path", settings.path, accepted)
     return path
 

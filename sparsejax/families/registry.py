@@ -1,4 +1,4 @@
-"""Model families by name: a further one is one more file and one more line here."""
+"""Model families by name: a new one is one more file and one more line here."""
 
 from collections.abc import Mapping
 
@@ -26,11 +26,11 @@ def register_family(name: str, family: Family) -> None:
     """Register a model family of your own, for `config.task.name`.
 
     Args:
-      name: of the family; registering it again from the same place replaces it.
+      name: name of the family; registering it again from the same place replaces it.
       family: Family.
 
     Raises:
-      ValueError: another family has the name.
+      ValueError: another family has this name.
     """
     other = FAMILIES.get(name)
     if other is not None and _origin(other) != _origin(family):
@@ -56,7 +56,7 @@ def build_model(config: ConfigDict, facts: Facts | None = None) -> Model:
 
     Args:
       config: resolved ConfigDict (see `configuration`).
-      facts: what `Data.facts()` returned: what the Model has to know of the data.
+      facts: what `Data.facts()` returned.
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.
@@ -77,27 +77,27 @@ def build_data(config: ConfigDict) -> Data:
 
 
 def stamp_data(config: ConfigDict) -> dict[str, Value]:
-    """Return what a run trains on, by the config keys of the places where it lies.
+    """Return stamps of what a run trains on, by the config keys of the paths.
 
     Args:
       config: resolved ConfigDict.
 
     Returns:
-      JSON-able dictionary `{key: stamp}` (`data.stamps`), the same wherever the data lie.
+      JSON-serializable `{key: stamp}` (`data.stamps`), the same wherever the data are stored.
 
     Raises:
-      ConfigError: the data or the first stage that the config names is not there.
+      ConfigError: the data or the first stage of the config are missing.
     """
     return _family(config).stamp(config)
 
 
 def networks_of(config: ConfigDict) -> Mapping[str | None, type[nn.Module]]:
-    """Return the Flax modules that `config.model` may be of, by `task.kind`; None: any kind."""
+    """Return the Flax modules that `config.model` can describe, by `task.kind` (None: any kind)."""
     return _family(config).networks
 
 
 def network_arguments(config: ConfigDict) -> dict[str, Value]:
-    """Return what determines what the network of a config computes, apart from its weights.
+    """Return the arguments that determine what a config's network computes, given its weights.
 
     Args:
       config: resolved ConfigDict.
@@ -122,7 +122,7 @@ def model_keys(config: ConfigDict) -> tuple[Key, ...]:
     """Return the keys of `config.model` and `config.first_stage.model`, as far as they are known.
 
     Args:
-      config: ConfigDict; its task and kinds may be none.
+      config: ConfigDict; its task and kinds may be unknown names.
     """
     family = FAMILIES.get(config.task.name)
     networks = family.networks if family else {}

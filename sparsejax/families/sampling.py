@@ -1,4 +1,4 @@
-"""Samplers as a config names them: what every family that diffuses shares."""
+"""Samplers of a config: shared by all families with diffusion."""
 
 from ml_collections import ConfigDict
 
@@ -7,12 +7,12 @@ from sparsejax.diffusion.noise_schedules import NoiseSchedule, remaining_signal
 from sparsejax.errors import require
 from sparsejax.types import Array
 
-# Of sqrt(alpha_bar_T), above which sampling from pure noise is noticeably wrong.
+# Largest sqrt(alpha_bar_T) for which sampling from pure noise is accurate.
 _LARGEST_SIGNAL = 0.05
 
 
 def check_sampling(config: ConfigDict) -> None:
-    """Check that the diffusion process has as many steps as sampling takes.
+    """Check that sampling takes no more steps than the diffusion process has.
 
     Args:
       config: resolved ConfigDict.
@@ -26,7 +26,7 @@ def check_sampling(config: ConfigDict) -> None:
 
 
 def passes_per_sample(config: ConfigDict) -> int:
-    """Return the number of forward passes that one sample takes."""
+    """Return the number of forward passes per sample."""
     is_ddpm = config.sample.sampler == "ddpm"
     return config.diffusion.steps if is_ddpm else config.sample.steps
 
@@ -40,10 +40,10 @@ def run_sampler(
     *,
     ends_at_one: bool,
 ) -> Array:
-    """Sample as `config.sample` says.
+    """Sample with the sampler of `config.sample`.
 
     Args:
-      schedule: noise schedule of the training.
+      schedule: noise schedule of the model.
       settings: `config.sample`.
       denoise: `denoise(x_t, t) -> eps`.
       x_T: pure noise [count, ...].
@@ -70,12 +70,12 @@ def run_sampler(
 
 
 def warnings_of(schedule: NoiseSchedule) -> tuple[str, ...]:
-    """Return what the user of a run should know of its noise schedule: lines, usually none."""
+    """Return warnings about a run's noise schedule, usually none."""
     signal = remaining_signal(schedule)
     if signal <= _LARGEST_SIGNAL:
         return ()
     return (
-        f"sampling begins with pure noise, but after all {schedule.steps} diffusion steps "
+        f"sampling starts from pure noise, but after all {schedule.steps} diffusion steps "
         f"sqrt(alpha_bar) is {signal:.3f}, more than {_LARGEST_SIGNAL}: samples will not follow "
         "the data (see config.diffusion)",
     )

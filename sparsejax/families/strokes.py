@@ -1,4 +1,4 @@
-"""ChiroDiff: diffusion on pen strokes, by a bidirectional GRU or a Transformer."""
+"""ChiroDiff: diffusion on pen strokes with a bidirectional GRU or a Transformer."""
 
 import functools
 import logging
@@ -48,13 +48,13 @@ KINDS: dict[str, type[BiGRUDenoiser | TransformerDenoiser]] = {
     "birnn": BiGRUDenoiser,
     "transformer": TransformerDenoiser,
 }
-# Side of the images that metrics read: on 32 pixels a classifier is trained in two minutes of one
-# CPU core, on 64 in ten.
+# Side of the images that metrics read: a classifier of 32x32 images trains in two minutes on one
+# CPU core, of 64x64 in ten.
 RASTER_SIZE = 32
-NO_POINT = 2  # pen state of what lies behind a drawing's end
+NO_POINT = 2  # pen state after the end of a drawing
 
 _SCHEDULES = ("linear", "cosine")
-# Fixed: the noise of the held-out loss follows from them.
+# Fixed, since the noise of the held-out loss depends on them.
 _HELD_OUT_BATCH, _HELD_OUT_BUCKETS = 128, 5
 _ILLUSTRATED = 64
 _LABELLED = 5000  # drawings to train a classifier on
@@ -68,13 +68,13 @@ def strokes_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     Args:
       config: resolved ConfigDict; `model` holds arguments of the denoiser that `task.kind`
         names.
-      facts: `lengths`, the numbers of points of the training drawings, from which the lengths
-        of samples are drawn. Without them the Model neither samples nor counts FLOPs.
+      facts: `lengths`, the numbers of points of the training drawings, which the lengths of
+        samples are drawn from. Without them the Model can neither sample nor count FLOPs.
 
     Returns:
-      Model; samples are drawings [count, length, 3] float32: absolute x and y (y down), pen 0 in a
-      stroke, 1 on its last point, 2 behind the drawing's end. Their pictures are rasters of 32x32
-      pixels.
+      Model; samples are drawings [count, length, 3] float32: absolute x and y (y down), pen 0
+        within a stroke, 1 on its last point, 2 after the end of the drawing. They are rendered as
+        32x32 pixels.
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.
@@ -160,7 +160,7 @@ def strokes_data(config: ConfigDict) -> Data:
 
     def batches(start: int, stop: int) -> Batches:
         share = 100 * data.padding(sketches.lengths, bounds)
-        logger.info("batches are padded to %s points: %.0f %% of it is padding", bounds, share)
+        logger.info("batches are padded to %s points; %.0f %% is padding", bounds, share)
         return data.sketch_batches(sketches, bounds, config.batch_size, config.seed, start, stop)
 
     def sizes() -> dict[str, int]:
@@ -185,7 +185,7 @@ def strokes_data(config: ConfigDict) -> Data:
         return np.asarray(to_drawings(batch["points"], batch["lengths"], settings.representation))
 
     def labelled() -> tuple[Pictures, NumpyArray]:
-        # Spread over the split: where it is sorted by label, the first ones are of few labels.
+        # Spread over the split: if it is sorted by label, the first ones have few labels.
         chosen = np.linspace(0, len(labels) - 1, min(len(labels), _LABELLED)).astype(np.int64)
         return to_images(drawings(sketches, chosen)), labels[chosen]
 
@@ -203,10 +203,10 @@ def strokes_data(config: ConfigDict) -> Data:
 
 
 def _known(lengths: NumpyArray | None) -> NumpyArray:
-    """Return the lengths of the training drawings, where they are known.
+    """Return the lengths of the training drawings.
 
     Raises:
-      ConfigError: they aren't.
+      ConfigError: they aren't known.
     """
     if lengths is None:
         raise ConfigError(
@@ -222,21 +222,21 @@ def _widths(network: Denoiser) -> tuple[int, ...]:
 
 
 def to_images(samples: Samples) -> Pictures:
-    """Return the pictures of drawings that are measured, [count, 32, 32, 1] uint8."""
+    """Return the pictures of drawings that metrics measure, [count, 32, 32, 1] uint8."""
     return to_pixels(rasterize(samples, RASTER_SIZE))
 
 
 def to_drawings(points: Array, lengths: Array, representation: str) -> Array:
-    """Turn sequences of the model into drawings.
+    """Convert sequences of the model to drawings.
 
     Args:
-      points: [batch, length, 3], steps or points as `representation` says, and pen.
+      points: [batch, length, 3], offsets or points as `representation` says, and pen.
       lengths: [batch] int.
       representation: `threeseqdel` or `threeseqabs`.
 
     Returns:
-      [batch, length + 1, 3] float32: absolute x, y, beginning at the origin; pen 0, 1 (values
-      above 0.8), or 2 behind the end.
+      [batch, length + 1, 3] float32: absolute x, y, starting at the origin; pen 0, 1 (values
+      above 0.8), or 2 after the end.
     """
     points = jnp.pad(points, [(0, 0), (1, 0), (0, 0)])
     xy = jnp.cumsum(points[..., :2], axis=1) if representation == "threeseqdel" else points[..., :2]
@@ -251,7 +251,7 @@ def _illustrate(samples: Samples, folder: pathlib.Path) -> None:
 
 
 def even_times(length: int, lengths: Array, representation: str) -> Array:
-    """Return the times of drawings of constant pace, as `data.strokes.represent` gives them.
+    """Return the times of drawings at constant pace, as `data.strokes.represent` gives them.
 
     Args:
       length: padded length.
@@ -271,9 +271,9 @@ def _inputs(length: int) -> tuple[Array, Array, Array, Array]:
 
 
 def _constants(model: Denoiser) -> PyTree:
-    """Return the model's fixed random matrices: the same in every run and every version of JAX."""
+    """Return the model's fixed random matrices, the same in every run and every version of JAX."""
     shapes = jax.eval_shape(model.init, jax.random.key(0), *_inputs(1))
-    stream = np.random.RandomState(0)  # numpy never changes what it draws
+    stream = np.random.RandomState(0)  # numpy guarantees the same numbers in every version
     return {
         name: jax.tree.map(lambda x: np.float32(stream.standard_normal(x.shape)), collection)
         for name, collection in shapes.items()
@@ -289,7 +289,7 @@ def _loss(
     keys: Keys,
     train: bool,
 ) -> Array:
-    """Mean eps loss over valid points; t and noise are drawn from each example's own key."""
+    """Return the mean eps loss over valid points; t and noise come from each example's own key."""
     points, lengths = batch["points"], batch["lengths"]
 
     def draw(key: PRNGKey) -> tuple[Array, Array]:
@@ -314,7 +314,7 @@ def _sample(
     count: int,
     start: int | Array = 0,
 ) -> Array:
-    """Sample drawings of like length together, each group padded to the bound it needs."""
+    """Sample drawings of similar length together, each group padded to the bound it needs."""
     indices = start + jnp.arange(count)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     lengths = _sample_lengths(config.sample, frozen["lengths"], keys, indices)
@@ -353,7 +353,7 @@ def _sample_lengths(
         return lengths[indices % len(lengths)]
 
     def draw(key: PRNGKey) -> Array:
-        # A number that no sampler's noise is drawn with.
+        # A number that no sampler's noise uses.
         return jax.random.choice(jax.random.fold_in(key, 2**31 - 1), lengths)
 
     return jax.vmap(draw)(keys)
@@ -370,7 +370,7 @@ def _noise_schedule(diffusion: ConfigDict) -> noise_schedules.NoiseSchedule:
 
 
 def _check_clip(config: ConfigDict) -> None:
-    """The cosine's last alpha_bar is next to nothing, and DDIM divides by it."""
+    """Raise ConfigError if DDIM would divide by the cosine schedule's last alpha_bar, near zero."""
     diverges = config.diffusion.schedule == "cosine" and config.sample.sampler == "ddim"
     accepted = f"a number, such as {SCALE:g}, with the cosine schedule and ddim"
     require(not diverges or config.sample.clip, "sample.clip", config.sample.clip, accepted)
