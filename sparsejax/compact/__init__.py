@@ -1,1 +1,1 @@
-"""Networks without what is inactive, and the states that train them."""
+"""Compact networks, which hold only what is active, and the states that train them."""

@@ -1,8 +1,8 @@
-"""Networks that contain only what is active: blocks or channels that are left out cost nothing.
+"""Compact networks: inactive blocks or channels are removed and cost nothing.
 
-`compact_blocks` and `compact_channels` take masks that are known while the program is traced and
-give a way to run the same network on compact parameters: smaller arrays, whose places are
-constants of the program (static slices and small dense products). What has no structure is
+`compact_blocks` and `compact_channels` take masks that are known when the program is traced and
+return a way to run the same network on compact parameters: smaller arrays, whose positions are
+constants of the program (static slices and small dense products). Layers without structure are
 computed as before, zeros included.
 """
 
@@ -22,21 +22,21 @@ from sparsejax.models.layers import GroupNorm, convolve
 
 logger = logging.getLogger(__name__)
 
-# What a product costs beside its output channels, in channels, for each input block.
+# Overhead of a product per input block, in output channels.
 _OVERHEAD = 16
 
 
 class CompactNetwork(NamedTuple):
-    """A network without what is inactive.
+    """A network without its inactive parts.
 
     Attributes:
-      shrink: `shrink(params) -> compact`: what is active of a tree like params; may be traced.
+      shrink: `shrink(params) -> compact`: the active part of a tree like params; may be traced.
       expand: `expand(compact, full) -> params`: numpy arrays of full shape. Inactive weights are
-        zero; biases and scales of channels that were left out come from the tree `full`.
-      prepare: `prepare(compact) -> ready`: kernels as the network multiplies by them; once per
-        program, not in a loop.
-      bind: `bind(apply) -> apply` of the same arguments, on `ready` in place of params.
-      masks: masks of compact trees: 0-d True, but where a layer stays masked.
+        zero; biases and scales of removed channels come from the tree `full`.
+      prepare: `prepare(compact) -> ready`: kernels in the layout that the network multiplies with;
+        call it once per program, not in a loop.
+      bind: `bind(apply) -> apply` with the same arguments, on `ready` in place of params.
+      masks: masks of compact trees: 0-d True, except where a layer stays masked.
       layers: names of the layers that became smaller.
     """
 
@@ -49,21 +49,21 @@ class CompactNetwork(NamedTuple):
 
 
 def compact_blocks(masks, size):
-    """Compile block-sparse convolutions and dense layers.
+    """Make the compact network of block-sparse convolutions and dense layers.
 
     Every output block is a product of its active input blocks; output blocks that read the same
     input blocks, or nearly, share a product.
 
     Args:
       masks: concrete masks, constant within blocks of `size` by `size` channels.
-      size: channels of a side.
+      size: side of a block, in channels.
 
     Returns:
       CompactNetwork. A compact kernel is [active blocks, ..., size, size], in C order of blocks.
     """
     grids, names = {}, _names(masks)
     for name, mask in names.items():
-        # Recurrent kernels are read whole in every step of time.
+        # Recurrent kernels are read whole at every time step.
         if np.ndim(mask) < 2 or "_hh/" in name or "_ih/" in name:
             continue
         grid = _block_grid(np.asarray(mask), size)
@@ -71,7 +71,7 @@ def compact_blocks(masks, size):
             grids[name] = grid
     left = [name for name, mask in names.items() if np.ndim(mask) and name not in grids]
     if left:
-        logger.info("compiled without these layers, which stay masked: %s", ", ".join(left))
+        logger.info("these layers stay masked at full size: %s", ", ".join(left))
     groups = {name: _share_products(grid, size) for name, grid in grids.items()}
 
     def shrink(params):
@@ -111,11 +111,11 @@ def compact_blocks(masks, size):
 
 
 def compact_channels(masks, groups):
-    """Compile a network whose inactive channels are left out: layers become narrower.
+    """Make the compact network of inactive channels: layers become narrower.
 
     Args:
       masks: concrete masks, made of whole units of `groups`.
-      groups: `{name: [(path, axis, units, incoming), ...]}`, of `models.units`.
+      groups: `{name: [(path, axis, units, incoming), ...]}`, from `models.units`.
 
     Returns:
       CompactNetwork. A compact array has the active channels of each of its axes.
@@ -204,7 +204,7 @@ def _bias(module):
 
 
 def _product(module, x, kernel):
-    """Run a convolution or dense layer with a kernel of another width than its own."""
+    """Run a convolution or dense layer with a kernel of a different width."""
     if isinstance(module, nn.Dense):
         return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
     strides, padding = (module.strides,) * 2, module.padding
@@ -227,16 +227,16 @@ def _block_grid(mask, size):
 def _share_products(grid, size):
     """Group output blocks that are computed together.
 
-    Two groups become one where the product over the union of their inputs is expected to cost
-    less than both, the best pair first.
+    Two groups are merged if the product over the union of their inputs is expected to cost less
+    than both, the best pair first.
 
     Args:
       grid: booleans [input blocks, output blocks].
       size: channels of a block.
 
     Returns:
-      List of `(input blocks, output blocks)`, tuples of ints; output blocks without input are
-      in none.
+      List of `(input blocks, output blocks)`, tuples of ints; output blocks without input are in
+      none of them.
     """
     groups = [(frozenset(np.flatnonzero(c)), (j,)) for j, c in enumerate(grid.T) if c.any()]
 
@@ -291,7 +291,7 @@ def _group_kernel(blocks, grid, group):
 
 
 def _take_blocks(x, rows, size):
-    """Take blocks of the last axis; neighbours come in one slice."""
+    """Take blocks of the last axis; adjacent ones are one slice."""
     if len(rows) * size == x.shape[-1]:
         return x
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
@@ -306,13 +306,13 @@ def _runs(product, outputs, size):
 
 
 def _lay_out(columns, count):
-    """Put output blocks side by side; those that nothing leads to are zero."""
+    """Concatenate output blocks; those without input are zero."""
     zeros = jnp.zeros_like(next(iter(columns.values())))
     return jnp.concatenate([columns.get(j, zeros) for j in range(count)], axis=-1)
 
 
 def _active_units(masks, members):
-    """Return which units of a group are active, from the first of its kernels."""
+    """Return which units of a group are active, read from the first of its kernels."""
     path, axis, units, _ = next(member for member in members if np.ndim(masks[member[0]]))
     mask = np.asarray(masks[path])
     by_index = mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis))
@@ -322,7 +322,7 @@ def _active_units(masks, members):
 
 
 def _narrow_norm(module, x, width):
-    """Run a GroupNorm whose groups were left out whole; `width`: its channels with all of them."""
+    """Run a GroupNorm some of whose groups were removed; `width`: its channels with all groups."""
     params = {"scale": module.get_variable("params", "scale"), "bias": _bias(module)}
     group_size = width // module.num_groups
     norm = GroupNorm(None, group_size, module.epsilon, module.dtype, parent=None)

@@ -1,7 +1,7 @@
-"""Run and train a network without what its masks leave out (`compact.network`).
+"""Run and train compact networks (`compact.network`).
 
-A compact tree is an ordinary tree of smaller arrays, so step, optimizer and EMA work on it as they
-are. Checkpoints hold full-shape states: whether a run trained compact can't be seen in them.
+A compact tree is an ordinary tree of smaller arrays, so step, optimizer and EMA work on it
+unchanged. Checkpoints hold full-shape states and don't show whether a run trained compact.
 """
 
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ import numpy as np
 from sparsejax.compact.network import CompactNetwork
 from sparsejax.types import Params, PyTree
 
-# Records of the parts above, which this one doesn't know of: what is named here is all it takes.
+# Records of `families` and `training`, which this module doesn't import: it uses these fields only.
 Model: TypeAlias = Any  # `families.Model`: init, apply, units
 TrainState: TypeAlias = (
     Any  # `training.state.TrainState`: step, params, masks, opt_state, ema_params
@@ -22,15 +22,15 @@ TrainState: TypeAlias = (
 def without_inactive(
     network: CompactNetwork | None, model: Model, params: Params
 ) -> tuple[Model, PyTree]:
-    """Return a model and parameters that compute the same with less, to sample and to measure.
+    """Return an equivalent model and parameters that compute less, for sampling and evaluation.
 
     Args:
-      network: CompactNetwork of the masks; None where no layer would become smaller.
+      network: CompactNetwork of the masks; None if no layer would become smaller.
       model: Model.
       params: masked params.
 
     Returns:
-      Tuple of Model and what it takes in place of params; those given where there is no `network`.
+      Tuple of Model and its compact params; `model` and `params` themselves without a `network`.
     """
     if network is None:
         return model, params
@@ -60,7 +60,7 @@ def shrink_state(network: CompactNetwork, state: TrainState) -> TrainState:
     """
     treedef = jax.tree.structure(state.params)
 
-    @jax.jit  # one program: what it does to each layer would compile by itself
+    @jax.jit  # one program: otherwise the operations on each layer compile separately
     def shrink(trees):
         return _map_mirrors(network.shrink, trees, treedef)
 
@@ -75,7 +75,7 @@ def shrink_state(network: CompactNetwork, state: TrainState) -> TrainState:
 
 
 def outline(state: TrainState) -> TrainState:
-    """Return what `expand_state` needs of the first state: kernels are shapes without memory."""
+    """Return what `expand_state` needs of the first state; its kernels are shapes only."""
 
     def leaf(x):
         if np.ndim(x) < 2 or x.dtype == bool:
@@ -90,9 +90,9 @@ def expand_state(network: CompactNetwork, state: TrainState, first: TrainState) 
 
     Args:
       network: CompactNetwork.
-      state: of `shrink_state`, trained since.
-      first: `outline` of the state before it was shrunk: its masks, and the biases of channels
-        that were left out.
+      state: from `shrink_state`, trained since.
+      first: `outline` of the state before it was shrunk: its masks, and the biases of removed
+        channels.
 
     Returns:
       TrainState, as a masked run would save it.

@@ -1,4 +1,4 @@
-"""What a run would do, before it costs anything: every check of the start, and no step."""
+"""Check a run before training it: everything that its start checks, without taking a step."""
 
 import functools
 import math
@@ -23,12 +23,12 @@ from sparsejax.types import Leaf, Masks, Params, PathLike, Sparsities
 
 
 class Layer(NamedTuple):
-    """A layer that can be sparse, or with channels a group of them.
+    """A layer that can be sparse.
 
     Attributes:
       name: path of its weights.
-      weights: their number.
-      asked: sparsity that the config asks for; None where channels are left out by groups.
+      weights: number of weights.
+      asked: sparsity that the config asks for; None if groups of channels are removed.
       had: sparsity of the masks.
     """
 
@@ -42,15 +42,15 @@ class Check(NamedTuple):
     """What `check` found.
 
     Attributes:
-      config: resolved.
+      config: resolved config.
       data: label of the data, and the number of examples of each split.
       counts: parameters, all and active.
-      layers: those that can be sparse.
+      layers: layers that can be sparse.
       done: steps already taken.
-      updates: number of topology updates of the whole run.
-      state_bytes: bytes of the training state by part, as it is on each device.
+      updates: number of topology updates in the whole run.
+      state_bytes: bytes of the training state by part, on each device.
       devices: number and kind of devices.
-      batch_per_device: examples that a device takes at once.
+      batch_per_device: number of examples that a device processes at once.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -65,7 +65,7 @@ class Check(NamedTuple):
 
 
 def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
-    """Check that a run can start or go on; neither trains nor leaves anything in the workdir.
+    """Check that a run can start or resume; trains nothing and leaves nothing in the workdir.
 
     Args:
       config: ConfigDict with the schema of `configuration.default_config`.
@@ -75,7 +75,7 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
       Check.
 
     Raises:
-      ConfigError: as of `loop.train`.
+      ConfigError: see `loop.train`.
     """
     workdir = pathlib.Path(workdir)
     config = runs.resolve_for(workdir, config)
@@ -134,7 +134,7 @@ def _layers(params: Params, masks: Masks, sparsities: Sparsities) -> tuple[Layer
 
 
 def _trained(plan: Plan, state: TrainState, masks: Masks) -> TrainState:
-    """Return the shapes of the state that is trained: without what is inactive, if so."""
+    """Return the shapes of the state that is trained, which may be that of a compact network."""
     network = plan.compact(masks) if plan.trains_compact else None
     return jax.eval_shape(functools.partial(shrink_state, network), state) if network else state
 

@@ -22,16 +22,16 @@ from sparsejax.training.state import TrainState
 from sparsejax.types import PathLike, PyTree
 
 logger = logging.getLogger(__name__)
-Extra: TypeAlias = dict[str, Any]  # what JSON can say
-# Orbax logs what it raises too, as tracebacks of its threads, and notes on its own work.
+Extra: TypeAlias = dict[str, Any]  # JSON-serializable
+# Orbax also logs what it raises, with tracebacks of its threads, and notes on its own work.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def _hook(default: Callable[[Any], None], unraisable: Any) -> None:
-    """Show an exception that nobody can catch, but not what follows from a write that failed.
+    """Report an exception that nobody can catch, unless it only follows from a failed write.
 
-    The failure itself is raised; these come from tensorstore, which calls an event loop that the
-    failure has closed.
+    The failed write itself is raised; tensorstore adds exceptions of its own because it calls an
+    event loop that the failure has closed.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         default(unraisable)
@@ -41,7 +41,7 @@ def open_manager(folder: PathLike, keep: int = 2) -> ocp.CheckpointManager:
     """Open (and create) a folder of checkpoints.
 
     Args:
-      folder: path; one subfolder a step.
+      folder: path; one subfolder per step.
       keep: number of newest checkpoints to keep.
 
     Returns:
@@ -54,7 +54,7 @@ def open_manager(folder: PathLike, keep: int = 2) -> ocp.CheckpointManager:
 
 
 def save(manager: ocp.CheckpointManager, state: TrainState, extra: Extra) -> None:
-    """Save a state; everything is copied before this returns, the writing goes on behind.
+    """Save a state: copy everything before returning, write it in the background.
 
     Args:
       manager: from `open_manager`.
@@ -69,13 +69,13 @@ def save(manager: ocp.CheckpointManager, state: TrainState, extra: Extra) -> Non
 
 
 def restore_newest(folder: PathLike, example: TrainState) -> tuple[TrainState, Extra] | None:
-    """Restore the newest whole checkpoint; damaged ones are named and passed over.
+    """Restore the newest intact checkpoint; damaged ones are named in a warning and skipped.
 
     Changes nothing on disk.
 
     Args:
       folder: path of the checkpoints.
-      example: TrainState of arrays or `jax.ShapeDtypeStruct`: what is expected.
+      example: TrainState of arrays or `jax.ShapeDtypeStruct`, with the expected structure.
 
     Returns:
       Tuple of the TrainState (host arrays) and the extra dictionary; None if the folder holds
@@ -114,7 +114,7 @@ def set_aside_after(folder: PathLike, step: int) -> None:
 
     Args:
       folder: path of the checkpoints.
-      step: of the checkpoint that was restored.
+      step: step of the checkpoint that was restored.
     """
     folder = pathlib.Path(folder)
     for damaged in (later for later in list_steps(folder) if later > step):
@@ -125,14 +125,14 @@ def set_aside_after(folder: PathLike, step: int) -> None:
 
 
 def list_steps(folder: PathLike) -> list[int]:
-    """Return the steps of the checkpoints in a folder, in increasing order."""
+    """Return the steps of the checkpoints in a folder, in ascending order."""
     folder = pathlib.Path(folder)
     names = os.listdir(folder) if os.path.isdir(folder) else []
     return sorted(int(n) for n in names if n.isdecimal() and (folder / n).is_dir())
 
 
 def _restore(folder: pathlib.Path, step: int, example: Tree) -> tuple[Tree, Extra]:
-    """Restore one checkpoint, of today's layout or an older one."""
+    """Restore one checkpoint, in the current layout or an older one."""
     with ocp.CheckpointManager(folder) as manager:
         extra = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))[
             "extra"
@@ -147,6 +147,6 @@ def _restore(folder: pathlib.Path, step: int, example: Tree) -> tuple[Tree, Extr
 
 
 def _checksums(tree: PyTree) -> list[int]:
-    """CRC-32 of every array: orbax finds missing and truncated files, but no flipped bits."""
+    """Return the CRC-32 of every array: orbax detects truncated files, but not flipped bits."""
     flat = (np.ascontiguousarray(x).reshape(-1) for x in jax.tree.leaves(tree))
     return [zlib.crc32(x.view(np.uint8).data) for x in flat]

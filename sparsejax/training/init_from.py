@@ -1,4 +1,4 @@
-"""Begin a run with the weights that `checkpoint.init_from` names."""
+"""Start a run from the weights that `checkpoint.init_from` names."""
 
 import logging
 import os
@@ -28,10 +28,10 @@ Loaded = TypeVar("Loaded")
 def state_of_other_weights(
     config: ml_collections.ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
 ) -> TrainState:
-    """Begin with the weights that `checkpoint.init_from` names.
+    """Return the first state of a run that starts from the weights in `checkpoint.init_from`.
 
-    Of another run, or a sparse file of one: its EMA weights (of a file, those it holds), and its
-    masks too where they fit this config.
+    Of another run, it takes the EMA weights (of a sparse file, the weights that it holds), and the
+    masks too if they fit this config.
 
     Raises:
       ConfigError: there are no such weights, or they are of another network.
@@ -60,7 +60,7 @@ def state_of_other_weights(
 def _compare_network(
     config: ml_collections.ConfigDict, other: ml_collections.ConfigDict | None, path: pathlib.Path
 ) -> None:
-    """Refuse weights of another network, even one whose weights have the same shapes."""
+    """Raise ConfigError if weights are of another network, even one with the same shapes."""
     if other is None or other.task.name != config.task.name:
         return
     theirs = network_arguments(other)
@@ -75,7 +75,7 @@ def compare_diffusion(
     other: ml_collections.ConfigDict | None,
     path: PathLike,
 ) -> None:
-    """Warn where the weights that a run begins with were trained on other noise."""
+    """Warn if the initial weights were trained with other noise."""
     if other is None or model.schedule is None:
         return
     ours, theirs = config.diffusion.to_dict(), other.diffusion.to_dict()
@@ -89,7 +89,7 @@ def compare_diffusion(
 
 
 def same_masks(ours: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> bool:
-    """Tell whether the masks of a run are such as this one would draw."""
+    """Return whether a run's masks are what this config would draw, up to the seed."""
     if other.method not in METHODS:  # a sparse file of a method that is not registered here
         return False
     if any(get_method(sparsity.method).changes_density for sparsity in (ours, other)):

@@ -1,4 +1,4 @@
-"""The keys that all randomness comes from."""
+"""PRNG keys: the source of all randomness."""
 
 import zlib
 

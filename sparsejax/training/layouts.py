@@ -1,4 +1,4 @@
-"""Layouts of the states in older checkpoints, and what became of them."""
+"""Layouts of the states in older checkpoints, and how to convert them."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
@@ -12,15 +12,15 @@ Tree: TypeAlias = dict[str, Any]  # `TrainState._asdict()`: the fields that a ch
 
 
 def find_layout(example: Tree, leaves: int) -> tuple[Tree, Callable[[Tree], Tree]]:
-    """Return the layout of a checkpoint, told by how many arrays it holds.
+    """Return the layout of a checkpoint, recognized by its number of arrays.
 
     Args:
-      example: what is expected today.
+      example: the state that is expected today.
       leaves: number of arrays in the checkpoint.
 
     Returns:
-      Tuple of the tree to restore, with the leaves of `example`, and the function that makes a tree
-      of today's layout of what was restored. Today's own if no layout has so many arrays.
+      Tuple of the tree to restore, with the leaves of `example`, and a function that converts what
+      was restored to today's layout. Today's layout itself if none has that number of arrays.
     """
     for layout, convert in _layouts(example):
         if len(jax.tree.leaves(layout)) == leaves:
@@ -31,12 +31,12 @@ def find_layout(example: Tree, leaves: int) -> tuple[Tree, Callable[[Tree], Tree
 def _layouts(example: Tree) -> Iterator[tuple[Tree, Callable[[Tree], Tree]]]:
     yield example, lambda tree: tree
 
-    # Before the state had indices: one that is whole...
+    # Older: a whole state without indices...
     without = {name: tree for name, tree in example.items() if name != "indices"}
     whole = jax.tree.map(lambda _: np.array(True), example["indices"])
     yield without, lambda tree: tree | {"indices": whole}
 
-    # ... and one that is flat, which had them and the EMA in the optimizer's state.
+    # ... and a flat one, with indices and EMA in the optimizer's state.
     held = FlatState(
         example["opt_state"], example["indices"], example["ema_params"], example["step"]
     )

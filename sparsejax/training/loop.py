@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(config: ml_collections.ConfigDict, workdir: PathLike) -> bool:
-    """Train a model, or go on with one, and leave everything in the workdir.
+    """Train a model, or resume its training, and write everything to the workdir.
 
     Writes config.json, data.json, facts.json, checkpoints/, metrics.jsonl, tensorboard/ and
     samples/. A SIGTERM saves a checkpoint and ends the loop early.
@@ -65,7 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike) -> bool:
 
 
 def _take_steps(run: Setup, request: Request, is_stop_due: Callable[[int], bool]) -> bool:
-    """Take the steps that are left; return whether all were taken."""
+    """Take the remaining steps; return whether all of them were taken."""
     config, data, folder = run.config, run.data, run.workdir / "checkpoints"
     assert data is not None, "steps are left, so there are data"
     is_main, start = jax.process_index() == 0, int(run.state.step)
@@ -121,16 +121,16 @@ def _is_multiple(step: int, every: int) -> bool:
 def _without_inactive(
     run: Setup,
 ) -> tuple[Model, TrainState, Callable[[TrainState], TrainState]]:
-    """Leave out what a fixed structure never uses.
+    """Replace a network whose structure never changes by its compact network.
 
     Returns:
-      Tuple of the Model and the TrainState to train, and a function that makes the whole state of
-      such a state, to be saved.
+      Tuple of the Model and the TrainState to train, and a function that expands such a state to
+      the whole one, for saving.
     """
     network = run.plan.compact(run.state.masks) if run.plan.trains_compact else None
     if network is None:
         return run.model, run.state, lambda state: state
-    logger.info("%d layers are trained without what is inactive", len(network.layers))
+    logger.info("%d layers are trained without their inactive parts", len(network.layers))
     first = outline(run.state)
     small = shrink_state(network, run.state)
     return (
@@ -162,7 +162,7 @@ def _compiled_functions(run: Setup, model: Model) -> tuple[Callable, Callable]:
 
 
 def _recording_flops(topology_update: Callable, model: Model) -> Callable:
-    """Put into the metrics of an update what a forward pass cost in the steps before it."""
+    """Add to an update's metrics the FLOPs of a forward pass in the steps before it."""
     layer_flops = model.layer_flops(jax.eval_shape(model.init, jax.random.key(0)))
 
     def update(
@@ -176,7 +176,7 @@ def _recording_flops(topology_update: Callable, model: Model) -> Callable:
 
 
 def _sample_writer(run: Setup, model: Model, data: Data) -> Callable[[int, TrainState], None]:
-    """Return the function of a step and its state that draws a grid of samples."""
+    """Return `save_samples(step, state)`, which writes a grid of samples."""
     key = named_key(run.config.seed, "samples")
     folder, count = run.workdir / "samples", run.config.sample.count
     sampler = functools.cache(lambda: make_sampler(model, frozen_of(model, data), key, count))
@@ -190,7 +190,7 @@ def _sample_writer(run: Setup, model: Model, data: Data) -> Callable[[int, Train
 
 
 def _announce(run: Setup, counts: Summary) -> None:
-    """Say what is trained, since the first steps take long: they compile."""
+    """Print what is trained: the first steps take long, since they compile."""
     config, plan, total = run.config, run.plan, counts.total
     if run.steps_before not in (None, config.steps):
         _announce_other_steps(config, plan, run.steps_before, int(run.state.step))
@@ -217,10 +217,10 @@ def _announce(run: Setup, counts: Summary) -> None:
 def _announce_other_steps(
     config: ml_collections.ConfigDict, plan: Plan, steps_before: int, start: int
 ) -> None:
-    """Say what a run that goes on with another number of steps makes of its schedules.
+    """Print how a changed number of steps affects the schedules of a resumed run.
 
-    The learning rate follows `steps`; `sparsity.end`, and with it the drop fraction, stay as the
-    run began. So they part ways, which nobody should have to find in the curves.
+    The learning rate follows `steps`, while `sparsity.end`, and with it the drop fraction, stay as
+    they were at the start.
     """
     before = ml_collections.ConfigDict(config.to_dict())
     before.steps = steps_before
@@ -228,13 +228,13 @@ def _announce_other_steps(
     parts = []
     if old != new:
         parts.append(
-            f"the {config.optimizer.schedule} learning-rate schedule now ends at step "
+            f"the {config.optimizer.schedule} learning-rate schedule ends at step "
             f"{config.steps}, so step {start + 1} is taken at {new:.3g} in place of {old:.3g}"
         )
     if plan.method.is_dynamic:
-        parts.append(f"topology updates still end at step {plan.updates.end}, as the run began")
+        parts.append(f"topology updates still end at step {plan.updates.end}, as before")
     if parts:
         print(
-            f"config.steps was {steps_before}, is {config.steps}: {'; '.join(parts)}",
+            f"config.steps was {steps_before}, is now {config.steps}: {'; '.join(parts)}",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""How much memory this process has needed."""
+"""Peak memory of this process."""
 
 import resource
 import sys
@@ -9,7 +9,7 @@ import jax
 def peak_memory() -> int:
     """Return the peak memory in bytes: of the fullest local device, or of the process on a CPU.
 
-    On a CPU it holds everything that the process has loaded, data and libraries included.
+    On a CPU it includes everything that the process has loaded, data and libraries too.
     """
     stats = [device.memory_stats() for device in jax.local_devices()]
     if all(stats):

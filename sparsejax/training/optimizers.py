@@ -9,7 +9,7 @@ from sparsejax.types import Optimizer, Schedule
 
 
 def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
-    """Return the optax schedule of `config.optimizer`: linear warm-up, then as named.
+    """Return the learning-rate schedule of `config.optimizer`: linear warm-up, then as named.
 
     Args:
       config: resolved ConfigDict.
@@ -30,7 +30,7 @@ def learning_rate_schedule(config: ml_collections.ConfigDict) -> Schedule:
 def build_optimizer(config: ml_collections.ConfigDict) -> Optimizer:
     """Return the optimizer of `config.optimizer`, wrapped so that inactive weights stay zero.
 
-    Each of them treats all weights alike, so its state may be flat (`optimizer.packed`).
+    All of these treat every weight alike, so their state may be flat (`optimizer.packed`).
 
     Args:
       config: resolved ConfigDict.

@@ -23,7 +23,7 @@ from sparsejax.types import Masks, Params, PyTree, Schedule, Sparsities
 
 logger = logging.getLogger(__name__)
 
-# Structure, sparsities, and what logs what becomes of layers that the structure leaves out.
+# Structure, sparsities, and a function that logs what happens to layers without the structure.
 _Read: TypeAlias = tuple[structures.Structure, Sparsities, Callable[[], None]]
 
 _NEVER = UpdateSchedule(update_interval=1, begin=0, end=0)
@@ -33,19 +33,19 @@ class Plan(NamedTuple):
     """How a run is sparse.
 
     Attributes:
-      method: how masks begin and how they change.
-      structure: what moves as one: `weight`, `block` or `channel`; `weight` if dense.
-      sparsities: what is asked of each layer, Python floats in the structure of params; of
+      method: how masks are drawn and how they change.
+      structure: unit that is pruned and regrown: `weight`, `block` or `channel`; `weight` if dense.
+      sparsities: sparsity asked of each layer, Python floats in the structure of params; with
         channels, of each group, `{group: float}`.
-      level: what is asked of all of them together; 0 if dense.
+      level: overall sparsity asked for; 0 if dense.
       flat_counts: number of active weights of each layer (`flat.static_counts`), the same at every
-        step, for optimizer state that is flat (`optimizer.packed`); None where it is whole.
-      updates: when the topology changes; at no step where the method is not dynamic.
+        step, for flat optimizer state (`optimizer.packed`); None if the state is whole.
+      updates: when the topology changes; never if the method is not dynamic.
       drop_fraction: optax schedule over global steps.
-      compact: `compact(masks)` returns the network without what is inactive in these concrete
-        masks; None if no layer would become smaller.
-      trains_compact: whether it is that network that is trained. Only where masks never change,
-        since they are constants of the program.
+      compact: `compact(masks)` returns the compact network of concrete masks, or None if no layer
+        would become smaller.
+      trains_compact: whether the compact network is the one that is trained; only if masks never
+        change, since they are constants of the program.
       log: `log()` logs what the structure leaves out, and which config keys are ignored.
     """
 
@@ -69,8 +69,8 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
       model: Model.
 
     Raises:
-      ConfigError: the network has no such structure, a pattern in `sparsity.custom` is faulty or
-        matches no layer, or optimizer state of a method that changes density is to be flat.
+      ConfigError: the network doesn't have the structure, a pattern in `sparsity.custom` is invalid
+        or matches no layer, or a method that changes density is to have flat optimizer state.
     """
     sparsity = config.sparsity
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -92,7 +92,7 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
     require(not (packed and method.changes_density), "optimizer.packed", packed, accepted)
     is_compact = sparsity.compiled and structure.name != "weight" and not method.is_dynamic
     flat_counts = None
-    if packed and not is_compact:  # what is compact holds active weights alone already
+    if packed and not is_compact:  # a compact network holds only active weights anyway
         masks = method.init(named_key(config.seed, "masks"), params, sparsities)
         flat_counts = static_counts(masks)
     return Plan(
@@ -110,7 +110,7 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
 
 
 def compact_network(sparsity: ConfigDict, model: Model, masks: Masks) -> CompactNetwork | None:
-    """Return the network of a model without what is inactive.
+    """Return the compact network of a model: the network without its inactive parts.
 
     Args:
       sparsity: `config.sparsity`, resolved; its method need not be registered here.
@@ -152,12 +152,12 @@ def _blocks(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
 
 def _channels(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
     units = model.units(params)
-    accepted = "weight, block: channels of this network can't be left out by themselves"
+    accepted = "weight, block: channels of this network can't be removed independently"
     require(units, "sparsity.structure", "channel", accepted)
     groups = {
         name: [structures.Member(*member) for member in members] for name, members in units.items()
     }
-    accepted = "() with channels: the same share is left out of every group"
+    accepted = "() with channels: the same share is removed from every group"
     require(not sparsity.custom, "sparsity.custom", sparsity.custom, accepted)
     sparsities = structures.channel_sparsities(groups, params, sparsity.level)
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains: a progress bar, or now and then a line."""
+"""Progress of a run: a bar on a terminal, or a line from time to time."""
 
 import contextlib
 import sys
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 Show: TypeAlias = Callable[..., None]  # of step, loss, steps per second
 
-_LINE_EVERY = 15.0  # seconds, where there is no terminal
+_LINE_EVERY = 15.0  # seconds, without a terminal
 
 
 @contextlib.contextmanager
@@ -24,7 +24,7 @@ def progress_bar(steps: int, start: int, density: float | None) -> Iterator[Show
     Args:
       steps: steps of the whole run.
       start: steps already taken.
-      density: active share of the sparsifiable weights; None, if it changes: nothing is said.
+      density: density of the sparsifiable weights to show; None if it changes during the run.
     """
     said = "" if density is None else f"density {density:.3f}"
     if not sys.stdout.isatty():

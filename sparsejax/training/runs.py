@@ -38,14 +38,14 @@ from sparsejax.types import Masks, Params, PathLike, Value
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _FILES = ("config.json", "data.json", "facts.json", "metrics.jsonl", "summary.json")
 _FILES += ("samples.png", "curves.png", "layers.png")
-_STAMP = "data.json"  # what the run is trained on, wherever it lies
-_FACTS = "facts.json"  # what its Model has to know of that
+_STAMP = "data.json"  # what the run is trained on, wherever it is stored
+_FACTS = "facts.json"  # what its Model needs to know about the data
 
 
 def default_workdir(config):
-    """Return `runs/<name>-<method>-<structure>-<level>-<seed>`; what doesn't apply is left out.
+    """Return `runs/<name>-<method>-<structure>-<level>-<seed>`, without parts that don't apply.
 
-    The structure is left out where single weights move, structure and level if dense.
+    The structure is omitted for single weights, structure and level for dense.
     """
     parts = [config.name, *sparsity_words(config.sparsity), str(config.seed)]
     return pathlib.Path("runs") / "-".join(parts)
@@ -69,7 +69,7 @@ def resolve_for(workdir, config):
     saved = saved_config(workdir)
     config = resolve(config, saved)
     if saved:
-        # Runs of versions that saved no stamp have to find their data in the same place.
+        # Runs of versions that saved no stamp must find their data in the same place.
         stamped = (workdir / _STAMP).exists()
         free = (*FREE_ON_RESUME, *PLACES) if stamped else FREE_ON_RESUME
         differing = differing_keys(config, saved, free)
@@ -85,7 +85,7 @@ def resolve_for(workdir, config):
 
 
 def _check_data(workdir, config):
-    """Refuse other data than those that the run was begun with; other places are welcome."""
+    """Check that the data are those that the run started with, possibly in another place."""
     then, now = _read_object(workdir / _STAMP), stamp_data(config)
     for key in sorted(then.keys() | now.keys()):
         ours, theirs = now.get(key, {}), then.get(key, {})
@@ -93,14 +93,14 @@ def _check_data(workdir, config):
             group, name = key.split(".")
             raise ConfigError(
                 f"config.{key} is {config[group][name]!r}, which holds other data "
-                f"({describe(ours)}) than the run in {workdir} was begun with "
+                f"({describe(ours)}) than the run in {workdir} was started with "
                 f"({describe(theirs)}); accepted: the same content, in any place, or another "
                 "--workdir"
             )
 
 
 def check_writable(workdir):
-    """Refuse a workdir in which a run can't leave what it leaves, or something is in the way.
+    """Check that a run can write its files to a workdir.
 
     Raises:
       ConfigError: names --workdir and the reason.
@@ -117,7 +117,7 @@ def check_writable(workdir):
 
 
 def saved_config(workdir):
-    """Return what the run in a workdir was last asked for, a dictionary; None if there is no run.
+    """Return the config that the run in a workdir was last started with, or None without a run.
 
     Raises:
       ConfigError: config.json is damaged.
@@ -131,21 +131,21 @@ def save_config(workdir, config):
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     path, text = workdir / "config.json", to_json(config)
-    if not path.exists() or path.read_bytes() != text.encode():  # it may lie on a read-only disk
+    if not path.exists() or path.read_bytes() != text.encode():  # the disk may be read-only
         write_text(path, text)
     if not (workdir / _STAMP).exists():
         write_text(workdir / _STAMP, json.dumps(stamp_data(config), indent=2) + "\n")
 
 
 def save_facts(workdir: str | pathlib.Path, facts: Facts) -> None:
-    """Write what the Model of a run has to know of its data to workdir/facts.json, once."""
+    """Write what a run's Model needs to know about the data to workdir/facts.json, once."""
     path = pathlib.Path(workdir) / _FACTS
     if not os.path.exists(path):
         write_text(path, json.dumps(facts) + "\n")
 
 
 def read_facts(workdir: str | pathlib.Path) -> Facts | None:
-    """Return what the Model of a run has to know of its data; None if the run doesn't say.
+    """Return what a run's Model needs to know about the data; None if the run didn't save it.
 
     Raises:
       ConfigError: facts.json is damaged.
@@ -155,7 +155,7 @@ def read_facts(workdir: str | pathlib.Path) -> Facts | None:
 
 
 def build_model_of(config: ml_collections.FrozenConfigDict, facts: Facts | None) -> Model:
-    """Build the Model of a run; one of before facts were kept has to find its data again."""
+    """Build the Model of a run; without saved facts, its data must be found again."""
     return build_model(config, build_data(config).facts() if facts is None else facts)
 
 
@@ -192,7 +192,7 @@ def read_config(workdir):
 
 
 def _runs_near(workdir):
-    """Say which runs lie beside a workdir that is none, the most similar names first."""
+    """List the runs next to a path that holds none, the most similar names first."""
     parent = pathlib.Path(workdir).parent
     names = [path.parent.name for path in parent.glob("*/config.json")]
     if not names:
@@ -248,10 +248,10 @@ def restore_state(
 
 
 def require_checkpoint(workdir):
-    """Refuse a run that has no checkpoint yet.
+    """Check that a run has a checkpoint.
 
     Raises:
-      ConfigError: names the workdir.
+      ConfigError: there is none yet; names the workdir.
     """
     if not checkpoints.list_steps(pathlib.Path(workdir) / "checkpoints"):
         raise _no_checkpoint(workdir)
@@ -289,8 +289,8 @@ def read_metrics_until(workdir, step):
       step: of the checkpoint.
 
     Returns:
-      List of dictionaries: those written, then the single steps that the checkpoint holds since
-      they weren't written when it was saved.
+      List of dictionaries: the lines written, then those of single steps that the checkpoint holds
+      because they weren't written yet.
     """
     lines = read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
     pending = checkpoints.read_extra(pathlib.Path(workdir) / "checkpoints", step)["pending"]
@@ -320,9 +320,9 @@ def save_sparse_run(workdir, path, *, ema=True):
 
     Args:
       workdir: a run's workdir.
-      path: of the file to write; its folder exists. Its metadata hold the resolved `config` and
-        the `facts` that its Model has to know of the data as JSON, `weights`, `ema` or `last
-        step`, and the number of `steps`.
+      path: safetensors file to write; its folder must exist. Its metadata are the resolved `config`
+        and the `facts` about the data as JSON, `weights` (`ema` or `last step`), and the number of
+        `steps`.
       ema: whether to write the EMA parameters or those of the last step.
 
     Returns:
@@ -356,7 +356,7 @@ def read_sparse_run(path):
       Tuple `(config, params, masks)`: FrozenConfigDict, numpy arrays.
 
     Raises:
-      ValueError: the file is damaged, no sparse file, or one without a config; names the path.
+      ValueError: the file is damaged, not a sparse file, or one without a config; names the path.
     """
     config, _, params, masks = read_sparse(path)
     return config, params, masks
@@ -380,17 +380,17 @@ def read_sparse(
 
 
 def load_sparse_run(path: str | pathlib.Path) -> tuple[Model, Any, Any]:
-    """Load a trained model from a sparse file; its data are not needed.
+    """Load a trained model from a sparse file; needs none of the data.
 
     Args:
       path: of a file that `save_sparse_run`, or `python -m sparsejax export --sparse`, wrote.
 
     Returns:
-      Tuple `(model, params, masks)`, as of `load_run`.
+      Tuple `(model, params, masks)`, as from `load_run`.
 
     Raises:
-      ConfigError: the file is of an older version, which didn't keep what the model has to know
-        of the data, and the data aren't there.
+      ConfigError: the file is from an older version, which didn't save what the model needs to know
+        about the data, and the data are missing.
       ValueError: see `read_sparse_run`; or the weights don't fit the network of the config.
 
     Example:

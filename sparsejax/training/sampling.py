@@ -1,4 +1,4 @@
-"""Drawing samples: over all devices of this process, in programs of one shape."""
+"""Sampling over all devices of this process, with a fixed batch shape."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,14 @@ from sparsejax.types import Frozen, NumpyArray, PRNGKey
 
 
 def frozen_of(model: Model, data: Data) -> Frozen:
-    """Return what samples are made from beside params: of the data where they reconstruct."""
+    """Return what sampling needs besides params: inputs of the Data, or frozen arrays."""
     return data.inputs() if data.inputs else model.frozen()
 
 
 def make_sampler(
     model: Model, frozen: Frozen, key: PRNGKey, count: int
 ) -> Callable[..., NumpyArray]:
-    """Return `draw(params, start=0)`: that of `make_keyed_sampler`, its key fixed."""
+    """Return `draw(params, start=0)`: as `make_keyed_sampler`, with a fixed key."""
     draw = make_keyed_sampler(model, frozen, count)
     return lambda params, start=0: draw(params, key, start)
 
@@ -30,8 +30,8 @@ def make_keyed_sampler(model: Model, frozen: Frozen, count: int) -> Callable[...
 
     Args:
       model: Model.
-      frozen: what it samples with beside params; stays on the devices.
-      count: how many examples at once.
+      frozen: what it samples with besides params; stays on the devices.
+      count: number of examples per call.
 
     Returns:
       Function, compiled at its first call.

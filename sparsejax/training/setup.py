@@ -1,4 +1,4 @@
-"""What a run is made of, settled before its first step: whatever can be wrong is found here."""
+"""Set up a run before its first step, and find everything that is wrong with it."""
 
 import logging
 import pathlib
@@ -24,15 +24,15 @@ class Setup(NamedTuple):
 
     Attributes:
       config: resolved config.
-      workdir: where everything is left.
+      workdir: where everything is written.
       model: what is trained.
       data: what it is trained on; None if no step is left.
-      facts: what the Model has to know of the data; None if no step is left and no run said so.
+      facts: what the Model needs to know about the data; None if there are none.
       plan: how it is sparse.
-      optimizer: of the train step.
-      state: the TrainState to go on from.
+      optimizer: optimizer of the train step.
+      state: the TrainState to continue from.
       pending: metrics of single steps that are not written yet.
-      steps_before: `config.steps` when the run was last started; None if it never was.
+      steps_before: `config.steps` when the run was last started; None for a new run.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -48,14 +48,14 @@ class Setup(NamedTuple):
 
 
 def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
-    """Settle what a run is made of: a new one, or one that goes on.
+    """Set up a run, new or resumed.
 
     Args:
       config: ConfigDict with the schema of `configuration.default_config`.
       workdir: path; a run of the same config found there is resumed.
 
     Returns:
-      Setup. Nothing is written yet but data that are prepared on disk.
+      Setup. Nothing is written yet, except data that are prepared on disk.
 
     Raises:
       ConfigError: the config can't work, or the workdir holds a run of another config or of
@@ -66,7 +66,7 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
     check_batch(config)
     before = runs.saved_config(workdir)
     is_trained = before and checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
-    # A finished run needs its data for another reference split alone.
+    # A finished run needs its data only for another reference split.
     is_needed = not is_trained or before["task"]["reference_split"] != config.task.reference_split
     data = build_data(config) if is_needed else None
     facts = runs.read_facts(workdir)
@@ -89,7 +89,7 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
 
 
 def _prepare(data: Data, workdir: pathlib.Path) -> None:
-    """Make data ready on disk, once the run is known to have a place."""
+    """Prepare data on disk, after checking that the workdir can be written to."""
     if jax.process_index() == 0:
         runs.check_writable(workdir)
     data.prepare()
@@ -110,7 +110,7 @@ def first_state(
     plan: Plan,
     optimizer: Optimizer,
 ) -> tuple[TrainState, list[Value]]:
-    """Return the state to begin with and the metrics not yet written at that point."""
+    """Return the state to start from and the metrics not yet written at that point."""
     restored = runs.restore_state(workdir, config, model, plan)
     if restored is not None:
         state, extra = restored

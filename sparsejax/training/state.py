@@ -1,4 +1,4 @@
-"""The training state, its beginning, and the keys that all randomness comes from."""
+"""The training state and its initialization."""
 
 import logging
 from collections.abc import Callable
@@ -27,13 +27,13 @@ class TrainState(NamedTuple):
       step: optimizer steps taken, int32 scalar.
       params: parameters, exactly zero wherever the mask is False.
       masks: the mask pytree (see `sparsejax.sparsity`).
-      opt_state: state of the optimizer; fresh wherever the mask is False. Whole, or flat: of
-        active weights alone.
+      opt_state: state of the optimizer; fresh wherever the mask is False. Whole, or flat: for
+        active weights only.
       ema_params: exponential moving average of params, zero wherever the mask is False; whole or
         flat as `opt_state` is. `ema_params_of` returns it whole.
-      indices: where the entries of flat layers belong (see `sparsity.flat`); 0-d True for each
+      indices: positions of the entries of flat layers (see `sparsity.flat`); 0-d True for each
         layer of a state that is whole.
-      ever_active: the weights that were active at some time, as mask bits (`masks.pack_bits`):
+      ever_active: the weights that have been active at any time, as mask bits (`masks.pack_bits`):
         what the run has explored (in-time over-parameterisation, Liu et al. 2021).
     """
 
@@ -66,7 +66,7 @@ def create_state(
 def abstract_state(
     config: ml_collections.ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
 ) -> TrainState:
-    """Return what `create_state` returns, of `jax.ShapeDtypeStruct`: nothing is computed."""
+    """Return the shapes of what `create_state` returns, without computing anything."""
     return jax.eval_shape(_creation(model, plan, optimizer), *_first_keys(config))
 
 
@@ -77,7 +77,7 @@ def _first_keys(config: ml_collections.ConfigDict) -> tuple[PRNGKey, PRNGKey]:
 def _creation(
     model: Model, plan: Plan, optimizer: Optimizer
 ) -> Callable[[PRNGKey, PRNGKey], TrainState]:
-    """Return the function of two keys that makes the first state."""
+    """Return `create(init_key, masks_key)`, which makes the first state."""
 
     def create(init_key: PRNGKey, masks_key: PRNGKey) -> TrainState:
         params = model.init(init_key)

@@ -2,7 +2,7 @@
 
 Both run once per device under `parallel.data_parallel`. Gradients are taken with respect to
 params that are masked already, so they are dense at no cost: the train step masks them
-(inside the optimizer), the topology update looks at them whole.
+(inside the optimizer), the topology update uses them dense.
 """
 
 from collections.abc import Callable
@@ -60,8 +60,8 @@ def move_ema(ema_params: Params, params: Params, before: Masks, after: Masks) ->
       after: masks after it.
 
     Returns:
-      Pytree: weights that stay active keep their EMA; newly active ones begin at their value in
-      `params`, zero for most; inactive ones are zero.
+      Pytree: weights that stay active keep their EMA; newly active ones start at their value in
+      `params`, usually zero; inactive ones are zero.
     """
     return jax.tree.map(
         lambda ema, param, old, new: jnp.where(old & new, ema, param),
@@ -75,7 +75,7 @@ def move_ema(ema_params: Params, params: Params, before: Masks, after: Masks) ->
 def example_keys(key: PRNGKey, step: Array, local_batch: int) -> Keys:
     """Return one key per example of this device, a function of the example's global index.
 
-    So the number of devices changes nothing about the noise and the dropout that an example gets.
+    Hence an example's noise and dropout don't depend on the number of devices.
 
     Args:
       key: PRNG key of all steps.
@@ -122,11 +122,11 @@ def _mean_gradients(
 def apply_gradients(
     optimizer: Optimizer, state: TrainState, gradients: Gradients, ema_limit: float
 ) -> TrainState:
-    """Take the optimizer's step, and that of the EMA.
+    """Take an optimizer step and update the EMA.
 
     Args:
-      optimizer: transformation wrapped by `sparsity.transforms.sparse_updates`. Where the state is
-        flat it sees active weights alone, so it has to treat all weights alike.
+      optimizer: transformation wrapped by `sparsity.transforms.sparse_updates`. With a flat state
+        it sees active weights only, so it must treat all weights alike.
       state: TrainState.
       gradients: dense gradients at `state.params`.
       ema_limit: decay of the EMA after its warm-up.
@@ -155,7 +155,7 @@ def make_train_step(
 
     Args:
       model: Model.
-      optimizer: as of `apply_gradients`.
+      optimizer: see `apply_gradients`.
       ema_limit: decay of the EMA after its warm-up.
       accumulate: microbatches that the device's batch is split into.
 
@@ -185,21 +185,21 @@ def make_topology_update(
 ) -> Callable[[TrainState, Batch, tuple[PRNGKey, PRNGKey]], tuple[TrainState, Metrics]]:
     """Return `topology_update(state, batch, (steps_key, topology_key)) -> (state, metrics)`.
 
-    It sees the batch and the keys of the step just taken, at the params that the step made.
-    Where the method ignores gradients, none are computed.
+    It reuses the batch and the keys of the step just taken, at the params after that step.
+    If the method ignores gradients, none are computed.
 
     Args:
       model: Model.
       optimizer: the train step's.
       method: `sparsity.methods.Method`.
       drop_fraction: optax schedule over global steps.
-      density: what `method.update` is told of it: floats in the structure of its sparsities.
+      density: densities passed to `method.update`: floats in the structure of its sparsities.
       accumulate: microbatches, as in the train step.
 
     Returns:
       Function of a TrainState, a device's batch and the two keys; metrics are float32
       scalars: `drop_fraction`; `replaced`, the newly active share of the active weights; and
-      `ever_active`, the share of the weights that were active at some time.
+      `ever_active`, the share of the weights that have been active at any time.
     """
 
     def topology_update(

@@ -34,4 +34,4 @@ def stopping() -> Iterator[tuple[signals.Request, Callable[[int], bool]]]:
 
     with signals.saving(pass_on, (signal.SIGINT, signal.SIGHUP)) as request:
         yield request, is_due
-        signals.take(signal.SIGTERM)  # from here on there are no more steps to agree on
+        signals.take(signal.SIGTERM)  # from here on there are no steps left to agree on

@@ -1,4 +1,4 @@
-"""Trained models to sample from: of a workdir, or of nothing but a sparse file."""
+"""Trained models to sample from, loaded from a workdir or from a sparse file alone."""
 
 import dataclasses
 import functools
@@ -30,10 +30,10 @@ class Run:
     Attributes:
       config: resolved config of the run.
       model: its Model.
-      params: its EMA parameters, or the parameters that the sparse file holds.
+      params: its EMA parameters, or the parameters in the sparse file.
       masks: their masks.
       decodes: False for a run on latents whose first stage is missing: it samples latents.
-      is_compact: whether it is sampled through a network without what is inactive.
+      is_compact: whether sampling uses the compact network.
     """
 
     config: ml_collections.FrozenConfigDict
@@ -48,9 +48,9 @@ class Run:
         """Draw samples.
 
         Args:
-          key: PRNG key; it determines an endless sequence, of which these are the first.
+          key: PRNG key; it determines an endless sequence, of which the first samples are returned.
           count: number of samples.
-          batch: number of samples drawn at once, over all devices; each number compiles anew.
+          batch: number of samples drawn at once, over all devices; a new number compiles again.
 
         Returns:
           Samples [count, ...] float32: images [height, width, channels] in [-1, 1], drawings
@@ -78,21 +78,21 @@ def load(
     steps: int | None = None,
     eta: float | None = None,
 ) -> Run:
-    """Load a trained model to sample from it; its data are not needed.
+    """Load a trained model to sample from; needs none of the data.
 
     Args:
       path: workdir of a run, or a sparse file (`python -m sparsejax export --sparse`).
-      first_stage: of a run on latents, its first stage: a file, a folder of diffusers, or the
-        workdir that trained it (default: where the config says, if it is there).
-      steps: sampling steps of DDIM (default: `config.sample.steps`).
-      eta: of DDIM, from 0, deterministic, to 1 (default: `config.sample.eta`).
+      first_stage: first stage of a run on latents: a file, a diffusers folder, or the workdir that
+        trained it (default: the path in the config, if it exists).
+      steps: number of DDIM steps (default: `config.sample.steps`).
+      eta: eta of DDIM, from 0 (deterministic) to 1 (default: `config.sample.eta`).
 
     Returns:
       Run.
 
     Raises:
       ConfigError: there is no run and no sparse file, `first_stage` is not the one that the run
-        was trained with, or the run can't be sampled that way.
+        was trained with, or the run can't be sampled with these arguments.
 
     Example:
       `sparsejax.load("runs/digits-rigl-0.75-0").sample(jax.random.key(0), 16)`
@@ -126,7 +126,7 @@ def _read(path):
 
 
 def _named(function, *args):
-    """Call what raises a ValueError that names a file; raise it as a ConfigError."""
+    """Call a function, turning a ValueError that names a file into a ConfigError."""
     try:
         return function(*args)
     except ValueError as error:
@@ -134,9 +134,9 @@ def _named(function, *args):
 
 
 def _changed(config, first_stage, steps, eta):
-    """Return a resolved config with what the caller of `load` changes.
+    """Return a resolved config with the changes that the caller of `load` asks for.
 
-    Nothing else of the config is looked at: a sparse file needs no module that trained it.
+    No other key is checked: sampling a sparse file needs none of the modules that trained it.
     """
     sampler = config.sample.sampler
     changes = {"sample.steps": steps, "sample.eta": eta, "first_stage.path": first_stage}

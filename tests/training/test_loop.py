@@ -197,9 +197,9 @@ def test_more_steps_and_other_logging_resume_the_run(tiny_run, tmp_path, capsys)
     [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("config.steps was")]
     rate = 2e-3 * (1 + np.cos(np.pi * 35 / 39)) / 2  # after 5 steps of warm-up, 35 of now 39
     assert line == (
-        "config.steps was 40, is 44: the cosine learning-rate schedule now ends at step 44, so "
+        "config.steps was 40, is now 44: the cosine learning-rate schedule ends at step 44, so "
         f"step 41 is taken at {rate:.3g} in place of 0; topology updates still end at step 30, as "
-        "the run began"
+        "before"
     )
     written = {line["step"]: line for line in lines if "loss" in line}
     assert written[42]["learning_rate"] == pytest.approx(
@@ -212,7 +212,7 @@ def test_of_schedules_that_stay_nothing_is_said(capsys):
     rigl = resolve(tiny_config(**changes))
     loop._announce_other_steps(rigl, build_plan(rigl, build_model(rigl)), 40, 40)
     assert capsys.readouterr().out == (
-        "config.steps was 40, is 80: topology updates still end at step 60, as the run began\n"
+        "config.steps was 40, is now 80: topology updates still end at step 60, as before\n"
     )
     static = resolve(tiny_config(**changes, **{"sparsity.method": "static"}))
     loop._announce_other_steps(static, build_plan(static, build_model(static)), 40, 40)
