@@ -1,1 +1,1 @@
-"""Evaluation: feature extractors, distances, reports of one or more runs."""
+"""Evaluation: from runs to rows of results, with samples, measures and costs."""

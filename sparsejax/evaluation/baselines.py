@@ -1,4 +1,4 @@
-"""Small dense models: what the same number of weights, or of FLOPs, does without sparsity."""
+"""Small dense models: what as many weights, or FLOPs, achieve without sparsity."""
 
 import jax
 from ml_collections import ConfigDict
@@ -12,28 +12,28 @@ MATCHES = ("parameters", "flops")
 
 
 def small_dense(config: ConfigDict, match: str = "parameters") -> ConfigDict:
-    """Return the config of a dense model as small as the sparse one that a config describes.
+    """Return the config of a dense model as small as a config's sparse one.
 
-    The network becomes narrower and keeps its depth: `model_channels` of a UNet, with as many
-    attention heads and at least half as many channels per GroupNorm group, or `hidden` of a
-    denoiser of strokes. Of the possible widths it takes the one nearest to the target.
+    The network is narrowed and keeps its depth: `model_channels` of a UNet, with the same number
+    of attention heads and at least half of the GroupNorm groups, or `hidden` of a stroke denoiser.
+    Of the possible widths it takes the one nearest to the target.
 
     Args:
       config: resolved ConfigDict of a sparse model.
-      match: what shall be equal: `parameters` (the active ones) or `flops` of a forward pass.
+      match: what should match: `parameters` (active ones) or `flops` of a forward pass.
 
     Returns:
-      The config with another `model` and method dense.
+      The config with a narrower `model` and the method dense.
 
     Raises:
-      ConfigError: the model has no width that can be narrowed.
+      ConfigError: the model can't be narrowed.
     """
     facts = build_data(config).facts()
     target = planned_costs(config, facts)[match]
     full = build_model(config, facts)
     if not full.widths:
         name = config.task.name
-        raise ConfigError(f"config.task.name is {name!r}; it has no width to be narrowed")
+        raise ConfigError(f"config.task.name is {name!r}, whose networks can't be narrowed")
 
     def narrowed(index: int) -> ConfigDict:
         ours = ConfigDict(config.to_dict())
@@ -52,11 +52,11 @@ def small_dense(config: ConfigDict, match: str = "parameters") -> ConfigDict:
 
 
 def planned_costs(config: ConfigDict, facts: Facts | None = None) -> dict[str, float]:
-    """Count what the model of a config will have, by drawing its masks.
+    """Count the active parameters and FLOPs that a config's model will have, by drawing its masks.
 
     Args:
       config: resolved ConfigDict.
-      facts: what the Model has to know of the data (default: `Data.facts()`).
+      facts: what the Model needs to know about the data (default: `Data.facts()`).
 
     Returns:
       Active `parameters` and `flops` of a forward pass, by name.

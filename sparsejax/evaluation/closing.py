@@ -1,4 +1,4 @@
-"""What a finished run leaves to look at: pictures, and a table of what it cost."""
+"""Close a finished run: its pictures, and a table of its costs."""
 
 import json
 import pathlib
@@ -24,7 +24,7 @@ from sparsejax.training.sampling import frozen_of, make_sampler
 from sparsejax.training.state import named_key
 from sparsejax.types import PathLike, Value
 
-Summary: TypeAlias = dict[str, Value]  # what summary.json holds
+Summary: TypeAlias = dict[str, Value]  # content of summary.json
 
 _PICTURES = ("samples.png", "curves.png", "layers.png")
 _SHOWN = {"method", "sparsity", "steps", "parameters", "active_parameters", "loss"}
@@ -36,13 +36,13 @@ _SHOWN |= {"step_seconds", "sampling_seconds", "peak_memory_bytes"}
 def close_run(workdir: PathLike) -> Summary:
     """Write samples.png, curves.png, layers.png and summary.json, and print the closing table.
 
-    If the run was closed before and none of its files is missing, only print the table again.
+    If the run is closed already and none of its files is missing, only print the table again.
 
     Args:
       workdir: workdir of a finished run.
 
     Returns:
-      The numbers of the table by name.
+      The numbers in the table, by name.
     """
     workdir = pathlib.Path(workdir)
     summary = _read_summary(workdir)
@@ -58,7 +58,7 @@ def close_run(workdir: PathLike) -> Summary:
 
 
 def _read_summary(workdir: pathlib.Path) -> Summary | None:
-    """Return the summary of a closed run, or None where it, or one of its files, is missing."""
+    """Return the summary of a closed run, or None if it or one of its files is missing."""
     try:
         summary = json.loads((workdir / "summary.json").read_text())
         files = summary.get("files", _PICTURES)  # older runs don't list them
@@ -144,5 +144,5 @@ def print_summary(summary: Summary, workdir: PathLike) -> None:
 
 
 def console() -> Console:
-    """Return a console that prints tables in full width where there is no terminal."""
+    """Return a console that prints tables at full width if there is no terminal."""
     return Console() if sys.stdout.isatty() else Console(width=220)

@@ -24,20 +24,20 @@ from sparsejax.types import PathLike, Value
 
 _DATA = ("name", "dataset", "source", "words", "image_size", "split", "reference_split")
 _COMPARED = tuple(f"task.{key}" for key in _DATA)
-# What the held-out loss depends on besides: its noise, and what the noise is added to.
+# What the held-out loss depends on besides: its noise, and the points that the noise is added to.
 _COMPARED_HELD_OUT = ("task.representation", "diffusion.steps", "diffusion.schedule")
 
 
 def check_comparable(names: Sequence[PathLike], configs: Sequence[ConfigDict], data: Data) -> None:
-    """Check that runs are of the same data, so that their numbers mean the same.
+    """Check that runs use the same data, so that their numbers are comparable.
 
     Args:
       names: names of the runs, for the message.
       configs: their resolved configs.
-      data: Data of the first.
+      data: Data of the first run.
 
     Raises:
-      ConfigError: they differ in a key of the data; names it, its value and what is accepted.
+      ConfigError: they differ in a key of the data; names the key, its value and what is accepted.
     """
     for key in _COMPARED + (_COMPARED_HELD_OUT if data.held_out else ()):
         section, name = key.split(".")
@@ -56,25 +56,25 @@ def evaluate_runs(
     png: bool = False,
     **options: Value,
 ) -> list[Row]:
-    """Sample every run from the same noise, measure, and write results.jsonl and reports.
+    """Sample every run from the same noise, measure the samples, and write results and reports.
 
-    A run that can't be measured (its samples aren't finite, say) is named, and the others are
-    evaluated and reported.
+    A run that can't be measured (for example, because its samples aren't finite) is named, and the
+    others are evaluated and reported.
 
     Args:
       workdirs: workdirs of runs on the same data.
-      output: folder to write to; results.jsonl gets a line as a run is measured.
+      output: folder to write to; results.jsonl gets a line after each run.
       seed: seed of the sampling noise.
       batch: number of samples drawn at once, over all devices.
       png: whether to write every sample as output/samples/<run>/<index>.png too.
-      **options: of `measures.build_meter`.
+      **options: see `measures.build_meter`.
 
     Returns:
-      A row per run.
+      One row per run.
 
     Raises:
-      ConfigError: a workdir holds no run, the runs are of different data, or the options can't
-        work, before anything is measured; or, when all else is written, a run wasn't measured.
+      ConfigError: before anything is measured, if a workdir holds no run, the runs have different
+        data, or the options can't work; after everything is written, if a run wasn't measured.
     """
     check_batch(batch)
     check_seed(seed)
@@ -101,7 +101,7 @@ def evaluate_runs(
         else:
             write_text(output / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     problems = "; ".join(f"{name}: {error}" for name, error in failed.items())
-    problem = f"{len(failed)} of {len(folders)} runs are not measured: {problems}" if failed else ""
+    problem = f"{len(failed)} of {len(folders)} runs weren't measured: {problems}" if failed else ""
     if rows:
         write_report(output, rows, runs=folders[0].parent, note=problem)
         _print_table(rows)
@@ -113,7 +113,7 @@ def evaluate_runs(
 
 
 def _read_configs(workdirs: Sequence[pathlib.Path]) -> list[ConfigDict]:
-    """Return the configs of runs; raise ConfigError if two have one name or one has no weights."""
+    """Return the configs of runs; raise ConfigError if names coincide or a run has no weights."""
     names = [workdir.name for workdir in workdirs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -1,4 +1,4 @@
-"""What a run cost: counted from its masks and its schedule, and read from its metrics."""
+"""The costs of a run: counted from its masks and schedule, and read from its metrics."""
 
 import statistics
 from collections.abc import Sequence
@@ -33,12 +33,12 @@ def run_costs(
       plan: its Plan.
       params: parameters.
       masks: their masks.
-      steps: number of steps taken so far (default: all of the config).
-      lines: metrics lines of the run. Where the method changes density, they say what a step cost
-        before each topology update.
+      steps: number of steps taken so far (default: `config.steps`).
+      lines: metrics lines of the run; needed if the method changes density, for the FLOPs of the
+        steps before each topology update.
 
     Returns:
-      Numbers by name. FLOPs of training are of all these steps, at the run's batch size;
+      Numbers by name. Training FLOPs are those of all these steps, at the run's batch size;
       parameters, density and FLOPs of a forward pass are those of `masks`.
 
     Raises:
@@ -77,7 +77,7 @@ def run_costs(
 def _periods(
     plan: Plan, steps: int, flops_now: float, lines: Sequence[Line]
 ) -> list[tuple[int, float, int]]:
-    """Split a run into periods of one density: (steps, FLOPs of a forward pass, updates)."""
+    """Split a run into periods of constant density: (steps, FLOPs of a forward pass, updates)."""
     schedule = plan.updates
     if not plan.method.changes_density:
         return [(steps, flops_now, schedule.count_due(steps))]
@@ -87,8 +87,8 @@ def _periods(
     missing = [step for step in due if step not in made]
     if missing:
         raise ConfigError(
-            f"metrics.jsonl doesn't hold the topology update of step {missing[0]}, so what method "
-            f"{plan.method.name!r} cost can't be counted"
+            f"metrics.jsonl doesn't hold the topology update of step {missing[0]}, so the cost of "
+            f"method {plan.method.name!r} can't be counted"
         )
     ends = zip([0, *due], due, strict=False)
     periods = [(end - begin, made[end], 1) for begin, end in ends]
@@ -96,19 +96,19 @@ def _periods(
 
 
 def measured(lines: Sequence[Line]) -> dict[str, float | None]:
-    """Return what a run's metrics lines say about its loss, time and memory.
+    """Return the loss, times and memory that a run's metrics lines record.
 
     Args:
-      lines: as `training.metrics_log.read_metrics` returns them.
+      lines: from `training.metrics_log.read_metrics`.
 
     Returns:
       The training `loss` of the last logged steps; `step_seconds`, the median over logged
-      intervals, without compilation and pictures; `training_seconds`, with both, without startup;
-      `peak_memory_bytes` of the process or device that trained. None where the lines don't say.
+      intervals, without compilation and pictures; `training_seconds`, with both but without
+      startup; `peak_memory_bytes` of the process or device that trained. None if not recorded.
     """
     logged = [line for line in lines if "loss" in line]
     timed = [line for line in logged if line.get("steps_per_second")]
-    # In the first interval everything is cold, and in old runs it compiles.
+    # The first interval is a cold start, and in old runs it includes compilation.
     speeds = [line["steps_per_second"] for line in timed[1:] or timed]
     intervals = zip([0, *(line["step"] for line in logged)], logged, strict=False)
     memory = [line["peak_memory_bytes"] for line in logged if "peak_memory_bytes" in line]
@@ -121,8 +121,8 @@ def measured(lines: Sequence[Line]) -> dict[str, float | None]:
 
 
 def _seconds(before: int, line: Line) -> float:
-    """Return the seconds of a logged interval that began after step `before`."""
+    """Return the seconds of a logged interval that started after step `before`."""
     if "interval_seconds" in line:
         return line["interval_seconds"]
-    speed = line.get("steps_per_second")  # of a run older than interval_seconds
+    speed = line.get("steps_per_second")  # runs from before interval_seconds existed
     return (line["step"] - before) / speed if speed else 0.0

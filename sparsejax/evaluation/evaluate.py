@@ -1,4 +1,4 @@
-"""Evaluate one run: draw samples, measure them, count what the run cost."""
+"""Evaluate one run: draw samples, measure them, count the run's costs."""
 
 import logging
 import pathlib
@@ -36,13 +36,13 @@ _SHOWN = 36
 def meter_of(
     config: ConfigDict, model: Model | None = None, data: Data | None = None, **options: Value
 ) -> Meter:
-    """Return the Meter for the runs of a config.
+    """Return the Meter for runs of a config.
 
     Args:
       config: resolved ConfigDict.
-      model: the config's Model (default: it is built).
-      data: the config's Data (default: it is built).
-      **options: of `measures.build_meter`.
+      model: the config's Model (default: built from it).
+      data: the config's Data (default: built from it).
+      **options: see `measures.build_meter`.
 
     Raises:
       ConfigError: the options can't work.
@@ -67,17 +67,17 @@ def evaluate_run(
 ) -> Row:
     """Draw and measure the samples of one run (EMA weights), and count its costs.
 
-    Writes samples.png, real.png and masks.npz (bits) to workdir/evaluation.
+    Writes samples.png, real.png and masks.npz (mask bits) to workdir/evaluation.
 
     Args:
       workdir: workdir of a finished run.
       meter: Meter.
-      seed: seed of the sampling noise, the same for all runs.
+      seed: seed of the sampling noise, shared by all runs.
       batch: number of samples drawn at once, over all devices.
-      png: folder to write every sample to as <index>.png (default: none is written).
+      png: folder to write every sample to as <index>.png (default: none).
 
     Returns:
-      A row: JSON-able, one line of results.jsonl.
+      A row: JSON-serializable, one line of results.jsonl.
 
     Raises:
       ConfigError: the workdir holds no run or no whole checkpoint, or a sample isn't finite.
@@ -138,7 +138,7 @@ def check_batch(batch: int) -> None:
 
 
 def _check_finite(workdir: pathlib.Path, samples: Samples, start: int) -> None:
-    """Raise ConfigError for samples that aren't finite: a measure of the others would hide them."""
+    """Raise ConfigError if samples aren't finite: a measure of the others would hide them."""
     bad = start + np.flatnonzero(~are_finite(samples))
     if len(bad):
         raise ConfigError(

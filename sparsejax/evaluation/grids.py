@@ -22,8 +22,8 @@ class Run(NamedTuple):
     Attributes:
       name: name of its workdir; runs that differ have different names.
       method: a method, or one of `BASELINES`.
-      level: sparsity; of a baseline, that of the sparse model it is as small as; 0 if dense.
-      config: config to train it by.
+      level: sparsity; for a baseline, that of the sparse model whose size it has; 0 if dense.
+      config: config to train it with.
     """
 
     name: str
@@ -42,13 +42,13 @@ def grid(
     update_intervals: Sequence[int] = (),
     seeds: Sequence[int] = (0,),
 ) -> list[Run]:
-    """List the runs of a grid, each once, however many values an axis has that its method ignores.
+    """List the runs of a grid, each once, even if its method ignores some of the axes.
 
-    Dense models have no structure, and a baseline is as small as the sparse model of single
+    Dense models have no structure, and a baseline has the size of the sparse model with single
     weights.
 
     Args:
-      config: ConfigDict that all runs have in common.
+      config: ConfigDict that all runs share.
       methods: names of methods and of `BASELINES`.
       levels: sparsities.
       structures: some of `configuration.STRUCTURES` (default: the config's). Blocks are of the
@@ -58,7 +58,7 @@ def grid(
       seeds: Python ints.
 
     Returns:
-      The runs, those of the first seed first.
+      The runs, ordered by seed.
 
     Raises:
       ConfigError: a value is unknown or out of range, or a run of the grid can't work.
@@ -98,7 +98,7 @@ def grid(
         name = "-".join([*parts, str(seed)])
         if name in runs:
             continue
-        resolve(ours)  # refuses what can't work before the first run begins
+        resolve(ours)  # raises for what can't work before the first run starts
         runs[name] = Run(name, method, level, ours)
     return list(runs.values())
 

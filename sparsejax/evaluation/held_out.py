@@ -1,4 +1,4 @@
-"""The held-out loss: on examples kept from training, with noise that is the same for every run."""
+"""The held-out loss: on examples kept out of training, with the same noise for every run."""
 
 import functools
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ def held_out_loss(
 ) -> float:
     """Return the mean loss over the held-out examples.
 
-    Every run gets the same diffusion times and the same noise for an example, so the difference
-    of two runs has no noise of its own.
+    Every run gets the same diffusion times and the same noise for an example, so the noise adds
+    nothing to the difference between two runs.
 
     Args:
       model: Model.
-      batches: the held-out examples, as `Data.held_out` gives them.
+      batches: the held-out examples, from `Data.held_out`.
       params: EMA weights.
       seed: seed of the noise.
       draws: number of times and noises drawn per example.

@@ -14,7 +14,7 @@ _PACKAGES = ("jax", "flax", "optax", "numpy")
 
 
 def provenance() -> dict[str, Value]:
-    """Return where a result comes from, JSON-able.
+    """Return where a result comes from, JSON-serializable.
 
     Returns:
       `commit` (with `-dirty` if tracked files were changed; None outside a git checkout),

@@ -1,7 +1,7 @@
-"""Run the runs of a grid that have no result yet: train, sample, measure, one after another.
+"""Train and evaluate the runs of a grid that have no result yet, one after another.
 
-Every run has a process of its own: where one fails, the others go on, and the next call tries it
-again. `python -m sparsejax sweep` is the command.
+Every run has its own process: if one fails, the others continue, and the next call tries it again.
+`python -m sparsejax sweep` is the command.
 """
 
 import contextlib
@@ -58,15 +58,15 @@ def sweep(
         finished.
       seed: seed of the sampling noise.
       batch: number of samples drawn at once.
-      **options: of `measures.build_meter`, JSON-able.
+      **options: see `measures.build_meter`; JSON-serializable.
 
     Returns:
-      `{name: error in a line}` of the runs that failed. A signal ends the sweep early
+      `{name: error in one line}` of the runs that failed. A signal ends the sweep early
       (`signals.received`).
 
     Raises:
-      ConfigError: another sweep is at work in `output`, or its results are of other configs or
-        measured otherwise.
+      ConfigError: another sweep is running in `output`, or its results are of other configs or
+        measured differently.
     """
     check_batch(batch)
     check_seed(seed)
@@ -79,7 +79,7 @@ def sweep(
     with _only_one(output):
         results = output / "results.jsonl"
         missing = _missing(runs, _read(results), how)
-        if missing:  # refuses what can't be measured before anything is trained
+        if missing:  # raises before anything is trained if it can't be measured
             meter_of(resolve(missing[0].config), **options)
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {results}", flush=True)
         for index, run in enumerate(missing, 1):
@@ -101,12 +101,12 @@ def sweep(
 
 @contextlib.contextmanager
 def _only_one(folder: pathlib.Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, whatever ends it."""
+    """Hold a lock that is released when the process ends, for whatever reason."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"another sweep is at work in {folder}") from error
+            raise ConfigError(f"another sweep is running in {folder}") from error
         yield
 
 
@@ -128,14 +128,14 @@ def _missing(runs: Sequence[Run], rows: list[Row], how: Row) -> list[Run]:
 
 
 def _check_measured(row: Row, how: Row) -> None:
-    """Raise ConfigError if a row was measured otherwise than `how`."""
+    """Raise ConfigError if a row was measured differently than `how`."""
     if row.get("pictures") != PICTURES:
         raise ConfigError(
             f"the results hold {row['run']}, whose samples were measured as unrounded floats; "
             f"accepted: results of {PICTURES} pictures, in another output"
         )
     if row.get("evaluation") != how:
-        by = row.get("evaluation", "another command, which doesn't say how")
+        by = row.get("evaluation", "another command, which didn't record its options")
         raise ConfigError(
             f"{row['run']} was evaluated by {by}; accepted: the same, or another output than with "
             f"{how}"
@@ -143,21 +143,21 @@ def _check_measured(row: Row, how: Row) -> None:
 
 
 def _check_config(run: Run, row: Row) -> None:
-    """Raise ConfigError if a run's row is of another config."""
+    """Raise ConfigError if a run's row has another config."""
     saved = with_defaults(row["config"], run.name)
-    kept = resolve(run.config, saved).diffusion  # default betas are those that the run had
+    kept = resolve(run.config, saved).diffusion  # default betas are those of the saved run
     ours = ml_collections.ConfigDict(resolve(run.config).to_dict())
     ours.diffusion = ml_collections.ConfigDict(kept.to_dict())
-    # What a figure was measured on is part of it.
+    # A number depends on the data that it was measured on.
     free = [key for key in FREE_ON_RESUME if not key.startswith("task.")]
-    free.append("sparsity.includes_end")  # an older run keeps its update there
+    free.append("sparsity.includes_end")  # an older run also updates at `end`
     differing = differing_keys(ours, saved, free)
     if differing:
         raise ConfigError(f"the results hold {run.name} of another config: {'; '.join(differing)}")
 
 
 def _check_data(run: Run, row: Row) -> None:
-    """Raise ConfigError if a run has other data or another diffusion than a row's."""
+    """Raise ConfigError if a run's data or diffusion differ from a row's."""
     first = with_defaults(row["config"], row["run"])
     ours = with_defaults(resolve(run.config).to_dict())
     for key in ("task", "diffusion"):
@@ -169,12 +169,12 @@ def _check_data(run: Run, row: Row) -> None:
 
 
 def _recorded(how: Row) -> Row:
-    """Leave out the path of Inception's weights, which are the same everywhere."""
+    """Return the options without the path of Inception's weights, which are always the same."""
     return {key: value for key, value in how.items() if key != "weights"}
 
 
 def _in_own_process(run: Run, workdir: pathlib.Path, how: Row) -> str | None:
-    """Train and evaluate; return None, or the error in a line."""
+    """Train and evaluate a run; return None, or the error in one line."""
     process = multiprocessing.get_context("spawn").Process(
         target=_train_and_evaluate, args=(run, workdir, how)
     )
@@ -185,7 +185,7 @@ def _in_own_process(run: Run, workdir: pathlib.Path, how: Row) -> str | None:
 
     with signals.saving(stop) as request:
         request.after = "a checkpoint of this run"
-        # A terminal's Ctrl-C would reach it too; it is told to stop by SIGTERM.
+        # A terminal's Ctrl-C would reach the process too; it is stopped by SIGTERM instead.
         with signals.ignored(signal.SIGINT):
             process.start()
         if request.signum:
@@ -202,12 +202,12 @@ def _in_own_process(run: Run, workdir: pathlib.Path, how: Row) -> str | None:
         return f"stopped by {_STOPPED[process.exitcode]}"
     path = workdir / "error.txt"
     if process.exitcode == 1 and path.exists():
-        return f"{path.read_text().splitlines()[0]}; all of it in {path}"
+        return f"{path.read_text().splitlines()[0]}; details in {path}"
     return f"exit code {process.exitcode}"
 
 
 def _train_and_evaluate(run: Run, workdir: pathlib.Path, how: Row) -> None:
-    """Leave result.json, or error.txt, in the workdir."""
+    """Write result.json, or error.txt, to the workdir."""
     signals.watch(quiet=True)
     _end_with_parent()
     command_line.show_messages()
@@ -227,7 +227,7 @@ def _train_and_evaluate(run: Run, workdir: pathlib.Path, how: Row) -> None:
         text = f"{type(error).__name__}: {first}\n\n{traceback.format_exc()}"
         try:
             write_text(workdir / "error.txt", text)
-        except OSError:  # a full disk, say
+        except OSError:  # such as a full disk
             sys.exit(f"error: {first}")
         sys.exit(1)
     row |= {"method": run.method, "sparsity": run.level, "evaluation": _recorded(how)}
@@ -236,7 +236,7 @@ def _train_and_evaluate(run: Run, workdir: pathlib.Path, how: Row) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the sweep is killed, so that no two ever train in one workdir."""
+    """End this process if the sweep is killed, so that no two ever train in one workdir."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "a run of a sweep is a process of its own"
 

@@ -1,4 +1,4 @@
-"""The folder that keeps what evaluation computes once: classifiers, features of reference sets."""
+"""The cache folder of evaluation: classifiers, features of reference sets."""
 
 import logging
 import os
@@ -23,14 +23,14 @@ def load_or_compute(
 ) -> dict[str, NumpyArray]:
     """Return the arrays of a file in the cache folder, computing them the first time.
 
-    The arrays of a damaged file are computed again, with a warning.
+    If the file is damaged, the arrays are computed again, with a warning.
 
     Args:
-      name: of the file, without `.npz`; it tells everything that the arrays depend on.
+      name: name of the file, without `.npz`; it identifies everything that the arrays depend on.
       compute: `compute() -> {name: array}`.
 
     Raises:
-      ConfigError: the arrays must be computed, and nothing can be written to the folder.
+      ConfigError: the arrays must be computed, but the folder can't be written to.
     """
     path = cache_folder() / f"{name}.npz"
     if path.exists():
@@ -38,7 +38,7 @@ def load_or_compute(
             with np.load(path, allow_pickle=False) as arrays:
                 return dict(arrays)
         except (*DAMAGED, OSError) as error:
-            logger.warning("%s is damaged and computed anew: %s", path, error)
+            logger.warning("%s is damaged and computed again: %s", path, error)
     require_writable(cache_folder(), "SPARSEJAX_CACHE")
     arrays = compute()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Features from a small classifier that a fixed recipe trains on a dataset's own labels.
 
-For data where Inception features mean little. The distance made from them is named after
-them, `FD[classifier:digits]`: it compares with itself alone, never with an FID.
+For data on which Inception features mean little. The name of the distance contains theirs,
+`FD[classifier:digits]`: it is comparable only with itself, never with an FID.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.seeds import check_seed
 from sparsejax.types import Array, NumpyArray, Params
 
-# Part of the name of every classifier in the cache. Whatever changes the trained weights (network,
-# optimizer, steps, batches) takes a new version, so that no numbers of two recipes are compared.
+# Part of the name of every classifier in the cache. A change to the trained weights (network,
+# optimizer, steps, batches) needs a new version, so that numbers of two recipes are never compared.
 RECIPE = "recipe-1"
 FEATURES, STEPS, BATCH = 64, 600, 128
 
@@ -38,13 +38,12 @@ class Classifier(nn.Module):
 
 
 def load_classifier(name: str, images: NumpyArray, labels: NumpyArray) -> tuple[Classifier, Params]:
-    """Return a classifier of labelled images, trained the first time.
+    """Return a classifier of labelled images, training it the first time.
 
-    The trained weights are kept in the cache folder, under the version of the recipe and a hash of
-    the data.
+    The trained weights are cached under the version of the recipe and a hash of the data.
 
     Args:
-      name: of the data, for the file that is kept.
+      name: name of the data, for the cached file.
       images: [count, height, width, channels] uint8.
       labels: [count] int.
 
@@ -66,7 +65,7 @@ def load_classifier(name: str, images: NumpyArray, labels: NumpyArray) -> tuple[
 def train_classifier(
     model: Classifier, images: NumpyArray, labels: NumpyArray, *, steps: int = STEPS, seed: int = 0
 ) -> Params:
-    """Train by the fixed recipe: 600 steps of Adam at 1e-3, batches of 128.
+    """Train with the fixed recipe: 600 steps of Adam at 1e-3, batches of 128.
 
     Args:
       model: Classifier.

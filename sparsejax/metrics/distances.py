@@ -1,8 +1,8 @@
 """Distances between sets of features: Frechet, kernel, precision and recall, Inception Score.
 
-The definitions are torch-fidelity's, so that numbers compare with published ones. Everything is
-summed in float64, in blocks of rows: beside the features as they came, memory holds a few blocks,
-a few [dim, dim] matrices and a few numbers per row.
+The definitions are those of torch-fidelity, so that numbers are comparable with published ones.
+Sums are in float64, over blocks of rows: besides the features in their own dtype, memory holds a
+few blocks, a few [dim, dim] matrices and a few numbers per row.
 """
 
 import functools
@@ -22,14 +22,14 @@ def frechet_distance(features: NumpyArray, reference: NumpyArray) -> float:
     """Return the Frechet distance between Gaussians fitted to two sets of features.
 
     Args:
-      features: [count, dim] numbers, two rows or more.
-      reference: [other count, dim] numbers, two rows or more.
+      features: [count, dim] numbers, at least two rows.
+      reference: [other count, dim] numbers, at least two rows.
 
     Returns:
       float, 0 for equal sets.
 
     Raises:
-      ValueError: fewer than two rows, dims that differ, or numbers that aren't finite.
+      ValueError: fewer than two rows, different dims, or numbers that aren't finite.
 
     Example:
       >>> x = np.random.default_rng(0).normal(size=(100, 3))
@@ -45,11 +45,11 @@ def frechet_distance_of(stats: Statistics, reference: Statistics) -> float:
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Heusel et al. 2017). With C = R R^T, the trace of
     the root is the sum of the singular values of R1^T R2. Unlike the eigenvalues of C1 C2, these
-    stay exact where there are fewer rows than dims and the covariances are singular.
+    stay exact if there are fewer rows than dims and the covariances are singular.
 
     Args:
-      stats: Statistics of two rows or more.
-      reference: Statistics of the same dim, two rows or more.
+      stats: Statistics of at least two rows.
+      reference: Statistics of the same dim, at least two rows.
 
     Returns:
       float, 0 for equal Statistics.
@@ -61,7 +61,7 @@ def frechet_distance_of(stats: Statistics, reference: Statistics) -> float:
     check_statistics(reference, "reference")
     if len(stats.mean) != len(reference.mean):
         dims = f"dims {len(stats.mean)} and {len(reference.mean)}"
-        raise ValueError(f"statistics and reference have {dims}; accepted: two equal ones")
+        raise ValueError(f"statistics and reference have {dims}; accepted: equal dims")
     product = _root(stats).T @ _root(reference)
     trace = scipy.linalg.svdvals(product).sum() if product.size else 0.0
     shift = stats.mean - reference.mean
@@ -85,7 +85,7 @@ def kernel_distance(
     """Return mean and standard deviation of the squared MMD between random subsets of two sets.
 
     The estimate is unbiased and can be below 0. With the polynomial kernel of Inception features
-    it is KID (Binkowski et al. 2018). A seed draws the subsets that torch-fidelity draws with it.
+    is KID (Binkowski et al. 2018). With the same seed, it draws the subsets of torch-fidelity.
 
     Args:
       features: [count, dim] numbers.
@@ -100,7 +100,7 @@ def kernel_distance(
       seed: seed of the draws.
 
     Raises:
-      ValueError: a set has fewer rows than a subset or rows that aren't finite, dims differ, or
+      ValueError: a set has fewer rows than a subset or rows that aren't finite, the dims differ, or
         an argument is out of range.
     """
     _check_kernel(kernel, degree, sigma)
@@ -133,8 +133,8 @@ def inception_score(
 
     Args:
       logits: [count, classes] numbers, before the softmax.
-      splits: number of parts that the rows are cut into, each with a score of its own.
-      shuffle: whether to shuffle the rows before, as torch-fidelity does.
+      splits: number of parts that the rows are cut into, each with its own score.
+      shuffle: whether to shuffle the rows first, as torch-fidelity does.
       seed: seed of the shuffling.
 
     Returns:
@@ -171,20 +171,19 @@ def precision_recall(
     neighbour in the set. Precision is the share of features that the reference covers, recall the
     share of the reference that the features cover.
 
-    The numbers depend on the network whose features these are: evaluation takes its extractor's,
-    such as Inception's 2,048; the paper, and torch-fidelity by default, take VGG16's.
+    The numbers depend on the network that computes the features: evaluation uses its extractor,
+    such as Inception's 2,048; the paper, and torch-fidelity by default, use VGG16's.
 
     Args:
-      features: [count, dim] numbers, of what was generated.
-      reference: [other count, dim] numbers, of what is real.
+      features: [count, dim] numbers, of generated examples.
+      reference: [other count, dim] numbers, of real examples.
       neighbours: k.
 
     Returns:
       Two floats from 0 to 1.
 
     Raises:
-      ValueError: a set of `neighbours` rows or fewer, dims that differ, or numbers that aren't
-        finite.
+      ValueError: a set has `neighbours` rows or fewer, the dims differ, or numbers aren't finite.
     """
     _check_whole("neighbours", neighbours, 1)
     sets = {"features": features, "reference": reference}
@@ -202,7 +201,7 @@ def precision_recall(
 
 
 def _root(stats: Statistics) -> NumpyArray:
-    """Return R [dim, rank] with R R^T the covariance, by a Cholesky decomposition with pivots."""
+    """Return R [dim, rank] with R R^T the covariance, by a pivoted Cholesky decomposition."""
     factor, pivots, rank, _ = scipy.linalg.lapack.dpstrf(stats.covariance, lower=1)
     root = np.empty((len(factor), rank))
     root[pivots - 1] = np.tril(factor[:, :rank])
@@ -226,7 +225,7 @@ def _squared_radii(features: NumpyArray, neighbours: int) -> NumpyArray:
 
 
 def _squared_distances(x: NumpyArray, y: NumpyArray) -> NumpyArray:
-    """Return [rows of x, rows of y]; what rounding leaves between equal rows becomes 0."""
+    """Return [rows of x, rows of y]; rounding errors between equal rows become 0."""
     norms = np.einsum("id,id->i", x, x)[:, None] + np.einsum("id,id->i", y, y)
     squared = x @ y.T
     squared *= -2

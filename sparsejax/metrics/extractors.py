@@ -1,4 +1,4 @@
-"""Feature extractors by name: what turns images into the numbers that metrics compare."""
+"""Feature extractors by name: from images to the numbers that metrics compare."""
 
 import functools
 import hashlib
@@ -23,21 +23,21 @@ Extract: TypeAlias = Callable[[NumpyArray], tuple[NumpyArray, NumpyArray | None]
 Labelled: TypeAlias = Callable[[], tuple[NumpyArray, NumpyArray]]
 
 EXTRACTORS = ("classifier", "pixels", "inception")
-_SIDE = 16  # of the images whose pixels are compared
+_SIDE = 16  # side of the images whose pixels are compared
 _AT_ONCE = 250
 
 logger = logging.getLogger(__name__)
 
 
 class Extractor(NamedTuple):
-    """A function from pictures to features, with the name that stands beside every number.
+    """A function from pictures to features, and the name that accompanies every number.
 
     Attributes:
-      name: such as `classifier:digits`, `pixels:8x8`, `inception:2048`.
-      dim: of the features.
+      name: name such as `classifier:digits`, `pixels:8x8`, `inception:2048`.
+      dim: dimension of the features.
       extract: `extract(pictures [count, height, width, channels] uint8) -> (features [count, dim]
-        float32, logits [count, classes] float32 or None)`; raises ValueError for floats, of
-        which only `rendering.pixels.to_pixels` makes pictures.
+        float32, logits [count, classes] float32 or None)`; raises ValueError for floats, which
+        `rendering.pixels.to_pixels` converts to pictures.
     """
 
     name: str
@@ -59,7 +59,7 @@ def build_extractor(
         pixels).
       label: short name of the data.
       labelled: `labelled() -> (images [count, height, width, channels] uint8, labels [count]
-        int)`, what the classifier is trained on; None without labels.
+        int)`, to train the classifier on; None without labels.
       shape: (height, width, channels) of the images.
       weights: path of Inception's weight file; see `inception_weights`.
 
@@ -86,7 +86,7 @@ def build_extractor(
 
 
 def reference_features(extractor: Extractor, images: NumpyArray) -> NumpyArray:
-    """Return the features of reference images, computed once and kept in the cache folder.
+    """Return the features of reference images, computed once and cached.
 
     Args:
       extractor: Extractor.
@@ -95,7 +95,7 @@ def reference_features(extractor: Extractor, images: NumpyArray) -> NumpyArray:
     Returns:
       [count, dim] float32.
     """
-    # The features of one image tell one set of weights from another.
+    # The features of one image identify the weights.
     digest = hashlib.sha256(extractor.extract(images[:1])[0].tobytes())
     digest.update(f"{PICTURES} {images.shape}".encode() + images.tobytes())
     name = f"reference-{extractor.name}-{digest.hexdigest()[:16]}".replace(":", "-")
@@ -108,7 +108,7 @@ def _in_batches(
     params: Params,
     prepare: Callable[[NumpyArray], NumpyArray] = lambda pictures: pictures,
 ) -> Extract:
-    """Compile an extractor and run it on batches of one size, the last one filled up."""
+    """Compile an extractor and run it on batches of one size, padding the last one."""
     extract, params = jax.jit(extract), jax.device_put(params)
 
     def in_batches(images: NumpyArray) -> tuple[NumpyArray, NumpyArray | None]:

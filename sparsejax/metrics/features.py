@@ -1,10 +1,10 @@
-"""Sets of features [count, dim]: checks, and reading them in blocks of rows."""
+"""Sets of features [count, dim]: checks, and iteration over blocks of rows."""
 
 import numpy as np
 
 from sparsejax.types import NumpyArray
 
-BLOCK = 2048  # rows: what is computed in float64 at once
+BLOCK = 2048  # number of rows that are converted to float64 at once
 
 
 def checked(
@@ -14,11 +14,11 @@ def checked(
 
     Args:
       sets: `{name: [count, dim] numbers}`; names are for messages.
-      minimum: the fewest rows that each needs.
-      reason: what it needs them for, for the message.
+      minimum: the smallest number of rows that each needs.
+      reason: what the rows are needed for, for the message.
 
     Raises:
-      ValueError: another shape, no real numbers, dims that differ, too few rows, or numbers that
+      ValueError: wrong shape, not real numbers, different dims, too few rows, or numbers that
         aren't finite.
     """
     arrays = {name: np.asarray(rows) for name, rows in sets.items()}
@@ -29,7 +29,7 @@ def checked(
             raise ValueError(f"{name} of dtype {rows.dtype}; accepted: real numbers")
     shapes = " and ".join(f"{name} {list(rows.shape)}" for name, rows in arrays.items())
     if len({rows.shape[1] for rows in arrays.values()}) > 1:
-        raise ValueError(f"{shapes} differ in dim; accepted: two of one dim")
+        raise ValueError(f"{shapes} differ in dim; accepted: equal dims")
     if min(map(len, arrays.values())) < minimum:
         least = f"{minimum} or more rows" + (" in each" if len(arrays) > 1 else "")
         raise ValueError(f"too few rows, {shapes}; accepted: {least}, {reason}")

@@ -1,7 +1,7 @@
 """The Inception network of 2015-12-05 (Szegedy et al. 2016) that FID is defined by.
 
-As torch-fidelity's `FeatureExtractorInceptionV3` has it: average pools leave out the padding,
-and the last block pools by maximum.
+As in torch-fidelity's `FeatureExtractorInceptionV3`: average pools exclude the padding, and the
+last block uses max pooling.
 """
 
 import functools
@@ -16,7 +16,7 @@ from sparsejax.types import Array, Params
 
 _Layer: TypeAlias = tuple[str, int, int | tuple[int, int]]  # name, features, kernel
 
-SIZE = 299  # pixels of a side
+SIZE = 299  # side of the input in pixels
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def parameter_shapes() -> Params:
 
 
 class InceptionV3(nn.Module):
-    """The network; modules have the names of the PyTorch ports.
+    """The network; its modules are named as in the PyTorch ports.
 
     Call: x [batch, 299, 299, 3] float32 in [-1, 1] -> dictionary of all features by name; see
     `metrics.inception_features`.
@@ -61,7 +61,7 @@ class InceptionV3(nn.Module):
 
 
 class _Conv(nn.Module):
-    """Convolution, BatchNorm by stored moments, ReLU."""
+    """Convolution, BatchNorm with stored moments, ReLU."""
 
     features: int
     kernel: int | tuple[int, int]

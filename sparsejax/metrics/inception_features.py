@@ -1,9 +1,9 @@
 """Features of the Inception network that FID, KID and Inception Score are defined by.
 
 TensorFlow's network of 2015-12-05 (Szegedy et al. 2016), as torch-fidelity's
-`FeatureExtractorInceptionV3` computes it: 23,850,960 parameters. Where it departs from later
-Inception networks, the published scores need it so: images are resized as in TensorFlow 1,
-average pools leave out the padding, and the last block pools by maximum.
+`FeatureExtractorInceptionV3` computes it: 23,850,960 parameters. It departs from later Inception
+networks where published scores require it: images are resized as in TensorFlow 1, average pools
+exclude the padding, and the last block uses max pooling.
 """
 
 import functools
@@ -40,7 +40,7 @@ def extract(
     """Return Inception features of images.
 
     The network is compiled once per batch size, whatever the size of the images, and only as far
-    as `features` need it. It computes in full float32 on every device.
+    as `features` requires. It computes in full float32 on every device.
 
     Args:
       params: from `metrics.inception_weights.load_inception`.

@@ -1,7 +1,7 @@
 """The published weights of FID's Inception: find or download, check the hash, convert.
 
 torch-fidelity and pytorch-fid publish the same file, byte for byte, under two names. Neither
-checks it; here nothing with another hash is read.
+checks it; here, no file with another hash is read.
 """
 
 import contextlib
@@ -44,19 +44,19 @@ def load_inception(path: PathLike | None = None) -> Params:
     """Return the published weights, downloading the file (96 MB) if it isn't found.
 
     Looks for it at `path`, else at the path in the environment variable `SPARSEJAX_INCEPTION`,
-    else in the folder `SPARSEJAX_CACHE` (default: ~/.cache/sparsejax). The first time, reading it
-    takes PyTorch; a copy that needs none is kept in that folder.
+    else in the folder `SPARSEJAX_CACHE` (default: ~/.cache/sparsejax). Reading it the first time
+    requires PyTorch; a copy that doesn't is kept in that folder.
 
     Args:
       path: path of the `.pth` file, or None.
 
     Returns:
-      `params` for `inception_features.extract`, numpy arrays. Put them on the device once, by
-      `jax.device_put`, where they are used several times.
+      `params` for `inception_features.extract`, numpy arrays. Put them on the device once with
+      `jax.device_put` if they are used several times.
 
     Raises:
       ConfigError: there is no file and none could be downloaded, its hash differs, or PyTorch is
-        needed and not installed. The message says what to do.
+        needed but not installed. The message says what to do.
     """
     state_dict = read_weights(find_weights(path), SHA256)
     try:
@@ -73,7 +73,7 @@ def find_weights(
     Args:
       path: path of the file, or None.
       sha256: hash that the file must have, hexadecimal.
-      urls: where to download it, tried in turn; their last parts are its names in the cache.
+      urls: where to download it, tried in order; their last parts are its names in the cache.
 
     Raises:
       ConfigError: see `load_inception`.
@@ -103,13 +103,13 @@ def read_weights(path: PathLike, sha256: str) -> dict[str, NumpyArray]:
       `{name: array}`.
 
     Raises:
-      ConfigError: the file or the copy can't be read, or PyTorch is needed and not installed.
+      ConfigError: the file or the copy can't be read, or PyTorch is needed but not installed.
     """
     copy = cache_folder() / f"inception-{sha256[:16]}.safetensors"
     if not copy.is_file() and importlib.util.find_spec("torch") is None:
         raise ConfigError(
-            f"reading {path} needs PyTorch, the first time: pip install 'sparsejax[torch]'. "
-            f"Later {copy} is read instead"
+            f"reading {path} the first time needs PyTorch: pip install 'sparsejax[torch]'. "
+            f"After that, {copy} is read instead"
         )
     try:
         if copy.is_file():
@@ -123,11 +123,11 @@ def read_weights(path: PathLike, sha256: str) -> dict[str, NumpyArray]:
 
 
 def inception_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
-    """Convert the state dict of the Inception network that FID is computed with.
+    """Convert the state dict of the FID Inception network.
 
     Args:
       state_dict: `{name: array}` in PyTorch's layout, with the names that torch-fidelity and
-        pytorch-fid share. Entries `num_batches_tracked`, which only training needs, are ignored.
+        pytorch-fid share. Entries `num_batches_tracked`, used only in training, are ignored.
 
     Returns:
       `params` for `metrics.inception_features.extract`: convolutions HWIO, dense [in, out].
@@ -167,7 +167,7 @@ def _checked(path: pathlib.Path, sha256: str) -> pathlib.Path:
     if found != sha256:
         raise ConfigError(
             f"{path} is not the published Inception: its sha256 is {found}, not {sha256}. It is "
-            "damaged or another network, whose distances would be no FID; delete it or name another"
+            "damaged or another network, whose distances aren't FIDs; delete it or name another"
         )
     return path
 
@@ -187,7 +187,7 @@ def _download(sha256: str, urls: Sequence[str]) -> pathlib.Path:
                 _fetch(url, partial)
                 found = _digest(partial)
                 if found != sha256:
-                    raise OSError(f"what came has the sha256 {found}, not {sha256}")
+                    raise OSError(f"the downloaded file has the sha256 {found}, not {sha256}")
         except (OSError, http.client.HTTPException) as error:
             failures.append(f"{url}: {error}")
         else:
@@ -217,7 +217,7 @@ def _name(url: str) -> str:
 
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Like `atomic.replacing`, where other processes may be writing the same file."""
+    """Like `atomic.replacing`, for a file that other processes may be writing, too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="partial-") as folder:
         partial = pathlib.Path(folder) / path.name
@@ -226,9 +226,9 @@ def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _inception_entry(path: KeyPath, shape: Shape) -> tuple[str, Shape]:
-    """Return PyTorch's name and shape of the parameter of the tree at `path`."""
+    """Return PyTorch's name and shape of the parameter at `path` in the tree."""
     *modules, leaf = (entry.key for entry in path)
     kinds = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-    # Broadcast zeros have the shape and take no memory.
+    # Broadcast zeros have the shape but take no memory.
     restored = leaf_to_torch("", leaf, np.broadcast_to(np.float32(0), shape))
     return ".".join([*modules, kinds.get(leaf, leaf)]), restored.shape

@@ -1,4 +1,4 @@
-"""What is measured of samples: distances to a reference set, in the features of an extractor."""
+"""Measures of samples: distances to a reference set in the features of an extractor."""
 
 import logging
 import os
@@ -30,12 +30,12 @@ class Meter(NamedTuple):
     """Measures samples against one reference set.
 
     Attributes:
-      count: number of samples it measures.
-      reference: what they are compared with, in words.
-      measure: `measure(batches) -> {name: value}` of batches of pictures [n, height, width,
-        channels] uint8, `count` in all. Names say metric, extractor and sample count:
-        `FD[classifier:digits]@1797`. Pictures are dropped batch by batch; features are kept only
-        where a metric needs them, so the Frechet distance alone takes no more memory than a
+      count: number of samples that it measures.
+      reference: description of what they are compared with.
+      measure: `measure(batches) -> {name: value}` for batches of pictures [n, height, width,
+        channels] uint8, `count` in all. Names contain metric, extractor and number of samples:
+        `FD[classifier:digits]@1797`. Pictures are dropped after each batch; features are kept only
+        if a metric needs them, so the Frechet distance alone takes no more memory than a
         covariance.
     """
 
@@ -45,7 +45,7 @@ class Meter(NamedTuple):
 
 
 class _Reference(NamedTuple):
-    """What samples are compared with: Statistics, features (no rows, of a file), words for it."""
+    """What samples are compared with: Statistics, features (None of a file), a description."""
 
     statistics: moments.Statistics
     features: NumpyArray
@@ -71,16 +71,16 @@ def build_meter(
     Args:
       reference: `reference() -> pictures` [number, height, width, channels] uint8.
       label: short name of the data.
-      split: of the reference set, for its name.
-      labelled: see `build_extractor`; None where there are no labels.
-      count: number of samples (default: the number of pictures in the reference set).
-      metrics: some of `METRICS`; `is` (Inception Score) is left out where the extractor is no
+      split: split of the reference set, for its description.
+      labelled: see `build_extractor`; None without labels.
+      count: number of samples (default: size of the reference set).
+      metrics: some of `METRICS`; `is` (Inception Score) is skipped if the extractor is not a
         classifier.
       extractor: see `build_extractor`.
       weights: path of Inception's weight file.
       statistics: path of an npz with `mu` and `sigma` to compare with instead of the pictures;
-        for the metric `fd` alone.
-      save_statistics: path of an npz to write, to be read as `statistics` another time.
+        only for the metric `fd`.
+      save_statistics: path of an npz to write, to be passed as `statistics` later.
       subset_size: size of the subsets that `kid` draws.
 
     Raises:
@@ -105,7 +105,7 @@ def build_meter(
     if save_statistics:
         _save_statistics(save_statistics, chosen, real)
     if "fd" in metrics and count <= chosen.dim:
-        problem = "the Frechet distance of so few is biased upwards"
+        problem = "the Frechet distance of so few samples is biased upwards"
         logger.warning("%d samples for %d features: %s", count, chosen.dim, problem)
 
     def measure(batches: Iterable[NumpyArray]) -> dict[str, float]:
@@ -159,12 +159,12 @@ def _check_metrics(metrics: Sequence[str], statistics: PathLike | None) -> None:
     if statistics and tuple(metrics) != ("fd",):
         raise ConfigError(
             f"metrics {', '.join(metrics)!r} with statistics {str(statistics)!r}; accepted: fd, "
-            "since such a file holds a mean and a covariance only"
+            "since such a file holds only a mean and a covariance"
         )
 
 
 def _check_new_file(path: PathLike) -> None:
-    """Raise ConfigError where no file of statistics can be written."""
+    """Raise ConfigError if a file of statistics can't be written."""
     path = pathlib.Path(path)
     accepted = "accepted: a file in a folder that exists"
     if not os.path.isdir(path.parent):
@@ -195,12 +195,12 @@ def _read_reference(path: PathLike, extractor: Extractor) -> _Reference:
         raise ConfigError(
             f"statistics {str(path)!r} are of {made_by}; accepted: those of {extractor.name}"
         )
-    # Files that say their extractor are this project's. Inception has always seen 8 bits.
+    # Files that name their extractor are written by this project. Inception has always had 8 bits.
     seen = about.get("pictures", PICTURES if extractor.name.startswith("inception") else None)
     if "extractor" in about and seen != PICTURES:
         raise ConfigError(
             f"statistics {str(path)!r} were made by a version that measured unrounded floats; "
-            f"accepted: those of {PICTURES} pictures, written anew by save_statistics"
+            f"accepted: those of {PICTURES} pictures, written again with --save-statistics"
         )
     if len(statistics.mean) != extractor.dim:
         raise ConfigError(
@@ -212,7 +212,7 @@ def _read_reference(path: PathLike, extractor: Extractor) -> _Reference:
 
 
 def _check_counts(metrics: Sequence[str], count: int, real: int, subset_size: int) -> None:
-    """Raise ConfigError where there are too few samples, before any is drawn."""
+    """Raise ConfigError if there are too few samples, before any is drawn."""
     least = {"fd": 2, "kid": subset_size, "is": SPLITS, "precision_recall": NEIGHBOURS + 1}
     both = {"fd", "kid", "precision_recall"}
     if "kid" in metrics and subset_size < 2:

@@ -1,7 +1,7 @@
 """Mean and covariance of features: accumulate batch by batch, merge, save, load.
 
-Sums are float64. Beside the features as they came, memory holds a block of rows and a few
-[dim, dim] matrices.
+Sums are in float64. Besides the features in their own dtype, memory holds a block of rows and a
+few [dim, dim] matrices.
 """
 
 import functools
@@ -20,7 +20,7 @@ class Statistics(NamedTuple):
     """Mean and covariance of a set of features.
 
     Attributes:
-      count: number of rows seen, or None where a file doesn't say.
+      count: number of rows seen, or None if a file doesn't record it.
       mean: [dim] float64.
       covariance: [dim, dim] float64, the sum of squares over count - 1; 0 for a count of 1.
     """
@@ -34,10 +34,10 @@ def statistics(features: NumpyArray) -> Statistics:
     """Return Statistics of features.
 
     Args:
-      features: [count, dim] numbers, one row or more.
+      features: [count, dim] numbers, at least one row.
 
     Raises:
-      ValueError: another shape, no row, or numbers that aren't finite.
+      ValueError: wrong shape, no rows, or numbers that aren't finite.
     """
     (features,) = checked({"features": features}, 1)
     parts = (_block_statistics(features[rows].astype(np.float64)) for rows in blocks(features))
@@ -45,18 +45,18 @@ def statistics(features: NumpyArray) -> Statistics:
 
 
 def update(stats: Statistics | None, features: NumpyArray) -> Statistics:
-    """Return Statistics of a batch and of all that came before it.
+    """Return the Statistics of a batch and everything before it.
 
     Args:
-      stats: Statistics of what came before, or None.
-      features: [count, dim] numbers, one row or more.
+      stats: Statistics of everything before, or None.
+      features: [count, dim] numbers, at least one row.
     """
     latest = statistics(features)
     return latest if stats is None else merge(stats, latest)
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
-    """Return Statistics of two sets together, from the Statistics of each (Chan et al. 1979).
+    """Return the Statistics of the union of two sets, from those of each (Chan et al. 1979).
 
     Args:
       a: Statistics, with a count.
@@ -68,7 +68,7 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
     if a.count is None or b.count is None:
         raise ValueError("statistics without a count can't be merged; accepted: both with counts")
     if len(a.mean) != len(b.mean):
-        raise ValueError(f"dims {len(a.mean)} and {len(b.mean)}; accepted: two equal ones")
+        raise ValueError(f"dims {len(a.mean)} and {len(b.mean)}; accepted: equal dims")
     count = a.count + b.count
     shift = b.mean - a.mean
     scatter = np.outer(shift, shift)
@@ -80,17 +80,17 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 
 
 def save_statistics(path: PathLike, stats: Statistics, /, **about: Value) -> None:
-    """Write Statistics as an npz that pytorch-fid reads too.
+    """Write Statistics as an npz that pytorch-fid can read, too.
 
-    Keys: mu [dim], sigma [dim, dim], count (0 if unknown), about (a string of JSON).
+    Keys: mu [dim], sigma [dim, dim], count (0 if unknown), about (JSON text).
 
     Args:
       path: path of the file, in a folder that exists.
-      stats: Statistics of two rows or more.
-      **about: what the features are of and from, JSON-able.
+      stats: Statistics of at least two rows.
+      **about: what the features were computed from and with, JSON-serializable.
 
     Raises:
-      ValueError: the Statistics are of fewer than two rows, or no mean and covariance.
+      ValueError: the Statistics are of fewer than two rows, or not a mean and covariance.
     """
     check_statistics(stats, "the statistics to save")
     text, count = np.array(json.dumps(about)), stats.count or 0
@@ -99,16 +99,16 @@ def save_statistics(path: PathLike, stats: Statistics, /, **about: Value) -> Non
 
 
 def load_statistics(path: PathLike) -> tuple[Statistics, dict[str, Value]]:
-    """Read what `save_statistics` wrote, or any npz with keys mu and sigma; never unpickle.
+    """Read a file of `save_statistics`, or any npz with keys mu and sigma; never unpickle.
 
     Args:
       path: path of an npz.
 
     Returns:
-      Statistics, with count None where the file doesn't say, and the dictionary `about`.
+      Statistics, with count None if the file doesn't record it, and the dictionary `about`.
 
     Raises:
-      ValueError: the file is damaged or no npz, or its arrays are no mean and covariance.
+      ValueError: the file is damaged or not an npz, or its arrays aren't a mean and covariance.
     """
     accepted = "accepted: an npz with mu [dim] and sigma [dim, dim], as pytorch-fid writes"
     try:
@@ -135,7 +135,7 @@ def check_statistics(stats: Statistics, name: PathLike) -> None:
 
     Args:
       stats: Statistics.
-      name: what they are called in messages.
+      name: what to call them in messages.
 
     Raises:
       ValueError: fewer than two rows, shapes that don't fit, numbers that aren't finite, or a
@@ -174,7 +174,7 @@ def _as_float(array: NumpyArray, key: str) -> NumpyArray:
 
 def _as_count(array: NumpyArray) -> int | None:
     if array.shape or array.dtype.kind not in "iu" or array < 0:
-        raise ValueError(f"a count of {array}, which is no int from 0 on")
+        raise ValueError(f"a count of {array}, which is not an int of 0 or more")
     return int(array) or None
 
 
@@ -184,5 +184,5 @@ def _as_about(array: NumpyArray) -> dict[str, Value]:
     except json.JSONDecodeError:
         about = None
     if not isinstance(about, dict):
-        raise ValueError("its about is no JSON object")
+        raise ValueError("its about is not a JSON object")
     return about

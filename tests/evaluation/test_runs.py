@@ -179,13 +179,13 @@ def test_a_run_that_cannot_be_measured_costs_the_others_nothing(runs, tmp_path, 
     with pytest.raises(ConfigError) as told:
         evaluate_runs([workdir for workdir, _ in runs.values()], tmp_path, **OPTIONS)
     line = "1 of samples 0 to 5 hold values that aren't finite, the first is 5"
-    assert str(told.value).startswith(f"1 of 2 runs are not measured: rigl: {line}")
+    assert str(told.value).startswith(f"1 of 2 runs weren't measured: rigl: {line}")
     assert f"\nrigl failed: {line}" in "\n" + capsys.readouterr().out
     (row,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert row["run"] == "dense"
     assert row["measures"]["FD[pixels:8x8]@12"] > 0
     for report in ("report.md", "report.html"):
-        assert "1 of 2 runs are not measured: rigl" in (tmp_path / report).read_text()
+        assert "1 of 2 runs weren't measured: rigl" in (tmp_path / report).read_text()
 
 
 def test_rows_are_written_as_runs_are_measured(runs, tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(tmp_path)
 def test_two_sweeps_at_once_are_refused(tmp_path):
     with (
         sweeping._only_one(tmp_path),
-        pytest.raises(ConfigError, match="another sweep is at work"),
+        pytest.raises(ConfigError, match="another sweep is running"),
     ):
         sweeping.sweep([], tmp_path, tmp_path)
 

@@ -395,8 +395,8 @@ def test_files_of_others_hold_a_mean_and_a_covariance_only(tmp_path):
         ({"mu": np.zeros(2), "sigma": np.eye(2), "count": 1}, "too few rows, 1"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "count": 2.5}, "a count of 2.5"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "count": -3}, "a count of -3"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2), "about": "{"}, "its about is no JSON object"),
-        ({"mu": np.zeros(2), "sigma": np.eye(2), "about": "[]"}, "its about is no JSON object"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "about": "{"}, "its about is not a JSON object"),
+        ({"mu": np.zeros(2), "sigma": np.eye(2), "about": "[]"}, "its about is not a JSON object"),
     ],
 )
 def test_wrong_files_are_refused(tmp_path, arrays, problem):
@@ -450,7 +450,7 @@ def test_wrong_features_are_refused(distance):
         ((x[0], x), r"features of shape \(3,\); accepted: \[count, dim\]"),
         ((x, x[:, :, None]), r"reference of shape \(8, 3, 1\); accepted: \[count, dim\]"),
         ((x[:, :0], x), r"features of shape \(8, 0\)"),
-        ((x, x[:, :2]), r"\[8, 3\] and reference \[8, 2\] differ in dim; accepted: two of one dim"),
+        ((x, x[:, :2]), r"\[8, 3\] and reference \[8, 2\] differ in dim; accepted: equal dims"),
         ((x, wrong), "reference has 2 rows that aren't finite; accepted: finite numbers"),
         ((wrong, x), "features has 2 rows that aren't finite"),
         ((x * 1j, x), "features of dtype complex128; accepted: real numbers"),
@@ -485,10 +485,10 @@ def test_wrong_features_are_refused(distance):
         (lambda x: precision_recall(x, x[:3]), "4 or more rows in each, for 3 neighbours"),
         (lambda x: precision_recall(x[:3], x), "4 or more rows in each, for 3 neighbours"),
         (lambda x: precision_recall(x, x, neighbours=0), "neighbours 0; accepted: an int, 1 or"),
-        (lambda x: merge(statistics(x), statistics(x[:, :2])), "dims 3 and 2; accepted: two equal"),
+        (lambda x: merge(statistics(x), statistics(x[:, :2])), "dims 3 and 2; accepted: equal"),
         (
             lambda x: frechet_distance_of(statistics(x), statistics(x[:, :2])),
-            "dims 3 and 2; accepted: two equal",
+            "dims 3 and 2; accepted: equal",
         ),
     ],
 )

@@ -108,7 +108,7 @@ def test_a_file_is_converted_once_and_then_needs_no_pytorch(tmp_path, cache, mon
         np.testing.assert_array_equal(read_weights(path, SHA256)["fc.bias"], tensors["fc.bias"])
     monkeypatch.setitem(sys.modules, "torch", None)
     np.testing.assert_array_equal(read_weights(path, SHA256)["fc.bias"], tensors["fc.bias"])
-    with pytest.raises(ConfigError, match=r"needs PyTorch, the first time: pip install"):
+    with pytest.raises(ConfigError, match=r"the first time needs PyTorch: pip install"):
         read_weights(path, WRONG)
     (copy,) = cache.iterdir()
     write(copy)

@@ -187,7 +187,7 @@ def test_a_damaged_cache_is_computed_anew(digits, monkeypatch, tmp_path, caplog)
     for damaged in (b"torn", path.read_bytes()[:-500], b""):
         path.write_bytes(damaged)
         np.testing.assert_array_equal(reference_features(extractor, images), features)
-    assert caplog.text.count("is damaged and computed anew") == 3
+    assert caplog.text.count("is damaged and computed again") == 3
 
 
 @pytest.mark.parametrize(
