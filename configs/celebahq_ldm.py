@@ -1,15 +1,15 @@
 """Latent Diffusion on CelebA-HQ at 256 px: the published UNet, 274 M parameters, made sparse.
 
-Not trained here: no figure to expect is known to us. 12,500 training and 500 validation images
-are the paper's numbers; which images it took is not known, these are the first of the set.
+Not trained here, and no published figure is known to us. 12,500 training and 500 validation images
+are the paper's numbers; it doesn't say which ones, so these are the first of the set.
 
     python train.py --config configs/celebahq_ldm.py                # RigL-DM, S = 0.5
     python train.py --config configs/celebahq_ldm.py:magran,0.25,0.05,1000
     python train.py --config configs/celebahq_ldm.py:dense
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval. `--config.first_stage.path` names the first stage: the published VQ-f4 (a .ckpt
-of CompVis or a diffusers folder), or the workdir of one that was trained here.
+update interval. `--config.first_stage.path` names the first stage: the published VQ-f4 (a CompVis
+.ckpt or a diffusers folder), or the workdir of one that you trained here.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ from configs import latent_diffusion
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; see the head of this file for the argument."""
+    """Return the config; the docstring of this file explains the argument."""
     config = latent_diffusion.get_config(arg)
     config.name = "celebahq_ldm"
     config.task.dataset = "celeb_a_hq"

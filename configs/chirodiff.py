@@ -1,10 +1,10 @@
-"""What the ChiroDiff configs share; no experiment by itself.
+"""Shared by the ChiroDiff configs; not an experiment by itself.
 
 The denoiser, optimizer, batch and EMA are those of ChiroDiff's published code (Das et al. 2023):
 3 layers of a bidirectional GRU of width 96, AdamW at 1e-3 with weight decay 1e-2, gradients
 clipped at norm 0.1, batches of 128, EMA 0.9999. T, the representation and the sampler's noise
-weight are choices made here; so is what isn't known of the sparse paper: ERK distribution,
-cosine decay of the drop fraction until three quarters of the run, the update interval.
+weight are our choice, and so is what the sparse paper doesn't state: ERK distribution, cosine
+decay of the drop fraction until three quarters of the run, the update interval.
 """
 
 from ml_collections import ConfigDict
@@ -15,11 +15,11 @@ VARIANTS = ("cpu", "short")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config without a dataset; see the heads of kanjivg_chirodiff.py and the others.
+    """Return the config without a dataset; see kanjivg_chirodiff.py and the other configs.
 
-    `cpu` in the argument makes a run of it that one CPU core does in half an hour: 4,000 steps
-    of half the batch, at a learning rate that begins higher and decays, with an EMA that forgets
-    sooner. `short` makes it 300 steps, for comparisons.
+    `cpu` in the argument makes it a run of half an hour on one CPU core: 4,000 steps with half the
+    batch, a learning rate that starts higher and decays, and a faster EMA. `short` makes it 300
+    steps, for comparisons.
     """
     config = default_config()
     config.steps = 100_000
@@ -73,5 +73,5 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def variant_name(name: str, arg: str) -> str:
-    """Return the name of an experiment, with the variant that its argument chooses."""
+    """Return the name of an experiment with the variants that its argument selects."""
     return "_".join([name, *(word for word in arg.split(",") if word in VARIANTS)])

@@ -1,6 +1,6 @@
 """Sparse UNet on scikit-learn's handwritten digits, 8x8: the example that runs anywhere.
 
-On two CPU cores the default takes three and a half minutes and ends at a training loss of 0.14;
+On two CPU cores the default takes three and a half minutes and reaches a training loss of 0.14;
 the short variant takes 100 seconds.
 
     python train.py                                  # RigL-DM at S = 0.75, the default
@@ -17,7 +17,7 @@ from sparsejax.configuration import default_config, set_sparsity
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; see the head of this file for the argument."""
+    """Return the config; the docstring of this file explains the argument."""
     config = default_config()
     config.name = "digits"
     config.steps = 1800

@@ -1,7 +1,7 @@
-"""Latent Diffusion on Imagenette at 64 px: the whole pipeline, small.
+"""Latent Diffusion on Imagenette at 64 px: the whole pipeline in small.
 
-Train the first stage before, on the same images (imagenette64_vq.py says where they are to be
-had). The first call encodes the images and keeps the latents beside the first stage.
+Train the first stage first, on the same images (imagenette64_vq.py says where to get them). The
+first call encodes the images and stores the latents next to the first stage.
 
     S=--config.task.source=imagenette2-160
     python train.py --config configs/imagenette64_ldm.py:rigl,0.5 $S  # 43 M parameters, a CPU night
@@ -9,8 +9,8 @@ had). The first call encodes the images and keeps the latents beside the first s
     python train.py --config configs/imagenette64_ldm.py:small,dense $S
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval; `small` takes the small first stage and 500 steps of a UNet of 4.6 M
-parameters: six minutes on two CPU cores, enough to see that everything works and no more.
+update interval, `small`: the small first stage and 500 steps of a UNet with 4.6 M parameters, six
+minutes on two CPU cores, enough to see that everything works and no more.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ from sparsejax.configuration import default_config, set_sparsity
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; see the head of this file for the argument."""
+    """Return the config; the docstring of this file explains the argument."""
     config = default_config()
     config.name = "imagenette64_ldm"
     config.steps = 60_000

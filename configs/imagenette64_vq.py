@@ -1,12 +1,12 @@
-"""First stage for Imagenette at 64 px: a VQ autoencoder of factor 4, 64x64x3 to 16x16x3.
+"""First stage for Imagenette at 64 px: a VQ autoencoder with factor 4, 64x64x3 to 16x16x3.
 
     S=--config.task.source=imagenette2-160
     python train.py --config configs/imagenette64_vq.py $S          # 5 M parameters, a CPU night
     python train.py --config configs/imagenette64_vq.py:small $S    # 0.7 M parameters, 20 minutes
 
 The source is the folder in https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz (99 MB),
-or a folder or npz of your own images, with --config.task.reference_split=train if they are one
-split. The second stage is imagenette64_ldm.py.
+or a folder or npz of your own images, with --config.task.reference_split=train if they have no
+splits. The second stage is imagenette64_ldm.py.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from sparsejax.configuration import default_config, set_sparsity
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; see the head of this file for the argument."""
+    """Return the config; the docstring of this file explains the argument."""
     config = default_config()
     config.name = "imagenette64_vq"
     config.steps = 30_000

@@ -1,12 +1,12 @@
 """Latent Diffusion on Imagenette at 256 px: the published UNet, 274 M parameters, made sparse.
 
-Not trained here. The sizes of the paper's subsets are not known to us: these are the set's own
+Not trained here. The sizes of the paper's subsets are unknown to us: these are all of the set's
 9,469 training and 3,925 validation images.
 
     python train.py --config configs/imagenette_ldm.py              # RigL-DM, S = 0.5
     python train.py --config configs/imagenette_ldm.py:rigl,0.9,0.05
 
-Arguments and first stage: see celebahq_ldm.py. imagenette64_ldm.py is the small version.
+For arguments and first stage see celebahq_ldm.py. imagenette64_ldm.py is the small version.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from configs import latent_diffusion
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; see the head of this file for the argument."""
+    """Return the config; the docstring of celebahq_ldm.py explains the argument."""
     config = latent_diffusion.get_config(arg)
     config.name = "imagenette_ldm"
     config.task.dataset = "imagenette"

@@ -1,4 +1,4 @@
-"""Sparse ChiroDiff on KanjiVG, 11,662 characters of Chinese and Japanese writing as strokes.
+"""Sparse ChiroDiff on KanjiVG: 11,662 Chinese and Japanese characters as pen strokes.
 
     Z=--config.task.source=kanjivg-20240807-main.zip
     python train.py --config configs/kanjivg_chirodiff.py:rigl,0.5 $Z
@@ -16,7 +16,7 @@ from configs import chirodiff
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; see the head of this file for the argument."""
+    """Return the config; the docstring of this file explains the argument."""
     config = chirodiff.get_config(arg)
     config.name = chirodiff.variant_name("kanjivg_chirodiff", arg)
     config.task.dataset = "kanjivg"

@@ -1,11 +1,11 @@
-"""What the published-size Latent Diffusion configs share; no experiment by itself.
+"""Shared by the Latent Diffusion configs of published size; not an experiment by itself.
 
-The UNet is that of Rombach et al. (2022) for CelebA-HQ and LSUN-Bedrooms, 274,056,163
-parameters on 64x64x3 latents of the published VQ-f4 first stage. Optimizer, learning rate and
-batch are those known of the paper's LSUN-Bedrooms runs: AdamW, weight decay 1e-2, batch 12,
-2e-6 an example. What is not known of the paper is set to RigL's defaults (ERK distribution,
-cosine decay of the drop fraction until three quarters of the run); so are the number of steps
-and the update interval chosen here.
+The UNet is that of Rombach et al. (2022) for CelebA-HQ and LSUN-Bedrooms: 274,056,163 parameters,
+on 64x64x3 latents of the published VQ-f4 first stage. Optimizer, learning rate and batch size are
+those of the paper's LSUN-Bedrooms runs, as far as they are known: AdamW, weight decay 1e-2, batch
+size 12, 2e-6 per example. What the paper doesn't state is set to RigL's defaults (ERK
+distribution, cosine decay of the drop fraction until three quarters of the run); the number of
+steps and the update interval are our choice.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from sparsejax.configuration import default_config, set_sparsity
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config without a dataset; see the heads of celebahq_ldm.py and the others."""
+    """Return the config without a dataset; see celebahq_ldm.py and the other configs."""
     config = default_config()
     config.steps = 200_000
     config.batch_size = 12

@@ -1,13 +1,13 @@
-"""Sparse ChiroDiff on drawings of Quick, Draw!.
+"""Sparse ChiroDiff on drawings from Quick, Draw!.
 
     python train.py --config configs/quickdraw_chirodiff.py:rigl,0.5 --config.task.source=cat.ndjson
     python train.py --config configs/quickdraw_chirodiff.py --config.task.source=quickdraw \
         --config.task.words="('cat','crab')"
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval, `cpu` (half an hour on one core), `short` (minutes). The source is a folder of
-Google's ndjson files, raw or simplified, one such file, or a packed npz; `task.words` chooses
-among their words. https://github.com/googlecreativelab/quickdraw-dataset links to the files.
+update interval, `cpu` (half an hour on one core), `short` (minutes). The source is one of Google's
+ndjson files, raw or simplified, a folder of them, or a packed npz; `task.words` selects categories.
+https://github.com/googlecreativelab/quickdraw-dataset links to the files.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from configs import chirodiff
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; see the head of this file for the argument."""
+    """Return the config; the docstring of this file explains the argument."""
     config = chirodiff.get_config(arg)
     config.name = chirodiff.variant_name("quickdraw_chirodiff", arg)
     config.task.dataset = "quickdraw_strokes"

@@ -6,8 +6,8 @@
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
 update interval, `cpu` (half an hour on one core), `short` (minutes), `like`. The source is an npz
-in the packed layout (see `sparsejax.data.packed`). `like` takes `vmnist_like`, MNIST's digits
-traced to strokes: another data set, with results of its own.
+in the packed layout (see `sparsejax.data.packed`). `like` uses `vmnist_like`, MNIST's digits
+traced to strokes: a different data set, with results of its own.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from configs import chirodiff
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the config; see the head of this file for the argument."""
+    """Return the config; the docstring of this file explains the argument."""
     words = arg.split(",")
     like = "like" in words
     config = chirodiff.get_config(",".join(word for word in words if word != "like"))

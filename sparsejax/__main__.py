@@ -5,7 +5,7 @@
     python -m sparsejax evaluate --workdirs runs/digits-rigl-0.75-0,runs/digits-dense-0
     python -m sparsejax export --workdir runs/digits-rigl-0.75-0 --output exported --sparse
 
-`sparsejax COMMAND` does the same where the package is installed.
+With the package installed, `sparsejax COMMAND` does the same.
 """
 
 import importlib
@@ -16,18 +16,18 @@ from typing import NamedTuple
 from sparsejax import __version__, command_line, signals
 from sparsejax.errors import nearest
 
-_RESUMES, _REPEATS = "The same command goes on.", "The same command begins again."
+_RESUMES, _REPEATS = "The same command resumes it.", "The same command starts over."
 
 
 class Command(NamedTuple):
-    """A command: what `--help` says of it, and what a signal that ends it says."""
+    """A command: its line in `--help`, and what is printed when a signal ends it."""
 
     summary: str
     when_stopped: str
 
 
 COMMANDS = {
-    "train": Command("Train a model, or go on with a run that was interrupted.", _RESUMES),
+    "train": Command("Train a model, or resume an interrupted run.", _RESUMES),
     "evaluate": Command("Evaluate and compare trained runs.", _REPEATS),
     "sample": Command("Draw samples from a trained model.", _REPEATS),
     "export": Command("Write a trained model for other programs, or as a sparse file.", _REPEATS),

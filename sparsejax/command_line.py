@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TextIO, TypeAlias
 from sparsejax.errors import ConfigError, nearest
 from sparsejax.seeds import ACCEPTED, check_seed
 
-Flags: TypeAlias = Any  # an argparse.Namespace, or what the values were set on
+Flags: TypeAlias = Any  # an argparse.Namespace, or the object that values were set on
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
             add_help=False,
             **options,
         )
-        self.add_argument("--help", "-h", action="help", help="show this text and end")
+        self.add_argument("--help", "-h", action="help", help="show this text and exit")
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2 and one line."""
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
           namespace: object to set the values on (default: a new namespace).
         """
         argv = [_dashed(word) for word in (sys.argv[1:] if args is None else args)]
-        # Check required flags last: one may be there, misspelled.
+        # Check required flags last: one may be present but misspelled.
         required = [action for action in self._actions if action.required]
         for action in required:
             action.required = False

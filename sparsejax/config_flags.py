@@ -9,8 +9,8 @@ from sparsejax import command_line
 
 _CONFIG_HELP = """config keys:
   --config.KEY=VALUE    Set a key of the config, such as --config.steps=500; docs/configs.md lists
-                        all keys. What may follow the colon in --config FILE:ARGUMENT stands at the
-                        head of the file."""
+                        all keys. The docstring of a config file explains what may follow the
+                        colon in --config FILE:ARGUMENT."""
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 
 
@@ -20,7 +20,7 @@ def parse_with_config(
     """Parse the command line of a program that has a config.
 
     Args:
-      parser: with all flags but `--config`.
+      parser: parser with all flags except `--config`.
       argv: words of the command line (default: those of this process).
       default: path of the config file; the flag is required if None.
 
@@ -53,8 +53,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
       argv: its words, without the program's name.
 
     Returns:
-      Tuple of the other words and of pairs `(key, text)`, in order; the text is None where a key
-      stands alone.
+      Tuple of the other words and of pairs `(key, text)`, in order; the text is None for a key
+      without a value.
 
     Example:
       >>> split_overrides(["--output=x", "--config.steps=5", "--noconfig.task.flip"])

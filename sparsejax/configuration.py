@@ -39,7 +39,7 @@ FREE_ON_RESUME = (
     "task.reference_split",
     "imports",
 )
-# Paths of data: may change too if the data there are the same.
+# Paths of data: may change too, provided that the data are the same.
 PLACES = ("task.source", "task.data_dir", "task.latents_dir", "first_stage.path")
 
 
@@ -120,7 +120,7 @@ def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> 
 
 
 def structure_name(sparsity: ConfigDict) -> str:
-    """Return what `config.sparsity` prunes and regrows as one: `weight` where nothing is."""
+    """Return the unit that `config.sparsity` prunes and regrows; `weight` if dense."""
     return "weight" if sparsity.method == "dense" else sparsity.structure
 
 

@@ -1,20 +1,20 @@
-"""Nested dictionaries as flat ones with a path for each leaf, and back."""
+"""Nested dictionaries as flat ones with one path per leaf, and back."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 Tree: TypeAlias = Mapping[str, Any]  # nested dictionaries
-Leaf: TypeAlias = Any  # what is no dictionary, or an empty one
+Leaf: TypeAlias = Any  # anything but a dictionary, or an empty dictionary
 Flat: TypeAlias = dict[str, Any]  # `{path: leaf}`
 Path: TypeAlias = tuple[str, ...]
 
 
 def leaves(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Leaf]]:
-    """Yield the leaves of nested dictionaries, each as a tuple of the keys to it and the leaf.
+    """Yield the leaves of nested dictionaries, each with the tuple of keys that leads to it.
 
     Args:
       tree: nested dictionaries; an empty one below others is a leaf.
-      path: keys that all paths begin with.
+      path: keys to start all paths with.
 
     Example:
       >>> list(leaves({"a": {"b": 1, "c": {}}}))
@@ -38,10 +38,10 @@ def flatten(tree: Tree, separator: str = "/") -> Flat:
 
 
 def nest(flat: Flat, separator: str = "/") -> Tree:
-    """Return the nested dictionaries that `flatten` made flat, keys in order.
+    """Return the nested dictionaries of a flat one: the inverse of `flatten`.
 
     Raises:
-      ValueError: a path goes on below a leaf.
+      ValueError: a path continues below a leaf.
 
     Example:
       >>> nest({"conv/kernel": 1, "conv/bias": 2})

@@ -1,4 +1,4 @@
-"""Modules that a config names in `imports`: they register methods of your own."""
+"""Import the modules in `config.imports`, which register methods of your own."""
 
 import contextlib
 import importlib
@@ -11,10 +11,10 @@ from sparsejax.errors import ConfigError
 
 
 def import_modules(names: Iterable[str]) -> None:
-    """Import modules, those in the current folder too; nothing happens to one imported already.
+    """Import modules, also from the current folder; those imported already are left as they are.
 
     Args:
-      names: of modules, with dots: `my_package.my_method`.
+      names: dotted module names, such as `my_package.my_method`.
 
     Raises:
       ConfigError: there is no such module, or it raises an error.

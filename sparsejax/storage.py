@@ -35,7 +35,7 @@ def require_writable(folder: str | os.PathLike[str], name: str) -> None:
         reason = error.strerror or str(error)
         raise ConfigError(
             f"{name} is {str(folder)!r}, where nothing can be written: {reason}; "
-            "accepted: a folder that can be made and written to"
+            "accepted: a folder that can be created and written to"
         ) from error
     finally:
         with contextlib.suppress(OSError):

@@ -1,8 +1,8 @@
-"""The field's terms as types: what the signatures of this package are written in.
+"""The field's terms as types, for the signatures of this package.
 
-Python can't say what a pytree holds, so the trees are names for `Any`: they tell the reader which
-tree is meant, and docstrings give shapes and dtypes. This module imports jax, optax and numpy
-alone, so that `sparsity` may use it.
+Python can't express the content of a pytree, so the trees are names for `Any`: they tell the reader
+which tree is meant, and docstrings give shapes and dtypes. This module imports only jax, optax and
+numpy, so that `sparsity` can use it.
 """
 
 import os
@@ -29,8 +29,8 @@ Masks: TypeAlias = PyTree  # of booleans in the structure of params (see `sparse
 Gradients: TypeAlias = PyTree  # in the structure of params
 Updates: TypeAlias = PyTree  # what an optimizer adds to params
 Sparsities: TypeAlias = PyTree  # a Python float for each leaf of params, or for each group
-Scores: TypeAlias = PyTree  # an array for each leaf: what is large is kept or grown
-Frozen: TypeAlias = PyTree  # arrays that sampling needs beside params
+Scores: TypeAlias = PyTree  # an array for each leaf; the largest are kept or grown
+Frozen: TypeAlias = PyTree  # arrays that sampling needs besides params
 OptState: TypeAlias = optax.OptState
 Optimizer: TypeAlias = optax.GradientTransformationExtraArgs
 Schedule: TypeAlias = Callable[[ArrayLike], Array | float]  # of the step

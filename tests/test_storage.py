@@ -139,6 +139,6 @@ def test_a_disk_that_refuses_a_checkpoint_costs_nothing_that_was_saved(tiny_run,
     assert done.returncode == 1, done.stderr
     *_, line = filter(None, done.stderr.splitlines())
     assert line.startswith("error: File too large")
-    assert "step 30 is saved. The same command goes on in" in line
+    assert "step 30 is saved. The same command resumes the run in" in line
     assert loop.train(tiny_config(), tmp_path / "run")
     assert_equal_runs(tiny_run[0], tmp_path / "run")

@@ -4,8 +4,8 @@ r"""Evaluate and compare trained runs.
     python -m sparsejax evaluate --workdirs runs/digits-rigl-0.75-0,runs/digits-dense-0 \
         --samples 1000
 
-Writes results.jsonl, report.md and report.html into --output: the workdir by default, or, for
-several runs, the folder `comparison` beside the first.
+Writes results.jsonl, report.md and report.html to --output (default: the workdir, or for several
+runs, a folder `comparison` next to the first).
 """
 
 import pathlib
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--reference-statistics",
         metavar="FILE",
-        help="An npz with mu and sigma, in place of the real examples.",
+        help="An npz with mu and sigma, to compare with instead of the real examples.",
     )
     parser.add_argument(
         "--save-statistics", metavar="FILE", help="Write such an npz of the real examples."
@@ -71,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def add_measuring(parser: command_line.Parser) -> None:
-    """Add the flags that say how samples are drawn and measured.
+    """Add the flags for how samples are drawn and measured.
 
     Args:
-      parser: parser whose flags `measuring` takes.
+      parser: parser to add them to; `measuring` reads them.
     """
     parser.add_argument(
         "--samples",
@@ -100,7 +100,7 @@ def add_measuring(parser: command_line.Parser) -> None:
         "--extractor",
         type=command_line.one_of(EXTRACTORS),
         metavar="NAME",
-        help=f"Of {', '.join(EXTRACTORS)} (default: a classifier, or pixels without labels).",
+        help=f"One of {', '.join(EXTRACTORS)} (default: a classifier, or pixels without labels).",
     )
     parser.add_argument(
         "--inception-weights", metavar="FILE", help="Weights of the FID Inception network."
@@ -115,7 +115,7 @@ def add_measuring(parser: command_line.Parser) -> None:
 
 
 def measuring(flags: command_line.Flags) -> dict[str, Value]:
-    """Return the options of `evaluate_runs` and `sweep` that the flags of `add_measuring` give."""
+    """Return the options of `evaluate_runs` and `sweep` from the flags of `add_measuring`."""
     return {
         "batch": flags.batch,
         "count": flags.samples,

@@ -2,8 +2,8 @@
 
     python -m sparsejax prepare --config configs/celebahq_ldm.py
 
-Training does the same when it starts; this command does nothing else, for example on a machine
-with TensorFlow. The same command goes on where it was interrupted.
+Training does the same when it starts; this command does only that, for example on a machine with
+TensorFlow. The same command resumes an interrupted preparation.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = command_line.Parser(__doc__, prog="python -m sparsejax prepare")
     flags = parse_with_config(parser, argv)
-    # Here, since they take seconds, for which --help and a mistyped flag shouldn't wait.
+    # Imported here since it takes seconds, which --help and a mistyped flag shouldn't wait for.
     from sparsejax.configuration import resolve
     from sparsejax.families import build_data
 

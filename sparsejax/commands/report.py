@@ -1,9 +1,9 @@
-"""Write the report of many runs from their results: tables, figures, one page of HTML.
+"""Write the report of a results file: tables, figures, one HTML page.
 
     python -m sparsejax report --results runs/grid --runs runs
 
-`--results` is a results.jsonl or the folder that holds it; the report is written beside it.
-`--runs` is the folder of the runs' workdirs: masks and pictures of samples are taken from there.
+`--results` is a results.jsonl or the folder that holds it; the report is written next to it.
+`--runs` is the folder of the runs' workdirs, from which masks and pictures of samples are taken.
 """
 
 import os
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--runs", metavar="FOLDER", help="Folder of the runs' workdirs.")
     parser.add_argument(
-        "--output", metavar="FOLDER", help="Folder to write to (default: beside the results)."
+        "--output", metavar="FOLDER", help="Folder to write to (default: that of the results)."
     )
     parser.add_argument("--title", default=TITLE, help="Title of the report.")
     parser.add_argument("--note", default="", help="Text for the report's first section.")

@@ -1,4 +1,4 @@
-r"""Draw samples from a trained model: from its workdir, or from nothing but a sparse file.
+r"""Draw samples from a trained model, given its workdir or only a sparse file.
 
     python -m sparsejax sample --run runs/digits-rigl-0.75-0
     python -m sparsejax sample --run model.safetensors --count 1000 --seed 1 --png
@@ -6,9 +6,9 @@ r"""Draw samples from a trained model: from its workdir, or from nothing but a s
         --first-stage vq-f4.ckpt --output faces --grid --png
 
 Writes samples.npz to --output: `images`, the 8-bit pictures [count, height, width, channels] that
-`evaluate` measures with the same seed, count and batch; of drawings also `samples`, their points.
+`evaluate` measures with the same seed, count and batch; for drawings also `samples`, their points.
 Unless --png or --gif asks for other pictures, grid.png shows them. A model on latents needs the
-first stage that it was trained with; without it, samples.npz holds `latents` alone.
+first stage that it was trained with; without it, samples.npz holds `latents` only.
 """
 
 import argparse
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from sparsejax.training.trained import Run
     from sparsejax.types import NumpyArray, Samples
 
-_BATCH = 256  # of `evaluate` too: the last bits of samples may depend on it
-_SHOWN = 256  # samples in a grid
+_BATCH = 256  # as in `evaluate`: the last bits of samples may depend on it
+_SHOWN = 256  # number of samples in a grid
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Sample a run.
 
     Raises:
-      ConfigError: there is no run and no sparse file, or it can't be sampled as the flags say.
+      ConfigError: there is no run and no sparse file, or it can't be sampled with these flags.
     """
     flags = _parser().parse_args(argv)
-    # Here, since they take seconds, for which --help and a mistyped flag shouldn't wait.
+    # Imported here since they take seconds, which --help and a mistyped flag shouldn't wait for.
     from sparsejax.training.trained import load
 
     output = pathlib.Path(flags.output or pathlib.Path("samples") / _name(flags.run))
@@ -71,13 +71,13 @@ def _parser() -> command_line.Parser:
         "--seed", type=command_line.seed, default=0, metavar="N", help="Seed of the noise."
     )
     parser.add_argument(
-        "--steps", type=count, metavar="N", help="Steps of DDIM (default: config.sample.steps)."
+        "--steps", type=count, metavar="N", help="DDIM steps (default: config.sample.steps)."
     )
     parser.add_argument(
         "--eta",
         type=number,
         metavar="NUMBER",
-        help="Of DDIM, from 0, deterministic, to 1 (default: config.sample.eta).",
+        help="DDIM's eta, from 0 (deterministic) to 1 (default: config.sample.eta).",
     )
     parser.add_argument(
         "--batch",
@@ -89,8 +89,8 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--first-stage",
         metavar="PATH",
-        help="First stage of a run on latents: a file, a folder of diffusers, or the workdir that "
-        "trained it (default: config.first_stage.path, if it is there).",
+        help="First stage of a run on latents: a file, a diffusers folder, or the workdir that "
+        "trained it (default: config.first_stage.path, if it exists).",
     )
     parser.add_argument(
         "--output",
@@ -103,11 +103,11 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--grid",
         action="store_true",
-        help=f"Write grid.png, of the first {_SHOWN} samples (default: if neither --png "
+        help=f"Write grid.png with the first {_SHOWN} samples (default: if neither --png "
         "nor --gif is given).",
     )
     parser.add_argument(
-        "--gif", action="store_true", help="Of drawings, write samples.gif and samples.svg."
+        "--gif", action="store_true", help="For drawings, write samples.gif and samples.svg."
     )
     return parser
 
@@ -129,13 +129,13 @@ def _check_outputs(flags: argparse.Namespace, run: "Run") -> None:
 
 def _missing(run: "Run") -> str:
     path = run.config.first_stage.path
-    return f"config.first_stage.path is {path!r}, which isn't here; --first-stage names another"
+    return f"config.first_stage.path is {path!r}, which doesn't exist; set it with --first-stage"
 
 
 def _draw(
     run: "Run", flags: argparse.Namespace, output: pathlib.Path
 ) -> "tuple[dict[str, Samples], NumpyArray]":
-    """Draw all samples; return the arrays of samples.npz and the samples to be shown."""
+    """Draw all samples; return the arrays of samples.npz and the samples to show."""
     import numpy as np
 
     from sparsejax.rendering.images import save_pngs
@@ -144,7 +144,7 @@ def _draw(
 
     model, done = run.model, 0
     names = ["images"] if run.decodes else ["latents"]
-    if run.decodes and model.to_images is not to_pixels:  # more than the picture tells
+    if run.decodes and model.to_images is not to_pixels:  # samples hold more than the pictures
         names.append("samples")
     parts: dict[str, list[NumpyArray]] = {name: [] for name in names}
     shown: list[NumpyArray] = []
@@ -179,7 +179,7 @@ def _check_finite(run: str, samples: "NumpyArray", start: int) -> None:
 
 @contextlib.contextmanager
 def _progress(count: int) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal while the context lasts; yields `show(done)`."""
+    """Show a progress bar on a terminal; yields `show(done)`."""
     if not sys.stdout.isatty():
         yield lambda done: None
         return
@@ -204,7 +204,7 @@ def _write(
     output: pathlib.Path,
     flags: argparse.Namespace,
 ) -> list[str]:
-    """Write all files but single pictures; return the names of everything written."""
+    """Write all files except single pictures; return the names of everything written."""
     import numpy as np
     from PIL import Image
 

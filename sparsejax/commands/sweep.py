@@ -1,12 +1,11 @@
-r"""Run a grid of methods, sparsities and seeds, one run after another, and report.
+r"""Train and evaluate a grid of methods, sparsities and seeds, one run after another, and report.
 
     python -m sparsejax sweep --config configs/digits.py:sweep \
         --methods dense,small_dense,static,rigl,magran --levels 0.5,0.75,0.9 --seeds 0,1,2
 
-Writes results.jsonl (a line a run), report.md and report.html to --output. The same command goes
-on where it was interrupted, and other grids of the same config may be added to the same folder.
-Every run has a process of its own: where one fails, the others go on, and the next call tries it
-again.
+Writes results.jsonl (one line per run), report.md and report.html to --output. The same command
+resumes an interrupted sweep, and other grids of the same config can be added to the same folder.
+Every run has its own process: if one fails, the others continue, and the next call tries it again.
 """
 
 import pathlib
@@ -35,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> None:
       argv: words of the command line (default: those of this process).
 
     Raises:
-      ConfigError: the grid can't run, or its results can't stand beside those of `--output`.
+      ConfigError: the grid can't run, or its results don't belong with those in `--output`.
       SystemExit: runs failed, or a signal ended the sweep.
     """
     flags = parse_with_config(_parser(), argv)
-    jax.config.update("jax_platforms", "cpu")  # the accelerator belongs to the runs
+    jax.config.update("jax_platforms", "cpu")  # leaves the accelerator to the runs
     output = pathlib.Path(flags.output or f"runs/sweeps/{flags.config.name}")
     workdirs = pathlib.Path(flags.workdirs or output / "runs")
     runs = grid(
@@ -63,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _stop(signum: signal.Signals, output: pathlib.Path) -> NoReturn:
-    signals.say(f"Stopped by {signum.name}. The same command goes on in {output}.")
+    signals.say(f"Stopped by {signum.name}. The same command resumes the sweep in {output}.")
     sys.exit(signals.exit_status(signum))
 
 
@@ -75,7 +74,7 @@ def _parser() -> command_line.Parser:
         metavar="NAMES",
         type=words,
         default="dense,static,rigl,magran",
-        help=f"Of {', '.join([*METHODS, *BASELINES])}.",
+        help=f"Any of {', '.join([*METHODS, *BASELINES])}.",
     )
     parser.add_argument(
         "--levels", type=numbers(float), default="0.5", metavar="NUMBERS", help="Sparsities."
@@ -85,7 +84,7 @@ def _parser() -> command_line.Parser:
         metavar="NAMES",
         type=words,
         default="",
-        help=f"Of {', '.join(STRUCTURES)} (default: the config's).",
+        help=f"Any of {', '.join(STRUCTURES)} (default: the config's).",
     )
     parser.add_argument(
         "--drop-fractions",
@@ -111,12 +110,12 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="Folder of the results (default: runs/sweeps/<name of the config>).",
+        help="Folder for the results (default: runs/sweeps/<name of the config>).",
     )
     parser.add_argument(
         "--workdirs",
         metavar="FOLDER",
-        help="Folder of the runs' workdirs (default: <output>/runs).",
+        help="Folder for the runs' workdirs (default: <output>/runs).",
     )
     add_measuring(parser)
     return parser

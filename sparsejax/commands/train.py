@@ -5,8 +5,8 @@
     python -m sparsejax train --config.sparsity.method=magran --config.seed=1 --workdir runs/other
     python -m sparsejax train --config configs/celebahq_ldm.py:rigl,0.5 --check
 
-The same command resumes a run that was interrupted. Ctrl-C saves a checkpoint first; a run that a
-signal stopped exits with 128 + the signal's number.
+The same command resumes an interrupted run. Ctrl-C saves a checkpoint first; a run stopped by a
+signal exits with 128 + the signal's number.
 """
 
 import argparse
@@ -24,11 +24,11 @@ from sparsejax.storage import storage_problem
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-_CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"  # of a checkout
+_CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"  # in a checkout
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, then show what came of it.
+    """Train, then write the pictures and table of the finished run.
 
     Raises:
       ConfigError: the config can't work, or the workdir holds another run.
@@ -47,15 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="Print what would be trained, on which data and devices, with how much memory, and "
-        "end: all errors of a config, no step, nothing in the workdir.",
+        help="Check the config, data and devices and print what would be trained and how much "
+        "memory it takes, without training or writing to the workdir.",
     )
     default = _CONFIGS / "digits.py"
     _train(parse_with_config(parser, argv, str(default) if default.is_file() else None))
 
 
 def _train(flags: argparse.Namespace) -> None:
-    # Here, since they take seconds, for which --help and a mistyped flag shouldn't wait.
+    # Imported here since they take seconds, which --help and a mistyped flag shouldn't wait for.
     import jax
 
     from sparsejax.evaluation import closing
@@ -81,7 +81,7 @@ def _train(flags: argparse.Namespace) -> None:
 
 
 def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
-    """Print tables of what `training.check` finds; return without writing anything."""
+    """Print tables of what `training.check` finds."""
     from rich.table import Table
 
     from sparsejax.evaluation.closing import console
@@ -98,7 +98,7 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
         "method": f"{sparsity.method}{level}",
         "data": f"{label}: " + ", ".join(f"{size:,} of {name}" for name, size in sizes.items()),
         "parameters": f"{total.weights:,}, {total.active:,} of them active",
-        "steps": f"{steps:,}" + (f", {found.done:,} of them taken" if found.done else ""),
+        "steps": f"{steps:,}" + (f", {found.done:,} of them done" if found.done else ""),
         "topology updates": f"{found.updates:,}",
         "training state": f"{quantity(sum(found.state_bytes.values()))}B ({state})",
         "devices": f"{count} x {kind}",
@@ -124,7 +124,7 @@ def _say_what_is_saved(workdir: pathlib.Path, error: Exception) -> None:
     if problem:
         saved = _saved_steps(workdir)[-1:]
         kept = f"step {saved[0]} is saved" if saved else "no checkpoint is saved yet"
-        sys.exit(f"error: {problem}; {kept}. The same command goes on in {workdir}.")
+        sys.exit(f"error: {problem}; {kept}. The same command resumes the run in {workdir}.")
 
 
 def _stop(workdir: pathlib.Path, signum: signal.Signals) -> NoReturn:

@@ -98,7 +98,7 @@ def test_a_second_ctrl_c_while_it_compiles_ends_at_once(start, tmp_path):
     while "stopping after" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60) == ("", "Ended at once. The same command goes on.\n")
+    assert process.communicate(timeout=60) == ("", "Ended at once. The same command resumes it.\n")
     assert process.returncode == 130
     assert checkpoints.list_steps(tmp_path / "checkpoints") == []
 
