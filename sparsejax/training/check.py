@@ -117,11 +117,9 @@ def _steps_taken(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> in
 def _layers(params: Params, masks: Masks, sparsities: Sparsities) -> tuple[Layer, ...]:
     """Return the Layers of params, in order."""
     summary = summarize(params, masks).layers
-    by_leaf = jax.tree.structure(sparsities) == jax.tree.structure(params)
-    asked = {}
-    if by_leaf:
-        leaves = jax.tree_util.tree_leaves_with_path(sparsities)
-        asked = {path_name(path): float(leaf) for path, leaf in leaves}
+    # Of groups of channels, these are names of no layer.
+    leaves = jax.tree_util.tree_leaves_with_path(sparsities)
+    asked = {path_name(path): float(leaf) for path, leaf in leaves}
     names = [
         path_name(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

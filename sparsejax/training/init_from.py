@@ -14,47 +14,47 @@ from sparsejax.configuration import asked_level, structure_words
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model, network_arguments
 from sparsejax.sparse_files import is_sparse_file
-from sparsejax.sparsity.flat import counts_of
 from sparsejax.sparsity.methods import METHODS, get_method
 from sparsejax.training import runs
-from sparsejax.training.plan import Plan
-from sparsejax.training.state import TrainState, create_state, state_from
-from sparsejax.types import Optimizer, PathLike
+from sparsejax.types import Masks, Params, PathLike
 
 logger = logging.getLogger(__name__)
 Loaded = TypeVar("Loaded")
 
 
-def state_of_other_weights(
-    config: ml_collections.ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
-) -> TrainState:
-    """Return the first state of a run that starts from the weights in `checkpoint.init_from`.
+def other_weights(config: ml_collections.ConfigDict, model: Model) -> tuple[Params, Masks | None]:
+    """Load the weights that `checkpoint.init_from` names.
 
-    Of another run, it takes the EMA weights (of a sparse file, the weights that it holds), and the
-    masks too if they fit this config.
+    Args:
+      config: resolved ConfigDict.
+      model: its Model.
+
+    Returns:
+      Tuple of params and masks: of another run its EMA weights, of a sparse file those that it
+      holds, and the masks of either where they are such as this run would draw; None otherwise.
 
     Raises:
       ConfigError: there are no such weights, or they are of another network.
     """
     path = pathlib.Path(config.checkpoint.init_from)
-    other = None
+    other, masks = None, None
     if os.path.exists(path / "checkpoints"):
-        _, params, other_masks = runs.load_run(path)
+        _, params, masks = runs.load_run(path)
         other = runs.read_config(path)
     elif is_sparse_file(path):
-        other, params, other_masks = _load_weights(runs.read_sparse_run, path)
+        other, params, masks = _load_weights(runs.read_sparse_run, path)
     else:
         params = _load_weights(model.load, path)
     _compare_network(config, other, path)
     compare_diffusion(config, model, other, path)
-    state = create_state(config, model, plan, optimizer)
-    takes_masks = other is not None and same_masks(config.sparsity, other.sparsity)
-    masks = other_masks if takes_masks else state.masks
-    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, state.params):
+    expected = jax.eval_shape(model.init, jax.random.key(0))
+    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
         require(False, "checkpoint.init_from", str(path), "weights of a network of the same shape")
-    params = jax.tree.map(lambda param, ours: np.asarray(param, ours.dtype), params, state.params)
-    logger.info("weights%s from %s", " and masks" if takes_masks else "", path)
-    return state_from(params, masks, optimizer, counts_of(state.indices))
+    params = jax.tree.map(lambda param, ours: np.asarray(param, ours.dtype), params, expected)
+    if other is None or not same_masks(config.sparsity, other.sparsity):
+        masks = None
+    logger.info("weights%s from %s", "" if masks is None else " and masks", path)
+    return params, masks
 
 
 def _compare_network(

@@ -31,7 +31,7 @@ from sparsejax.storage import require_writable
 from sparsejax.training import checkpoints
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.plan import Plan, build_plan
+from sparsejax.training.plan import build_plan
 from sparsejax.training.state import TrainState, abstract_state, ema_params_of
 from sparsejax.types import Masks, Params, PathLike, Value
 
@@ -227,24 +227,19 @@ def _tuples(value):
 
 
 def restore_state(
-    workdir: PathLike, config: ml_collections.ConfigDict, model: Model, plan: Plan
+    workdir: PathLike, example: TrainState
 ) -> tuple[TrainState, dict[str, Value]] | None:
     """Restore the newest whole checkpoint of a run.
 
     Args:
       workdir: path.
-      config: the run's resolved config.
-      model: its Model.
-      plan: its Plan.
+      example: the run's `state.abstract_state`.
 
     Returns:
       Tuple of TrainState (host arrays) and the checkpoint's extra dictionary, or None.
     """
     folder = pathlib.Path(workdir) / "checkpoints"
-    if not checkpoints.list_steps(folder):
-        return None
-    example = abstract_state(config, model, plan, build_optimizer(config))
-    return checkpoints.restore_newest(folder, example)
+    return checkpoints.restore_newest(folder, example) if checkpoints.list_steps(folder) else None
 
 
 def require_checkpoint(workdir):
@@ -275,7 +270,8 @@ def load_state(workdir):
     """
     config = read_config(workdir)
     model = build_model_of(config, read_facts(workdir))
-    restored = restore_state(workdir, config, model, build_plan(config, model))
+    plan, optimizer = build_plan(config, model), build_optimizer(config)
+    restored = restore_state(workdir, abstract_state(config, model, plan, optimizer))
     if restored is None:
         raise _no_checkpoint(workdir)
     return model, restored[0]

@@ -10,10 +10,10 @@ import ml_collections
 from sparsejax.errors import require
 from sparsejax.families import Data, Facts, Model, build_data, build_model
 from sparsejax.training import checkpoints, runs
-from sparsejax.training.init_from import state_of_other_weights
+from sparsejax.training.init_from import other_weights
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import Plan, build_plan
-from sparsejax.training.state import TrainState, create_state
+from sparsejax.training.state import TrainState, abstract_state, create_state, state_from
 from sparsejax.types import Optimizer, PathLike, Value
 
 logger = logging.getLogger(__name__)
@@ -111,11 +111,15 @@ def first_state(
     optimizer: Optimizer,
 ) -> tuple[TrainState, list[Value]]:
     """Return the state to start from and the metrics not yet written at that point."""
-    restored = runs.restore_state(workdir, config, model, plan)
+    restored = runs.restore_state(workdir, abstract_state(config, model, plan, optimizer))
     if restored is not None:
         state, extra = restored
         logger.info("resumed %s after step %d", workdir, int(state.step))
         return state, extra["pending"]
-    if config.checkpoint.init_from:
-        return state_of_other_weights(config, model, plan, optimizer), []
-    return create_state(config, model, plan, optimizer), []
+    weights = other_weights(config, model) if config.checkpoint.init_from else None
+    state = create_state(config, model, plan, optimizer)
+    if weights is not None:
+        params, masks = weights
+        masks = state.masks if masks is None else masks
+        state = state_from(params, masks, optimizer, plan.flat_counts)
+    return state, []

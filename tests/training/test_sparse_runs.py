@@ -11,9 +11,10 @@ from sparsejax.families import build_model
 from sparsejax.models.unet import UNet
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.training import load_run, load_sparse_run, save_sparse_run
-from sparsejax.training.init_from import same_masks, state_of_other_weights
+from sparsejax.training.init_from import same_masks
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
+from sparsejax.training.setup import first_state
 from tests.training.tiny import tiny_config
 
 
@@ -32,8 +33,9 @@ def begin(init_from, **changes):
     """The state that training begins with; only `loop.train` itself is left out."""
     config = resolve(tiny_config(**{"checkpoint.init_from": str(init_from)} | changes))
     model = build_model(config)
-    plan = build_plan(config, model)
-    return state_of_other_weights(config, model, plan, build_optimizer(config))
+    plan, optimizer = build_plan(config, model), build_optimizer(config)
+    state, _ = first_state(config, "nowhere", model, plan, optimizer)
+    return state
 
 
 def test_the_file_alone_rebuilds_network_weights_and_masks(tiny_run, path):
