@@ -73,7 +73,7 @@ def test_a_value_that_cannot_work_is_refused_by_its_key(key, tmp_path, compiled)
 
 def test_a_batch_larger_than_the_training_split_is_refused(tmp_path, compiled):
     changes = {"task.split": "train[:7]", "batch_size": 8}
-    message = r"config.batch_size is 8; accepted: 7 or less, .* of task.split \('train\[:7\]'\)$"
+    message = r"config.batch_size is 8; accepted: 7 or less, .* in task.split \('train\[:7\]'\)$"
     with pytest.raises(ValueError, match=message):
         loop.train(tiny_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
