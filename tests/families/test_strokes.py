@@ -456,7 +456,7 @@ def test_a_config_that_cannot_work_is_refused(source, key, value, accepted):
 def test_a_batch_larger_than_the_training_split_is_refused(source, tmp_path):
     """45 drawings in two buckets: a bucket of fewer than a batch is no matter."""
     build_data(resolve(tiny(source, batch_size=45))).prepare()
-    message = r"config\.batch_size is 46; accepted: 45 or less, .* of task\.split \('train'\)"
+    message = r"config\.batch_size is 46; accepted: 45 or less, .* in task\.split \('train'\)"
     with pytest.raises(ConfigError, match=message):
         loop.train(tiny(source, batch_size=46), tmp_path / "run")
     assert not (tmp_path / "run").exists()
