@@ -12,9 +12,6 @@ PACKAGE = ROOT / "sparsejax"
 LONGEST_FUNCTION = 60  # lines, without docstring
 LONGEST_FILE = 450
 
-# What is left to mend: (part, part that it should not know of). To be empty.
-KNOWN_TOO_WELL: set[tuple[str, str]] = set()
-
 
 def sources(*folders):
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
@@ -74,7 +71,6 @@ def test_parts_know_of_what_their_row_names():
     for names, known in rows:
         for part in names:
             too_much = found[part] - known - names - light
-            too_much -= {other for one, other in KNOWN_TOO_WELL if one == part}
             assert not too_much, f"{part} imports {', '.join(sorted(too_much))}"
 
 

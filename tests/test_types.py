@@ -7,20 +7,12 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-# Packages and modules whose functions have no types yet. To be empty.
-UNTYPED = {
-    "compact",
-    "training/runs",
-    "training/sampling",
-    "training/trained",
-}
 
 
 def modules():
     for path in sorted((ROOT / "sparsejax").rglob("*.py")):
         name = path.relative_to(ROOT / "sparsejax").with_suffix("").parts
-        if not {name[0], "/".join(name)} & UNTYPED:
-            yield "/".join(name), ast.parse(path.read_text())
+        yield "/".join(name), ast.parse(path.read_text())
 
 
 def public_functions(body, prefix=""):
@@ -82,16 +74,6 @@ def faults(source):
 def test_public_functions_are_annotated_and_name_what_any_stands_for():
     found = [f"{module}.{fault}" for module, source in modules() for fault in faults(source)]
     assert not found, "\n".join(found)
-
-
-def test_exceptions_exist():
-    missing = [
-        name
-        for name in UNTYPED
-        if not (ROOT / "sparsejax" / name).is_dir()
-        and not (ROOT / "sparsejax" / f"{name}.py").is_file()
-    ]
-    assert not missing
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import jax
 import numpy as np
@@ -203,7 +203,7 @@ def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> tuple[Table,
             "--sparse"
         )
     model, params, masks = runs.load_run(workdir, ema=ema)
-    network = model.network.clone(dtype=None)
+    network = cast(UNet, model.network).clone(dtype=None)
     first_stage, problem = None, ""
     if model.first_stage:
         try:

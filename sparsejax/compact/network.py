@@ -8,8 +8,8 @@ computed as before, zeros included.
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import flax.linen as nn
 import jax
@@ -19,11 +19,16 @@ from flax.linen.dtypes import promote_dtype
 
 from sparsejax.models.chirodiff import Affine
 from sparsejax.models.layers import GroupNorm, convolve
+from sparsejax.types import Apply, Array, Groups, Input, Leaf, Masks, NumpyArray, Params, PyTree
 
 logger = logging.getLogger(__name__)
 
 # Overhead of a product per input block, in output channels.
 _OVERHEAD = 16
+
+Layer: TypeAlias = Any  # a bound Flax module: `nn.Conv`, `nn.Dense`, GroupNorm or Affine
+Product: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # input blocks, output blocks
+_Shared: TypeAlias = tuple[frozenset[int], tuple[int, ...]]  # the same, while groups are joined
 
 
 class CompactNetwork(NamedTuple):
@@ -40,15 +45,15 @@ class CompactNetwork(NamedTuple):
       layers: names of the layers that became smaller.
     """
 
-    shrink: Callable[..., Any]
-    expand: Callable[..., Any]
-    prepare: Callable[..., Any]
-    bind: Callable[..., Any]
-    masks: Any
+    shrink: Callable[[Params], Params]
+    expand: Callable[[Params, Params], Params]
+    prepare: Callable[[Params], PyTree]
+    bind: Callable[[Apply], Apply]
+    masks: Masks
     layers: tuple[str, ...]
 
 
-def compact_blocks(masks, size):
+def compact_blocks(masks: Masks, size: int) -> CompactNetwork:
     """Make the compact network of block-sparse convolutions and dense layers.
 
     Every output block is a product of its active input blocks; output blocks that read the same
@@ -61,7 +66,8 @@ def compact_blocks(masks, size):
     Returns:
       CompactNetwork. A compact kernel is [active blocks, ..., size, size], in C order of blocks.
     """
-    grids, names = {}, _names(masks)
+    grids: dict[str, NumpyArray] = {}
+    names = _names(masks)
     for name, mask in names.items():
         # Recurrent kernels are read whole at every time step.
         if np.ndim(mask) < 2 or "_hh/" in name or "_ih/" in name:
@@ -74,30 +80,35 @@ def compact_blocks(masks, size):
         logger.info("these layers stay masked at full size: %s", ", ".join(left))
     groups = {name: _share_products(grid, size) for name, grid in grids.items()}
 
-    def shrink(params):
+    def shrink(params: Params) -> Params:
         return _map_named(lambda name, leaf: _shrink_blocks(leaf, grids.get(name), size), params)
 
-    def expand(compact, full):
+    def expand(compact: Params, full: Params) -> Params:
         del full
         return _map_named(lambda name, leaf: _expand_blocks(leaf, grids.get(name)), compact)
 
-    def prepare(compact):
-        def kernels(name, leaf):
+    def prepare(compact: Params) -> PyTree:
+        def kernels(name: str, leaf: Leaf) -> Leaf:
             if name not in grids:
                 return leaf
             return tuple(_group_kernel(leaf, grids[name], group) for group in groups[name])
 
         return _map_named(kernels, compact)
 
-    def run_layer(next_method, args, kwargs, context):
+    def run_layer(
+        next_method: Callable[..., PyTree],
+        args: tuple[Input, ...],
+        kwargs: dict[str, Input],
+        context: nn.module.InterceptorContext,
+    ) -> PyTree:
         module = context.module
         name = "/".join((*module.path, "kernel"))
         if name not in grids or context.method_name != "__call__":
             return next_method(*args, **kwargs)
         (x,) = args
-        kernels, bias = module.get_variable("params", "kernel"), _bias(module)
-        x, bias, *kernels = promote_dtype(x, bias, *kernels, dtype=module.dtype)
-        columns = {}
+        stored: tuple[Array, ...] = module.get_variable("params", "kernel")
+        x, bias, *kernels = promote_dtype(x, _bias(module), *stored, dtype=module.dtype)
+        columns: dict[int, Array] = {}
         for (rows, outputs), kernel in zip(groups[name], kernels, strict=True):
             product = _product(module, _take_blocks(x, rows, size), kernel)
             columns |= dict(zip(outputs, _runs(product, outputs, size), strict=True))
@@ -110,7 +121,7 @@ def compact_blocks(masks, size):
     return CompactNetwork(shrink, expand, prepare, bind, compact_masks, tuple(grids))
 
 
-def compact_channels(masks, groups):
+def compact_channels(masks: Masks, groups: Groups) -> CompactNetwork:
     """Make the compact network of inactive channels: layers become narrower.
 
     Args:
@@ -121,31 +132,20 @@ def compact_channels(masks, groups):
       CompactNetwork. A compact array has the active channels of each of its axes.
     """
     names = _names(masks)
-    kept, widths = {}, {}  # path -> axis -> indices, path -> channels
-    for members in groups.values():
-        active = _active_units(names, members)
-        for path, axis, units, _ in members:
-            # A reader of several groups keeps, along one axis, what each of them keeps.
-            ours, widths[path] = np.append(active, True)[units], len(units)
-            before = kept.setdefault(path, {}).get(axis, np.ones(len(units), bool))
-            kept[path][axis] = before & ours
-    kept = {
-        path: {axis: np.flatnonzero(ours) for axis, ours in axes.items()}
-        for path, axes in kept.items()
-    }
+    kept, widths = _kept_channels(names, groups)
 
-    def shrink(params):
-        def leaf(name, x):
+    def shrink(params: Params) -> Params:
+        def leaf(name: str, x: Array) -> Array:
             for axis, indices in kept.get(name, {}).items():
                 x = jnp.take(x, indices, axis=axis)
             return x
 
         return _map_named(leaf, params)
 
-    def expand(compact, full):
+    def expand(compact: Params, full: Params) -> Params:
         full = _names(full)
 
-        def leaf(name, x):
+        def leaf(name: str, x: Leaf) -> NumpyArray:
             if name not in kept:
                 return np.asarray(x)
             whole = np.array(full[name])
@@ -157,7 +157,12 @@ def compact_channels(masks, groups):
 
         return _map_named(leaf, compact)
 
-    def run_layer(next_method, args, kwargs, context):
+    def run_layer(
+        next_method: Callable[..., PyTree],
+        args: tuple[Input, ...],
+        kwargs: dict[str, Input],
+        context: nn.module.InterceptorContext,
+    ) -> PyTree:
         module = context.module
         prefix = "/".join(module.path)
         touched = any(f"{prefix}/{leaf}" in kept for leaf in ("kernel", "scale"))
@@ -167,8 +172,8 @@ def compact_channels(masks, groups):
             return module.get_variable("params", "kernel"), _bias(module)
         if isinstance(module, GroupNorm):
             return _narrow_norm(module, args[0], widths[f"{prefix}/scale"])
-        kernel = module.get_variable("params", "kernel")
-        x, kernel, bias = promote_dtype(*args, kernel, _bias(module), dtype=module.dtype)
+        stored: Array = module.get_variable("params", "kernel")
+        x, kernel, bias = promote_dtype(*args, stored, _bias(module), dtype=module.dtype)
         return _product(module, x, kernel) + bias
 
     compact_masks = jax.tree.map(lambda mask: jnp.asarray(True), masks)
@@ -177,33 +182,53 @@ def compact_channels(masks, groups):
     return CompactNetwork(shrink, expand, lambda compact: compact, bind, compact_masks, layers)
 
 
-def _bind(run_layer, apply):
+def _kept_channels(
+    masks: Mapping[str, Leaf], groups: Groups
+) -> tuple[dict[str, dict[int, NumpyArray]], dict[str, int]]:
+    """Return the active indices of each array, by axis, and its number of channels."""
+    active_at: dict[str, dict[int, NumpyArray]] = {}  # path -> axis -> booleans
+    widths: dict[str, int] = {}
+    for members in groups.values():
+        active = _active_units(masks, members)
+        for path, axis, units, _ in members:
+            # A reader of several groups keeps, along one axis, what each of them keeps.
+            ours, widths[path] = np.append(active, True)[units], len(units)
+            before = active_at.setdefault(path, {}).get(axis, np.ones(len(units), bool))
+            active_at[path][axis] = before & ours
+    kept = {
+        path: {axis: np.flatnonzero(ours) for axis, ours in axes.items()}
+        for path, axes in active_at.items()
+    }
+    return kept, widths
+
+
+def _bind(run_layer: Callable[..., PyTree], apply: Apply) -> Apply:
     """Return `apply` with the layers run by an interceptor."""
 
-    def bound(ready, *inputs, **options):
+    def bound(ready: PyTree, *inputs: Input, **options: Input) -> PyTree:
         with nn.intercept_methods(run_layer):
             return apply(ready, *inputs, **options)
 
     return bound
 
 
-def _names(tree):
+def _names(tree: PyTree) -> dict[str, Leaf]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(k, simple=True, separator="/"): leaf for k, leaf in leaves}
 
 
-def _map_named(function, tree):
+def _map_named(function: Callable[[str, Leaf], Leaf], tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
         tree,
     )
 
 
-def _bias(module):
+def _bias(module: Layer) -> Array:
     return module.get_variable("params", "bias")
 
 
-def _product(module, x, kernel):
+def _product(module: Layer, x: Array, kernel: Array) -> Array:
     """Run a convolution or dense layer with a kernel of a different width."""
     if isinstance(module, nn.Dense):
         return jax.lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
@@ -213,7 +238,7 @@ def _product(module, x, kernel):
     return convolve(x, kernel, strides, padding, dimension_numbers=dimensions)
 
 
-def _block_grid(mask, size):
+def _block_grid(mask: NumpyArray, size: int) -> NumpyArray | None:
     """Return the booleans of a kernel's blocks, or None if it has no blocks or none is inactive."""
     rows, columns = mask.shape[-2] / size, mask.shape[-1] / size
     if not (rows.is_integer() and columns.is_integer()):
@@ -224,7 +249,7 @@ def _block_grid(mask, size):
     return grid if constant and not grid.all() else None
 
 
-def _share_products(grid, size):
+def _share_products(grid: NumpyArray, size: int) -> list[Product]:
     """Group output blocks that are computed together.
 
     Two groups are merged if the product over the union of their inputs is expected to cost less
@@ -238,12 +263,14 @@ def _share_products(grid, size):
       List of `(input blocks, output blocks)`, tuples of ints; output blocks without input are in
       none of them.
     """
-    groups = [(frozenset(np.flatnonzero(c)), (j,)) for j, c in enumerate(grid.T) if c.any()]
+    groups: list[_Shared] = [
+        (frozenset(np.flatnonzero(c).tolist()), (j,)) for j, c in enumerate(grid.T) if c.any()
+    ]
 
-    def cost(rows, outputs):
+    def cost(rows: Collection[int], outputs: Sequence[int]) -> float:
         return len(rows) * (len(outputs) + _OVERHEAD / size)
 
-    def gain(a, b):
+    def gain(a: _Shared, b: _Shared) -> float:
         return cost(*a) + cost(*b) - cost(a[0] | b[0], a[1] + b[1])
 
     while len(groups) > 1:
@@ -256,7 +283,7 @@ def _share_products(grid, size):
     return [(tuple(sorted(map(int, rows))), tuple(sorted(outputs))) for rows, outputs in groups]
 
 
-def _shrink_blocks(leaf, grid, size):
+def _shrink_blocks(leaf: Array, grid: NumpyArray | None, size: int) -> Array:
     if grid is None:
         return leaf
     rows, columns = np.nonzero(grid)
@@ -266,7 +293,7 @@ def _shrink_blocks(leaf, grid, size):
     return blocks.reshape(len(rows), *taps, size, size)
 
 
-def _expand_blocks(blocks, grid):
+def _expand_blocks(blocks: Leaf, grid: NumpyArray | None) -> NumpyArray:
     blocks = np.asarray(blocks)
     if grid is None:
         return blocks
@@ -277,7 +304,7 @@ def _expand_blocks(blocks, grid):
     return np.ascontiguousarray(parts).reshape(*taps, grid.shape[0] * size, -1)
 
 
-def _group_kernel(blocks, grid, group):
+def _group_kernel(blocks: Array, grid: NumpyArray, group: Product) -> Array:
     """Lay the blocks of one product side by side, zeros where the grid is False."""
     rows, outputs = group
     index = np.full(grid.shape, len(blocks))
@@ -290,7 +317,7 @@ def _group_kernel(blocks, grid, group):
     return kernel.reshape(*blocks.shape[1:-2], len(rows) * size, len(outputs) * size)
 
 
-def _take_blocks(x, rows, size):
+def _take_blocks(x: Array, rows: Sequence[int], size: int) -> Array:
     """Take blocks of the last axis; adjacent ones are one slice."""
     if len(rows) * size == x.shape[-1]:
         return x
@@ -301,29 +328,31 @@ def _take_blocks(x, rows, size):
     return slices[0] if len(slices) == 1 else jnp.concatenate(slices, axis=-1)
 
 
-def _runs(product, outputs, size):
+def _runs(product: Array, outputs: Sequence[int], size: int) -> list[Array]:
     return [product[..., i * size : (i + 1) * size] for i in range(len(outputs))]
 
 
-def _lay_out(columns, count):
+def _lay_out(columns: Mapping[int, Array], count: int) -> Array:
     """Concatenate output blocks; those without input are zero."""
     zeros = jnp.zeros_like(next(iter(columns.values())))
     return jnp.concatenate([columns.get(j, zeros) for j in range(count)], axis=-1)
 
 
-def _active_units(masks, members):
+def _active_units(
+    masks: Mapping[str, Leaf], members: Sequence[tuple[str, int, NumpyArray, bool]]
+) -> NumpyArray:
     """Return which units of a group are active, read from the first of its kernels."""
     path, axis, units, _ = next(member for member in members if np.ndim(masks[member[0]]))
     mask = np.asarray(masks[path])
-    by_index = mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis))
+    by_index: NumpyArray = np.any(mask, axis=tuple(i for i in range(mask.ndim) if i != axis))
     active = np.zeros(units.max() + 1, bool)
     np.logical_or.at(active, units[units >= 0], by_index[units >= 0])
     return active
 
 
-def _narrow_norm(module, x, width):
+def _narrow_norm(module: Layer, x: Array, width: int) -> Array:
     """Run a GroupNorm some of whose groups were removed; `width`: its channels with all groups."""
     params = {"scale": module.get_variable("params", "scale"), "bias": _bias(module)}
     group_size = width // module.num_groups
     norm = GroupNorm(None, group_size, module.epsilon, module.dtype, parent=None)
-    return norm.apply({"params": params}, x)
+    return cast(Array, norm.apply({"params": params}, x))

@@ -4,13 +4,14 @@ A compact tree is an ordinary tree of smaller arrays, so step, optimizer and EMA
 unchanged. Checkpoints hold full-shape states and don't show whether a run trained compact.
 """
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
 from sparsejax.compact.network import CompactNetwork
-from sparsejax.types import Params, PyTree
+from sparsejax.types import Array, Input, NumpyArray, Params, PyTree
 
 # Records of `families` and `training`, which this module doesn't import: it uses these fields only.
 Model: TypeAlias = Any  # `families.Model`: init, apply, units
@@ -42,7 +43,7 @@ def compact_model(network: CompactNetwork, model: Model) -> Model:
     """Return the model on compact params."""
     bound = network.bind(model.apply)
 
-    def apply(compact, *inputs, **options):
+    def apply(compact: Params, *inputs: Input, **options: Input) -> PyTree:
         return bound(network.prepare(compact), *inputs, **options)
 
     return model._replace(apply=apply)
@@ -61,7 +62,7 @@ def shrink_state(network: CompactNetwork, state: TrainState) -> TrainState:
     treedef = jax.tree.structure(state.params)
 
     @jax.jit  # one program: otherwise the operations on each layer compile separately
-    def shrink(trees):
+    def shrink(trees: PyTree) -> PyTree:
         return _map_mirrors(network.shrink, trees, treedef)
 
     params, opt_state, ema_params = shrink((state.params, state.opt_state, state.ema_params))
@@ -77,7 +78,7 @@ def shrink_state(network: CompactNetwork, state: TrainState) -> TrainState:
 def outline(state: TrainState) -> TrainState:
     """Return what `expand_state` needs of the first state; its kernels are shapes only."""
 
-    def leaf(x):
+    def leaf(x: Array) -> NumpyArray:
         if np.ndim(x) < 2 or x.dtype == bool:
             return np.asarray(x)
         return np.broadcast_to(np.zeros((), x.dtype), x.shape)
@@ -107,10 +108,12 @@ def expand_state(network: CompactNetwork, state: TrainState, first: TrainState) 
     )
 
 
-def _map_mirrors(function, tree, treedef, *others):
+def _map_mirrors(
+    function: Callable[..., PyTree], tree: PyTree, treedef: jax.tree_util.PyTreeDef, *others: PyTree
+) -> PyTree:
     """Map `function` over the subtrees that mirror params: moments, momentum."""
 
-    def mirrors(node):
+    def mirrors(node: PyTree) -> bool:
         return jax.tree.structure(node) == treedef
 
     return jax.tree.map(

@@ -4,16 +4,17 @@ import difflib
 import json
 import os
 import pathlib
-from typing import Any
 
 import jax
 import ml_collections
 import numpy as np
+from ml_collections import ConfigDict
 
 from sparsejax.atomic import write_text
 from sparsejax.configuration import (
     FREE_ON_RESUME,
     PLACES,
+    Saved,
     differing_keys,
     resolve,
     sparsity_words,
@@ -24,25 +25,27 @@ from sparsejax.data.stamps import describe
 from sparsejax.errors import ConfigError
 from sparsejax.families import Facts, Model, build_data, build_model, stamp_data
 from sparsejax.plugins import import_modules
-from sparsejax.sparse_files import load_sparse, save_sparse
+from sparsejax.sparse_files import Sizes, load_sparse, save_sparse
 from sparsejax.sparsity.distributions import DISTRIBUTIONS
 from sparsejax.sparsity.methods import METHODS
 from sparsejax.storage import require_writable
 from sparsejax.training import checkpoints
-from sparsejax.training.metrics_log import read_metrics
+from sparsejax.training.metrics_log import Line, read_metrics
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
 from sparsejax.training.state import TrainState, abstract_state, ema_params_of
 from sparsejax.types import Masks, Params, PathLike, Value
 
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
-_FILES = ("config.json", "data.json", "facts.json", "metrics.jsonl", "summary.json")
-_FILES += ("samples.png", "curves.png", "layers.png")
+_FILES = (
+    *("config.json", "data.json", "facts.json", "metrics.jsonl", "summary.json"),
+    *("samples.png", "curves.png", "layers.png"),
+)
 _STAMP = "data.json"  # what the run is trained on, wherever it is stored
 _FACTS = "facts.json"  # what its Model needs to know about the data
 
 
-def default_workdir(config):
+def default_workdir(config: ConfigDict) -> pathlib.Path:
     """Return `runs/<name>-<method>-<structure>-<level>-<seed>`, without parts that don't apply.
 
     The structure is omitted for single weights, structure and level for dense.
@@ -51,7 +54,7 @@ def default_workdir(config):
     return pathlib.Path("runs") / "-".join(parts)
 
 
-def resolve_for(workdir, config):
+def resolve_for(workdir: PathLike, config: ConfigDict) -> ConfigDict:
     """Resolve a config against the run that the workdir already holds, if any.
 
     Args:
@@ -84,7 +87,7 @@ def resolve_for(workdir, config):
     return config
 
 
-def _check_data(workdir, config):
+def _check_data(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Check that the data are those that the run started with, possibly in another place."""
     then, now = _read_object(workdir / _STAMP), stamp_data(config)
     for key in sorted(then.keys() | now.keys()):
@@ -99,7 +102,7 @@ def _check_data(workdir, config):
             )
 
 
-def check_writable(workdir):
+def check_writable(workdir: PathLike) -> None:
     """Check that a run can write its files to a workdir.
 
     Raises:
@@ -116,7 +119,7 @@ def check_writable(workdir):
             )
 
 
-def saved_config(workdir):
+def saved_config(workdir: PathLike) -> Saved | None:
     """Return the config that the run in a workdir was last started with, or None without a run.
 
     Raises:
@@ -126,7 +129,7 @@ def saved_config(workdir):
     return _read_saved(path) if os.path.exists(path) else None
 
 
-def save_config(workdir, config):
+def save_config(workdir: PathLike, config: ConfigDict) -> None:
     """Write the resolved config to workdir/config.json; once, a stamp of the data to data.json."""
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -137,14 +140,14 @@ def save_config(workdir, config):
         write_text(workdir / _STAMP, json.dumps(stamp_data(config), indent=2) + "\n")
 
 
-def save_facts(workdir: str | pathlib.Path, facts: Facts) -> None:
+def save_facts(workdir: PathLike, facts: Facts) -> None:
     """Write what a run's Model needs to know about the data to workdir/facts.json, once."""
     path = pathlib.Path(workdir) / _FACTS
     if not os.path.exists(path):
         write_text(path, json.dumps(facts) + "\n")
 
 
-def read_facts(workdir: str | pathlib.Path) -> Facts | None:
+def read_facts(workdir: PathLike) -> Facts | None:
     """Return what a run's Model needs to know about the data; None if the run didn't save it.
 
     Raises:
@@ -159,7 +162,7 @@ def build_model_of(config: ml_collections.FrozenConfigDict, facts: Facts | None)
     return build_model(config, build_data(config).facts() if facts is None else facts)
 
 
-def read_config(workdir):
+def read_config(workdir: PathLike) -> ConfigDict:
     """Return the resolved config of a run.
 
     Args:
@@ -191,7 +194,7 @@ def read_config(workdir):
     return config
 
 
-def _runs_near(workdir):
+def _runs_near(workdir: PathLike) -> str:
     """List the runs next to a path that holds none, the most similar names first."""
     parent = pathlib.Path(workdir).parent
     names = [path.parent.name for path in parent.glob("*/config.json")]
@@ -201,7 +204,7 @@ def _runs_near(workdir):
     return f"runs in {parent}: {', '.join(near)}" + (", ..." if len(names) > 3 else "")
 
 
-def _read_saved(path):
+def _read_saved(path: pathlib.Path) -> Saved:
     saved = _read_object(path)
     try:
         return with_defaults(saved, str(path))
@@ -209,7 +212,7 @@ def _read_saved(path):
         raise ConfigError(f"{path}: {error}") from error
 
 
-def _read_object(path):
+def _read_object(path: pathlib.Path) -> dict[str, Value]:
     """Read a file of one JSON object; raise a ConfigError that names it if it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -220,7 +223,7 @@ def _read_object(path):
     return value
 
 
-def _tuples(value):
+def _tuples(value: Value) -> Value:
     if isinstance(value, dict):
         return {key: _tuples(child) for key, child in value.items()}
     return tuple(_tuples(child) for child in value) if isinstance(value, list) else value
@@ -242,7 +245,7 @@ def restore_state(
     return checkpoints.restore_newest(folder, example) if checkpoints.list_steps(folder) else None
 
 
-def require_checkpoint(workdir):
+def require_checkpoint(workdir: PathLike) -> None:
     """Check that a run has a checkpoint.
 
     Raises:
@@ -252,11 +255,11 @@ def require_checkpoint(workdir):
         raise _no_checkpoint(workdir)
 
 
-def _no_checkpoint(workdir):
+def _no_checkpoint(workdir: PathLike) -> ConfigError:
     return ConfigError(f"workdir {str(workdir)!r} holds no whole checkpoint yet")
 
 
-def load_state(workdir):
+def load_state(workdir: PathLike) -> tuple[Model, TrainState]:
     """Load the newest state of a run.
 
     Args:
@@ -277,7 +280,7 @@ def load_state(workdir):
     return model, restored[0]
 
 
-def read_metrics_until(workdir, step):
+def read_metrics_until(workdir: PathLike, step: int) -> list[Line]:
     """Return the metrics lines of a run up to one of its checkpoints.
 
     Args:
@@ -294,7 +297,7 @@ def read_metrics_until(workdir, step):
     return [line for line in lines if line["step"] <= step] + unwritten
 
 
-def load_run(workdir, *, ema=True):
+def load_run(workdir: PathLike, *, ema: bool = True) -> tuple[Model, Params, Masks]:
     """Load a trained model.
 
     Args:
@@ -311,7 +314,7 @@ def load_run(workdir, *, ema=True):
     return model, ema_params_of(state) if ema else state.params, state.masks
 
 
-def save_sparse_run(workdir, path, *, ema=True):
+def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> Sizes:
     """Write a trained model as a sparse file that says how to rebuild its network.
 
     Args:
@@ -342,7 +345,7 @@ def save_sparse_run(workdir, path, *, ema=True):
     return save_sparse(path, params, state.masks, metadata)
 
 
-def read_sparse_run(path):
+def read_sparse_run(path: PathLike) -> tuple[ConfigDict, Params, Masks]:
     """Read a sparse file and the config of its run.
 
     Args:
@@ -375,7 +378,7 @@ def read_sparse(
     return ml_collections.FrozenConfigDict(_tuples(config)), facts, params, masks
 
 
-def load_sparse_run(path: str | pathlib.Path) -> tuple[Model, Any, Any]:
+def load_sparse_run(path: PathLike) -> tuple[Model, Params, Masks]:
     """Load a trained model from a sparse file; needs none of the data.
 
     Args:

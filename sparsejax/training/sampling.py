@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from sparsejax.families import Data, Model
-from sparsejax.types import Frozen, NumpyArray, PRNGKey
+from sparsejax.types import Frozen, NumpyArray, PRNGKey, PyTree
 
 
 def frozen_of(model: Model, data: Data) -> Frozen:
@@ -47,7 +47,7 @@ def make_keyed_sampler(model: Model, frozen: Frozen, count: int) -> Callable[...
     )
     frozen = jax.tree.map(jax.numpy.asarray, frozen)
 
-    def draw(params, key, start=0):
+    def draw(params: PyTree, key: PRNGKey, start: int = 0) -> NumpyArray:
         starts = start + share * np.arange(len(devices), dtype=np.int32)
         drawn = np.asarray(sample(params, frozen, key, starts))
         return drawn.reshape(-1, *drawn.shape[2:])[:count]

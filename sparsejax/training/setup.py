@@ -67,7 +67,11 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
     before = runs.saved_config(workdir)
     is_trained = before and checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
     # A finished run needs its data only for another reference split.
-    is_needed = not is_trained or before["task"]["reference_split"] != config.task.reference_split
+    is_needed = (
+        not before
+        or not is_trained
+        or before["task"]["reference_split"] != config.task.reference_split
+    )
     data = build_data(config) if is_needed else None
     facts = runs.read_facts(workdir)
     model = build_model(config, facts)

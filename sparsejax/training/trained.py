@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,13 @@ import numpy as np
 from sparsejax.compact.states import without_inactive
 from sparsejax.configuration import check_value, set_key
 from sparsejax.errors import ConfigError, require
-from sparsejax.families import Model
+from sparsejax.families import Facts, Model
 from sparsejax.training import runs
 from sparsejax.training.plan import compact_network
 from sparsejax.training.sampling import make_keyed_sampler
-from sparsejax.types import Masks, NumpyArray, Params, PathLike, PRNGKey
+from sparsejax.types import Masks, NumpyArray, Params, PathLike, PRNGKey, Value
+
+T = TypeVar("T")
 
 BATCH = 256  # samples drawn at once, as in evaluation
 
@@ -117,7 +120,9 @@ def load(
     return Run(config, model, params, masks, decodes, compact is not model, sampler)
 
 
-def _read(path):
+def _read(
+    path: pathlib.Path,
+) -> tuple[ml_collections.FrozenConfigDict, Facts | None, Params, Masks]:
     """Return config, facts, params and masks of a workdir or of a sparse file."""
     if path.is_file():
         return _named(runs.read_sparse, path)
@@ -125,7 +130,7 @@ def _read(path):
     return config, runs.read_facts(path), *runs.load_run(path)[1:]
 
 
-def _named(function, *args):
+def _named(function: Callable[..., T], *args: Value) -> T:
     """Call a function, turning a ValueError that names a file into a ConfigError."""
     try:
         return function(*args)
@@ -133,7 +138,12 @@ def _named(function, *args):
         raise ConfigError(str(error)) from error
 
 
-def _changed(config, first_stage, steps, eta):
+def _changed(
+    config: ml_collections.FrozenConfigDict,
+    first_stage: PathLike | None,
+    steps: int | None,
+    eta: float | None,
+) -> ml_collections.FrozenConfigDict:
     """Return a resolved config with the changes that the caller of `load` asks for.
 
     No other key is checked: sampling a sparse file needs none of the modules that trained it.
@@ -154,5 +164,5 @@ def _changed(config, first_stage, steps, eta):
     return ml_collections.FrozenConfigDict(changed)
 
 
-def _is_there(path):
+def _is_there(path: str) -> bool:
     return bool(path) and os.path.exists(path)

@@ -132,6 +132,6 @@ def test_layers_that_stay_masked_are_named_in_the_log(caplog):
     with caplog.at_level("INFO", logger="sparsejax"):
         compact = network.compact_blocks(masks, 4)
     assert compact.layers == ("dense/kernel",)
-    assert "stay masked: free/kernel, rnn_l0/forward_hh/kernel" in caplog.text
+    assert "stay masked at full size: free/kernel, rnn_l0/forward_hh/kernel" in caplog.text
     assert compact.masks["free"]["kernel"].shape == (8, 8)
     assert compact.masks["dense"]["kernel"].ndim == 0
