@@ -144,7 +144,7 @@ def seeds(text: str) -> tuple[int, ...]:
     """Parse comma-separated seeds.
 
     Raises:
-      argparse.ArgumentTypeError: one of them is no seed; says what is accepted.
+      argparse.ArgumentTypeError: one of them is not a seed; says what is accepted.
     """
     return tuple(seed(word) for word in words(text))
 

@@ -286,7 +286,7 @@ def require_key(
     if path not in known:
         near = nearest(path, known)
         raise ConfigError(
-            f"config.{path} (given {value!r}) is no key; accepted: {accepted}; "
+            f"config.{path} (given {value!r}) is not a key; accepted: {accepted}; "
             f"nearest: config.{near}"
         )
 

@@ -327,7 +327,7 @@ def describe_accepted(key: Key) -> str:
 
 
 def has_type(type_: KeyType, value: Value) -> bool:
-    """Return whether a value has a key's type; a bool is no number and a float no int.
+    """Return whether a value has a key's type; a bool is not a number, a float not an int.
 
     Example:
       >>> has_type(int, True), has_type(float, 1), has_type(tuple[int, ...], (1, 2.5))

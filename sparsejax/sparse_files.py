@@ -106,7 +106,7 @@ def load_sparse(path: str | os.PathLike[str]) -> tuple[Tree, Tree, dict[str, str
       the mask is False; masks boolean, of the parameter's shape or 0-d True; `{name: text}`.
 
     Raises:
-      ValueError: the file doesn't exist, is damaged, or is no sparse model; names the path and
+      ValueError: the file doesn't exist, is damaged, or is not a sparse model; names the path and
         the problem.
 
     Example:
@@ -144,7 +144,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
       path: safetensors file.
 
     Raises:
-      ValueError: the file doesn't exist, is damaged, or is no safetensors file; names the path.
+      ValueError: the file doesn't exist, is damaged, or is not a safetensors file; names the path.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -153,7 +153,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         with safe_open(path, framework="numpy") as file:
             return dict(file.metadata() or {})
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
 
 
 def _flatten(tree: Tree) -> dict[str, Array]:

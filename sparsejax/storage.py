@@ -10,7 +10,7 @@ import zlib
 
 from sparsejax.errors import ConfigError
 
-# What numpy raises for a file that is no npz, or a damaged one; RuntimeError where a flipped bit
+# What numpy raises for a file that isn't an npz, or a damaged one; RuntimeError where a flipped bit
 # of the zip says that it is encrypted or of an unknown method.
 DAMAGED = (TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 

@@ -43,7 +43,7 @@ BAD_KEYS = {
     "remat=True": "config.remat .* nearest: config.model.remat",
     "sparsity=3": "config.sparsity .* nearest: config.sparsity.",
     "model.reamt=True": "config.model.reamt .*model_channels, .*nearest: config.model.remat",
-    "model.codes=5": "config.model.codes .* is no key",
+    "model.codes=5": "config.model.codes .* is not a key",
     "first_stage.model.code=5": "nearest: config.first_stage.model.codes",
     "steps=abc": "config.steps is 'abc'; accepted: a whole number, 1 or more",
     "steps=1.5": "config.steps is '1.5'; accepted: a whole number, 1 or more",
@@ -82,7 +82,7 @@ FILES = {
     "def get_config(a, b):\n    return 3": "raises TypeError",
     "{0}\n    c.sparsity.levle = 0.5\n    return c": "levle .* nearest: config.sparsity.level",
     "{0}\n    c.steps = 'many'\n    return c": "raises TypeError in line 4: .*steps",
-    "{0}\n    c.task = 3\n    return c": "raises TypeError|config.task .* is no key",
+    "{0}\n    c.task = 3\n    return c": "raises TypeError|config.task .* is not a key",
     "{0}\n    c.steps = True\n    return c": "raises TypeError|config.steps is True",
     "{0}\n    raise SystemError('a\\nb')": "raises SystemError in line 4: a\nb",
     "\0": "raises (SyntaxError|ValueError)",
@@ -180,7 +180,7 @@ def test_the_network_of_another_kind_is_asked_for_its_arguments():
     file = str(ROOT / "configs" / "kanjivg_chirodiff.py")
     overrides = [("model.heads", "2"), ("task.kind", "transformer")]
     assert load_config(file, overrides).model.heads == 2
-    with pytest.raises(ConfigError, match="config.model.heads .* is no key"):
+    with pytest.raises(ConfigError, match="config.model.heads .* is not a key"):
         load_config(file, overrides[:1])
     with pytest.raises(ConfigError, match="config.task.kind is 'gru'; accepted: birnn"):
         load_config(file, [("model.heads", "2"), ("task.kind", "gru")])
@@ -212,7 +212,7 @@ def test_data_that_a_config_leaves_to_the_user_are_asked_for(tmp_path, name, acc
         ({"colour": "red"}, "config.colour .*'red'"),
         ({"steps": "many"}, "config.steps is 'many'; accepted: a whole number"),
         ({"steps": True}, "config.steps is True"),
-        ({"sparsity": 3}, "config.sparsity .* is no key"),
+        ({"sparsity": 3}, "config.sparsity .* is not a key"),
         ({"task": {"words": "cat"}}, "config.task.words is 'cat'; accepted: a tuple"),
     ],
 )

@@ -63,7 +63,7 @@ def channels(path: pathlib.Path) -> int:
     except SourceError:
         raise
     except Exception as error:  # zipfile and numpy raise many types.
-        raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
+        raise SourceError(f"it isn't an npz, or is damaged ({reason(error)})") from error
     return 1 if len(shape) == 3 else _checked_images(shape)[3]
 
 
@@ -84,7 +84,7 @@ def items(path: pathlib.Path) -> list[Item]:
             keys = ("images", "jpeg", "offsets", "label", "labels", "split")
             arrays = {key: file[key] for key in keys if key in file.files}
     except Exception as error:  # zipfile and numpy raise many types.
-        raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
+        raise SourceError(f"it isn't an npz, or is damaged ({reason(error)})") from error
     read, count = _ragged(arrays) if {"jpeg", "offsets"} <= arrays.keys() else _pixels(arrays)
     labels = arrays.get("label", arrays.get("labels", np.zeros(count, int)))
     splits = arrays.get("split", np.zeros(count, int))

@@ -59,7 +59,7 @@ def _open(encoded: bytes) -> ImageFile.ImageFile:
     try:
         return Image.open(io.BytesIO(encoded))
     except UnidentifiedImageError as error:
-        raise OSError("it is no image that Pillow can identify") from error
+        raise OSError("it isn't an image that Pillow can identify") from error
 
 
 def _upright(image: ImageFile.ImageFile) -> Image.Image:

@@ -73,7 +73,7 @@ def read(path: pathlib.Path) -> Iterator[Found]:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:  # zipfile raises many types.
-        raise SourceError(f"it is no zip, or damaged ({reason(error)})") from error
+        raise SourceError(f"it isn't a zip, or is damaged ({reason(error)})") from error
     with archive:
         for member in _characters(archive.namelist()):
             yield _character(member.rpartition("/")[2], functools.partial(archive.read, member))
@@ -127,7 +127,7 @@ def _paths(content: bytes) -> list[tuple[str, str]]:
     try:
         root = ET.fromstring(text)
     except ET.ParseError as error:
-        raise ValueError("it is no XML, or cut short") from error
+        raise ValueError("it isn't XML, or is cut short") from error
     found = []
     for element in root.iter():
         kind = element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""

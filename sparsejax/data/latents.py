@@ -51,12 +51,12 @@ def encode_dataset(
       encode: `encode(float32 [batch_size, height, width, channels] in [-1, 1]) -> latents
         [batch_size, h, w, c]`, any array on any device.
       shape: shape of one image's latents, (h, w, c).
-      identity: JSON-able dictionary of what determines the latents. The value of `images`, if any,
-        starts with the name of the dataset and a space.
+      identity: JSON-serializable dictionary of what determines the latents. The value of `images`,
+        if any, starts with the name of the dataset and a space.
       flip: whether to encode mirrored images too.
       batch_size: number of images to encode at once.
-      content: JSON-able stamp of the images; if it agrees with the cache's, the dataset may have
-        another name.
+      content: JSON-serializable stamp of the images; if it agrees with the cache's, the dataset may
+        have another name.
 
     Raises:
       ConfigError: the folder holds a cache with another identity.

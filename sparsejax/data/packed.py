@@ -39,7 +39,7 @@ def keys(path: pathlib.Path) -> set[str]:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except Exception as error:  # zipfile raises many kinds.
-        raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
+        raise SourceError(f"it isn't an npz, or is damaged ({reason(error)})") from error
 
 
 def read(path: pathlib.Path, words: Sequence[str] = ()) -> Iterator[Found]:
@@ -63,7 +63,7 @@ def read(path: pathlib.Path, words: Sequence[str] = ()) -> Iterator[Found]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in _KEYS if key in file.files}
     except Exception as error:  # zipfile and numpy raise many kinds.
-        raise SourceError(f"it is no npz, or damaged ({reason(error)})") from error
+        raise SourceError(f"it isn't an npz, or is damaged ({reason(error)})") from error
     points, offsets = _points_and_offsets(arrays)
     count = offsets.size - 1
     scale = arrays.get("scale", np.ones(()))

@@ -89,7 +89,7 @@ def _drawing(line: bytes, name: str, label: int) -> Drawing:
         key, strokes = _parse(line)
         return Drawing(name, split_of(key), label, strokes)
     except (json.JSONDecodeError, UnicodeError, RecursionError) as error:
-        raise ValueError("it is no JSON in UTF-8, or cut short") from error
+        raise ValueError("it isn't JSON in UTF-8, or is cut short") from error
 
 
 def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
@@ -121,15 +121,15 @@ def _parse(line: bytes) -> tuple[str, list[NumpyArray]]:
     """Return the key_id and strokes of a line; raise ValueError if it is invalid."""
     record = json.loads(line)
     if not isinstance(record, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it isn't a JSON object")
     missing = [key for key in ("word", "key_id", "drawing") if key not in record]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
     word, key, drawing = record["word"], record["key_id"], record["drawing"]
     if not isinstance(word, str) or not isinstance(key, str):
-        raise ValueError("word or key_id is no text")
+        raise ValueError("word or key_id isn't text")
     if not isinstance(drawing, list):
-        raise ValueError("drawing is no list")
+        raise ValueError("drawing isn't a list")
     strokes = [_stroke(stroke) for stroke in drawing]
     columns = {stroke.shape[1] for stroke in strokes}
     if len(columns) > 1:

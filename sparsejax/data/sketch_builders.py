@@ -96,11 +96,11 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _files(self) -> list[pathlib.Path]:
         """List the publisher's files in a source that isn't an npz."""
-        raise SourceError("it is no npz")
+        raise SourceError("it isn't an npz")
 
     def _publishers(self) -> Iterator[Found]:
         """Read a source that isn't an npz."""
-        raise SourceError("it is no npz")
+        raise SourceError("it isn't an npz")
 
     def _files_left_out(self) -> str:
         """Describe the unread files of a source that isn't an npz."""
@@ -202,7 +202,7 @@ class Vmnist(Sketches):
 
     def _check_keys(self, keys: set[str]) -> None:
         if "mnist_index" in keys:
-            problem = "it has the key mnist_index: MNIST's pictures, traced, are no VMNIST"
+            problem = "it has the key mnist_index: MNIST's pictures, traced, are not VMNIST"
             raise SourceError(f"{problem} (config.task.dataset = 'vmnist_like')")
 
 

@@ -1,6 +1,6 @@
 """Stamps: cheap fingerprints of data, to recognize the same content elsewhere.
 
-A stamp is a JSON-able dictionary that depends neither on the path nor on modification times.
+A stamp is a JSON-serializable dictionary, independent of the path and of modification times.
 """
 
 import hashlib

@@ -214,7 +214,7 @@ def unet_diffusers_config(model: UNet, sample_size: int | None = None) -> dict[s
         read it, the network accepts any size.
 
     Returns:
-      JSON-able dictionary.
+      JSON-serializable dictionary.
 
     Raises:
       ValueError: `UNet2DModel` can't represent the network: `channel_mult` doesn't start with 1.
@@ -257,7 +257,7 @@ def autoencoder_diffusers_config(
       sample_size: height and width of its images, if known.
 
     Returns:
-      JSON-able dictionary.
+      JSON-serializable dictionary.
 
     Raises:
       ValueError: diffusers can't represent the network; see `unet_diffusers_config`.

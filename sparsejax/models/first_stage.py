@@ -36,7 +36,7 @@ def save_first_stage(
       path: safetensors file to write.
       params: params of a `VQModel` or `KLModel`.
       kind: a key of `KINDS`.
-      arguments: attributes of the model, JSON-able; stored in the metadata.
+      arguments: attributes of the model, JSON-serializable; stored in the metadata.
     """
     metadata = {"kind": kind, MODEL_KEY: json.dumps(arguments)}
     arrays = {k: np.ascontiguousarray(v) for k, v in autoencoder_to_torch(params).items()}

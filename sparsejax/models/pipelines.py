@@ -56,7 +56,7 @@ def scheduler_config(
       set_alpha_to_one: whether DDIM ends at alpha_bar = 1 rather than that of t = 0.
 
     Returns:
-      JSON-able dictionary. For S steps, diffusers takes the same ones if `has_same_steps`.
+      JSON-serializable dictionary. For S steps, diffusers takes the same ones if `has_same_steps`.
 
     Example:
       >>> config = scheduler_config(np.full(100, 0.01), 1 + 10 * np.arange(10))

@@ -64,7 +64,7 @@ def read_state_dict(path: PathLike) -> StateDict:
         arrays = _read_pickle(path)
     else:
         accepted = ", ".join((".safetensors", *TORCH_SUFFIXES, ".index.json"))
-        raise ValueError(f"{path} is no file of weights; accepted: names ending in {accepted}")
+        raise ValueError(f"{path} is not a file of weights; accepted: names ending in {accepted}")
     if not arrays:
         raise ValueError(f"{path} holds no tensors")
     return arrays
@@ -237,7 +237,7 @@ def _read_json(path: pathlib.Path) -> Value:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no JSON: {error}") from error
+        raise ValueError(f"{path} is damaged or not JSON: {error}") from error
 
 
 def find_autoencoder(path: PathLike) -> pathlib.Path:
@@ -263,14 +263,16 @@ def _read_shards(path: pathlib.Path) -> StateDict:
     index = _read_json(path)
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
-        raise ValueError(f"{path} is no index of weights: its weight_map names no files beside it")
+        raise ValueError(
+            f"{path} is not an index of weights: its weight_map doesn't name files beside it"
+        )
     arrays: StateDict = {}
     for file in sorted(set(places.values())):
         shard = path.with_name(file)
         read = read_state_dict(shard)
         missing = [name for name, place in places.items() if place == file and name not in read]
         if missing:
-            raise ValueError(f"{shard} is no shard of {path}: {_list_few('missing', missing)}")
+            raise ValueError(f"{shard} is not a shard of {path}: {_list_few('missing', missing)}")
         arrays |= {name: array for name, array in read.items() if places.get(name) == file}
     return arrays
 
@@ -279,7 +281,7 @@ def _read_safetensors(path: pathlib.Path) -> StateDict:
     try:
         arrays = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
     return {name: _widen(array) for name, array in arrays.items()}
 
 
@@ -318,7 +320,7 @@ def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:
     refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
     if refused is None:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        return ValueError(f"{path} is damaged or no PyTorch file: {reason}")
+        return ValueError(f"{path} is damaged or not a PyTorch file: {reason}")
     return ValueError(
         f"{path} holds pickled code objects besides tensors: {refused[1]}. It was refused, and "
         "nothing in it was executed. If, and only if, you trust its source, save its tensors "

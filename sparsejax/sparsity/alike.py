@@ -1,4 +1,4 @@
-"""Whether an optimizer treats all weights alike, whatever array they stand in: it is tried."""
+"""Test whether an optimizer treats all weights alike, whatever array they are in."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from sparsejax.sparsity.mirrors import map_mirrors
 from sparsejax.types import Leaf, NumpyArray, Optimizer, Params, Shape
 
 _SHAPE, _ACTIVE = (4, 6), 12  # of each of two layers
-_SCALES = (1.0, 1e-4, 1e4, 1.0, 10.0, 0.1, 1.0, 100.0)  # of the gradients: thresholds are met
+_SCALES = (1.0, 1e-4, 1e4, 1.0, 10.0, 0.1, 1.0, 100.0)  # of the gradients, to reach thresholds
 _ACCEPTED = (
     "accepted: optimizers that treat all weights alike, as adam, adamw, sgd, lion and rmsprop do, "
     "with schedules and clip_by_global_norm; or vouched=True, if you know that this one does"
@@ -18,17 +18,17 @@ _ACCEPTED = (
 
 
 def check_alike(inner: Optimizer) -> None:
-    """Refuse an optimizer whose update of a weight depends on the array that the weight stands in.
+    """Check that an optimizer's update of a weight doesn't depend on the array that holds it.
 
-    Eight updates of two small arrays, half of whose weights are inactive, are compared with those
-    of the active weights alone, dealt out anew to two vectors. Norms and means of a layer,
-    factored moments, labels and noise make a difference; a norm of all weights makes none.
+    Eight updates of two small arrays, half of whose weights are inactive, are compared with updates
+    of the active weights alone, regrouped into two vectors. Norms and means of a layer, factored
+    moments, labels and noise make a difference; a norm of all weights doesn't.
 
     Args:
       inner: optax transformation.
 
     Raises:
-      ValueError: such an optimizer, or one that can't be tried; one line says why.
+      ValueError: the update depends on it, or the optimizer can't be tried; one line says why.
     """
     with jax.ensure_compile_time_eval():
         try:
@@ -40,7 +40,7 @@ def check_alike(inner: Optimizer) -> None:
 
 
 def check_shapes(inner: Optimizer, params: Params, flat: Params) -> None:
-    """Refuse an optimizer whose state of flat params isn't its state of whole ones, made flat.
+    """Check that an optimizer's state of flat params is its state of whole params, made flat.
 
     Args:
       inner: optax transformation.
@@ -76,11 +76,11 @@ def _difference_of_shapes(inner: Optimizer, params: Params, flat: Params) -> str
 
 
 def _difference(inner: Optimizer) -> str | None:
-    """Return what an optimizer does differently to active weights that are dealt out anew."""
+    """Return how an optimizer's updates of active weights change when these are regrouped."""
     rng = np.random.default_rng(0)
     weights = 2 * _SHAPE[0] * _SHAPE[1]
     active = rng.permutation(weights)[: 2 * _ACTIVE]
-    layer_scales = np.repeat([1.0, 1e3], weights // 2)  # so that statistics of layers differ
+    layer_scales = np.repeat([1.0, 1e3], weights // 2)  # so that layers have different statistics
 
     def draw(scale: float) -> NumpyArray:
         drawn = np.zeros(weights, np.float32)
@@ -107,7 +107,7 @@ def _difference(inner: Optimizer) -> str | None:
         theirs, states[1] = inner.update(to_layers(gradients[active]), states[1], to_layers(flat))
         ours, theirs = to_vector(update)[active], to_vector(theirs)
         if not np.allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(ours).max(), equal_nan=True):
-            return "its update of a weight depends on the array that the weight stands in"
+            return "its update of a weight depends on the array that holds the weight"
         whole[active] += ours
         flat = flat + theirs
         has_moved |= bool(np.any(ours))

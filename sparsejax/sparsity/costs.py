@@ -1,7 +1,7 @@
-"""What a sparse model costs: active parameters, forward FLOPs, training FLOPs.
+"""Costs of a sparse model: active parameters, forward FLOPs, training FLOPs.
 
-FLOPs are counted on paper, as the literature does: two for each multiply-add of a layer,
-times the layer's density; what masks cost and what hardware makes of them is not in them.
+FLOPs are theoretical, as in the literature: two for each multiply-add of a layer, times the layer's
+density. They include neither the cost of masking nor the efficiency of the hardware.
 """
 
 from sparsejax.sparsity.masks import summarize
@@ -10,7 +10,7 @@ from sparsejax.types import LayerFlops, Masks, Params
 
 
 def active_parameters(params: Params, masks: Masks) -> int:
-    """Count the parameters that are not masked out, biases and other dense leaves included.
+    """Count the active parameters, including biases and other dense leaves.
 
     Args:
       params: pytree of arrays or `jax.ShapeDtypeStruct`.
@@ -51,7 +51,7 @@ def training_flops(method: str, f_sparse: float, f_dense: float, update_interval
 
     Args:
       method: name of a method: `dense`, `static`, `rigl`, `magran`, or one that you registered.
-      f_sparse: FLOPs of one sparse forward pass; their mean over the steps where density changes.
+      f_sparse: FLOPs of one sparse forward pass (their mean over steps if the density changes).
       f_dense: FLOPs of one dense forward pass.
       update_interval: optimizer steps between topology updates (dT).
 
@@ -75,13 +75,13 @@ def training_flops(method: str, f_sparse: float, f_dense: float, update_interval
 
 
 def run_flops(method: str, f_sparse: float, f_dense: float, steps: int, updates: int) -> float:
-    """Return the training FLOPs of one example over a run, by what the run really did.
+    """Return the training FLOPs of one example over a run, from the updates actually made.
 
-    Every step trains, at three sparse passes; each update that looks at gradients (RigL's)
-    adds a forward and a backward pass whose weight gradient is dense: 2 f_S + f_D.
+    Every step costs three sparse passes; each update that uses gradients (RigL's) adds a forward
+    and a backward pass whose weight gradient is dense: 2 f_S + f_D.
 
-    Where a method changes density, sum this over the periods of one density, each with the update
-    that ends it.
+    If a method changes density, sum this over the periods of constant density, each with the
+    update that ends it.
 
     Args:
       method: name of a method: `dense`, `static`, `rigl`, `magran`, or one that you registered.

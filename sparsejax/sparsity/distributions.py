@@ -1,4 +1,4 @@
-"""How sparse each layer is: one overall sparsity, shared out over the layers."""
+"""Sparsity of each layer, given an overall sparsity."""
 
 import logging
 import math
@@ -32,16 +32,16 @@ def uniform(
       params: pytree of arrays or `jax.ShapeDtypeStruct`.
       sparsity: fraction of zeros in [0, 1).
       custom: ordered pairs `(pattern, sparsity)`; a layer whose path (`a/b/kernel`) contains
-        the regular expression takes that sparsity and leaves the common budget; the first
-        match wins.
-      is_sparsifiable: predicate of key path and leaf: which leaves take part; `masks.path_name`
-        makes a string of a key path. The others stay dense.
+        the regular expression gets that sparsity and no longer counts towards the overall one;
+        the first match wins.
+      is_sparsifiable: predicate of key path and leaf that selects the leaves to sparsify;
+        `masks.path_name` converts a key path to a string. Other leaves stay dense.
 
     Returns:
       Pytree of Python floats with the structure of `params`; 0.0 = dense.
 
     Raises:
-      ValueError: a sparsity outside [0, 1), a pattern that is no regular expression, or a
+      ValueError: a sparsity outside [0, 1), a pattern that is not a regular expression, or a
         pattern that matches no sparsifiable layer.
 
     Example:
@@ -60,11 +60,11 @@ def erdos_renyi(
     custom: Custom = (),
     is_sparsifiable: IsSparsifiable = is_sparsifiable,
 ) -> Sparsities:
-    """Share out the active weights with density proportional to (n_in + n_out)/(n_in n_out).
+    """Distribute the active weights with density proportional to (n_in + n_out)/(n_in n_out).
 
-    The dimensions before the last two count as one, so every layer is seen as a matrix of its
-    last two dimensions (ER; Mocanu et al. 2018): kernels are taken to be channels last, their
-    window first, as Flax has them.
+    All dimensions before the last two are treated as one, so each layer is a matrix of its last
+    two dimensions (ER; Mocanu et al. 2018). Kernels are expected to be channels last, with the
+    window first, as in Flax.
 
     Args:
       params: as for `uniform`.
@@ -89,11 +89,11 @@ def erdos_renyi_kernel(
     custom: Custom = (),
     is_sparsifiable: IsSparsifiable = is_sparsifiable,
 ) -> Sparsities:
-    """Share out the active weights with density proportional to sum(dims)/prod(dims).
+    """Distribute the active weights with density proportional to sum(dims)/prod(dims).
 
     ERK (Evci et al. 2020, section 3): layers with few weights for their fan stay denser. A
-    layer whose density would exceed one is made dense, largest factor first, and the rest
-    of the budget is solved again.
+    layer whose density would exceed one is made dense, largest factor first, and the remaining
+    budget is distributed again.
 
     Args:
       params: as for `uniform`.
@@ -153,7 +153,7 @@ def _distribute(
     _check_sparsity(sparsity, "sparsity")
     paths_and_leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
     names = [path_name(path) for path, _ in paths_and_leaves]
-    # A 0-d mask means dense, so a number can't be sparse, whatever the predicate says.
+    # A 0-d mask means dense, so a scalar can't be sparse, whatever the predicate returns.
     shapes = {
         name: np.shape(leaf)
         for name, (path, leaf) in zip(names, paths_and_leaves, strict=True)
@@ -178,7 +178,7 @@ def _match_custom(names: Iterable[str], custom: Custom) -> dict[str, float]:
         try:
             matches = [name for name in names if re.search(pattern, name)]
         except re.error as error:
-            raise ValueError(f"{what} is no regular expression: {error}") from error
+            raise ValueError(f"{what} is not a regular expression: {error}") from error
         if not matches:
             raise ValueError(f"{what} matches no sparsifiable layer; layers: {', '.join(names)}")
         for name in matches:

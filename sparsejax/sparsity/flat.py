@@ -1,9 +1,9 @@
-"""Flat trees: the active weights alone, one array [active] per sparsified layer, and the way back.
+"""Flat trees: only the active weights, one array [active] per sparsified layer, and the inverse.
 
-Indices tell where the active weights are. For a layer that is flat they are the flat positions of
-its active weights, int32 [active], in increasing order; for a layer that stays whole they are a
-0-d True. So every tree of params has indices, and one whose indices are all 0-d is whole. The
-number of active weights of a layer that is flat never changes, so all shapes are static.
+Indices record where the active weights are. For a flat layer they are the flat positions of its
+active weights, int32 [active], in ascending order; for a layer that stays whole they are a 0-d
+True. So every tree of params has indices, and a tree whose indices are all 0-d is whole. The number
+of active weights of a flat layer never changes, so all shapes are static.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def static_counts(masks: Masks) -> PyTree:
     """Replace each boolean array of the masks by its number of active weights.
 
     Args:
-      masks: masks with values that are known, not traced.
+      masks: masks with concrete values, not traced.
 
     Returns:
       Pytree with a Python int for each sparsified layer and the 0-d mask for each other one.
@@ -35,17 +35,17 @@ def static_counts(masks: Masks) -> PyTree:
 
 
 def counts_of(indices: PyTree) -> PyTree:
-    """Return the counts that indices were made with: `static_counts`, for a tree that is flat."""
+    """Return the counts that indices were made with: those of `static_counts`, for a flat tree."""
     return jax.tree.map(lambda index: index.size if index.ndim else index, indices)
 
 
 def is_flat(indices: PyTree) -> bool:
-    """Tell whether a tree with these indices has flat layers."""
+    """Return whether a tree with these indices has flat layers."""
     return any(index.ndim for index in jax.tree.leaves(indices))
 
 
 def whole_indices(params: Params) -> PyTree:
-    """Return the indices of a tree that is whole: 0-d True for every leaf of `params`."""
+    """Return the indices of a whole tree: 0-d True for every leaf of `params`."""
     return jax.tree.map(lambda _: jnp.array(True), params)
 
 
@@ -54,14 +54,14 @@ def active_indices(masks: Masks, counts: PyTree | None = None) -> PyTree:
 
     Args:
       masks: masks.
-      counts: number of active weights per layer, an int; a 0-d True for layers to be left whole.
+      counts: number of active weights per layer, an int; a 0-d True for layers that stay whole.
         Default: `static_counts(masks)`, for which `masks` must not be traced.
 
     Returns:
-      Pytree of int32 arrays [active] in increasing order; a 0-d True where the count is none.
+      Pytree of int32 arrays [active] in ascending order; a 0-d True for layers that stay whole.
 
     Raises:
-      ValueError: `masks` are not traced and have other numbers of active weights.
+      ValueError: `masks` are concrete and have other numbers of active weights.
 
     Example:
       >>> active_indices({"kernel": jnp.eye(3, dtype=bool)})["kernel"].tolist()
@@ -81,10 +81,10 @@ def active_indices(masks: Masks, counts: PyTree | None = None) -> PyTree:
 
 @jax.jit(static_argnums=1)
 def _positions(mask: Array, count: int) -> Array:
-    """Return the positions of the `count` True entries of a flat mask, in increasing order.
+    """Return the positions of the `count` True entries of a flat mask, in ascending order.
 
-    Block after block, which compiles and runs faster than `jnp.flatnonzero`: no running sum
-    over the whole layer.
+    Works block by block, which compiles and runs faster than `jnp.flatnonzero`: there is no
+    running sum over the whole layer.
     """
     size = mask.size
     block = min(size, _BLOCK)
@@ -107,7 +107,7 @@ def to_flat(tree: PyTree, indices: PyTree) -> PyTree:
 
     Args:
       tree: pytree of arrays of the parameters' shapes.
-      indices: as `active_indices` or `whole_indices` returns them.
+      indices: from `active_indices` or `whole_indices`.
 
     Returns:
       Pytree of the same structure: arrays [active], and leaves of whole layers as they are.
@@ -122,11 +122,11 @@ def to_flat(tree: PyTree, indices: PyTree) -> PyTree:
 
 
 def to_whole(flat: PyTree, indices: PyTree, like: Params) -> PyTree:
-    """Put the entries of a flat tree back into their places; exact zeros everywhere else.
+    """Put the entries of a flat tree back in their places, with exact zeros everywhere else.
 
     Args:
-      flat: pytree as `to_flat` returns it.
-      indices: as `active_indices` or `whole_indices` returns them.
+      flat: pytree from `to_flat`.
+      indices: from `active_indices` or `whole_indices`.
       like: pytree of arrays or `jax.ShapeDtypeStruct` of the shapes to return.
 
     Returns:
@@ -149,15 +149,15 @@ def to_whole(flat: PyTree, indices: PyTree, like: Params) -> PyTree:
 
 
 def flat_masks(masks: Masks, indices: PyTree) -> Masks:
-    """Return the masks of a tree that has these indices.
+    """Return the masks of a tree with these indices.
 
     Args:
       masks: masks of the whole tree.
-      indices: as `active_indices` or `whole_indices` returns them.
+      indices: from `active_indices` or `whole_indices`.
 
     Returns:
-      `masks` if all layers are whole. Otherwise a constant 0-d True for flat layers, all of which
-      is active, and for dense ones: masking is left out of the compiled program.
+      `masks` if all layers are whole. Otherwise a constant 0-d True for dense layers and for flat
+      layers, which are entirely active: the compiled program then does no masking.
     """
     if not is_flat(indices):
         return masks
@@ -171,11 +171,11 @@ def places_among(old: PyTree, new: PyTree, like: Params) -> PyTree:
 
     Args:
       old: indices.
-      new: indices, of the same layers as many.
+      new: indices of the same layers, with the same counts.
       like: pytree of arrays or `jax.ShapeDtypeStruct` of whole shapes.
 
     Returns:
-      Pytree, for `move`: int32 [active] with `old[result] == new`, or -1 where `old` doesn't hold
+      Pytree, for `move`: int32 [active] with `old[result] == new`, or -1 where `old` doesn't have
       the new index; a 0-d True for layers that are whole.
     """
 
@@ -186,12 +186,12 @@ def places_among(old: PyTree, new: PyTree, like: Params) -> PyTree:
 
 
 def move(leaf: Array, fresh: Array, place: Array) -> Array:
-    """Take flat entries along to new indices.
+    """Move flat entries to new indices.
 
     Args:
       leaf: [..., active], at the old indices.
       fresh: [..., active], the entries of weights that weren't active before.
-      place: leaf of what `places_among` returns.
+      place: leaf of the result of `places_among`.
 
     Returns:
       Array [..., active] at the new indices; `leaf` itself if the layer is whole.
@@ -208,7 +208,7 @@ def positions_in(old: Array, new: Array, size: int) -> Array:
       size: number of weights of the layer.
 
     Returns:
-      Int32 [active]: `old[result] == new`, or -1 where `old` doesn't hold the new index.
+      Int32 [active]: `old[result] == new`, or -1 where `old` doesn't have the new index.
     """
     nowhere = jnp.full(size, -1, jnp.int32)
     order = jnp.arange(old.size, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""The mask pytree: which weights can be sparse, drawing masks, applying and counting them."""
+"""The mask pytree: which weights can be sparse; drawing, applying and counting masks."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ _DENSE_NAMES = ("bias", "scale", "offset", "embedding", "embeddings")
 def path_name(path: KeyPath | str) -> str:
     """Join a pytree key path with slashes: `down/conv/kernel`. Strings pass unchanged.
 
-    The last step of a flax nnx state, `.value`, is left out: it names no parameter.
+    The last step of a flax nnx state, `.value`, is dropped: it doesn't name a parameter.
     """
     if isinstance(path, str):
         return path
@@ -38,15 +38,15 @@ def path_name(path: KeyPath | str) -> str:
 
 
 def is_sparsifiable(path: KeyPath | str, leaf: Leaf) -> bool:
-    """Tell whether a parameter can be sparse: a float array of two or more dimensions.
+    """Return whether a parameter can be sparse: a float array of two or more dimensions.
 
-    Leaves stay dense whose path ends in `bias`, `scale`, `offset`, `embedding` or `embeddings`,
-    and vectors in disguise: three or more dimensions, all but one of them 1, as haiku's BatchNorm
-    has them. The functions that ask this take another predicate as `is_sparsifiable=`: equinox
+    Leaves stay dense if their path ends in `bias`, `scale`, `offset`, `embedding` or `embeddings`,
+    or if they are really vectors: three or more dimensions, all but one of them 1, as in haiku's
+    BatchNorm. Functions that use this predicate accept another one as `is_sparsifiable=`: equinox
     gives the weights of its `Embedding` the same name as those of its `Linear`.
 
     Args:
-      path: key path of the leaf as `jax.tree_util.tree_flatten_with_path` gives it, or its
+      path: key path of the leaf, as from `jax.tree_util.tree_flatten_with_path`, or its
         names joined by slashes.
       leaf: array or `jax.ShapeDtypeStruct`.
 
@@ -67,10 +67,10 @@ def is_sparsifiable(path: KeyPath | str, leaf: Leaf) -> bool:
 
 
 def target_active(size: int, sparsity: float) -> int:
-    """Return how many of `size` weights a layer of this sparsity keeps.
+    """Return the number of active weights in a layer of `size` weights with this sparsity.
 
-    The rule is `size - floor(sparsity * size)`, in float64: at least one, since a sparsity
-    below one never rounds the product up to `size`.
+    This is `size - floor(sparsity * size)`, in float64; at least one, since a sparsity below one
+    never rounds the product up to `size`.
     """
     return size - int(sparsity * size)
 
@@ -146,7 +146,7 @@ def place_like(masks: Masks, params: Params) -> Masks:
 
 
 def _leaves_as(params: Params, tree: PyTree) -> list[Leaf]:
-    """Return the leaves of a tree that has the structure of `params`."""
+    """Return the leaves of a tree with the structure of `params`."""
     structure: PyTree = jax.tree.structure(params)
     return structure.flatten_up_to(tree)
 
@@ -254,7 +254,7 @@ def unpack_bits(packed: PyTree, params: Params) -> Masks:
 
 
 class LayerSummary(NamedTuple):
-    """Weights of one layer: how many there are, how many are active, and their share."""
+    """The number of weights, the number of active ones, and their share."""
 
     weights: int
     active: int
@@ -262,12 +262,12 @@ class LayerSummary(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """What `summarize` returns.
+    """The result of `summarize`.
 
     Attributes:
       layers: `{path: LayerSummary}` of every leaf, dense ones included.
-      sparsifiable: LayerSummary over the leaves that could be sparse, layers that stay dense
-        included.
+      sparsifiable: LayerSummary over the leaves that could be sparse, including layers that stay
+        dense.
       total: LayerSummary over the whole tree.
     """
 
@@ -284,7 +284,7 @@ def summarize(
     Args:
       params: pytree of arrays or `jax.ShapeDtypeStruct`.
       masks: masks of `params`.
-      is_sparsifiable: predicate of path and leaf: what `sparsifiable` counts.
+      is_sparsifiable: predicate of path and leaf that selects the leaves counted in `sparsifiable`.
 
     Returns:
       Summary with Python numbers (one transfer from the device).

@@ -1,9 +1,9 @@
-"""The methods of sparse training, each as short as its difference from the others.
+"""Methods of sparse training, each defined by its difference from the others.
 
 `static` draws a random topology and keeps it (Static-DM). `rigl` grows where the dense
 gradient is largest (RigL-DM; Evci et al. 2020). `magran` grows at random (MagRan-DM; SET
-with plain magnitude, Mocanu et al. 2018). `dense` is the baseline. What moves, single weights,
-blocks or channels, is a `structure`.
+with plain magnitude, Mocanu et al. 2018). `dense` is the baseline. The unit that moves, a single
+weight, block or channel, is a `structure`.
 """
 
 import dataclasses
@@ -37,31 +37,31 @@ _POSITIONAL = ("key", "params", "masks", "gradients", "fraction")
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """Describe how masks begin and how they change.
+    """A method of sparse training: how masks are initialized and updated.
 
     Attributes:
       name: the method's name.
       update: `update(key, params, masks, gradients, fraction, *, step=None, density=None) ->
-        (params, masks)`: the topology update. `params` come in masked and go out masked;
+        (params, masks)`: the topology update. `params` are masked on entry and on return;
         `gradients` are dense (not masked), with respect to `probe(key, params, masks)`;
         `fraction` is the drop fraction; `step` is the number of optimizer steps taken, an int32
-        scalar, and `density` the density that the caller asks of every layer, floats in the
+        scalar, and `density` is the density that the caller asks of every layer, floats in the
         structure of `init`'s sparsities: the training loop passes 1 minus those, a loop of your
-        own may pass what its schedule says of the step. Both are None if the caller passes
-        neither; a function that needs neither may leave them out of its signature.
+        own may pass the value of a schedule. Both are None if the caller passes neither, and a
+        function that doesn't need them may omit them from its signature.
       init: `init(key, params, sparsities) -> masks`: the first topology. `sparsities` has the
         structure of params, or of the groups of channels.
       probe: `probe(key, params, masks) -> params` at which gradients are taken: `params`
         themselves, except for channels (see `structure.channel`).
-      is_dynamic: whether `update` changes anything; if not, it needn't be called.
-      uses_gradients: whether `update` looks at the dense gradients, which cost FLOPs.
-      changes_density: whether layers may have another number of active weights after `update`.
-        Costs are then summed over the steps; packed optimizer state, whose shapes are static,
+      is_dynamic: whether `update` changes anything; otherwise it needn't be called.
+      uses_gradients: whether `update` uses the dense gradients, which cost FLOPs.
+      changes_density: whether the number of active weights of a layer may change in `update`.
+        Costs are then summed over the steps; flat optimizer state, whose shapes are static,
         raises ValueError.
 
     Raises:
-      ValueError: a method that changes density and is not dynamic; an `update` that takes other
-        arguments than these, or can't be called.
+      ValueError: a method changes density but is not dynamic; or `update` has a different
+        signature or can't be called.
 
     Example:
       SET (Mocanu et al. 2018), by hand: drop the smallest weights, grow at random.
@@ -89,10 +89,10 @@ class Method:
 
 
 def _taking_step_and_density(name: str, update: Update) -> Update:
-    """Return `update` that accepts `step` and `density` and drops those it has no parameter for.
+    """Return `update` with `step` and `density` accepted, and dropped if it has no such parameter.
 
     Raises:
-      ValueError: it can't be called as the training loop does.
+      ValueError: it can't be called as the training loop calls it.
     """
     try:
         signature = inspect.signature(update)
@@ -175,11 +175,11 @@ def drop_and_grow(
     """Drop the units of smallest magnitude and grow those with the largest scores.
 
     Args:
-      structure: what moves as one.
-      key: PRNG key, for the values that channels come back with.
+      structure: unit that is pruned and regrown.
+      key: PRNG key, for the values of regrown channels.
       params: pytree of arrays, masked.
       masks: masks of `params`.
-      grow_scores: an array for each array of `structure.pool(params)`, of its shape.
+      grow_scores: one array for each array of `structure.pool(params)`, of the same shape.
       fraction: drop fraction in [0, 1], Python or traced scalar.
 
     Returns:
@@ -192,10 +192,10 @@ def drop_and_grow(
 
 
 def random_topology(structure: Structure) -> Init:
-    """Return the `init` of a Method that draws which units of a structure are active.
+    """Return the `init` of a Method that draws the active units of a structure at random.
 
     Args:
-      structure: what moves as one.
+      structure: unit that is pruned and regrown.
 
     Returns:
       `init(key, params, sparsities) -> masks`.
@@ -238,13 +238,13 @@ def _no_masks(key: PRNGKey, params: Params, sparsities: Sparsities) -> Masks:
 def register_method(name: str, method: Method | Factory) -> None:
     """Register a method of your own, for `get_method` and `config.sparsity.method`.
 
-    Registering a name again from the same place replaces its method, so a module can be reloaded,
-    and a cell of a notebook run again.
+    Registering a name again from the same place replaces its method, so that a module can be
+    reloaded and a notebook cell run again.
 
     Args:
-      name: letters, digits, `_` and `-`; no other method's name.
-      method: Method that moves single weights; or a function of a structure that returns a Method,
-        as `rigl` is, for a method that moves blocks and channels too.
+      name: letters, digits, `_` and `-`; not the name of another method.
+      method: Method for single weights; or a function from a structure to a Method, like `rigl`,
+        for a method that also supports blocks and channels.
 
     Raises:
       ValueError: the name is malformed or taken, or `method` is neither.
@@ -271,7 +271,7 @@ def register_method(name: str, method: Method | Factory) -> None:
 
 
 def _origin(method: Method | Factory) -> tuple[str, str]:
-    """Return the module and name of the function that a method is made of."""
+    """Return the module and name of the function that implements a method."""
     function = method.update if isinstance(method, Method) else method
     kind = type(function)
     name = getattr(function, "__qualname__", kind.__qualname__)
@@ -282,14 +282,14 @@ def get_method(name: str, structure: Structure = WEIGHT) -> Method:
     """Return the method of this name: `dense`, `static`, `rigl`, `magran` or a registered one.
 
     Args:
-      name: the method's.
-      structure: what moves as one, of `structure`: `WEIGHT`, `block(size)`, `channel(...)`.
+      name: name of the method.
+      structure: unit that is pruned and regrown: `WEIGHT`, `block(size)` or `channel(...)`.
 
     Returns:
       Method.
 
     Raises:
-      ValueError: no method has this name, or it can't move this structure.
+      ValueError: no method has this name, or it doesn't support this structure.
 
     Example:
       >>> import jax.numpy as jnp

@@ -19,15 +19,15 @@ def map_mirrors(
     them; so does a stack of such arrays (the memory of `lbfgs`).
 
     Args:
-      function: of an array of the state, the same array of `fresh`, and a leaf of `other`.
+      function: function of an array of the state, the same array of `fresh`, and a leaf of `other`.
       state: optimizer state, of arrays or `jax.ShapeDtypeStruct`.
-      fresh: state as `init` gives it; what it lacks, such as what `optax.monitor` has measured
-        since, is left as it is.
-      params: the parameters that the state is of; arrays or `jax.ShapeDtypeStruct`.
+      fresh: state as returned by `init`; arrays that it lacks, such as later measurements of
+        `optax.monitor`, are left unchanged.
+      params: the parameters of the state; arrays or `jax.ShapeDtypeStruct`.
       other: pytree of the structure of `params`.
 
     Returns:
-      State; arrays that belong to no parameter are as they were.
+      State; arrays that belong to no parameter are unchanged.
     """
     structure: Any = jax.tree.structure(params)
     belonging = {

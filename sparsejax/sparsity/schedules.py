@@ -1,4 +1,4 @@
-"""When the topology changes. How much changes is any optax schedule over global steps."""
+"""When the topology changes. How much changes is an optax schedule over global steps."""
 
 import dataclasses
 
@@ -7,16 +7,16 @@ from sparsejax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class UpdateSchedule:
-    """Say when the topology changes: every `update_interval` steps while `begin <= step < end`.
+    """Schedule of topology updates: every `update_interval` steps while `begin <= step < end`.
 
-    Drop fractions decay to zero at `end`, so an update there would change nothing, and cost RigL
-    a dense gradient.
+    Drop fractions decay to zero at `end`, so an update there would change nothing but still cost
+    RigL a dense gradient.
 
     Attributes:
       update_interval: optimizer steps between updates.
       begin: first step at which an update may be due.
-      end: first step from which on none is.
-      includes_end: whether an update is due at `end` itself, as jaxpruner has it.
+      end: first step from which on no update is due.
+      includes_end: whether an update is due at `end` itself, as in jaxpruner.
 
     Example:
       >>> schedule = UpdateSchedule(update_interval=100, begin=100, end=700)
@@ -34,10 +34,10 @@ class UpdateSchedule:
             raise ValueError(f"update_interval is {self.update_interval}; accepted: 1 or more")
 
     def is_due(self, step: int | Array) -> bool | Array:
-        """Tell whether the topology changes after optimizer step `step` (int or array)."""
+        """Return whether the topology changes after optimizer step `step` (int or array)."""
         stop = self.end + 1 if self.includes_end else self.end
         return (self.begin <= step) & (step < stop) & (step % self.update_interval == 0)
 
     def count_due(self, steps: int) -> int:
-        """Return how many updates a run of this many optimizer steps makes."""
+        """Return the number of updates in a run of this many optimizer steps."""
         return sum(bool(self.is_due(step)) for step in range(1, steps + 1))

@@ -1,8 +1,8 @@
 """Exact selection of the k largest scores, by bisection on the bits of the scores.
 
-A sort of a large layer is what makes a topology update slow. The k-th largest value can be
-found without one: floats of one width, seen as integers, keep their order, so the value is
-built bit by bit, one counting pass a bit. A second bisection over flat indices settles ties.
+Sorting a large layer is what makes a topology update slow. The k-th largest value can be found
+without it: floats of the same width, viewed as integers, keep their order, so the value is built
+bit by bit, with one counting pass per bit. A second bisection over flat indices breaks ties.
 `k` may be traced, so one compiled function serves every drop fraction.
 """
 
@@ -15,7 +15,7 @@ from sparsejax.types import Array, ArrayLike
 def _ordered_bits(scores: Array) -> Array:
     """Map floats to unsigned integers in the same order, NaN to 1; 0 is left unused.
 
-    The bits are read, not the values: on a CPU a denormal compares equal to zero.
+    Reads bits, not values: on a CPU a denormal compares equal to zero.
     """
     width = jnp.dtype(scores.dtype).itemsize * 8
     unsigned = jnp.dtype(f"uint{width}")
@@ -64,9 +64,9 @@ def _count(booleans: Array) -> Array:
 def select_top(scores: ArrayLike, count: ArrayLike, *, candidates: Array | None = None) -> Array:
     """Select exactly `count` of the largest scores.
 
-    Ties go to the lowest flat index; NaN ranks below every number; -0.0 ties with 0.0. The
-    scale of the scores doesn't matter, nor does their precision: nothing is computed with
-    them, their bits are compared.
+    Ties go to the lowest flat index; NaN ranks below every number; -0.0 ties with 0.0. Neither the
+    scale nor the precision of the scores matters, because their bits are compared and nothing is
+    computed with them.
 
     Args:
       scores: floating-point array of any shape, fewer than 2**31 entries. Integers and
@@ -74,7 +74,7 @@ def select_top(scores: ArrayLike, count: ArrayLike, *, candidates: Array | None 
       count: number of entries to select, Python or traced integer; limited to
         `[0, number of candidates]`.
       candidates: boolean array of the same shape; only its True entries can be selected.
-        All, by default.
+        Default: all.
 
     Returns:
       Boolean array of the shape of `scores` with exactly `count` True entries.

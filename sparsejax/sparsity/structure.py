@@ -1,8 +1,8 @@
-"""What moves as one: single weights, blocks of channels, or whole channels.
+"""The unit that is pruned and regrown: single weights, blocks of channels, or whole channels.
 
-A structure turns scores of weights into scores of units and masks of units into masks of
-weights. Prune and regrow (`topology`) work on units and can't tell what a unit is. Masks keep
-their contract: full-shape booleans, constant within a unit.
+A structure converts scores of weights to scores of units, and masks of units to masks of weights.
+Prune and regrow (`topology`) work on units without knowing what a unit is. Masks keep their
+contract: full-shape booleans, constant within a unit.
 """
 
 import logging
@@ -36,18 +36,18 @@ Units: TypeAlias = PyTree  # an array [units] for each array of params, or for e
 
 
 class Structure(NamedTuple):
-    """How weights make up units; all functions are pure and may be traced.
+    """How weights are grouped into units; all functions are pure and may be traced.
 
     Attributes:
       name: `weight`, `block` or `channel`.
       pool: `pool(params) -> scores`: magnitude of every unit, a pytree of arrays [units].
       grow_scores: `grow_scores(gradients) -> scores` of the same shapes: mean |gradient|.
       unit_masks: `unit_masks(masks) -> booleans` of the same shapes; 0-d masks stay 0-d.
-      spread: `spread(unit_masks, params) -> masks`, full-shape; `params` for their shapes.
+      spread: `spread(unit_masks, params) -> masks`, full-shape; uses only the shapes of `params`.
       probe: `probe(key, params, masks) -> params` at which the dense gradient is taken: the
         same function of the inputs, with a gradient for every unit that may grow.
-      revive: `revive(key, params, before, after) -> params` under the masks `after`, those that
-        came back since `before` with the values that they begin with; `key` is that of `probe`.
+      revive: `revive(key, params, before, after) -> params` under the masks `after`, with initial
+        values for units that are newly active since `before`; `key` is that of `probe`.
     """
 
     name: str
@@ -71,13 +71,13 @@ WEIGHT = Structure(
 
 
 def block(size: int) -> Structure:
-    """Return the structure of blocks: `size` input by `size` output channels, all taps together.
+    """Return the structure of blocks: `size` input by `size` output channels, with all taps.
 
-    A block's score is the mean over its weights. It comes back at zero, as a weight does. A layer
-    whose channels are no multiples of `size` moves single weights; see `log_exceptions`.
+    A block's score is the mean over its weights. Like a weight, it is regrown at zero. In a layer
+    whose channels aren't multiples of `size`, single weights move; see `log_exceptions`.
 
     Args:
-      size: channels of a side.
+      size: side of a block, in channels.
 
     Returns:
       Structure for kernels [..., input channels, output channels].
@@ -117,17 +117,17 @@ def block(size: int) -> Structure:
 
 
 def fits_blocks(shape: Shape, size: int) -> bool:
-    """Tell whether an array of this shape divides into blocks of its last two dimensions."""
+    """Return whether an array of this shape divides into blocks of its last two dimensions."""
     return len(shape) >= 2 and shape[-2] % size == 0 and shape[-1] % size == 0
 
 
 class Member(NamedTuple):
-    """The part that one array has in a group of channels.
+    """The part of a group of channels in one array.
 
     Attributes:
-      path: of the array, names joined by slashes.
+      path: path of the array, names joined by slashes.
       axis: the axis whose indices belong to units.
-      units: the unit of every index, [length of the axis] int; -1 where it has none.
+      units: the unit of each index, [length of the axis] int; -1 for none.
       incoming: whether the weights lead into the unit or out of it.
     """
 
@@ -141,18 +141,18 @@ ChannelGroups: TypeAlias = Mapping[str, Sequence[Member]]
 
 
 def channel(groups: ChannelGroups, init: Callable[[PRNGKey], Params]) -> Structure:
-    """Return the structure of channels: units that run through several arrays.
+    """Return the structure of channels: units that extend over several arrays.
 
-    Where a unit is inactive, all that leads into it and out of it is: the network is one without
-    the unit. A unit's score is the mean over its weights. It comes back with fresh incoming and
-    zero outgoing weights. The gradient of an inactive unit is zero by construction, so growth is
-    scored where every inactive unit has the incoming weights that it would come back with: the
-    network computes the same, and the gradient of the outgoing weights says what a unit is worth.
-    Arrays of no group stay dense, as do those of one dimension.
+    If a unit is inactive, so are all weights that lead into it and out of it: the network is one
+    without the unit. A unit's score is the mean over its weights. It is regrown with fresh incoming
+    and zero outgoing weights. The gradient of an inactive unit is zero by construction, so growth
+    scores are taken with every inactive unit given the incoming weights that it would be regrown
+    with: the network's outputs don't change, and the gradient of the outgoing weights measures the
+    worth of a unit. Arrays in no group stay dense, as do those of one dimension.
 
     Args:
       groups: `{name: [Member, ...]}`.
-      init: `init(key) -> params`: fresh parameters.
+      init: `init(key) -> params`, to draw fresh parameters.
 
     Returns:
       Structure; its units are `{name: array [units]}`.
@@ -169,7 +169,7 @@ def channel(groups: ChannelGroups, init: Callable[[PRNGKey], Params]) -> Structu
         return jax.tree_util.tree_map_with_path(leaf_mask, params)
 
     def begin(key: PRNGKey, params: Params, absent: Units, active: Units) -> Params:
-        """Give units that are `absent` fresh incoming weights from the units that aren't."""
+        """Give `absent` units fresh incoming weights from `active` units."""
 
         def leaf(path: KeyPath, param: Array, fresh: Array) -> Array:
             name = path_name(path)
@@ -205,7 +205,7 @@ def channel(groups: ChannelGroups, init: Callable[[PRNGKey], Params]) -> Structu
     )
 
 
-_FRESH = 2**31 - 1  # what a key is folded with: no index of a layer
+_FRESH = 2**31 - 1  # folded into keys; larger than any index of a layer
 
 
 def _any(member: Member) -> bool:
@@ -285,11 +285,11 @@ def number_of_units(group: Sequence[Member]) -> int:
 
 
 def channel_sparsities(groups: ChannelGroups, params: Params, sparsity: float) -> dict[str, float]:
-    """Find the share of units to leave out of every group, the same for all, for a sparsity.
+    """Return the share of units to remove from every group, the same for all, for a sparsity.
 
-    Where both sides of a kernel are units, leaving out half of them leaves a quarter of the
-    weights. Of the shares that whole units allow, the one is taken that comes nearest to
-    `sparsity` of the weights that belong to groups.
+    If both sides of a kernel are units, removing half of them leaves a quarter of the weights.
+    Among the shares that whole units allow, this is the one that comes closest to `sparsity` of
+    the weights in groups.
 
     Args:
       groups: `{name: [Member, ...]}`.
@@ -297,7 +297,7 @@ def channel_sparsities(groups: ChannelGroups, params: Params, sparsity: float) -
       sparsity: in [0, 1).
 
     Returns:
-      `{name: float}`, as `init` of a method takes it.
+      `{name: float}`, for a method's `init`.
     """
     leaves, members = dict(_named(params)), _members_by_path(groups)
     counts = {name: number_of_units(group) for name, group in groups.items()}
@@ -330,14 +330,14 @@ def log_exceptions(
     *,
     is_sparsifiable: IsSparsifiable = is_sparsifiable,
 ) -> list[str]:
-    """Log which sparsifiable layers don't move in units of a structure, and what they do instead.
+    """Log which sparsifiable layers don't have the units of a structure, and what they do instead.
 
     Args:
-      structure: `block` or `channel`; nothing is said of `weight`.
+      structure: `block` or `channel`; nothing is logged for `weight`.
       params: pytree of arrays or `jax.ShapeDtypeStruct`.
       size: side of a block, if `structure` is `block`.
       groups: `{name: [Member, ...]}`, if `structure` is `channel`.
-      is_sparsifiable: predicate of path and leaf: which layers are looked at.
+      is_sparsifiable: predicate of path and leaf that selects the layers to check.
 
     Returns:
       Names of the layers.
@@ -345,7 +345,7 @@ def log_exceptions(
     leaves = jax.tree_util.tree_leaves_with_path(params)
     layers = {path_name(path): leaf.shape for path, leaf in leaves if is_sparsifiable(path, leaf)}
     if structure == "block" and size is not None:
-        rule = f"move single weights: channels are no multiples of {size}"
+        rule = f"move single weights: channels aren't multiples of {size}"
         others = [name for name, shape in layers.items() if not fits_blocks(shape, size)]
     elif structure == "channel":
         rule = "stay dense: they belong to no group of channels"

@@ -1,9 +1,9 @@
 """Prune and regrow: pure functions from masks to masks.
 
-Each works leaf by leaf and looks at nothing but scores, so what a score stands for, one
-weight here, can be decided by whoever calls: pooled scores of blocks or channels go through
-the same functions and the masks that come back are spread over their weights. Params may be
-sharded over a mesh of automatic axes (`jax.sharding.AxisType.Auto`), and masks stay sharded alike.
+Each works leaf by leaf and uses only scores, so the caller decides what a score stands for (here,
+a single weight): pooled scores of blocks or channels go through the same functions, and the
+resulting masks are spread over their weights. Params may be sharded over a mesh of automatic axes
+(`jax.sharding.AxisType.Auto`), and masks keep that sharding.
 """
 
 import chex
@@ -21,16 +21,16 @@ def prune(params: Params, masks: Masks, fraction: ArrayLike) -> Masks:
     """Deactivate the fraction of each layer's active weights with the smallest magnitude.
 
     Args:
-      params: pytree of arrays; only active weights are looked at.
+      params: pytree of arrays; only active weights matter.
       masks: masks of `params`; 0-d masks pass unchanged.
       fraction: drop fraction in [0, 1], Python or traced scalar; `floor(fraction * active)`
-        weights go, computed in float32.
+        weights are deactivated, computed in float32.
 
     Returns:
       Masks with fewer active weights. Ties keep the lowest flat index; NaN goes first.
 
     Raises:
-      AssertionError: a full-shape mask has not the shape of its parameter.
+      AssertionError: a full-shape mask doesn't have the shape of its parameter.
     """
 
     def prune_leaf(param: Array, mask: Array) -> Array:
@@ -50,7 +50,7 @@ def regrow(masks: Masks, scores: Scores, counts: PyTree, *, exclude: Masks | Non
     Args:
       masks: masks; their active weights are kept and are never candidates.
       scores: pytree of arrays of the masks' shapes (anything where the mask is 0-d).
-      counts: pytree of integer scalars: how many weights to activate in each layer.
+      counts: pytree of integer scalars: number of weights to activate in each layer.
       exclude: optional pytree of boolean arrays: these weights rank after all other
         candidates, and are taken only to reach the count.
 
@@ -58,7 +58,7 @@ def regrow(masks: Masks, scores: Scores, counts: PyTree, *, exclude: Masks | Non
       Masks with exactly `counts` more active weights, as far as there are candidates.
 
     Raises:
-      AssertionError: a full-shape mask has not the shape of its scores.
+      AssertionError: a full-shape mask doesn't have the shape of its scores.
     """
 
     def regrow_leaf(
@@ -78,11 +78,11 @@ def regrow(masks: Masks, scores: Scores, counts: PyTree, *, exclude: Masks | Non
 
 
 def rewire(params: Params, masks: Masks, grow_scores: Scores, fraction: ArrayLike) -> Masks:
-    """Prune by magnitude, then regrow as many weights by `grow_scores`, layer by layer.
+    """Prune by magnitude, then regrow the same number of weights by `grow_scores`, per layer.
 
     The drop-and-grow step of RigL (Evci et al. 2020, algorithm 1) and SET (Mocanu et al.
-    2018). Growth chooses among all weights that pruning did not keep, the just dropped ones
-    included.
+    2018). Growth candidates are all weights that pruning did not keep, including those just
+    dropped.
 
     Args:
       params: pytree of arrays.

@@ -29,13 +29,13 @@ def update_topology(
     step: ArrayLike | None = None,
     density: Sparsities | None = None,
 ) -> tuple[Params, Masks, OptState]:
-    """Prune and regrow, and leave parameters and optimizer state ready for the next step.
+    """Prune and regrow, and return parameters and optimizer state ready for the next step.
 
-    Call it in place of a step's end, inside `jax.jit` or outside. An EMA of the parameters that
-    you keep yourself is masked by `apply_masks(ema, masks)`.
+    Call it after an optimizer step, inside or outside of `jax.jit`. If you keep an EMA of the
+    parameters, mask it with `apply_masks(ema, masks)`.
 
     Args:
-      method: Method, as `get_method` returns it.
+      method: Method, from `get_method`.
       optimizer: the optax transformation of the train step, wrapped by `sparse_updates` or
         `packed`.
       key: PRNG key of this update.
@@ -43,10 +43,10 @@ def update_topology(
       masks: masks of `params`.
       opt_state: state of `optimizer`.
       gradients: dense gradients of the loss at `method.probe(key, params, masks)`, which is
-        `params` unless channels move. Any pytree of this structure, such as `params`, where
-        `method.uses_gradients` is False.
+        `params` unless channels move. If `method.uses_gradients` is False, any pytree of this
+        structure, such as `params`.
       fraction: drop fraction in [0, 1], Python or traced scalar.
-      step: number of optimizer steps taken, for methods that look at it.
+      step: number of optimizer steps taken, for methods that use it.
       density: density asked of every layer, for methods that change it: floats in the structure
         of `params`.
 

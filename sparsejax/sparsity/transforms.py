@@ -1,4 +1,4 @@
-"""optax transformations that leave inactive weights as if they weren't there."""
+"""optax transformations that treat inactive weights as if they didn't exist."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -36,8 +36,8 @@ from sparsejax.types import (
 
 Extra: TypeAlias = Any  # whatever an optimizer takes by keyword
 
-# What `sparse_updates` refuses, by the type of its state: the arrays aren't of single weights, or
-# updates aren't of params.
+# What `sparse_updates` can't wrap, by the type of its state: the arrays aren't of single weights,
+# or updates aren't of params.
 _REFUSED = {
     "LookaheadState": "lookahead: it updates pairs of fast and slow params",
     "GaLoreState": "galore: its moments are of projections of the weights",
@@ -49,26 +49,27 @@ _FUNCTIONS_OF_PARAMS = ("grad_fn", "value_fn", "obj_fn")
 def sparse_updates(inner: optax.GradientTransformation) -> Optimizer:
     """Wrap an optimizer so that inactive weights get no update and keep fresh state.
 
-    Masks the gradients that go in (so a global norm sees active weights only) and the
-    updates that come out (decoupled weight decay and sign updates included), then resets the
-    state of inactive weights. Caveat: wrap last, outside of every other transformation, or
-    what lies outside can move inactive weights again.
+    Masks the incoming gradients (so a global norm sees active weights only) and the outgoing
+    updates (including decoupled weight decay and sign updates), then resets the state of inactive
+    weights. Caveat: wrap last, outside of every other transformation; otherwise those outside can
+    move inactive weights again.
 
-    What `inner` evaluates at other params sees no inactive weight either: `grad_fn` (SAM's
-    `opaque_mode`), `value_fn` (line searches, `lbfgs`) and `obj_fn` (Sophia) are called with masked
-    params, and what `grad_fn` returns is masked.
+    Functions that `inner` evaluates at other params don't see inactive weights either: `grad_fn`
+    (SAM's `opaque_mode`), `value_fn` (line searches, `lbfgs`) and `obj_fn` (Sophia) are called with
+    masked params, and the result of `grad_fn` is masked.
 
     Args:
-      inner: optax transformation of params as they are; not `lookahead`, whose params are pairs,
+      inner: optax transformation of ordinary params; not `lookahead`, whose params are pairs,
         nor `flatten` and `galore`, whose state isn't of single weights.
 
     Returns:
       `optax.GradientTransformationExtraArgs` whose `update` takes the masks by keyword:
-      `update(gradients, state, params, masks=masks)`; other keywords reach `inner`. Its state is
-      that of `inner`. Its `init` takes masks too, and ignores them, as `packed` needs them there.
+      `update(gradients, state, params, masks=masks)`; other keywords are passed to `inner`. Its
+      state is that of `inner`. Its `init` also accepts masks, as `packed` needs them, and ignores
+      them.
 
     Raises:
-      ValueError: by `init`, if `inner` is or contains one of those that can't be wrapped.
+      ValueError: raised by `init` if `inner` is or contains a transformation that can't be wrapped.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 0.0]])}
@@ -100,7 +101,7 @@ def sparse_updates(inner: optax.GradientTransformation) -> Optimizer:
 
 
 def _of_masked_params(extra_args: dict[str, Extra], masks: Masks) -> dict[str, Extra]:
-    """Let functions of params among the arguments see active weights only."""
+    """Wrap functions of params among the arguments so that they see active weights only."""
 
     def masked(name: str, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         def call(params: Params, *args: Extra, **kwargs: Extra) -> PyTree:
@@ -117,12 +118,12 @@ def _of_masked_params(extra_args: dict[str, Extra], masks: Masks) -> dict[str, E
 
 
 def _check_state(inner: Optimizer, state: OptState, params: Params) -> None:
-    """Refuse a state that can't be reset weight by weight.
+    """Check that a state can be reset weight by weight.
 
     Raises:
-      ValueError: it names the transformation.
+      ValueError: it can't; names the transformation.
     """
-    accepted = "accepted: transformations of params as they are, with state of their shapes"
+    accepted = "accepted: transformations of ordinary params, with state of their shapes"
     is_refused = lambda node: type(node).__name__ in _REFUSED  # noqa: E731
     for node in filter(is_refused, jax.tree.leaves(state, is_leaf=is_refused)):
         raise ValueError(f"can't wrap {_REFUSED[type(node).__name__]}; {accepted}")
@@ -131,7 +132,7 @@ def _check_state(inner: Optimizer, state: OptState, params: Params) -> None:
 
 
 def _holds_a_vector_of_all(inner: Optimizer, state: OptState, params: Params) -> bool:
-    """Tell whether a state has a vector that names no parameter and grows with all of them."""
+    """Return whether a state has a vector that names no parameter and grows with all of them."""
     params_with_paths = jax.tree_util.tree_leaves_with_path(params)
     total = sum(jnp.size(param) for _, param in params_with_paths)
     paths = [path for path, _ in params_with_paths if path]
@@ -156,7 +157,7 @@ def _holds_a_vector_of_all(inner: Optimizer, state: OptState, params: Params) ->
 
 
 class FlatState(NamedTuple):
-    """State of active weights alone: a flat array per sparsified layer, dense layers as they are.
+    """State of the active weights only: a flat array per sparsified layer, dense layers as is.
 
     Attributes:
       inner: state of the inner optimizer.
@@ -172,7 +173,7 @@ class FlatState(NamedTuple):
 
 
 class FlatTransformation(optax.GradientTransformationExtraArgs):
-    """What `packed` returns: an optax transformation whose `init` makes a FlatState."""
+    """The result of `packed`: an optax transformation whose `init` returns a FlatState."""
 
 
 def packed(
@@ -182,33 +183,33 @@ def packed(
     ema_decay: Callable[[ArrayLike], ArrayLike] | None = None,
     vouched: bool = False,
 ) -> Optimizer:
-    """Wrap an optimizer as `sparse_updates` does, with flat state, of the active weights alone.
+    """Wrap an optimizer like `sparse_updates`, but with flat state, for the active weights only.
 
-    That takes less memory. The inner optimizer sees one flat array [active] for each sparsified
-    layer, and each layer that stays dense as it is. What is active is read from the state, so after
-    a topology update `reset_inactive` has to be called, as `update_topology` does. Caveat: wrap
-    last, as with `sparse_updates`. On a mesh the flat arrays come out replicated, however params
-    are sharded; `sparse_updates` keeps state sharded as they are. Not for a method that changes
-    density: shapes are static.
+    This takes less memory. The inner optimizer sees one flat array [active] for each sparsified
+    layer, and each dense layer as it is. The active weights are read from the state, so
+    `reset_inactive` must be called after a topology update, as `update_topology` does. Caveats:
+    wrap last, as with `sparse_updates`. On a mesh the flat arrays are replicated, however params
+    are sharded, while `sparse_updates` keeps the state sharded like them. Methods that change
+    density can't be used, since shapes are static.
 
     Args:
-      inner: optax optimizer that treats all weights alike, whatever array they stand in: adam,
-        adamw, sgd, lion, rmsprop and their like, with schedules and `clip_by_global_norm`, in
-        chains. It is tried on two small arrays, and its state's shapes are compared.
-      masks: masks of the params, or their `flat.static_counts`; then `init` wants the masks.
-      ema_decay: function of the number of the update, 1 at the first, to a decay: the state
-        then holds the EMA of the active weights, which `ema_params` returns.
-      vouched: True takes `inner` untried, for one that is right in your eyes: noise, whose numbers
-        fall differently, or another learning rate for each layer.
+      inner: optax optimizer that treats all weights alike, whatever array they are in: adam,
+        adamw, sgd, lion, rmsprop and similar ones, with schedules and `clip_by_global_norm`, in
+        chains. It is tried on two small arrays, and the shapes of its state are compared.
+      masks: masks of the params, or their `flat.static_counts`; then `init` needs the masks.
+      ema_decay: function from the number of the update, starting at 1, to a decay: the state then
+        holds the EMA of the active weights, which `ema_params` returns.
+      vouched: True skips the trial of `inner`, for an optimizer that you know to be correct
+        although it differs: noise, whose numbers change, or per-layer learning rates.
 
     Returns:
       `optax.GradientTransformationExtraArgs`: `init(params)` or `init(params, masks=masks)`
-      gives a FlatState; `update(gradients, state, params, masks=masks)` is used like that of
-      `sparse_updates` (and could do without the masks).
+      returns a FlatState; `update(gradients, state, params, masks=masks)` is used like that of
+      `sparse_updates` (but doesn't need the masks).
 
     Raises:
-      ValueError: `inner` doesn't treat all weights alike; here, or by `init` if its state has
-        statistics of another shape than the params.
+      ValueError: `inner` doesn't treat all weights alike; raised here, or by `init` if its state
+        has statistics of another shape than the params.
 
     Example:
       >>> params = {"kernel": jnp.array([[1.0, 0.0], [0.0, 3.0]])}
@@ -265,7 +266,7 @@ def packed(
 
 
 def ema_params(state: FlatState, params: Params) -> Params:
-    """Return the EMA that a FlatState holds, whole: zero at inactive weights.
+    """Return the whole EMA of a FlatState: zero at inactive weights.
 
     Args:
       state: FlatState of an optimizer made with `ema_decay`.
@@ -280,23 +281,23 @@ def ema_params(state: FlatState, params: Params) -> Params:
 def reset_inactive(
     inner: optax.GradientTransformation, state: OptState, params: Params, masks: Masks
 ) -> OptState:
-    """Give inactive weights the optimizer state that `inner.init(params)` gives them.
+    """Reset the optimizer state of inactive weights to that of `inner.init(params)`.
 
     A state array belongs to a parameter if its key path ends with the parameter's path and
     the shapes agree: the moments of adam, momentum, accumulated gradients of `MultiSteps`,
-    whatever wraps them; so does a stack of such arrays (the memory of `lbfgs`). Statistics of
-    other shapes (adafactor's rows and columns) stay as they are. Call it after a topology update,
-    before the next step. What a line search remembers of the loss is then out of date: don't ask
+    whatever wraps them, or a stack of such arrays (the memory of `lbfgs`). Statistics of other
+    shapes (adafactor's rows and columns) are left unchanged. Call it after a topology update,
+    before the next step. What a line search remembers of the loss is then out of date: don't use
     `optax.value_and_grad_from_state` for the gradient of that step.
 
     A FlatState moves to the weights that are active now: those that were active before keep
-    their state and EMA, the others get fresh state, and their value in `params` as EMA.
+    their state and EMA; the others get fresh state, and their value in `params` as EMA.
 
     Args:
-      inner: the optax transformation, wrapped by `sparse_updates` or `packed`, or not.
+      inner: the optax transformation, wrapped by `sparse_updates` or `packed` or unwrapped.
       state: its state.
       params: pytree of arrays.
-      masks: masks of `params`; with as many active weights in each layer as a FlatState has.
+      masks: masks of `params`; each layer has as many active weights as a FlatState.
 
     Returns:
       State of the same structure.
@@ -319,7 +320,7 @@ def _reset(leaf: Array, fresh: Array, mask: Array) -> Array:
 
 
 def _reset_flat(inner: Optimizer, state: FlatState, params: Params, masks: Masks) -> FlatState:
-    """Move what is flat to the weights that are active now; reset what is whole."""
+    """Move flat parts to the weights that are active now; reset whole parts."""
     indices = active_indices(masks, counts_of(state.indices))
     small = to_flat(params, indices)
     if isinstance(inner, FlatTransformation):

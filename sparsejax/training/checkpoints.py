@@ -59,7 +59,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, extra: Extra) -> Non
     Args:
       manager: from `open_manager`.
       state: TrainState, its arrays equal on all devices.
-      extra: JSON-able dictionary.
+      extra: JSON-serializable dictionary.
     """
     # Host arrays: a replicated array is written once and restores on any number of devices.
     tree = jax.tree.map(np.asarray, jax.device_get(state._asdict()))

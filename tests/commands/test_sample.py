@@ -146,7 +146,7 @@ def test_import_sparsejax_stays_light():
     ("flags", "message"),
     [
         (["--run=nowhere"], "workdir 'nowhere' holds no run"),
-        (["--run=other.txt"], "other.txt is damaged or no safetensors file"),
+        (["--run=other.txt"], "other.txt is damaged or not a safetensors file"),
         (["--run={file}", "--count=0"], "--count is '0'; accepted: a whole number, 1 or more"),
         (["--run={file}", "--eta=2"], "config.sample.eta is 2.0; accepted: [0, 1]"),
         (["--run={file}", "--eta=nan"], "--eta is 'nan'; accepted: a finite number"),

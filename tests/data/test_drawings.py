@@ -85,13 +85,13 @@ def test_the_order_of_a_lines_keys_does_not_matter(tmp_path):
 def test_broken_lines_are_named_and_the_others_kept(tmp_path):
     cases = {
         line()[: len(line()) // 2]: "cut short",
-        "cat": "no JSON",
-        "[" * 100000: "no JSON",
-        "[1]": "no JSON object",
+        "cat": "isn't JSON",
+        "[" * 100000: "isn't JSON",
+        "[1]": "a JSON object",
         '{"word": "cat"}': "lacks key_id, drawing",
-        line(key=7): "no text",
-        line(key="\ud800"): "no JSON in UTF-8",
-        line(drawing={}): "no list",
+        line(key=7): "isn't text",
+        line(key="\ud800"): "isn't JSON in UTF-8",
+        line(drawing={}): "isn't a list",
         line(drawing=[[[1, 2]]]): "two or three lists",
         line(drawing=[[1, 2]]): "two or three lists",
         line(drawing=[[[1, 2], [1], [0, 1]]]): "differ in length",
@@ -118,7 +118,7 @@ def test_broken_lines_are_named_and_the_others_kept(tmp_path):
 def test_lines_that_are_no_text_are_named(tmp_path):
     (tmp_path / "a.ndjson").write_bytes(b'{"word": "\xff\xfe"}\n' + line().encode())
     found = list(quickdraw.read(tmp_path))
-    assert reasons(found) == {"a.ndjson line 1": "it is no JSON in UTF-8, or cut short"}
+    assert reasons(found) == {"a.ndjson line 1": "it isn't JSON in UTF-8, or is cut short"}
     assert names(found) == ["a.ndjson line 2"]
 
 

@@ -304,7 +304,7 @@ def test_missing_and_empty_sources_are_refused(tmp_path):
     for source, problem in (
         (tmp_path / "nowhere", "doesn't exist"),
         (tmp_path / "empty", "holds no image"),
-        (tmp_path / "a.png", "no npz"),
+        (tmp_path / "a.png", "isn't an npz"),
         ("", "the path of a folder of images"),
     ):
         with pytest.raises(ConfigError, match=rf"config\.task\.source.*{problem}"):

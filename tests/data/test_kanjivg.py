@@ -354,12 +354,12 @@ def test_broken_files_are_named_and_the_others_kept(tmp_path):
         "05b5e",
     ]
     assert dict(drawing for drawing in found if isinstance(drawing, Broken)) == {
-        "05b58": "it is no XML, or cut short",
+        "05b58": "it isn't XML, or is cut short",
         "05b59 kvg:05b57-s2": "what follows c isn't as it should be",
         "05b5a kvg:05b57-s2": "it is empty",
         "05b5b": "it defines entities",
         "05b5c": "it has a transform, which isn't read",
-        "05b5d": "it is no XML, or cut short",
+        "05b5d": "it isn't XML, or is cut short",
         "05b5f": "it isn't UTF-8",
         "05b60 kvg:05b57-s1": "it is empty",
         "readme": "its name isn't a code point",

@@ -124,7 +124,7 @@ def test_what_cannot_be_used_is_counted_and_named_and_the_rest_kept(tmp_path, ca
         "05b57 kvg:05b57-s1: what follows c isn't as it should be",
         "05b58: no stroke of two points or more",
         "05b59: no stroke of two points or more",
-        "05b5a: it is no XML, or cut short",
+        "05b5a: it isn't XML, or is cut short",
     ]
     (record,) = caplog.records
     assert record.levelname == "WARNING"
@@ -144,9 +144,9 @@ def test_quickdraw_drawings_that_cannot_be_used_are_named(tmp_path, caplog):
     assert caplog.records[0].getMessage().splitlines() == [
         "quickdraw_strokes: 3 of 5 drawings left out:",
         "  2 times: no stroke of two points or more",
-        "  1 times: it is no JSON in UTF-8, or cut short",
+        "  1 times: it isn't JSON in UTF-8, or is cut short",
         "  a.ndjson line 2: no stroke of two points or more",
-        "  a.ndjson line 3: it is no JSON in UTF-8, or cut short",
+        "  a.ndjson line 3: it isn't JSON in UTF-8, or is cut short",
         "  a.ndjson line 4: no stroke of two points or more",
     ]
 
@@ -251,7 +251,7 @@ def test_whatever_fails_in_one_drawing_leaves_it_out(tmp_path, monkeypatch, capl
 def test_a_set_without_training_data_is_refused(tmp_path):
     broken = save_lines(tmp_path / "a.ndjson", line()[:30], line(drawing=[]))
     message = (
-        r"no drawing for train; 2 of 2 drawings left out: it is no JSON .* \(1\); no stroke of "
+        r"no drawing for train; 2 of 2 drawings left out: it isn't JSON .* \(1\); no stroke of "
     )
     message += r"two points or more \(1\); the first is a.ndjson line 1; accepted with "
     with pytest.raises(ConfigError, match=message) as error:

@@ -425,7 +425,7 @@ def test_a_pipeline_is_the_first_stage_and_the_weights_of_another_run(stages, tm
         with pytest.raises(ValueError, match=message):
             build_model(resolve(changed)).load(folder)
     (folder / "vqvae" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"config.first_stage.path is .* damaged or no JSON"):
+    with pytest.raises(ConfigError, match=r"config.first_stage.path is .* damaged or not JSON"):
         build_model(resolve(config))
 
 

@@ -370,11 +370,11 @@ def test_weights_that_do_not_fit_their_config_are_refused_with_the_tensor(tmp_pa
     ("text", "message"),
     [
         (None, "there is no file .*config.json"),
-        ("", "config.json is damaged or no JSON"),
-        ("{", "config.json is damaged or no JSON"),
-        ("[" * 100_000, "config.json is damaged or no JSON"),
+        ("", "config.json is damaged or not JSON"),
+        ("{", "config.json is damaged or not JSON"),
+        ("[" * 100_000, "config.json is damaged or not JSON"),
         ("[1, 2]", "config.json: it holds a list; accepted: a JSON object"),
-        (b"\xff\xfe\x00", "config.json is damaged or no JSON"),
+        (b"\xff\xfe\x00", "config.json is damaged or not JSON"),
     ],
 )
 def test_a_config_that_cannot_be_read_is_refused_in_one_line(text, message, tmp_path):

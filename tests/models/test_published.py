@@ -184,12 +184,14 @@ def test_an_index_or_a_shard_that_is_damaged_is_named_in_one_line(tmp_path):
     content = json.loads(index.read_text())
     first = next(iter(UNET))
     cases = {
-        "[]": "is no index of weights",
-        "{": "is damaged or no JSON",
-        json.dumps({"weight_map": {first: 3}}): "is no index of weights",
-        json.dumps({"weight_map": {first: "../a.safetensors"}}): "is no index of weights",
+        "[]": "is not an index of weights",
+        "{": "is damaged or not JSON",
+        json.dumps({"weight_map": {first: 3}}): "is not an index of weights",
+        json.dumps({"weight_map": {first: "../a.safetensors"}}): "is not an index of weights",
         json.dumps({"weight_map": {first: "absent.safetensors"}}): "no file .*absent.safetensors",
-        json.dumps({"weight_map": {"other": shards[0].name}}): r"00001.* is no shard .*\(other\)",
+        json.dumps(
+            {"weight_map": {"other": shards[0].name}}
+        ): r"00001.* is not a shard .*\(other\)",
     }
     for text, message in cases.items():
         index.write_text(text)
@@ -365,7 +367,7 @@ def test_a_truncated_ckpt_is_refused(tmp_path, torch, keep, zipped):
     state = {"state_dict": tensors(torch, UNET)}
     torch.save(state, path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"model\.ckpt is damaged or no PyTorch file"):
+    with pytest.raises(ValueError, match=r"model\.ckpt is damaged or not a PyTorch file"):
         published.load_unet(path)
 
 

@@ -90,7 +90,7 @@ def test_pattern_without_a_match_is_refused_by_name():
     params = {"kernel": np.zeros((2, 2)), "bias": np.zeros(2)}
     with pytest.raises(ValueError, match="'bias' matches no sparsifiable layer; layers: kernel"):
         distributions.uniform(params, 0.5, custom=(("bias", 0.5),))
-    with pytest.raises(ValueError, match="is no regular expression"):
+    with pytest.raises(ValueError, match="is not a regular expression"):
         distributions.uniform(params, 0.5, custom=(("(", 0.5),))
 
 

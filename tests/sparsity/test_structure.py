@@ -222,7 +222,7 @@ def test_layers_that_do_not_fit_are_named_in_the_log(caplog):
     with caplog.at_level("INFO", logger="sparsejax"):
         left = structure.log_exceptions("block", random_tree(SHAPES, 0), 4)
     assert left == ["out/kernel"]
-    assert "move single weights: channels are no multiples of 4: ['out/kernel']" in caplog.text
+    assert "move single weights: channels aren't multiples of 4: ['out/kernel']" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO", logger="sparsejax"):
         params = init(jax.random.key(0)) | {"other": {"kernel": jnp.ones((2, 2))}}

@@ -46,7 +46,7 @@ def test_what_a_structure_leaves_out_is_logged(caplog):
     with caplog.at_level("INFO", logger="sparsejax"):
         config = resolve(tiny_config(**{"sparsity.structure": "block", "sparsity.block_size": 16}))
         build_plan(config, build_model(config)).log()
-    assert "2 layers move single weights: channels are no multiples of 16" in caplog.text
+    assert "2 layers move single weights: channels aren't multiples of 16" in caplog.text
     assert "input_blocks_0_0/kernel" in caplog.text
     caplog.clear()
     with caplog.at_level("INFO", logger="sparsejax"):
