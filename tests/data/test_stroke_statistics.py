@@ -128,7 +128,7 @@ def test_splits_of_real_drawings_are_near_and_noise_is_far():
 
 
 def assert_splits_are_near(path, splits, most=500):
-    """Two splits of a packed file, at most so many drawings of each."""
+    """Two splits of a packed file, with at most this many drawings of each."""
     found = {"train": [], "test": []}
     with np.load(path, allow_pickle=False) as file:
         points, offsets, split = (file[key] for key in ("points", "offsets", "split"))

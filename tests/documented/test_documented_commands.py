@@ -135,7 +135,7 @@ def reasons():
 
 
 def commands_of(document):
-    """Every `python` command that stands in a document, variables as they are written."""
+    """Every `python` command in a document, with variables as written."""
     scripts = "\n".join([*blocks_of(document), *inline_of(document)]).replace("\\\n", " ")
     return re.findall(r"(?<![\w./-])python ([^\"`\n#]+)", scripts)
 

@@ -430,7 +430,7 @@ def test_a_pipeline_is_the_first_stage_and_the_weights_of_another_run(stages, tm
 
 
 def test_a_run_that_does_not_know_its_scale_lacks_a_pipeline_alone(stages, tmp_path):
-    """A run keeps its scale; one of before this was kept needs the cache of latents."""
+    """A run keeps its scale; a run from before scales were kept needs the latent cache."""
     source, first, second = stages
     shutil.copytree(first, tmp_path / "first")
     shutil.rmtree(tmp_path / "first" / "latents")

@@ -99,7 +99,7 @@ def test_after_a_topology_update_nothing_is_left_to_do(name, wrapper):
 
 
 def test_a_method_that_forgets_the_masks_leaves_no_weight_behind():
-    """And it is told step and density."""
+    """It also receives step and density."""
     told = {}
 
     def update(key, params, masks, gradients, fraction, *, step, density):

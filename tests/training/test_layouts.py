@@ -1,4 +1,4 @@
-"""Checkpoints of before the state had `indices` are read: whole ones, and flat ones."""
+"""Checkpoints from before the state had `indices` can be read, whole and flat ones."""
 
 from typing import NamedTuple
 

@@ -138,7 +138,7 @@ def flip_a_bit(checkpoint):
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit])
 def test_a_damaged_checkpoint_is_named_and_skipped(tiny_run, tmp_path, caplog, damage):
-    """The run goes on from the checkpoint before, and nothing is deleted, twice over."""
+    """The run resumes from the checkpoint before, and nothing is deleted, twice over."""
     workdir, _ = tiny_run
     damaged = tmp_path / "damaged"
     subprocess.run(["cp", "-r", workdir, damaged], check=True)
@@ -185,7 +185,7 @@ def test_another_config_is_refused_with_the_differing_keys(tiny_run):
 
 
 def test_more_steps_and_other_logging_resume_the_run(tiny_run, tmp_path, capsys):
-    """The topology keeps the schedule that the run began with, the rate doesn't: both are said."""
+    """The topology keeps its first schedule, the learning rate doesn't; both are reported."""
     workdir, _ = tiny_run
     longer = tmp_path / "longer"
     subprocess.run(["cp", "-r", workdir, longer], check=True)

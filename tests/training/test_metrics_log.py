@@ -1,4 +1,4 @@
-"""Metrics lines: each stands once, damage costs its own line only, speeds are of steps alone."""
+"""Metrics lines: none is repeated, damage costs only its own line, speeds are of steps alone."""
 
 import json
 

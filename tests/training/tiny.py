@@ -34,7 +34,7 @@ def tiny_flags(**changes):
 
 
 def with_devices(count):
-    """Return XLA_FLAGS for a process with so many devices."""
+    """Return XLA_FLAGS for a process with this number of devices."""
     return f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
 
 
