@@ -45,7 +45,7 @@ def register_images(name: str, builder: type[tfds.core.DatasetBuilder]) -> None:
     Args:
       name: of the data set; registering it again from the same place replaces its builder.
       builder: class of a tfds builder, made as `builder(data_dir=folder)`; its features are
-        `image` and, where images have classes, `label`. With another VERSION it is prepared anew.
+        `image` and, where images have classes, `label`. A new VERSION is prepared again.
 
     Raises:
       ValueError: another data set has the name.

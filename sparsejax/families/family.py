@@ -73,7 +73,7 @@ class Model(NamedTuple):
         are measured and written; by default samples are images in [-1, 1] (`to_pixels`).
       statistics: `statistics(samples, reference) -> {name: value}`, distances computed from the
         examples themselves rather than from image features; None if there are none.
-      illustrate: `illustrate(samples, folder)` writes pictures of samples beside the grid.
+      illustrate: `illustrate(samples, folder)` writes further pictures of samples.
       warnings: messages for whoever trains or samples, for example that a noise schedule doesn't
         end in pure noise.
       export: `export(params, folder)` writes further files of a finished run.

@@ -45,7 +45,7 @@ def save_first_stage(
 
 
 def read_description(path: PathLike) -> tuple[str, dict[str, Value]] | None:
-    """Return the description that a first stage on disk has of itself.
+    """Return the description of the architecture that a first stage on disk contains.
 
     Args:
       path: a file written by `save_first_stage`; a folder of diffusers with config.json, of the

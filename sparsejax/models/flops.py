@@ -64,7 +64,7 @@ def layer_flops(
       params: its parameters, arrays or `jax.ShapeDtypeStruct`.
       *inputs: its inputs, arrays or `jax.ShapeDtypeStruct`; a batch of one gives the cost of
         one example.
-      **collections: what the model has beside params.
+      **collections: what the model has besides params.
 
     Returns:
       `{path of the kernel: FLOPs}`; attention products under `path/scores` and

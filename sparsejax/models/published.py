@@ -264,7 +264,7 @@ def _read_shards(path: pathlib.Path) -> StateDict:
     places = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
         raise ValueError(
-            f"{path} is not an index of weights: its weight_map doesn't name files beside it"
+            f"{path} is not an index of weights: its weight_map doesn't name files next to it"
         )
     arrays: StateDict = {}
     for file in sorted(set(places.values())):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-# Stands beside numbers and in names of caches, since measures of unrounded floats (older versions)
-# don't compare with these.
+# Recorded with numbers and in names of caches, since measures of unrounded floats (older versions)
+# are not comparable with these.
 PICTURES = "8-bit"
 _HALF_RANGE = np.float32(127.5)
 
@@ -52,7 +52,7 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def are_finite(examples: np.ndarray) -> np.ndarray:
-    """Tell which examples hold finite values only.
+    """Return which examples hold only finite values.
 
     Args:
       examples: [count, ...] floats.

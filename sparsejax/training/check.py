@@ -109,7 +109,7 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
 def _steps_taken(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> int:
     steps = checkpoints.list_steps(workdir / "checkpoints")
     done = steps[-1] if steps else 0
-    accepted = f"{done} or more: {workdir} is trained that far"
+    accepted = f"{done} or more: {workdir} has been trained that far"
     require(config.steps >= done, "steps", config.steps, accepted)
     return done
 

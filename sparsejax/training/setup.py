@@ -80,7 +80,7 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
         _prepare(data, workdir)
     state, pending = first_state(config, workdir, model, plan, optimizer)
     start = int(state.step)
-    accepted = f"{start} or more: {workdir} is trained that far"
+    accepted = f"{start} or more: {workdir} has been trained that far"
     require(config.steps >= start, "steps", config.steps, accepted)
     if data is None and start < config.steps:  # the last checkpoint is damaged
         data = build_data(config)

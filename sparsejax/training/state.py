@@ -103,8 +103,7 @@ def state_from(
       TrainState.
 
     Raises:
-      ValueError: `optimizer` keeps flat state by itself, or masks that are not traced have other
-        counts.
+      ValueError: `optimizer` is packed, or concrete masks have other counts.
     """
     if isinstance(optimizer, FlatTransformation):
         raise ValueError("optimizer is packed; accepted: sparse_updates, with counts= for flat")
