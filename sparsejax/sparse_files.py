@@ -20,7 +20,8 @@ from sparsejax.atomic import replacing
 
 FORMAT = "1"
 _FORMAT_KEY, _SHAPES_KEY, _SUMS_KEY = "sparsejax_format", "shapes", "crc32"
-_RESERVED = (_FORMAT_KEY, _SHAPES_KEY, _SUMS_KEY)
+_METADATA_SUM_KEY = "crc32_metadata"
+_RESERVED = (_FORMAT_KEY, _SHAPES_KEY, _SUMS_KEY, _METADATA_SUM_KEY)
 # Names of safetensors and of numpy; bfloat16 is apart, since numpy has no such type.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BOOL": "bool"}
 _DTYPES |= {
@@ -86,6 +87,7 @@ def save_sparse(
     sums = {name: _checksum(array) for name, array in tensors.items()}
     metadata[_FORMAT_KEY] = FORMAT
     metadata |= {_SHAPES_KEY: json.dumps(shapes), _SUMS_KEY: json.dumps(sums)}
+    metadata[_METADATA_SUM_KEY] = _metadata_checksum(metadata)
     path = pathlib.Path(path)
     with replacing(path) as partial:
         save_file(tensors, partial, metadata=metadata)
@@ -120,6 +122,8 @@ def load_sparse(path: str | os.PathLike[str]) -> tuple[Tree, Tree, dict[str, str
     if version != FORMAT:
         raise ValueError(f"{path} is of the sparse format {version!r}; accepted: {FORMAT!r}")
     try:
+        _check_metadata(metadata | {_FORMAT_KEY: version})
+        metadata.pop(_METADATA_SUM_KEY, None)
         tensors = dict(deserialize(path.read_bytes()))
         shapes = _read_dictionary(metadata, _SHAPES_KEY)
         _check_sums(tensors, _read_dictionary(metadata, _SUMS_KEY))
@@ -201,6 +205,17 @@ def _check_leaf(name: str, param: Array, mask: Array) -> None:
 
 def _checksum(array: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _metadata_checksum(metadata: Mapping[str, str]) -> str:
+    return str(zlib.crc32(json.dumps(metadata, sort_keys=True).encode()))
+
+
+def _check_metadata(metadata: dict[str, str]) -> None:
+    """Check the metadata against their own checksum, which files of older versions don't have."""
+    written = metadata.pop(_METADATA_SUM_KEY, None)
+    if written not in (None, _metadata_checksum(metadata)):
+        raise ValueError("the checksum of its metadata is not the one that was written")
 
 
 def _read_dictionary(metadata: dict[str, str], key: str) -> dict[str, Any]:

@@ -2,17 +2,34 @@
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import tempfile
 import zipfile
 import zlib
+from typing import Any
 
 from sparsejax.errors import ConfigError
 
 # What numpy raises for a file that isn't an npz, or a damaged one; RuntimeError where a flipped bit
 # of the zip says that it is encrypted or of an unknown method.
 DAMAGED = (TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+      ConfigError: the file can't be read, or holds something else; names it.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is damaged: it holds no JSON object")
+    return value
 
 
 def require_writable(folder: str | os.PathLike[str], name: str) -> None:

@@ -4,6 +4,8 @@ from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.families.registry import (
     build_data,
     build_model,
+    check_facts,
+    needs_facts,
     network_arguments,
     networks_of,
     register_family,
@@ -17,6 +19,8 @@ __all__ = [
     "Model",
     "build_data",
     "build_model",
+    "check_facts",
+    "needs_facts",
     "network_arguments",
     "networks_of",
     "register_family",

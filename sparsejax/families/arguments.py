@@ -85,6 +85,12 @@ def is_count(value: Value) -> bool:
     return schema.has_type(int, value) and value >= 1
 
 
+def require_fact(condition: object, name: str, value: object, accepted: str) -> None:
+    """Raise ValueError about one of the facts of a file unless a condition holds."""
+    if not condition:
+        raise ValueError(f"the fact {name} is {value!r}; accepted: {accepted}")
+
+
 def check_batch_size(config: ConfigDict, count: int) -> None:
     """Check that no training example appears twice in a batch.
 

@@ -149,9 +149,14 @@ class Family(NamedTuple):
       networks: Flax modules that `config.model` can describe, by `task.kind`; the key None stands
         for any kind.
       stamp: `stamp(config) -> {config key: stamp}` of the training data, wherever they are stored.
+      facts: names of the facts without which a Model does not sample.
+      check_facts: `check_facts(config, facts)` raises ValueError for facts, read from a file, that
+        can't be those of the data.
     """
 
     model: Callable[[ConfigDict, Facts | None], Model]
     data: Callable[[ConfigDict], Data]
     networks: Networks
     stamp: Callable[[ConfigDict], dict[str, Stamp]]
+    facts: tuple[str, ...] = ()
+    check_facts: Callable[[ConfigDict, Facts], None] = lambda config, facts: None

@@ -1,5 +1,6 @@
 """Latent Diffusion: the UNet denoises the latents of a frozen first stage."""
 
+import contextlib
 import functools
 import pathlib
 
@@ -8,12 +9,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from sparsejax import schema
 from sparsejax.data import images as data
 from sparsejax.data import latents as cache
 from sparsejax.data.builders import stamp
 from sparsejax.data.latents import Encode
 from sparsejax.data.stamps import Stamp, stamp_file, stamp_folder
 from sparsejax.errors import ConfigError, require
+from sparsejax.families.arguments import is_count, require_fact
 from sparsejax.families.autoencoder import build_autoencoder
 from sparsejax.families.denoising import denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
@@ -54,8 +57,8 @@ def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     size = facts["latent_size"] if facts else latent_size(config)
 
     def frozen() -> Frozen:
-        _, params = stage()
-        if facts is None or "latent_scale" not in facts:
+        network, params = stage()
+        if facts is None or facts.get("latent_scale") is None:
             raise ConfigError(
                 f"config.task.latent_scale is {settings.latent_scale}, and no finished latent "
                 "cache of this first stage holds it; accepted: the number used in training, or "
@@ -68,6 +71,9 @@ def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
                 f"{ours}) aren't those of the training; accepted: the first stage of digest "
                 f"{facts['first_stage']}"
             )
+        fits = size * network.factor == settings.image_size
+        accepted = f"{size * network.factor}, as the latents and their first stage make it"
+        require(fits, "task.image_size", settings.image_size, accepted)
         return {"params": params, "scale": np.float32(facts["latent_scale"])}
 
     def decode(frozen: Frozen, z: Array) -> Array:
@@ -145,12 +151,11 @@ def latents_data(config: ConfigDict) -> Data:
 
     def facts() -> Facts:
         digest = first_stage.digest(load())
-        known = {"latent_size": size, "first_stage": digest}
-        try:
-            used = scale or 1 / cache.read_std(folder, digest)
-        except ConfigError:  # the latents aren't encoded yet, or are gone
-            return known
-        return known | {"latent_scale": used}
+        known = {"latent_size": size, "first_stage": digest, "latent_scale": scale}
+        if scale is None:
+            with contextlib.suppress(ConfigError):  # the latents aren't encoded yet, or are gone
+                known["latent_scale"] = 1 / cache.read_std(folder, digest)
+        return known
 
     return Data(
         batches=batches,
@@ -264,8 +269,26 @@ def _make_encode(model: VQModel | KLModel, params: Params) -> Encode:
     return over_devices
 
 
+def _check_facts(config: ConfigDict, facts: Facts) -> None:
+    size, digest = facts["latent_size"], facts["first_stage"]
+    image_size = config.task.image_size
+    accepted = f"divisors of {image_size} (config.task.image_size)"
+    require_fact(is_count(size) and image_size % size == 0, "latent_size", size, accepted)
+    require_fact(isinstance(digest, str) and digest, "first_stage", digest, "a digest")
+    scale = facts.get("latent_scale")  # None where the cache of latents was gone
+    is_scale = schema.has_type(float, scale) and scale > 0
+    require_fact(scale is None or is_scale, "latent_scale", scale, "a finite number above 0")
+
+
 def _stamp(config: ConfigDict) -> dict[str, Stamp]:
     return stamp(config.task) | {"first_stage.path": stamp_first_stage(config.first_stage)}
 
 
-FAMILY = Family(model=latents_model, data=latents_data, networks={None: UNet}, stamp=_stamp)
+FAMILY = Family(
+    model=latents_model,
+    data=latents_data,
+    networks={None: UNet},
+    stamp=_stamp,
+    facts=("latent_size", "first_stage"),
+    check_facts=_check_facts,
+)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from sparsejax.errors import require
+from sparsejax.errors import ConfigError, require
 from sparsejax.families import autoencoder, images, latents, strokes
 from sparsejax.families.arguments import network_keys
 from sparsejax.families.family import Data, Facts, Family, Model
@@ -62,6 +62,32 @@ def build_model(config: ConfigDict, facts: Facts | None = None) -> Model:
       ConfigError: names the config key, its value and what is accepted.
     """
     return _family(config).model(config, facts)
+
+
+def needs_facts(config: ConfigDict) -> bool:
+    """Tell whether the Model of a config has to know anything of the data."""
+    return bool(_family(config).facts)
+
+
+def check_facts(config: ConfigDict, facts: Facts, origin: str) -> None:
+    """Check what a file says that the Model of a config has to know of the data.
+
+    Args:
+      config: resolved ConfigDict.
+      facts: dictionary that the file holds.
+      origin: path of the file.
+
+    Raises:
+      ConfigError: facts are missing, or can't be such as `Data.facts()` returns; names the file.
+    """
+    family = _family(config)
+    missing = ", ".join(name for name in family.facts if name not in facts)
+    if missing:
+        raise ConfigError(f"{origin} is damaged: its facts have no {missing}")
+    try:
+        family.check_facts(config, facts)
+    except ValueError as error:
+        raise ConfigError(f"{origin} is damaged: {error}") from error
 
 
 def build_data(config: ConfigDict) -> Data:

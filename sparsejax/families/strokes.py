@@ -15,10 +15,10 @@ from sparsejax.data import sketches as data
 from sparsejax.data.builders import stamp
 from sparsejax.data.images import label
 from sparsejax.data.stroke_statistics import compare_strokes
-from sparsejax.data.strokes import PEN_UP, SCALE
+from sparsejax.data.strokes import MAX_POINTS, PEN_UP, SCALE
 from sparsejax.diffusion import noise_schedules, process, samplers
 from sparsejax.errors import ConfigError, require
-from sparsejax.families.arguments import build_module, check_batch_size, is_count
+from sparsejax.families.arguments import build_module, check_batch_size, is_count, require_fact
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.families.sampling import check_sampling, passes_per_sample, run_sampler, warnings_of
 from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, TransformerDenoiser
@@ -85,6 +85,8 @@ def strokes_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     _check_clip(config)
     constants = _constants(network)
     lengths = np.asarray(facts["lengths"], np.int32) if facts else None
+    if lengths is not None:
+        _check_lengths(config, data.bucket_bounds(lengths, 1)[-1])
 
     def init(key: PRNGKey) -> Params:
         return network.init(key, *_inputs(1))["params"]
@@ -152,10 +154,7 @@ def strokes_data(config: ConfigDict) -> Data:
     data.check_sketches(settings, settings.reference_split)
     sketches = data.load_sketches(settings, settings.split)
     bounds = data.bucket_bounds(sketches.lengths, settings.buckets)
-    given = config.sample.lengths
-    accepted = f"whole numbers from 1 to {bounds[-1]}"
-    fit = all(is_count(n) and n <= bounds[-1] for n in given)
-    require(fit, "sample.lengths", given, accepted)
+    _check_lengths(config, bounds[-1])
     labels = data.load_labels(settings, settings.split)
 
     def batches(start: int, stop: int) -> Batches:
@@ -200,6 +199,21 @@ def strokes_data(config: ConfigDict) -> Data:
         held_out=held_out,
         labelled=labelled if np.ptp(labels) else None,
     )
+
+
+def _check_facts(config: ConfigDict, facts: Facts) -> None:
+    lengths, accepted = facts["lengths"], f"whole numbers from 1 to {MAX_POINTS}"
+    are_some = isinstance(lengths, list) and lengths
+    require_fact(are_some, "lengths", lengths, f"a list of {accepted}")
+    odd = [n for n in lengths if not (is_count(n) and n <= MAX_POINTS)]
+    require_fact(not odd, "lengths", odd[:1], accepted)
+
+
+def _check_lengths(config: ConfigDict, longest: int) -> None:
+    """Check the lengths that samples are asked to have."""
+    given, accepted = config.sample.lengths, f"whole numbers from 1 to {longest}"
+    fit = all(is_count(n) and n <= longest for n in given)
+    require(fit, "sample.lengths", given, accepted)
 
 
 def _known(lengths: NumpyArray | None) -> NumpyArray:
@@ -401,4 +415,6 @@ FAMILY = Family(
     data=strokes_data,
     networks=KINDS,
     stamp=lambda config: stamp(config.task),
+    facts=("lengths",),
+    check_facts=_check_facts,
 )

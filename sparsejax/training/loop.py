@@ -15,6 +15,7 @@ from sparsejax.signals import Request
 from sparsejax.sparsity.costs import forward_flops
 from sparsejax.sparsity.masks import Summary, summarize
 from sparsejax.training import checkpoints, runs
+from sparsejax.training.facts import save_facts
 from sparsejax.training.keys import named_key
 from sparsejax.training.metrics_log import MetricsLog
 from sparsejax.training.optimizers import learning_rate_schedule
@@ -54,7 +55,7 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike) -> bool:
     if jax.process_index() == 0:
         runs.save_config(run.workdir, run.config)
         if run.facts is not None:
-            runs.save_facts(run.workdir, run.facts)
+            save_facts(run.workdir, run.facts)
         checkpoints.set_aside_after(run.workdir / "checkpoints", start)
     if start == run.config.steps:
         return True

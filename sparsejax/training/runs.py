@@ -2,13 +2,13 @@
 
 import difflib
 import json
+import logging
 import os
 import pathlib
 
 import jax
-import ml_collections
 import numpy as np
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from sparsejax.atomic import write_text
 from sparsejax.configuration import (
@@ -21,28 +21,27 @@ from sparsejax.configuration import (
     to_json,
     with_defaults,
 )
-from sparsejax.data.stamps import describe
 from sparsejax.errors import ConfigError
-from sparsejax.families import Facts, Model, build_data, build_model, stamp_data
+from sparsejax.families import Facts, Model, build_model, check_facts
 from sparsejax.plugins import import_modules
 from sparsejax.sparse_files import Sizes, load_sparse, save_sparse
 from sparsejax.sparsity.distributions import DISTRIBUTIONS
 from sparsejax.sparsity.methods import METHODS
-from sparsejax.storage import require_writable
-from sparsejax.training import checkpoints
+from sparsejax.storage import read_object, require_writable
+from sparsejax.training import checkpoints, facts
 from sparsejax.training.metrics_log import Line, read_metrics
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
 from sparsejax.training.state import TrainState, abstract_state, ema_params_of
 from sparsejax.types import Masks, Params, PathLike, Value
 
+logger = logging.getLogger(__name__)
+
 _FOLDERS = ("checkpoints", "samples", "tensorboard")
 _FILES = (
     *("config.json", "data.json", "facts.json", "metrics.jsonl", "summary.json"),
     *("samples.png", "curves.png", "layers.png"),
 )
-_STAMP = "data.json"  # what the run is trained on, wherever it is stored
-_FACTS = "facts.json"  # what its Model needs to know about the data
 
 
 def default_workdir(config: ConfigDict) -> pathlib.Path:
@@ -73,7 +72,7 @@ def resolve_for(workdir: PathLike, config: ConfigDict) -> ConfigDict:
     config = resolve(config, saved)
     if saved:
         # Runs of versions that saved no stamp must find their data in the same place.
-        stamped = (workdir / _STAMP).exists()
+        stamped = facts.has_stamp(workdir)
         free = (*FREE_ON_RESUME, *PLACES) if stamped else FREE_ON_RESUME
         differing = differing_keys(config, saved, free)
         if differing:
@@ -83,23 +82,8 @@ def resolve_for(workdir: PathLike, config: ConfigDict) -> ConfigDict:
             )
         is_trained = checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
         if stamped and (differing_keys(config, saved) or not is_trained):
-            _check_data(workdir, config)
+            facts.check_stamp(workdir, config)
     return config
-
-
-def _check_data(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Check that the data are those that the run started with, possibly in another place."""
-    then, now = _read_object(workdir / _STAMP), stamp_data(config)
-    for key in sorted(then.keys() | now.keys()):
-        ours, theirs = now.get(key, {}), then.get(key, {})
-        if ours != theirs:
-            group, name = key.split(".")
-            raise ConfigError(
-                f"config.{key} is {config[group][name]!r}, which holds other data "
-                f"({describe(ours)}) than the run in {workdir} was started with "
-                f"({describe(theirs)}); accepted: the same content, in any place, or another "
-                "--workdir"
-            )
 
 
 def check_writable(workdir: PathLike) -> None:
@@ -136,30 +120,7 @@ def save_config(workdir: PathLike, config: ConfigDict) -> None:
     path, text = workdir / "config.json", to_json(config)
     if not path.exists() or path.read_bytes() != text.encode():  # the disk may be read-only
         write_text(path, text)
-    if not (workdir / _STAMP).exists():
-        write_text(workdir / _STAMP, json.dumps(stamp_data(config), indent=2) + "\n")
-
-
-def save_facts(workdir: PathLike, facts: Facts) -> None:
-    """Write what a run's Model needs to know about the data to workdir/facts.json, once."""
-    path = pathlib.Path(workdir) / _FACTS
-    if not os.path.exists(path):
-        write_text(path, json.dumps(facts) + "\n")
-
-
-def read_facts(workdir: PathLike) -> Facts | None:
-    """Return what a run's Model needs to know about the data; None if the run didn't save it.
-
-    Raises:
-      ConfigError: facts.json is damaged.
-    """
-    path = pathlib.Path(workdir) / _FACTS
-    return _read_object(path) if os.path.exists(path) else None
-
-
-def build_model_of(config: ml_collections.FrozenConfigDict, facts: Facts | None) -> Model:
-    """Build the Model of a run; without saved facts, its data must be found again."""
-    return build_model(config, build_data(config).facts() if facts is None else facts)
+    facts.save_stamp(workdir, config)
 
 
 def read_config(workdir: PathLike) -> ConfigDict:
@@ -179,7 +140,7 @@ def read_config(workdir: PathLike) -> ConfigDict:
         raise ConfigError(
             f"workdir {str(workdir)!r} holds no run: there is no {path}; {_runs_near(workdir)}"
         )
-    config = ml_collections.FrozenConfigDict(_tuples(_read_saved(path)))
+    config = FrozenConfigDict(_tuples(_read_saved(path)))
     try:
         import_modules(config.imports)
     except ConfigError as error:
@@ -205,22 +166,11 @@ def _runs_near(workdir: PathLike) -> str:
 
 
 def _read_saved(path: pathlib.Path) -> Saved:
-    saved = _read_object(path)
+    saved = read_object(path)
     try:
         return with_defaults(saved, str(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def _read_object(path: pathlib.Path) -> dict[str, Value]:
-    """Read a file of one JSON object; raise a ConfigError that names it if it is damaged."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} is damaged: it holds no JSON object")
-    return value
 
 
 def _tuples(value: Value) -> Value:
@@ -272,12 +222,18 @@ def load_state(workdir: PathLike) -> tuple[Model, TrainState]:
       ConfigError: the workdir holds no run, or no whole checkpoint.
     """
     config = read_config(workdir)
-    model = build_model_of(config, read_facts(workdir))
+    known = facts.read_facts(workdir, config)
+    model = facts.build_model_of(config, known, workdir)
+    return model, load_state_of(workdir, config, model)
+
+
+def load_state_of(workdir: PathLike, config: ConfigDict, model: Model) -> TrainState:
+    """Load the newest state of a run whose Model has been built, as `load_state` does."""
     plan, optimizer = build_plan(config, model), build_optimizer(config)
     restored = restore_state(workdir, abstract_state(config, model, plan, optimizer))
     if restored is None:
         raise _no_checkpoint(workdir)
-    return model, restored[0]
+    return restored[0]
 
 
 def read_metrics_until(workdir: PathLike, step: int) -> list[Line]:
@@ -333,11 +289,16 @@ def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> S
     Example:
       `save_sparse_run("runs/digits-rigl-0.75-0", "model.safetensors")`
     """
-    _, state = load_state(workdir)
-    config, facts = read_config(workdir), read_facts(workdir)
+    config = read_config(workdir)
+    known = facts.read_facts(workdir, config)
+    if known is None:
+        known = facts.find_facts(config, workdir)
+    for name in (name for name, value in known.items() if value is None):
+        logger.warning("%s doesn't know its %s, so %s won't either", workdir, name, path)
+    state = load_state_of(workdir, config, build_model(config, known))
     metadata = {
         "config": to_json(config),
-        "facts": json.dumps(build_data(config).facts() if facts is None else facts),
+        "facts": json.dumps(known),
         "weights": "ema" if ema else "last step",
         "steps": str(int(state.step)),
     }
@@ -357,25 +318,48 @@ def read_sparse_run(path: PathLike) -> tuple[ConfigDict, Params, Masks]:
     Raises:
       ValueError: the file is damaged, not a sparse file, or one without a config; names the path.
     """
-    config, _, params, masks = read_sparse(path)
+    config, params, masks, _ = _read_weights(path)
     return config, params, masks
 
 
 def read_sparse(
     path: PathLike,
-) -> tuple[ml_collections.FrozenConfigDict, Facts | None, Params, Masks]:
+) -> tuple[FrozenConfigDict, Facts | None, Params, Masks]:
     """Return config, facts (None if the file has none), params and masks of a sparse file.
 
     Raises:
-      ValueError: see `read_sparse_run`.
+      ValueError: see `read_sparse_run`; or the facts are damaged or missing.
     """
+    config, params, masks, metadata = _read_weights(path)
+    if "facts" not in metadata:  # of a version that didn't save them
+        return config, None, params, masks
+    known = _read_json(path, metadata, "facts")
+    check_facts(config, known, str(path))
+    return config, known, params, masks
+
+
+def _read_weights(path: PathLike) -> tuple[FrozenConfigDict, Params, Masks, dict[str, str]]:
+    """Return config, params, masks and metadata of a sparse file."""
     params, masks, metadata = load_sparse(path)
+    if "config" not in metadata:
+        raise ValueError(f"{path} holds weights and masks, but no config of a run")
+    saved = _read_json(path, metadata, "config")
     try:
-        config = with_defaults(json.loads(metadata["config"]), str(path))
-        facts = json.loads(metadata["facts"]) if "facts" in metadata else None
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds weights and masks, but no config of a run") from error
-    return ml_collections.FrozenConfigDict(_tuples(config)), facts, params, masks
+        config = with_defaults(saved, str(path))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return FrozenConfigDict(_tuples(config)), params, masks, metadata
+
+
+def _read_json(path: PathLike, metadata: dict[str, str], name: str) -> dict[str, Value]:
+    """Return a JSON object of a sparse file's metadata; raise ConfigError if it is none."""
+    try:
+        value = json.loads(metadata[name])
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged: its {name} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} is damaged: its {name} is no JSON object")
+    return value
 
 
 def load_sparse_run(path: PathLike) -> tuple[Model, Params, Masks]:
@@ -395,8 +379,8 @@ def load_sparse_run(path: PathLike) -> tuple[Model, Params, Masks]:
     Example:
       `model, params, masks = load_sparse_run("model.safetensors")`
     """
-    config, facts, params, masks = read_sparse(path)
-    model = build_model_of(config, facts)
+    config, known, params, masks = read_sparse(path)
+    model = facts.build_model_of(config, known, path)
     check_weights(path, model, params)
     return model, params, masks
 

@@ -10,6 +10,7 @@ import ml_collections
 from sparsejax.errors import require
 from sparsejax.families import Data, Facts, Model, build_data, build_model
 from sparsejax.training import checkpoints, runs
+from sparsejax.training.facts import read_facts
 from sparsejax.training.init_from import other_weights
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import Plan, build_plan
@@ -73,7 +74,7 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
         or before["task"]["reference_split"] != config.task.reference_split
     )
     data = build_data(config) if is_needed else None
-    facts = runs.read_facts(workdir)
+    facts = read_facts(workdir, config)
     model = build_model(config, facts)
     plan, optimizer = build_plan(config, model), build_optimizer(config)
     if data is not None:

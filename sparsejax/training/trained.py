@@ -17,8 +17,10 @@ from sparsejax.configuration import check_value, set_key
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Facts, Model
 from sparsejax.training import runs
+from sparsejax.training.facts import build_model_of, read_facts
 from sparsejax.training.plan import compact_network
 from sparsejax.training.sampling import make_keyed_sampler
+from sparsejax.training.state import ema_params_of
 from sparsejax.types import Masks, NumpyArray, Params, PathLike, PRNGKey, Value
 
 T = TypeVar("T")
@@ -101,11 +103,7 @@ def load(
       `sparsejax.load("runs/digits-rigl-0.75-0").sample(jax.random.key(0), 16)`
     """
     path = pathlib.Path(path)
-    config, facts, params, masks = _read(path)
-    config = _changed(config, first_stage, steps, eta)
-    model = runs.build_model_of(config, facts)
-    if path.is_file():
-        _named(runs.check_weights, path, model, params)
+    config, model, params, masks = _read(path, first_stage, steps, eta)
     decodes = model.first_stage is None or bool(first_stage) or _is_there(config.first_stage.path)
     frozen = model.frozen() if decodes else ()
     params = jax.tree.map(jnp.asarray, params)
@@ -121,13 +119,21 @@ def load(
 
 
 def _read(
-    path: pathlib.Path,
-) -> tuple[ml_collections.FrozenConfigDict, Facts | None, Params, Masks]:
-    """Return config, facts, params and masks of a workdir or of a sparse file."""
+    path: pathlib.Path, *changes: Value
+) -> tuple[ml_collections.FrozenConfigDict, Model, Params, Masks]:
+    """Return the changed config, the Model, params and masks of a workdir or of a sparse file."""
     if path.is_file():
-        return _named(runs.read_sparse, path)
+        config, known, params, masks = _named(runs.read_sparse, path)
+        config = _changed(config, *changes)
+        model = build_model_of(config, known, path)
+        _named(runs.check_weights, path, model, params)
+        return config, model, params, masks
     config = runs.read_config(path)
-    return config, runs.read_facts(path), *runs.load_run(path)[1:]
+    known = read_facts(path, config)
+    config = _changed(config, *changes)
+    model = build_model_of(config, known, path)
+    state = runs.load_state_of(path, config, model)
+    return config, model, ema_params_of(state), state.masks
 
 
 def _named(function: Callable[..., T], *args: Value) -> T:

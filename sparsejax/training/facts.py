@@ -1,0 +1,119 @@
+"""What a run keeps of its data: stamps that identify them, and the facts that its Model needs."""
+
+import json
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from sparsejax.atomic import write_text
+from sparsejax.data.stamps import describe
+from sparsejax.errors import ConfigError
+from sparsejax.families import (
+    Facts,
+    Model,
+    build_data,
+    build_model,
+    check_facts,
+    needs_facts,
+    stamp_data,
+)
+from sparsejax.storage import read_object
+from sparsejax.types import PathLike
+
+_STAMP = "data.json"  # what the run is trained on, wherever it is stored
+_FACTS = "facts.json"  # what its Model needs to know about the data
+
+
+def has_stamp(workdir: PathLike) -> bool:
+    """Return whether a run saved a stamp of its data; those of old versions didn't."""
+    return os.path.exists(pathlib.Path(workdir) / _STAMP)
+
+
+def save_stamp(workdir: PathLike, config: ConfigDict) -> None:
+    """Write a stamp of a run's data to workdir/data.json, once."""
+    if not has_stamp(workdir):
+        path = pathlib.Path(workdir) / _STAMP
+        write_text(path, json.dumps(stamp_data(config), indent=2) + "\n")
+
+
+def check_stamp(workdir: PathLike, config: ConfigDict) -> None:
+    """Check that the data are those that the run started with, possibly in another place.
+
+    Raises:
+      ConfigError: they are others, or missing; names the config key.
+    """
+    then, now = read_object(pathlib.Path(workdir) / _STAMP), stamp_data(config)
+    for key in sorted(then.keys() | now.keys()):
+        ours, theirs = now.get(key, {}), then.get(key, {})
+        if ours != theirs:
+            group, name = key.split(".")
+            raise ConfigError(
+                f"config.{key} is {config[group][name]!r}, which holds other data "
+                f"({describe(ours)}) than the run in {workdir} was started with "
+                f"({describe(theirs)}); accepted: the same content, in any place, or another "
+                "--workdir"
+            )
+
+
+def _are_there(workdir: PathLike, config: ConfigDict) -> bool:
+    """Return whether all data of a run's stamp are there; not all facts need all of them."""
+    places = (key.split(".") for key in read_object(pathlib.Path(workdir) / _STAMP))
+    return all(os.path.exists(config[group][name]) for group, name in places)
+
+
+def save_facts(workdir: PathLike, facts: Facts) -> None:
+    """Write what a run's Model needs to know about the data to workdir/facts.json, once."""
+    path = pathlib.Path(workdir) / _FACTS
+    if not os.path.exists(path):
+        write_text(path, json.dumps(facts) + "\n")
+
+
+def read_facts(workdir: PathLike, config: ConfigDict) -> Facts | None:
+    """Return what a run's Model needs to know about the data; None if the run didn't save it.
+
+    Raises:
+      ConfigError: facts.json is damaged, or lacks what a Model of `config` needs.
+    """
+    path = pathlib.Path(workdir) / _FACTS
+    if not os.path.exists(path):
+        return None
+    facts = read_object(path)
+    check_facts(config, facts, str(path))
+    return facts
+
+
+def find_facts(config: ConfigDict, origin: PathLike) -> Facts:
+    """Return the facts about the data of a run from before they were saved.
+
+    Args:
+      config: the run's resolved config.
+      origin: the run's workdir, or a sparse file of it.
+
+    Returns:
+      Facts; the data are only looked at if the Model needs any.
+
+    Raises:
+      ConfigError: the data are missing, or not those of the run's stamp; names `origin`.
+    """
+    if not needs_facts(config):
+        return {}
+    try:
+        known = build_data(config).facts()
+        if has_stamp(origin) and _are_there(origin, config):
+            check_stamp(origin, config)
+        return known
+    except ConfigError as error:
+        raise ConfigError(
+            f"{origin} was written by an older version, which didn't save what its model needs to "
+            f"know about the data: {error}"
+        ) from error
+
+
+def build_model_of(config: ConfigDict, facts: Facts | None, origin: PathLike) -> Model:
+    """Build the Model of a run; without saved facts, its data must be found again.
+
+    Raises:
+      ConfigError: see `find_facts`.
+    """
+    return build_model(config, find_facts(config, origin) if facts is None else facts)
