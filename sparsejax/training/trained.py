@@ -15,7 +15,7 @@ import numpy as np
 from sparsejax.compact.states import without_inactive
 from sparsejax.configuration import check_value, set_key
 from sparsejax.errors import ConfigError, require
-from sparsejax.families import Facts, Model
+from sparsejax.families import Model
 from sparsejax.training import runs
 from sparsejax.training.facts import build_model_of, read_facts
 from sparsejax.training.plan import compact_network
