@@ -1,7 +1,7 @@
 """Train step and DDIM sampling of the Latent Diffusion UNet, here and in PyTorch.
 
-    python benchmarks/against_pytorch.py --torch-python OTHER/bin/python
-    python benchmarks/against_pytorch.py --device cuda --model-channels 224 --size 64 --batch 32
+    python -m benchmarks.against_pytorch --torch-python OTHER/bin/python
+    python -m benchmarks.against_pytorch --device cuda --model-channels 224 --size 64 --batch 32
         --dtype bfloat16 --steps 20 --ddim-steps 50 --json FILE    (one line: the published size)
 
 The train step is this project's own, dense, under pmap; the one in PyTorch
@@ -232,11 +232,11 @@ def core_count():
 
 def measure_in_turn(arguments, folder):
     """Return `{column: figures of each round}`, without the variants that fail."""
-    here = pathlib.Path(__file__).resolve()
+    torch_script = pathlib.Path(__file__).with_name("unet_torch.py")
     counts = [f"--steps={arguments.steps}", f"--draws={DRAWS}"]
-    theirs = [arguments.torch_python, str(here.with_name("unet_torch.py")), str(folder)]
+    theirs = [arguments.torch_python, str(torch_script), str(folder)]
     theirs += [f"--threads={core_count()}"]
-    commands = {OURS: [sys.executable, str(here), f"--worker={folder}"]}
+    commands = {OURS: [sys.executable, "-m", "benchmarks.against_pytorch", f"--worker={folder}"]}
     commands |= {v: [*theirs, f"--variant={v}"] for v in arguments.variants.split(",")}
     # One GPU for either. Compiled kernels of PyTorch are kept for the later rounds only.
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]

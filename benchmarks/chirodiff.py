@@ -1,7 +1,7 @@
 """Train step and sampling of ChiroDiff's bidirectional GRU, here and in PyTorch, on a CPU.
 
-    python benchmarks/chirodiff.py --torch-python OTHER/bin/python [--method rigl --level 0.5]
-    python benchmarks/chirodiff.py --torch-python OTHER/bin/python --check
+    python -m benchmarks.chirodiff --torch-python OTHER/bin/python [--method rigl --level 0.5]
+    python -m benchmarks.chirodiff --torch-python OTHER/bin/python --check
 
 The published model and optimizer (configs/chirodiff.py) on synthetic scribbles, about as long as
 KanjiVG's drawings. The train step is this project's own, under pmap; the one in PyTorch
@@ -33,20 +33,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-from configs.vmnist_chirodiff import get_config  # noqa: E402
-from sparsejax.configuration import resolve  # noqa: E402
-from sparsejax.data.strokes import SPACING  # noqa: E402
-from sparsejax.families import build_data, build_model  # noqa: E402
-from sparsejax.models.chirodiff import BiGRUDenoiser  # noqa: E402
-from sparsejax.models.convert import chirodiff_from_torch  # noqa: E402
-from sparsejax.training.optimizers import build_optimizer  # noqa: E402
-from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
-from sparsejax.training.plan import build_plan  # noqa: E402
-from sparsejax.training.sampling import make_sampler  # noqa: E402
-from sparsejax.training.state import create_state, ema_params_of, named_key  # noqa: E402
-from sparsejax.training.steps import make_train_step  # noqa: E402
+from configs.vmnist_chirodiff import get_config
+from sparsejax.configuration import resolve
+from sparsejax.data.strokes import SPACING
+from sparsejax.families import build_data, build_model
+from sparsejax.models.chirodiff import BiGRUDenoiser
+from sparsejax.models.convert import chirodiff_from_torch
+from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.parallel import data_parallel, replicate, shard_batch
+from sparsejax.training.plan import build_plan
+from sparsejax.training.sampling import make_sampler
+from sparsejax.training.state import create_state, ema_params_of, named_key
+from sparsejax.training.steps import make_train_step
 
 DRAWINGS = 2000
 LENGTHS = {"mean": 89, "deviation": 18, "least": 30, "most": 165}
@@ -238,11 +236,10 @@ def main():
     has_torch = probe.returncode == 0
     if not has_torch:
         print(NO_TORCH.format(arguments.torch_python))
-    here = pathlib.Path(__file__).resolve()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         settings = prepare(folder)
-        torch_script = str(here.with_name("chirodiff_torch.py"))
+        torch_script = str(pathlib.Path(__file__).with_name("chirodiff_torch.py"))
         torch_command = [arguments.torch_python, torch_script, name, f"--threads={len(cores)}"]
         if arguments.check:
             if has_torch:
@@ -251,7 +248,7 @@ def main():
                 print(f"largest difference of the outputs: {largest:.1e}")
                 assert largest < 1e-4, "the two models differ"
             return
-        ours = [sys.executable, str(here), f"--worker={name}"]
+        ours = [sys.executable, "-m", "benchmarks.chirodiff", f"--worker={name}"]
         ours += [f"--method={arguments.method}", f"--level={arguments.level}"]
         commands = {"jax": ours}
         if has_torch:

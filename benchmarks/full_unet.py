@@ -1,7 +1,7 @@
 """One training step and one DDIM step of the published UNet, 274 M parameters, dense and RigL.
 
-    python benchmarks/full_unet.py                       # batch 1, float32: two CPU cores, 24 GB
-    python benchmarks/full_unet.py --dtype bfloat16 --batches 16,32,64,128 --steps 10
+    python -m benchmarks.full_unet                       # batch 1, float32: two CPU cores, 24 GB
+    python -m benchmarks.full_unet --dtype bfloat16 --batches 16,32,64,128 --steps 10
 
 Each method and batch size runs in a process of its own, so that peak memory is its own. On an
 accelerator the table adds images a second, and the share of the device's peak that the step
@@ -129,7 +129,8 @@ def main():
         table.add_column(heading)
     for method in arguments.methods.split(","):
         for batch in arguments.batches.split(","):
-            command = [sys.executable, *sys.argv, f"--method={method}", f"--batch={batch}"]
+            command = [sys.executable, "-m", "benchmarks.full_unet", *sys.argv[1:]]
+            command += [f"--method={method}", f"--batch={batch}"]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
                 table.add_row(method, batch, f"failed: exit status {done.returncode}")

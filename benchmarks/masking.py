@@ -1,31 +1,27 @@
 """What masks cost in the train step of the digits UNet: dense against masked, interleaved.
 
-    python benchmarks/masking.py [--rounds 30] [--batch 64]
+    python -m benchmarks.masking [--rounds 30] [--batch 64]
 
 Both run this project's own train step under pmap; they differ in method alone.
 """
 
 import argparse
 import os
-import pathlib
 import statistics
-import sys
 import time
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-from configs.digits import get_config  # noqa: E402
-from sparsejax.configuration import resolve  # noqa: E402
-from sparsejax.families import build_data, build_model  # noqa: E402
-from sparsejax.training.optimizers import build_optimizer  # noqa: E402
-from sparsejax.training.parallel import data_parallel, shard_batch  # noqa: E402
-from sparsejax.training.plan import build_plan  # noqa: E402
-from sparsejax.training.state import create_state, named_key  # noqa: E402
-from sparsejax.training.steps import make_train_step  # noqa: E402
+from configs.digits import get_config
+from sparsejax.configuration import resolve
+from sparsejax.families import build_data, build_model
+from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.parallel import data_parallel, shard_batch
+from sparsejax.training.plan import build_plan
+from sparsejax.training.state import create_state, named_key
+from sparsejax.training.steps import make_train_step
 
 STEPS = 5
 

@@ -1,6 +1,6 @@
 """Memory of the training state, and time of an optimizer step: dense, masked, flat.
 
-    python benchmarks/memory.py [--model-channels 128] [--sparsity 0.9] [--rounds 20] [--json PATH]
+    python -m benchmarks.memory [--model-channels 128] [--sparsity 0.9] [--rounds 20] [--json PATH]
 
 The UNet is that of Latent Diffusion, AdamW and EMA; of the published size (224 channels) bytes are
 counted without allocating. A step is the whole of what follows the gradient: update of moments,
@@ -12,7 +12,6 @@ import json
 import math
 import pathlib
 import statistics
-import sys
 from statistics import NormalDist
 
 import jax
@@ -22,18 +21,16 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-from benchmarks.timing import interleaved, machine  # noqa: E402
-from configs.latent_diffusion import get_config  # noqa: E402
-from sparsejax.configuration import resolve  # noqa: E402
-from sparsejax.families.denoising import denoising_model  # noqa: E402
-from sparsejax.sparsity.flat import static_counts  # noqa: E402
-from sparsejax.sparsity.masks import dense_masks, target_active  # noqa: E402
-from sparsejax.sparsity.transforms import sparse_updates  # noqa: E402
-from sparsejax.training.plan import build_plan  # noqa: E402
-from sparsejax.training.state import TrainState, ema_params_of, state_from  # noqa: E402
-from sparsejax.training.steps import apply_gradients  # noqa: E402
+from benchmarks.timing import interleaved, machine
+from configs.latent_diffusion import get_config
+from sparsejax.configuration import resolve
+from sparsejax.families.denoising import denoising_model
+from sparsejax.sparsity.flat import static_counts
+from sparsejax.sparsity.masks import dense_masks, target_active
+from sparsejax.sparsity.transforms import sparse_updates
+from sparsejax.training.plan import build_plan
+from sparsejax.training.state import TrainState, ema_params_of, state_from
+from sparsejax.training.steps import apply_gradients
 
 PUBLISHED = 224
 LIMIT = 0.9999

@@ -1,9 +1,9 @@
 """DDIM sampling of UNets without what is inactive, against dense: time, bound by FLOPs, error.
 
-    python benchmarks/sparse_sampling.py                               # 128 base channels
-    python benchmarks/sparse_sampling.py --model-channels 256 --batch 2
-    python benchmarks/sparse_sampling.py --model-channels 224 --block 32 --batch 2
-    python benchmarks/sparse_sampling.py --dtype bfloat16 --size 64 --batch 32 --json FILE
+    python -m benchmarks.sparse_sampling                               # 128 base channels
+    python -m benchmarks.sparse_sampling --model-channels 256 --batch 2
+    python -m benchmarks.sparse_sampling --model-channels 224 --block 32 --batch 2
+    python -m benchmarks.sparse_sampling --dtype bfloat16 --size 64 --batch 32 --json FILE
 
 All models draw in turn, from the same noise. `weight` is single weights: masked, computed with
 zeros. The bound is the ratio of FLOPs; the error is the largest difference of the samples from
@@ -11,22 +11,18 @@ those of the masked dense network at the same weights, as a share of the largest
 """
 
 import functools
-import pathlib
-import sys
 import time
 
 import jax
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-from benchmarks import structured  # noqa: E402
-from benchmarks.timing import interleaved  # noqa: E402
-from sparsejax.compact.states import without_inactive  # noqa: E402
-from sparsejax.families import build_model  # noqa: E402
-from sparsejax.training.plan import build_plan  # noqa: E402
-from sparsejax.training.sampling import make_sampler  # noqa: E402
-from sparsejax.training.state import named_key  # noqa: E402
+from benchmarks import structured
+from benchmarks.timing import interleaved
+from sparsejax.compact.states import without_inactive
+from sparsejax.families import build_model
+from sparsejax.training.plan import build_plan
+from sparsejax.training.sampling import make_sampler
+from sparsejax.training.state import named_key
 
 MODELS = "weight:0.9,block:0.75,block:0.9,channel:0.5,channel:0.75"
 

@@ -1,7 +1,7 @@
 """Train steps of Static-DM through networks without what is inactive, against dense.
 
-    python benchmarks/sparse_training.py
-    python benchmarks/sparse_training.py --dtype bfloat16 --size 64 --batch 32 --json FILE
+    python -m benchmarks.sparse_training
+    python -m benchmarks.sparse_training --dtype bfloat16 --size 64 --batch 32 --json FILE
 
 Forward and backward pass, AdamW and EMA, this project's own step under pmap; all models take
 steps in turn. `weight` is single weights: masked, computed with zeros. The bound is the ratio of
@@ -9,24 +9,20 @@ FLOPs; the error is the largest relative difference of loss and gradient norm, o
 steps, from those of the masked dense network.
 """
 
-import pathlib
-import sys
 import time
 
 import jax
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
-from benchmarks import structured  # noqa: E402
-from benchmarks.timing import interleaved  # noqa: E402
-from sparsejax.compact.states import compact_model, shrink_state  # noqa: E402
-from sparsejax.families import build_model  # noqa: E402
-from sparsejax.training.optimizers import build_optimizer  # noqa: E402
-from sparsejax.training.parallel import data_parallel, replicate, shard_batch  # noqa: E402
-from sparsejax.training.plan import build_plan  # noqa: E402
-from sparsejax.training.state import named_key, state_from  # noqa: E402
-from sparsejax.training.steps import make_train_step  # noqa: E402
+from benchmarks import structured
+from benchmarks.timing import interleaved
+from sparsejax.compact.states import compact_model, shrink_state
+from sparsejax.families import build_model
+from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.parallel import data_parallel, replicate, shard_batch
+from sparsejax.training.plan import build_plan
+from sparsejax.training.state import named_key, state_from
+from sparsejax.training.steps import make_train_step
 
 MODELS = "weight:0.9,block:0.75,block:0.9,channel:0.5"
 

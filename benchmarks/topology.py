@@ -1,6 +1,6 @@
 """Prune and regrow the published UNet's 274 M parameters: bisection against a plain sort.
 
-    python benchmarks/topology.py [--repeats 3]
+    python -m benchmarks.topology [--repeats 3]
 
 Both do the same RigL update layer by layer and must agree on every mask, but for weights whose
 score ties with the last one taken: the sort takes them all.

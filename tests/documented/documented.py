@@ -43,10 +43,10 @@ TINY = [
     (r"^-m sparsejax prepare ", "--config.batch_size=4"),
     (r"^-m sparsejax (export|sample) ", ""),
     (r"^-m sparsejax( report |\.keys_page$)", ""),
-    (r"^benchmarks/masking\.py", "--rounds=1 --batch=2"),
-    (r"^benchmarks/memory\.py", "--model-channels=32 --rounds=1"),
-    (r"^benchmarks/sparse_sampling\.py", f"{STRUCTURED} --ddim-steps=1"),
-    (r"^benchmarks/sparse_training\.py", STRUCTURED),
+    (r"^-m benchmarks\.masking", "--rounds=1 --batch=2"),
+    (r"^-m benchmarks\.memory", "--model-channels=32 --rounds=1"),
+    (r"^-m benchmarks\.sparse_sampling", f"{STRUCTURED} --ddim-steps=1"),
+    (r"^-m benchmarks\.sparse_training", STRUCTURED),
     (r"^docs/\w+\.py", ""),
 ]
 
@@ -55,9 +55,9 @@ NOT_RUN = [
     (r"^train\.py --distributed$", "needs several processes; test_processes.py has them"),
     (r"--config\.seed=[12]( |$)", "repeats seed 0"),
     (r"--extractor inception", "needs the published weights of Inception"),
-    (r"^benchmarks/topology\.py", "sorts 215 M weights for minutes"),
-    (r"^benchmarks/full_unet\.py", "takes 15 GiB and minutes at the published size"),
-    (r"^benchmarks/(chirodiff|against_pytorch)\.py", "needs an interpreter with PyTorch"),
+    (r"^-m benchmarks\.topology", "sorts 215 M weights for minutes"),
+    (r"^-m benchmarks\.full_unet", "takes 15 GiB and minutes at the published size"),
+    (r"^-m benchmarks\.(chirodiff|against_pytorch)", "needs an interpreter with PyTorch"),
 ]
 
 FLAGS = re.DOTALL | re.MULTILINE

@@ -30,7 +30,7 @@ def blocks_of(document):
 
 
 def inline_of(document):
-    """Commands within the text: `python benchmarks/memory.py`."""
+    """Commands within the text: `python -m benchmarks.memory`."""
     spans = re.findall(r"`([^`\n]+)`", FENCED.sub("", document.read_text()))
     return [span for span in spans if span.split()[0] in PROGRAMS and " " in span]
 

@@ -1,0 +1,1 @@
+"""Comparisons to run from the checkout's root: `python -m benchmarks.NAME`."""
