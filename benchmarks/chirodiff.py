@@ -39,8 +39,8 @@ from sparsejax.data.strokes import SPACING
 from sparsejax.families import build_data, build_model
 from sparsejax.models.chirodiff import BiGRUDenoiser
 from sparsejax.models.convert import chirodiff_from_torch
+from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import create_state, ema_params_of, named_key

@@ -22,9 +22,9 @@ from rich.table import Table
 
 from sparsejax.configuration import default_config, resolve
 from sparsejax.families.denoising import denoising_model
+from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import create_state, ema_params_of, named_key

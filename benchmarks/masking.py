@@ -17,8 +17,8 @@ from rich.table import Table
 from configs.digits import get_config
 from sparsejax.configuration import resolve
 from sparsejax.families import build_data, build_model
+from sparsejax.parallel import data_parallel, shard_batch
 from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.parallel import data_parallel, shard_batch
 from sparsejax.training.plan import build_plan
 from sparsejax.training.state import create_state, named_key
 from sparsejax.training.steps import make_train_step

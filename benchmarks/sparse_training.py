@@ -18,8 +18,8 @@ from benchmarks import structured
 from benchmarks.timing import interleaved
 from sparsejax.compact.states import compact_model, shrink_state
 from sparsejax.families import build_model
+from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.plan import build_plan
 from sparsejax.training.state import named_key, state_from
 from sparsejax.training.steps import make_train_step

@@ -26,7 +26,8 @@ from sparsejax.models.arguments import FREE_ARGUMENTS, comparable
 from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.pipelines import FirstStage
 from sparsejax.models.unet import UNet
-from sparsejax.types import Array, Batches, Frozen, NumpyArray, Params
+from sparsejax.parallel import on_local_devices, shard_batch
+from sparsejax.types import Array, Batches, Frozen, Params
 
 _ENCODED_AT_ONCE = 16  # images per device
 _DECODED_AT_ONCE = 8
@@ -254,19 +255,10 @@ def _load(path: pathlib.Path, model: VQModel | KLModel) -> Params:
 
 def _make_encode(model: VQModel | KLModel, params: Params) -> Encode:
     """Return `encode(images [batch, ...]) -> latents`, compiled, over this process's devices."""
-    devices = jax.local_devices()
-    encode = jax.pmap(
-        lambda params, x: model.apply({"params": params}, x, method="encode"),
-        in_axes=(None, 0),
-        devices=devices,
+    encode = on_local_devices(
+        lambda params, images: model.apply({"params": params}, images, method="encode")
     )
-
-    def over_devices(images: NumpyArray) -> NumpyArray:
-        parts = images.reshape(len(devices), -1, *images.shape[1:])
-        latents = np.asarray(encode(params, parts))
-        return latents.reshape(-1, *latents.shape[2:])
-
-    return over_devices
+    return lambda images: encode(params, shard_batch(images))
 
 
 def _check_facts(config: ConfigDict, facts: Facts) -> None:

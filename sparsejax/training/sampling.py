@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from sparsejax.families import Data, Model
+from sparsejax.parallel import on_local_devices
 from sparsejax.types import Frozen, NumpyArray, PRNGKey, PyTree
 
 
@@ -36,20 +37,17 @@ def make_keyed_sampler(model: Model, frozen: Frozen, count: int) -> Callable[...
     Returns:
       Function, compiled at its first call.
     """
-    devices = jax.local_devices()
-    share = -(-count // len(devices))
-    sample = jax.pmap(
+    devices = jax.local_device_count()
+    share = -(-count // devices)
+    sample = on_local_devices(
         lambda params, frozen, key, start: model.sample(
             model.apply, params, frozen, key, share, start
-        ),
-        in_axes=(None, None, None, 0),
-        devices=devices,
+        )
     )
     frozen = jax.tree.map(jax.numpy.asarray, frozen)
 
     def draw(params: PyTree, key: PRNGKey, start: int = 0) -> NumpyArray:
-        starts = start + share * np.arange(len(devices), dtype=np.int32)
-        drawn = np.asarray(sample(params, frozen, key, starts))
-        return drawn.reshape(-1, *drawn.shape[2:])[:count]
+        starts = start + share * np.arange(devices, dtype=np.int32)
+        return sample(params, frozen, key, starts)[:count]
 
     return draw

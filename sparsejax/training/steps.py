@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax.families import Model
+from sparsejax.parallel import AXIS
 from sparsejax.sparsity.flat import flat_masks, to_flat, to_whole
 from sparsejax.sparsity.masks import apply_masks, pack_bits
 from sparsejax.sparsity.methods import Method
 from sparsejax.sparsity.topology_update import update_topology
 from sparsejax.sparsity.transforms import FlatState
-from sparsejax.training.parallel import AXIS
 from sparsejax.training.state import TrainState
 from sparsejax.types import (
     Array,
@@ -33,6 +33,8 @@ from sparsejax.types import (
     PyTree,
     Schedule,
 )
+
+STEP_METRICS = ("loss", "grad_norm")  # what a train step returns; anything else is of an update
 
 
 def ema_decay(step: ArrayLike, decay: float) -> Array:

@@ -8,14 +8,15 @@ import numpy as np
 import optax
 import pytest
 
+from sparsejax import parallel
 from sparsejax.diffusion import noise_schedules
 from sparsejax.families import Model, denoising
 from sparsejax.models.layers import Dropout
+from sparsejax.parallel import data_parallel, shard_batch
 from sparsejax.sparsity import distributions, flat, masks, topology
 from sparsejax.sparsity.methods import Method, get_method
 from sparsejax.sparsity.transforms import packed, sparse_updates
-from sparsejax.training import parallel, steps
-from sparsejax.training.parallel import data_parallel, shard_batch
+from sparsejax.training import steps
 from sparsejax.training.state import ema_params_of, named_key, state_from
 
 WIDTH = 8
