@@ -332,7 +332,7 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(capsys, tmp_path):
     log.close()
     assert exit_of.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: loss is nan, gradient norm 1.0 at step 1; last good state in ")
+    assert line.startswith("error: loss is nan, grad_norm is 1.0 at step 1; last good state in ")
 
 
 @pytest.mark.usefixtures("own_logging")

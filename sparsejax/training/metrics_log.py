@@ -17,6 +17,7 @@ from sparsejax.atomic import replacing
 from sparsejax.training import checkpoints
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import learning_rate_schedule
+from sparsejax.training.steps import STEP_METRICS
 from sparsejax.types import Metrics, PathLike, PRNGKey, PyTree, Value
 
 # Fields that differ between two equal runs.
@@ -188,18 +189,18 @@ class MetricsLog:
         """Fetch and return what is not yet written, as JSON-able data.
 
         Raises:
-          FloatingPointError: a loss or a gradient norm is not finite.
+          FloatingPointError: a metric of a train step is not finite.
         """
         fetched = jax.device_get(self._pending)
         self._pending = [(step, {k: float(v) for k, v in m.items()}) for step, m in fetched]
         for step, metrics in self._pending:
             # A finite loss with other gradients makes weights that no checkpoint may keep.
-            if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            if not all(math.isfinite(metrics[name]) for name in STEP_METRICS):
                 self._refuse(step, metrics)
         return self._pending
 
     def flush(self) -> tuple[float, float | None]:
-        """Write a line for each topology update and one for the mean of the steps.
+        """Write a line for each topology update, and one for the mean of `STEP_METRICS`.
 
         Returns:
           Tuple of the mean loss and steps per second, None where no step was timed.
@@ -211,14 +212,13 @@ class MetricsLog:
         speed = timed / max(now - self._clock, 1e-9) if timed else None
         mean = {
             name: math.fsum(metrics[name] for _, metrics in lines) / len(lines)
-            for name in ("loss", "grad_norm")
+            for name in STEP_METRICS
         }
         if self._writer:
             for update_step, metrics in lines:
-                if "replaced" in metrics:
-                    of_steps = ("loss", "grad_norm")
-                    values = {k: v for k, v in metrics.items() if k not in of_steps}
-                    self._writer.write(update_step, values)
+                of_update = {k: v for k, v in metrics.items() if k not in STEP_METRICS}
+                if of_update:
+                    self._writer.write(update_step, of_update)
             self._writer.write(
                 step,
                 mean
@@ -240,7 +240,7 @@ class MetricsLog:
         newest = f"checkpoint of step {saved[-1]}" if saved else "none"
         key = jax.random.key_data(jax.random.fold_in(self._steps_key, step - 1)).tolist()
         raise FloatingPointError(
-            f"loss is {metrics['loss']}, gradient norm {metrics['grad_norm']} at step {step}; "
+            f"{', '.join(f'{name} is {metrics[name]}' for name in STEP_METRICS)} at step {step}; "
             f"last good state in {self._workdir}: {newest}; "
             f"the batch is that of step index {step - 1}, its key {key}"
         )

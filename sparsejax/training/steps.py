@@ -163,7 +163,7 @@ def make_train_step(
 
     Returns:
       Function of a TrainState, a device's batch [local batch, ...] and the key of all steps;
-      metrics are float32 scalars: `loss` and `grad_norm` (of active weights).
+      metrics are the float32 scalars `STEP_METRICS`; `grad_norm` is that of active weights.
     """
 
     def train_step(state: TrainState, batch: Batch, key: PRNGKey) -> tuple[TrainState, Metrics]:
@@ -171,7 +171,7 @@ def make_train_step(
         loss, gradients = _mean_gradients(model, accumulate, state.params, batch, keys)
         grad_norm = optax.tree.norm(apply_masks(gradients, state.masks))
         state = apply_gradients(optimizer, state, gradients, ema_limit)
-        return state, {"loss": loss, "grad_norm": grad_norm}
+        return state, dict(zip(STEP_METRICS, (loss, grad_norm), strict=True))
 
     return train_step
 

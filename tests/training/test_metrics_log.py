@@ -1,7 +1,9 @@
 """Metrics lines: none is repeated, damage costs only its own line, speeds are of steps alone."""
 
 import json
+import math
 
+import jax
 import pytest
 
 from sparsejax.configuration import resolve
@@ -10,6 +12,7 @@ from sparsejax.reports import plots
 from sparsejax.training import metrics_log
 from sparsejax.training.metrics_log import WALL_CLOCK, MetricsLog, MetricsWriter, read_metrics
 from sparsejax.training.plan import build_plan
+from sparsejax.training.steps import STEP_METRICS
 from tests.training.tiny import tiny_config
 
 CONFIG = resolve(tiny_config(**{"log.tensorboard": False}))
@@ -111,6 +114,28 @@ def test_a_resumed_run_repeats_no_line(save_at, tmp_path):
         for key in WALL_CLOCK:
             line.pop(key, None)
     assert resumed == whole
+
+
+def test_what_the_steps_return_is_averaged_and_the_rest_stands_alone(tmp_path):
+    """By no other name than those of the train step."""
+    log = MetricsLog(CONFIG, tmp_path, 0, [], None)
+    log.add(1, {"loss": 1.0, "grad_norm": 5.0})
+    log.add(2, {"loss": 2.0, "grad_norm": 7.0, "mine": 0.25})
+    log.flush()
+    log.close()
+    update, mean = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert update == {"step": 2, "mine": 0.25}
+    assert list(mean)[:4] == ["step", "loss", "grad_norm", "learning_rate"]
+    assert list(mean.values())[:3] == [2, 1.5, 6.0]
+
+
+@pytest.mark.parametrize("name", STEP_METRICS)
+def test_metrics_of_steps_have_to_be_finite(name, tmp_path):
+    log = MetricsLog(CONFIG, tmp_path, 0, [], jax.random.key(0))
+    log.add(1, {"loss": 1.0, "grad_norm": 1.0, "mine": math.nan} | {name: math.inf})
+    with pytest.raises(FloatingPointError, match=f"{name} is inf.* at step 1; "):
+        log.flush()
+    log.close()
 
 
 def test_a_speed_is_of_steps_alone(tmp_path, monkeypatch):
