@@ -10,12 +10,13 @@ runs, a folder `comparison` next to the first).
 
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from sparsejax import command_line
-from sparsejax.evaluation.comparison import evaluate_runs
-from sparsejax.metrics.extractors import EXTRACTORS
-from sparsejax.metrics.measures import METRICS, SUBSET_SIZE
-from sparsejax.types import Value
+from sparsejax.metrics.names import EXTRACTORS, METRICS, SUBSET_SIZE
+
+if TYPE_CHECKING:
+    from sparsejax.types import Value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     if not flags.workdirs:
         parser.error("--workdirs names no run")
+    # Imported here since it takes seconds, which --help and a mistyped flag shouldn't wait for.
+    from sparsejax.evaluation.comparison import evaluate_runs
+
     workdirs = [pathlib.Path(workdir) for workdir in flags.workdirs]
     beside = workdirs[0] if len(workdirs) == 1 else workdirs[0].parent / "comparison"
     evaluate_runs(
@@ -114,7 +118,7 @@ def add_measuring(parser: command_line.Parser) -> None:
     )
 
 
-def measuring(flags: command_line.Flags) -> dict[str, Value]:
+def measuring(flags: command_line.Flags) -> "dict[str, Value]":
     """Return the options of `evaluate_runs` and `sweep` from the flags of `add_measuring`."""
     return {
         "batch": flags.batch,

@@ -14,135 +14,23 @@ import argparse
 import json
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
-import jax
-import numpy as np
-from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
-from safetensors.numpy import save_file
-
-from sparsejax import atomic, command_line
+from sparsejax import command_line
 from sparsejax.errors import ConfigError
-from sparsejax.models.arguments import COMPVIS_ARGUMENTS, MODEL_KEY, network_arguments
-from sparsejax.models.convert import unet_to_torch
-from sparsejax.models.diffusers_config import unet_diffusers_config
-from sparsejax.models.diffusers_layout import unet_to_diffusers
-from sparsejax.models.pipelines import (
-    FirstStage,
-    export_pipeline,
-    has_same_steps,
-    scheduler_config,
-)
-from sparsejax.models.unet import UNet
 from sparsejax.storage import require_writable
-from sparsejax.types import Masks, NumpyArray, Params, PathLike
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+    from rich.table import Table
+
     from sparsejax.families import Model
+    from sparsejax.models.pipelines import FirstStage
+    from sparsejax.models.unet import UNet
+    from sparsejax.types import Params
 
 SPARSE_FILE = "model.safetensors"
-
-
-def export_unet(
-    params: Params,
-    masks: Masks,
-    folder: PathLike,
-    model: UNet,
-    *,
-    sample_size: int | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> list[pathlib.Path]:
-    """Write a UNet and its masks.
-
-    Each file is written whole or not at all.
-
-    Args:
-      params: of `models.unet.UNet`.
-      masks: tree of `params`'s structure, boolean, full-shape or 0-d.
-      folder: where to write `unet.safetensors` and `masks.safetensors` (names and shapes of
-        CompVis's `UNetModel`, which computes the network if `compvis_differences` has
-        nothing to say), and `diffusers/unet` (`UNet2DModel.from_pretrained` reads it,
-        with `masks.safetensors` beside the weights). Masks are uint8, ones for active weights;
-        layers without a mask have ones everywhere. diffusers has no network whose
-        `channel_mult` doesn't begin with 1: `diffusers` is left out then.
-      model: the `models.unet.UNet`.
-      sample_size: height and width of its input, for config.json.
-      metadata: `{name: text}` kept in every safetensors file; those of a network that neither
-        names and shapes nor CompVis's code tell have its arguments besides.
-
-    Returns:
-      Paths of the files written.
-
-    Example:
-      `export_unet(params, masks, "exported", UNet(), metadata={"sparsity_level": "0.75"})`
-    """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    full_masks = jax.tree.map(_full_mask, params, masks)
-    # PyTorch's readers want to know that the tensors are theirs.
-    metadata = {"format": "pt", **(metadata or {})}
-    if any(getattr(model, name) != theirs for name, theirs in COMPVIS_ARGUMENTS.items()):
-        # Neither names nor shapes tell.
-        metadata = {MODEL_KEY: json.dumps(network_arguments(model))} | metadata
-    trees = {"unet.safetensors": params, "masks.safetensors": full_masks}
-    written = [
-        _write_tensors(folder / name, unet_to_torch(tree), metadata) for name, tree in trees.items()
-    ]
-    if model.channel_mult[0] != 1:
-        return written
-    diffusers_folder = folder / "diffusers" / "unet"
-    diffusers_folder.mkdir(parents=True, exist_ok=True)
-    trees = {"diffusion_pytorch_model.safetensors": params, "masks.safetensors": full_masks}
-    for name, tree in trees.items():
-        tensors = unet_to_diffusers(tree, model.num_head_channels)
-        written.append(_write_tensors(diffusers_folder / name, tensors, metadata))
-    config = unet_diffusers_config(model, sample_size)
-    atomic.write_text(diffusers_folder / "config.json", json.dumps(config, indent=2) + "\n")
-    return [*written, diffusers_folder / "config.json"]
-
-
-def compvis_differences(model: UNet) -> str:
-    """Return in which arguments a UNet is none that CompVis's code computes; most often, "".
-
-    The names and shapes of its weights are CompVis's all the same.
-
-    Args:
-      model: `models.unet.UNet`.
-
-    Example:
-      >>> compvis_differences(UNet(norm_eps=1e-6))
-      'norm_eps is 1e-06, in CompVis 1e-05'
-    """
-    differing = [
-        f"{name} is {getattr(model, name)!r}, in CompVis {theirs!r}"
-        for name, theirs in ({"norm_groups": 32} | COMPVIS_ARGUMENTS).items()
-        if getattr(model, name) != theirs
-    ]
-    return "; ".join(differing)
-
-
-def _full_mask(param: NumpyArray, mask: NumpyArray) -> NumpyArray:
-    return np.broadcast_to(np.asarray(mask, np.uint8), param.shape)
-
-
-def _write_tensors(
-    path: pathlib.Path, tensors: Mapping[str, NumpyArray], metadata: dict[str, str]
-) -> pathlib.Path:
-    # save_file writes an array's memory as it lies, whatever its strides.
-    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    with atomic.replacing(path) as partial:
-        save_file(tensors, partial, metadata=metadata)
-    return path
-
-
-def _input_size(model: "Model", params: Params) -> int:
-    """Return the height of the UNet's input: its first layer costs 2 FLOPs a weight and pixel."""
-    kernel = params["input_blocks_0_0"]["kernel"]
-    pixels = model.layer_flops(params)["input_blocks_0_0/kernel"] / (2 * kernel.size)
-    return math.isqrt(round(pixels))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -167,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="The EMA weights, or those of the last step (default: EMA).",
     )
     flags = parser.parse_args(argv)
+    # Imported here since it takes time, which --help and a mistyped flag shouldn't wait for.
+    from rich.console import Console
+
     export = _export_sparse if flags.sparse else _export_dense
     try:
         require_writable(flags.output, "--output")
@@ -178,8 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(says)  # in one line, to be copied
 
 
-def _export_sparse(workdir: str, output: pathlib.Path, ema: bool) -> tuple[Table, str]:
+def _export_sparse(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table, str]":
     """Write the sparse file; return the closing table, and nothing to say besides."""
+    from rich.table import Table
+
     from sparsejax.training import runs
 
     runs.read_config(workdir)  # before a folder is made
@@ -191,9 +84,13 @@ def _export_sparse(workdir: str, output: pathlib.Path, ema: bool) -> tuple[Table
     return table, ""
 
 
-def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> tuple[Table, str]:
+def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table, str]":
     """Write a UNet in both layouts; return the closing table, and how to open the pipeline."""
+    from rich.table import Table
+
     from sparsejax.families import networks_of
+    from sparsejax.models.export import compvis_differences, export_unet
+    from sparsejax.models.unet import UNet
     from sparsejax.training import runs
 
     config = runs.read_config(workdir)
@@ -226,7 +123,18 @@ def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> tuple[Table,
     return table, says
 
 
-def _metadata(config: ConfigDict, model: UNet, first_stage: FirstStage | None) -> dict[str, str]:
+def _input_size(model: "Model", params: "Params") -> int:
+    """Return the height of the UNet's input: its first layer costs 2 FLOPs a weight and pixel."""
+    kernel = params["input_blocks_0_0"]["kernel"]
+    pixels = model.layer_flops(params)["input_blocks_0_0/kernel"] / (2 * kernel.size)
+    return math.isqrt(round(pixels))
+
+
+def _metadata(
+    config: "ConfigDict", model: "UNet", first_stage: "FirstStage | None"
+) -> dict[str, str]:
+    from sparsejax.models.arguments import MODEL_KEY, network_arguments
+
     method = config.sparsity.method
     metadata = {
         "sparsity_method": method,
@@ -238,10 +146,15 @@ def _metadata(config: ConfigDict, model: UNet, first_stage: FirstStage | None) -
 
 
 def _export_pipeline(
-    config: ConfigDict, model: UNet, folder: pathlib.Path, first_stage: FirstStage | None
+    config: "ConfigDict",
+    model: "UNet",
+    folder: pathlib.Path,
+    first_stage: "FirstStage | None",
 ) -> tuple[list[pathlib.Path], str]:
     """Write the rest of a pipeline; return the paths written, and how to open and call it."""
     from sparsejax.families import denoising
+    from sparsejax.models.diffusers_config import unet_diffusers_config
+    from sparsejax.models.pipelines import export_pipeline, has_same_steps, scheduler_config
 
     schedule, ddim = denoising.sampling_schedules(config)
     settings, is_ddim = config.sample, config.sample.sampler == "ddim"

@@ -14,17 +14,9 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-import jax
-
 from sparsejax import command_line, signals
 from sparsejax.commands.evaluate import add_measuring, measuring
 from sparsejax.config_flags import parse_with_config
-from sparsejax.evaluation.grids import BASELINES, grid
-from sparsejax.evaluation.sweep import sweep
-from sparsejax.reports.report import write_report
-from sparsejax.reports.results import read_results
-from sparsejax.schema import STRUCTURES
-from sparsejax.sparsity.methods import METHODS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -38,6 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
       SystemExit: runs failed, or a signal ended the sweep.
     """
     flags = parse_with_config(_parser(), argv)
+    # Imported here since they take seconds, which --help and a mistyped flag shouldn't wait for.
+    import jax
+
+    from sparsejax.evaluation.grids import grid
+    from sparsejax.evaluation.sweep import sweep
+    from sparsejax.reports.report import write_report
+    from sparsejax.reports.results import read_results
+
     jax.config.update("jax_platforms", "cpu")  # leaves the accelerator to the runs
     output = pathlib.Path(flags.output or f"runs/sweeps/{flags.config.name}")
     workdirs = pathlib.Path(flags.workdirs or output / "runs")
@@ -74,7 +74,7 @@ def _parser() -> command_line.Parser:
         metavar="NAMES",
         type=words,
         default="dense,static,rigl,magran",
-        help=f"Any of {', '.join([*METHODS, *BASELINES])}.",
+        help="Any of dense, static, rigl, magran, small_dense, small_dense_flops, or your own.",
     )
     parser.add_argument(
         "--levels", type=numbers(float), default="0.5", metavar="NUMBERS", help="Sparsities."
@@ -84,7 +84,7 @@ def _parser() -> command_line.Parser:
         metavar="NAMES",
         type=words,
         default="",
-        help=f"Any of {', '.join(STRUCTURES)} (default: the config's).",
+        help="Any of weight, block, channel (default: the config's).",
     )
     parser.add_argument(
         "--drop-fractions",

@@ -15,6 +15,7 @@ from sparsejax.metrics import inception_features
 from sparsejax.metrics.cache import load_or_compute
 from sparsejax.metrics.classifier import FEATURES, load_classifier
 from sparsejax.metrics.inception_weights import load_inception
+from sparsejax.metrics.names import EXTRACTORS
 from sparsejax.rendering.pixels import PICTURES, to_unit_range
 from sparsejax.types import Apply, Array, NumpyArray, Params, PathLike, Shape
 
@@ -22,7 +23,6 @@ from sparsejax.types import Apply, Array, NumpyArray, Params, PathLike, Shape
 Extract: TypeAlias = Callable[[NumpyArray], tuple[NumpyArray, NumpyArray | None]]
 Labelled: TypeAlias = Callable[[], tuple[NumpyArray, NumpyArray]]
 
-EXTRACTORS = ("classifier", "pixels", "inception")
 _SIDE = 16  # side of the images whose pixels are compared
 _AT_ONCE = 250
 

@@ -16,12 +16,12 @@ from sparsejax.metrics.extractors import (
     build_extractor,
     reference_features,
 )
+from sparsejax.metrics.names import METRICS, SUBSET_SIZE
 from sparsejax.rendering.pixels import PICTURES
 from sparsejax.storage import require_writable
 from sparsejax.types import NumpyArray, PathLike
 
-METRICS = ("fd", "kid", "is", "precision_recall")
-SUBSETS, SUBSET_SIZE, SPLITS, NEIGHBOURS = 100, 1000, 10, 3  # torch-fidelity's
+SUBSETS, SPLITS, NEIGHBOURS = 100, 10, 3  # torch-fidelity's
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,113 @@
-"""`python -m sparsejax.models.export` is now `python -m sparsejax export`."""
+"""Export a UNet and its masks, in the layouts of CompVis Latent Diffusion and of diffusers."""
 
-from sparsejax import command_line
+import json
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from sparsejax import atomic, command_line
+from sparsejax.models.arguments import COMPVIS_ARGUMENTS, MODEL_KEY, network_arguments
+from sparsejax.models.convert import unet_to_torch
+from sparsejax.models.diffusers_config import unet_diffusers_config
+from sparsejax.models.diffusers_layout import unet_to_diffusers
+from sparsejax.models.unet import UNet
+from sparsejax.types import Masks, NumpyArray, Params, PathLike
+
+
+def export_unet(
+    params: Params,
+    masks: Masks,
+    folder: PathLike,
+    model: UNet,
+    *,
+    sample_size: int | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> list[pathlib.Path]:
+    """Write a UNet and its masks.
+
+    Each file is written whole or not at all.
+
+    Args:
+      params: of `models.unet.UNet`.
+      masks: tree of `params`'s structure, boolean, full-shape or 0-d.
+      folder: where to write `unet.safetensors` and `masks.safetensors` (names and shapes of
+        CompVis's `UNetModel`, which computes the network if `compvis_differences` has
+        nothing to say), and `diffusers/unet` (`UNet2DModel.from_pretrained` reads it,
+        with `masks.safetensors` beside the weights). Masks are uint8, ones for active weights;
+        layers without a mask have ones everywhere. diffusers has no network whose
+        `channel_mult` doesn't begin with 1: `diffusers` is left out then.
+      model: the `models.unet.UNet`.
+      sample_size: height and width of its input, for config.json.
+      metadata: `{name: text}` kept in every safetensors file; those of a network that neither
+        names and shapes nor CompVis's code tell have its arguments besides.
+
+    Returns:
+      Paths of the files written.
+
+    Example:
+      `export_unet(params, masks, "exported", UNet(), metadata={"sparsity_level": "0.75"})`
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    full_masks = jax.tree.map(_full_mask, params, masks)
+    # PyTorch's readers want to know that the tensors are theirs.
+    metadata = {"format": "pt", **(metadata or {})}
+    if any(getattr(model, name) != theirs for name, theirs in COMPVIS_ARGUMENTS.items()):
+        # Neither names nor shapes tell.
+        metadata = {MODEL_KEY: json.dumps(network_arguments(model))} | metadata
+    trees = {"unet.safetensors": params, "masks.safetensors": full_masks}
+    written = [
+        _write_tensors(folder / name, unet_to_torch(tree), metadata) for name, tree in trees.items()
+    ]
+    if model.channel_mult[0] != 1:
+        return written
+    diffusers_folder = folder / "diffusers" / "unet"
+    diffusers_folder.mkdir(parents=True, exist_ok=True)
+    trees = {"diffusion_pytorch_model.safetensors": params, "masks.safetensors": full_masks}
+    for name, tree in trees.items():
+        tensors = unet_to_diffusers(tree, model.num_head_channels)
+        written.append(_write_tensors(diffusers_folder / name, tensors, metadata))
+    config = unet_diffusers_config(model, sample_size)
+    atomic.write_text(diffusers_folder / "config.json", json.dumps(config, indent=2) + "\n")
+    return [*written, diffusers_folder / "config.json"]
+
+
+def compvis_differences(model: UNet) -> str:
+    """Return in which arguments a UNet is none that CompVis's code computes; most often, "".
+
+    The names and shapes of its weights are CompVis's all the same.
+
+    Args:
+      model: `models.unet.UNet`.
+
+    Example:
+      >>> compvis_differences(UNet(norm_eps=1e-6))
+      'norm_eps is 1e-06, in CompVis 1e-05'
+    """
+    differing = [
+        f"{name} is {getattr(model, name)!r}, in CompVis {theirs!r}"
+        for name, theirs in ({"norm_groups": 32} | COMPVIS_ARGUMENTS).items()
+        if getattr(model, name) != theirs
+    ]
+    return "; ".join(differing)
+
+
+def _full_mask(param: NumpyArray, mask: NumpyArray) -> NumpyArray:
+    return np.broadcast_to(np.asarray(mask, np.uint8), param.shape)
+
+
+def _write_tensors(
+    path: pathlib.Path, tensors: Mapping[str, NumpyArray], metadata: dict[str, str]
+) -> pathlib.Path:
+    # save_file writes an array's memory as it lies, whatever its strides.
+    tensors = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    with atomic.replacing(path) as partial:
+        save_file(tensors, partial, metadata=metadata)
+    return path
+
 
 if __name__ == "__main__":
     command_line.moved("sparsejax.models.export", "export")

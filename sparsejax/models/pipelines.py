@@ -100,7 +100,7 @@ def export_pipeline(
     Each file is written atomically.
 
     Args:
-      folder: folder of the pipeline, as `commands.export.export_unet` writes `diffusers`.
+      folder: folder of the pipeline, as `models.export.export_unet` writes `diffusers`.
       scheduler: result of `scheduler_config`.
       first_stage: first stage of a UNet on latents, written to `vqvae`.
 

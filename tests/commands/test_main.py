@@ -1,13 +1,17 @@
 """One command line: what it runs, says, and loads."""
 
 import pathlib
+import re
 import subprocess
 import sys
 import tomllib
 
 import pytest
 
-from sparsejax.__main__ import COMMANDS, main
+from sparsejax.__main__ import COMMANDS, main, run
+from sparsejax.evaluation.grids import BASELINES
+from sparsejax.schema import STRUCTURES
+from sparsejax.sparsity.methods import METHODS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -63,12 +67,25 @@ finally:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["train", "--help"], ["sample", "--help"], ["prepare", "--help"], ["train", "--wrokdir=x"]],
+    [*([name, "--help"] for name in COMMANDS if name != "report"), ["train", "--wrokdir=x"]],
     ids=" ".join,
 )
 def test_help_and_mistyped_flags_wait_for_no_import(arguments):
     done = python("-c", HEAVY, *arguments)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_the_help_of_a_sweep_names_what_its_axes_accept(capsys):
+    """In words of its own, since what registers them takes seconds to import."""
+    with pytest.raises(SystemExit):
+        run("sweep", ["--help"])
+    text = capsys.readouterr().out
+    for axis, names in (("methods", [*METHODS, *BASELINES]), ("structures", STRUCTURES)):
+        line = re.search(rf"--{axis} NAMES(.*?)--", text, re.DOTALL)[1]
+        assert re.search(r"Any of ([\w,\s]+?)(, or\s+your own|\()", line)[1].split() == [
+            *(f"{name}," for name in names[:-1]),
+            names[-1],
+        ], axis
 
 
 def test_the_console_script_is_the_same_function():

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from sparsejax.commands import export, sample
-from sparsejax.commands.export import export_unet
 from sparsejax.configuration import resolve
 from sparsejax.data import latents as cache
 from sparsejax.data.images import load_images
@@ -20,6 +19,7 @@ from sparsejax.evaluation.comparison import evaluate_runs
 from sparsejax.families import build_data, build_model
 from sparsejax.models import first_stage
 from sparsejax.models.autoencoder import VQModel
+from sparsejax.models.export import export_unet
 from sparsejax.models.published import unet_from_diffusers
 from sparsejax.models.unet import UNet
 from sparsejax.rendering.pixels import to_pixels, to_unit_range
@@ -410,7 +410,7 @@ def test_an_exported_run_is_a_pipeline_with_its_first_stage_and_scale(
 def test_a_pipeline_is_the_first_stage_and_the_weights_of_another_run(stages, tmp_path):
     """An exported folder, as `first_stage.path`, says itself how its first stage is built."""
     source, first, second = stages
-    export._export_dense(second, tmp_path, ema=True)
+    export.main(["--workdir", str(second), "--output", str(tmp_path)])
     folder = tmp_path / "diffusers"
     config = second_stage_config(source, folder, **{"task.latents_dir": str(first / "latents")})
     model = build_model(resolve(config))
@@ -429,7 +429,7 @@ def test_a_pipeline_is_the_first_stage_and_the_weights_of_another_run(stages, tm
         build_model(resolve(config))
 
 
-def test_a_run_that_does_not_know_its_scale_lacks_a_pipeline_alone(stages, tmp_path):
+def test_a_run_that_does_not_know_its_scale_lacks_a_pipeline_alone(stages, tmp_path, capsys):
     """A run keeps its scale; a run from before scales were kept needs the latent cache."""
     source, first, second = stages
     shutil.copytree(first, tmp_path / "first")
@@ -439,11 +439,12 @@ def test_a_run_that_does_not_know_its_scale_lacks_a_pipeline_alone(stages, tmp_p
     saved = json.loads(path.read_text())
     saved["first_stage"]["path"] = str(tmp_path / "first")
     path.write_text(json.dumps(saved))
-    _, says = export._export_dense(tmp_path / "second", tmp_path / "whole", ema=True)
-    assert "from_pretrained" in says
+    export.main([f"--workdir={tmp_path / 'second'}", f"--output={tmp_path / 'whole'}"])
+    assert "from_pretrained" in capsys.readouterr().out
     assert (tmp_path / "whole/diffusers/model_index.json").is_file()
     (tmp_path / "second" / "facts.json").unlink()
-    _, says = export._export_dense(tmp_path / "second", tmp_path / "out", ema=True)
+    export.main([f"--workdir={tmp_path / 'second'}", f"--output={tmp_path / 'out'}"])
+    says = capsys.readouterr().out
     assert "no pipeline of diffusers was written: config.task.latent_scale is None" in says
     assert (tmp_path / "out/diffusers/unet/config.json").is_file()
     assert not (tmp_path / "out/diffusers/model_index.json").exists()
