@@ -165,7 +165,7 @@ def measure_training(settings, params, example, steps):
     step = data_parallel(
         make_train_step(model, optimizer, ema_limit=config.ema.decay), donate_state=True
     )
-    batch = jax.device_put(shard_batch({"latent": example["x"]}))
+    batch = jax.device_put(shard_batch({"image": example["x"]}))
     key = named_key(0, "steps")
 
     def train():

@@ -57,7 +57,7 @@ def measure(arguments):
     flops = sum(model.layer_flops(state.params).values())
 
     latents = np.random.default_rng(0).normal(size=(arguments.batch, size, size, 3))
-    batch = shard_batch({"latent": latents.astype(np.float32)})
+    batch = shard_batch({"image": latents.astype(np.float32)})
     key = named_key(0, "steps")
     step = data_parallel(
         make_train_step(model, optimizer, ema_limit=config.ema.decay), donate_state=True

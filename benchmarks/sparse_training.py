@@ -38,7 +38,7 @@ def make_run(step, state, arguments):
     state = replicate(state)
     shape = (arguments.batch, arguments.size, arguments.size, 3)
     latents = np.random.default_rng(1).standard_normal(shape, np.float32)
-    batch, key = shard_batch({"latent": latents}), named_key(0, "steps")
+    batch, key = shard_batch({"image": latents}), named_key(0, "steps")
 
     def run():
         nonlocal state
