@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparsejax.types import Array, Batch, NumpyArray, PyTree
+from sparsejax.types import NumpyArray, PyTree
 
 AXIS = "data"
 
@@ -35,7 +35,7 @@ def data_parallel(
     )
 
 
-def on_local_devices(function: Callable[..., Array]) -> Callable[..., NumpyArray]:
+def on_local_devices(function: Callable[..., PyTree]) -> Callable[..., NumpyArray]:
     """Run `function(*shared, part)` on each device of this process, each with its own part.
 
     Unlike those of `data_parallel`, its calls don't wait for other processes.
@@ -72,7 +72,7 @@ def replicate(tree: PyTree) -> PyTree:
     return copy(tree, jnp.zeros(devices))
 
 
-def shard_batch(batch: Batch) -> Batch:
+def shard_batch(batch: PyTree) -> PyTree:
     """Split the leading axis of a host batch over this process's devices.
 
     Args:

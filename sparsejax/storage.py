@@ -8,7 +8,7 @@ import pathlib
 import tempfile
 import zipfile
 import zlib
-from typing import Any
+from typing import Any, TypeAlias
 
 from sparsejax.errors import ConfigError
 
@@ -16,8 +16,10 @@ from sparsejax.errors import ConfigError
 # of the zip says that it is encrypted or of an unknown method.
 DAMAGED = (TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
+JsonObject: TypeAlias = dict[str, Any]
 
-def read_object(path: pathlib.Path) -> dict[str, Any]:
+
+def read_object(path: pathlib.Path) -> JsonObject:
     """Read a file that holds one JSON object.
 
     Raises:
