@@ -301,6 +301,10 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
+# What a trained model is sampled with. Other keys did their work in training.
+_OF_SAMPLING = ("task.", "diffusion.", "sample.")
+
+
 def with_defaults(saved: Saved, origin: str = "") -> Saved:
     """Return a saved config with defaults for keys that were added since.
 
@@ -316,9 +320,12 @@ def with_defaults(saved: Saved, origin: str = "") -> Saved:
       Nested dictionaries with every key of `schema.KEYS`.
 
     Raises:
-      ConfigError: an unknown key, or a value of the wrong type.
+      ConfigError: an unknown key, a value of the wrong type, or one that no run is sampled with.
     """
     config = complete(saved)
+    flat = flatten(config.to_dict(), ".")
+    for one in (key for key in KEYS if key.path.startswith(_OF_SAMPLING)):
+        require(schema.is_accepted(one, flat[one.path]), one.path, flat[one.path], _range(one))
     if "includes_end" not in saved.get("sparsity", {}):
         config.sparsity.includes_end = True
     if config.seed > MAX_SEED:

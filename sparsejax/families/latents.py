@@ -268,8 +268,8 @@ def _check_facts(config: ConfigDict, facts: Facts) -> None:
     require_fact(is_count(size) and image_size % size == 0, "latent_size", size, accepted)
     require_fact(isinstance(digest, str) and digest, "first_stage", digest, "a digest")
     scale = facts.get("latent_scale")  # None where the cache of latents was gone
-    fits = scale is None or (schema.has_type(float, scale) and scale > 0)
-    require_fact(fits, "latent_scale", scale, "a finite number above 0")
+    fits = scale is None or (schema.has_type(float, scale) and 1e-30 <= scale <= 1e30)
+    require_fact(fits, "latent_scale", scale, "a number from 1e-30 to 1e30")
 
 
 def _stamp(config: ConfigDict) -> dict[str, Stamp]:

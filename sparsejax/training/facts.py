@@ -114,6 +114,10 @@ def build_model_of(config: ConfigDict, facts: Facts | None, origin: PathLike) ->
     """Build the Model of a run; without saved facts, its data must be found again.
 
     Raises:
-      ConfigError: see `find_facts`.
+      ConfigError: see `find_facts`; or no Model can be built like this; names `origin`.
     """
-    return build_model(config, find_facts(config, origin) if facts is None else facts)
+    known = find_facts(config, origin) if facts is None else facts
+    try:
+        return build_model(config, known)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error

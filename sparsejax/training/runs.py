@@ -356,9 +356,11 @@ def _read_json(path: PathLike, metadata: dict[str, str], name: str) -> dict[str,
     try:
         value = json.loads(metadata[name])
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: its {name} is not JSON: {error}") from error
+        raise ConfigError(
+            f"{path} is damaged: its {name} in the metadata is not JSON: {error}"
+        ) from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} is damaged: its {name} is no JSON object")
+        raise ConfigError(f"{path} is damaged: its {name} in the metadata is no JSON object")
     return value
 
 

@@ -317,6 +317,53 @@ def test_another_first_stage_than_that_of_the_training_is_named(
     assert json.loads(read_metadata(elsewhere[0])["facts"])["first_stage"] == theirs
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("latent_scale", float("nan"), "latent_scale is nan; accepted: a number from"),
+        ("latent_scale", -2, "latent_scale is -2; accepted: a number from"),
+        ("latent_scale", "3", "latent_scale is '3'; accepted: a number from"),
+        ("latent_size", 0, "latent_size is 0; accepted: divisors of 16"),
+        ("latent_size", 5, "latent_size is 5; accepted: divisors of 16"),
+        ("first_stage", None, "first_stage is None; accepted: a digest"),
+    ],
+)
+def test_facts_that_cannot_be_a_run_s_are_named_with_their_file(
+    elsewhere, tmp_path, name, value, message
+):
+    workdir = shutil.copytree(elsewhere[1], tmp_path / "run")
+    path = workdir / "facts.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(ConfigError, match=f"^{path} is damaged: the fact {message}"):
+        load_run(workdir)
+
+
+def test_latents_of_another_size_than_the_first_stage_decodes_are_noticed(
+    elsewhere, stages, tmp_path
+):
+    workdir = shutil.copytree(elsewhere[1], tmp_path / "run")
+    path = workdir / "facts.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_size": 16}))
+    with pytest.raises(ConfigError, match=r"config.task.image_size is 16; accepted: 32, "):
+        sampled(tmp_path, workdir, f"--first-stage={stages[1]}")
+
+
+@pytest.mark.usefixtures("latents_cache")
+def test_an_older_run_is_decoded_by_the_first_stage_that_the_flag_names(
+    elsewhere, stages, tmp_path
+):
+    """Though its config names one that is gone and it kept no facts: the cache has the scale."""
+    workdir = shutil.copytree(elsewhere[1], tmp_path / "run")
+    (workdir / "facts.json").unlink()
+    config = json.loads((workdir / "config.json").read_text())
+    config["task"]["source"] = str(stages[0])
+    (workdir / "config.json").write_text(json.dumps(config))
+    decoded = sampled(tmp_path, workdir, f"--first-stage={stages[1]}")["images"]
+    np.testing.assert_array_equal(decoded, sampled(tmp_path, stages[2])["images"])
+    with pytest.raises(ConfigError, match=f"^{workdir} was written by an older .*'gone'"):
+        sampled(tmp_path, workdir)
+
+
 def test_a_check_finds_images_and_first_stage_and_encodes_nothing(stages, tmp_path):
     first = shutil.copytree(stages[1], tmp_path / "first")
     shutil.rmtree(first / "latents")

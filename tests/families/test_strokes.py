@@ -1,4 +1,6 @@
 import json
+import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from sparsejax.families import build_data, strokes
 from sparsejax.families.strokes import even_times, to_drawings
 from sparsejax.rendering import rasterize
 from sparsejax.rendering.pixels import to_unit_range
+from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training import loop, runs
 from sparsejax.training.check import check
@@ -333,6 +336,61 @@ def test_a_sparse_file_rebuilds_the_run(run, tmp_path):
     model, *weights = runs.load_sparse_run(tmp_path / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, weights, list(runs.load_run(run[0])[1:]))
     assert model.passes_per_sample == runs.load_run(run[0])[0].passes_per_sample
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ("{", "facts in the metadata is not JSON"),
+        ("[]", "facts in the metadata is no JSON object"),
+        ("{}", "its facts have no lengths"),
+        ('{"lengths": 3}', "lengths is 3; accepted: a list of whole numbers from 1 to 300"),
+        ('{"lengths": []}', r"lengths is \[\]; accepted: a list"),
+        ('{"lengths": [20, -1]}', r"lengths is \[-1\]; accepted: whole numbers from 1 to 300"),
+        ('{"lengths": [NaN]}', r"lengths is \[nan\]; accepted"),
+        ('{"lengths": [true]}', r"lengths is \[True\]; accepted"),
+        ('{"lengths": [1000000000]}', r"lengths is \[1000000000\]; accepted"),
+    ],
+)
+def test_facts_that_cannot_be_the_data_s_are_named_with_their_file(run, tmp_path, facts, message):
+    path = tmp_path / "model.safetensors"
+    runs.save_sparse_run(run[0], path)
+    params, masks, metadata = load_sparse(path)
+    save_sparse(path, params, masks, metadata | {"facts": facts})
+    with pytest.raises(ConfigError, match=f"^{path} is damaged: .*{message}"):
+        runs.load_sparse_run(path)
+
+
+def test_an_older_run_finds_its_facts_in_its_own_data_alone(run, source, tmp_path):
+    """It has no facts.json; without the data, or with others, one line tells why it needs them."""
+    old = shutil.copytree(run[0], tmp_path / "old")
+    facts = json.loads((old / "facts.json").read_text())
+    (old / "facts.json").unlink()
+    model, *weights = runs.load_run(old)
+    jax.tree.map(np.testing.assert_array_equal, weights, list(runs.load_run(run[0])[1:]))
+    np.testing.assert_array_equal(model.frozen()["lengths"], facts["lengths"])
+    config, saved = old / "config.json", json.loads((old / "config.json").read_text())
+    other = tmp_path / "other.npz"
+    other.write_bytes(pathlib.Path(source).read_bytes() + b"\0")
+    for place, message in (("gone", "doesn't exist"), (str(other), "which holds other data")):
+        saved["task"]["source"] = place
+        config.write_text(json.dumps(saved))
+        with pytest.raises(ConfigError, match=f"^{old} was written by an older .*{message}"):
+            runs.load_run(old)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("sampler", "x"), ("noise_weight", -1), ("lengths", [1000])]
+)
+def test_a_file_whose_config_cannot_be_sampled_is_named(run, tmp_path, key, value):
+    path = tmp_path / "model.safetensors"
+    runs.save_sparse_run(run[0], path)
+    params, masks, metadata = load_sparse(path)
+    config = json.loads(metadata["config"])
+    config["sample"][key] = value
+    save_sparse(path, params, masks, metadata | {"config": json.dumps(config)})
+    with pytest.raises(ConfigError, match=f"^{path}: config.sample.{key} is .*; accepted: "):
+        runs.load_sparse_run(path)
 
 
 @pytest.mark.usefixtures("own_logging")
