@@ -11,6 +11,7 @@ from PIL import Image
 
 from sparsejax.compact.states import compact_model, expand_state, outline, shrink_state
 from sparsejax.families import Data, Model
+from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.signals import Request
 from sparsejax.sparsity.costs import forward_flops
 from sparsejax.sparsity.masks import Summary, summarize
@@ -19,7 +20,6 @@ from sparsejax.training.facts import save_facts
 from sparsejax.training.keys import named_key
 from sparsejax.training.metrics_log import MetricsLog
 from sparsejax.training.optimizers import learning_rate_schedule
-from sparsejax.training.parallel import data_parallel, replicate, shard_batch
 from sparsejax.training.plan import Plan
 from sparsejax.training.progress import progress_bar
 from sparsejax.training.sampling import frozen_of, make_sampler

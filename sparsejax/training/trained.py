@@ -104,6 +104,8 @@ def load(
     """
     path = pathlib.Path(path)
     config, model, params, masks = _read(path, first_stage, steps, eta)
+    takes_one = model.first_stage is not None or not first_stage
+    require(takes_one, "task.name", config.task.name, "latents, with a first stage")
     decodes = model.first_stage is None or bool(first_stage) or _is_there(config.first_stage.path)
     frozen = model.frozen() if decodes else ()
     params = jax.tree.map(jnp.asarray, params)
@@ -160,8 +162,6 @@ def _changed(
     changed = ml_collections.ConfigDict(config.to_dict())
     for key, value in changes.items():
         if key == "first_stage.path":
-            name = config.task.name
-            require(name == "latents", "task.name", name, "latents, with a first stage")
             value = str(value)
         else:
             accepted = f"the default of a run whose sample.sampler is {sampler}"
