@@ -128,7 +128,7 @@ def test_a_missing_config_file_is_named_with_its_like():
 def test_a_path_that_the_system_refuses_is_named_by_its_key(key, path):
     config = default_config()
     set_key(config, key, path)
-    with pytest.raises(ConfigError, match=f"config.{key} is .* (too long|null byte)"):
+    with pytest.raises(ConfigError, match=f"config.{key} is .* (too long|null .*)"):
         resolve(config)
 
 

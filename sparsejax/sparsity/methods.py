@@ -37,7 +37,7 @@ _POSITIONAL = ("key", "params", "masks", "gradients", "fraction")
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method of sparse training: how masks are initialized and updated.
+    """How a method of sparse training initializes and updates masks.
 
     Attributes:
       name: the method's name.
