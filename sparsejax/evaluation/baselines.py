@@ -8,8 +8,6 @@ from sparsejax.families import Facts, build_data, build_model
 from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.training.plan import build_plan
 
-MATCHES = ("parameters", "flops")
-
 
 def small_dense(config: ConfigDict, match: str = "parameters") -> ConfigDict:
     """Return the config of a dense model as small as a config's sparse one.

@@ -86,7 +86,17 @@ def is_count(value: Value) -> bool:
 
 
 def require_fact(condition: object, name: str, value: object, accepted: str) -> None:
-    """Raise ValueError about one of the facts of a file unless a condition holds."""
+    """Check one of the facts of a run or a sparse file.
+
+    Args:
+      condition: whether the fact can be right.
+      name: of the fact.
+      value: of the fact.
+      accepted: what is accepted, in words.
+
+    Raises:
+      ValueError: the condition doesn't hold; names the fact, its value and what is accepted.
+    """
     if not condition:
         raise ValueError(f"the fact {name} is {value!r}; accepted: {accepted}")
 

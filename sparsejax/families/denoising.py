@@ -266,6 +266,6 @@ def sampling_schedules(config: ConfigDict) -> tuple[NoiseSchedule, noise_schedul
       ConfigError: see `denoising_model`.
     """
     schedule, settings = _noise_schedule(config.diffusion), config.sample
-    steps = schedule.steps if settings.sampler == "ddpm" else settings.steps
+    steps = passes_per_sample(config)
     last_alpha = 1.0 if settings.set_alpha_to_one else None
     return schedule, noise_schedules.ddim_schedule(schedule, steps, settings.eta, last_alpha)

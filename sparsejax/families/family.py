@@ -39,7 +39,11 @@ Facts: TypeAlias = Mapping[str, Any]  # of JSON values
 
 
 def load_nothing(path: PathLike) -> NoReturn:
-    """Raise ValueError: this family can't load published weights."""
+    """Raise ValueError in place of `Model.load`, for a family without published weights.
+
+    Raises:
+      ValueError: always; names `path`.
+    """
     raise ValueError(f"{path}: this task can't load published weights; accepted: workdirs of runs")
 
 

@@ -89,7 +89,12 @@ def compare_diffusion(
 
 
 def same_masks(ours: ml_collections.ConfigDict, other: ml_collections.ConfigDict) -> bool:
-    """Return whether a run's masks are what this config would draw, up to the seed."""
+    """Return whether a run's masks are what this config would draw, up to the seed.
+
+    Args:
+      ours: `config.sparsity` of the run that starts.
+      other: `config.sparsity` of the run whose weights it takes.
+    """
     if other.method not in METHODS:  # a sparse file of a method that is not registered here
         return False
     if any(get_method(sparsity.method).changes_density for sparsity in (ours, other)):

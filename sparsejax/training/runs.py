@@ -228,7 +228,19 @@ def load_state(workdir: PathLike) -> tuple[Model, TrainState]:
 
 
 def load_state_of(workdir: PathLike, config: ConfigDict, model: Model) -> TrainState:
-    """Load the newest state of a run whose Model has been built, as `load_state` does."""
+    """Load the newest state of a run whose Model has been built.
+
+    Args:
+      workdir: a run's workdir.
+      config: its resolved config.
+      model: its Model.
+
+    Returns:
+      TrainState (host arrays).
+
+    Raises:
+      ConfigError: the workdir holds no whole checkpoint.
+    """
     plan, optimizer = build_plan(config, model), build_optimizer(config)
     restored = restore_state(workdir, abstract_state(config, model, plan, optimizer))
     if restored is None:

@@ -11,7 +11,19 @@ from sparsejax.types import Frozen, NumpyArray, PRNGKey, PyTree
 
 
 def frozen_of(model: Model, data: Data) -> Frozen:
-    """Return what sampling needs besides params: inputs of the Data, or frozen arrays."""
+    """Return what sampling needs besides params.
+
+    Args:
+      model: Model.
+      data: its Data.
+
+    Returns:
+      The Data's `inputs` where samples are reconstructions of examples, otherwise what the Model
+      keeps frozen.
+
+    Raises:
+      ConfigError: a first stage that the Model needs is missing, or not that of the training.
+    """
     return data.inputs() if data.inputs else model.frozen()
 
 

@@ -101,7 +101,14 @@ def _prepare(data: Data, workdir: pathlib.Path) -> None:
 
 
 def check_batch(config: ml_collections.ConfigDict) -> None:
-    """Check that batches divide among all devices and microbatches; raises ConfigError."""
+    """Check that batches divide among all devices and microbatches.
+
+    Args:
+      config: resolved ConfigDict.
+
+    Raises:
+      ConfigError: they don't; names `batch_size`.
+    """
     parts = jax.device_count() * config.optimizer.accumulate
     accepted = f"multiples of {parts}: devices times optimizer.accumulate"
     size = config.batch_size
@@ -115,7 +122,22 @@ def first_state(
     plan: Plan,
     optimizer: Optimizer,
 ) -> tuple[TrainState, list[Value]]:
-    """Return the state to start from and the metrics not yet written at that point."""
+    """Return the state to start from and the metrics not yet written at that point.
+
+    Args:
+      config: resolved ConfigDict.
+      workdir: of the run; its newest whole checkpoint is restored, if there is one.
+      model: Model.
+      plan: its Plan.
+      optimizer: the optax transformation of the train step.
+
+    Returns:
+      Tuple of a TrainState (host arrays if restored) and the metrics of single steps.
+
+    Raises:
+      ConfigError: no checkpoint is whole, or `checkpoint.init_from` names no weights of this
+        network.
+    """
     restored = runs.restore_state(workdir, abstract_state(config, model, plan, optimizer))
     if restored is not None:
         state, extra = restored

@@ -66,7 +66,17 @@ def create_state(
 def abstract_state(
     config: ml_collections.ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
 ) -> TrainState:
-    """Return the shapes of what `create_state` returns, without computing anything."""
+    """Return the shapes of what `create_state` returns, without computing anything.
+
+    Args:
+      config: resolved ConfigDict.
+      model: Model.
+      plan: its Plan.
+      optimizer: the optax transformation of the train step.
+
+    Returns:
+      TrainState of `jax.ShapeDtypeStruct`.
+    """
     return jax.eval_shape(_creation(model, plan, optimizer), *_first_keys(config))
 
 
