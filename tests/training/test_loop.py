@@ -300,6 +300,7 @@ def assert_same_training(one, other):
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+@pytest.mark.slow  # half a minute of compiling
 def test_four_devices_train_as_one_does(tiny_run, tmp_path):
     train_on(4, tmp_path / "four")
     assert_same_training(tiny_run[0], tmp_path / "four")
