@@ -1,13 +1,13 @@
-"""Write trained models and their masks as files that other programs read.
+"""Write trained models and their masks as files that other programs can read.
 
     python -m sparsejax export --workdir runs/celebahq_ldm-rigl-0.5-0 --output exported
     python -m sparsejax export --workdir runs/digits-rigl-0.75-0 --output exported --sparse
 
 Writes the weights of a UNet in the layouts of CompVis Latent Diffusion and of Hugging Face
-diffusers, and beside each its masks: arrays of zeros and ones, under the same names and of the
-same shapes. `diffusers` is a whole pipeline, with the run's scheduler and first stage. With
---sparse, writes model.safetensors instead, of a run of any task: what is not zero, and masks as
-packed bits (`sparse_files`).
+diffusers, and next to each its masks: arrays of zeros and ones with the same names and shapes.
+`diffusers` is a whole pipeline, with the run's scheduler and first stage. With --sparse, writes a
+run of any task as model.safetensors instead: its active weights, and its masks as packed bits
+(`sparse_files`).
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--workdir",
         required=True,
         metavar="FOLDER",
-        help="Folder of a run: on images or latents, of any task if --sparse.",
+        help="Workdir of a run on images or latents; with --sparse, of any task.",
     )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="Folder to write to.")
     parser.add_argument("--sparse", action="store_true", help="Write a sparse file.")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--ema",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="The EMA weights, or those of the last step (default: EMA).",
+        help="Export the EMA weights, or those of the last step (default: EMA).",
     )
     flags = parser.parse_args(argv)
     # Imported here since it takes time, which --help and a mistyped flag shouldn't wait for.
@@ -70,12 +70,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _export_sparse(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table, str]":
-    """Write the sparse file; return the closing table, and nothing to say besides."""
+    """Write the sparse file; return the closing table, and an empty message."""
     from rich.table import Table
 
     from sparsejax.training import runs
 
-    runs.read_config(workdir)  # before a folder is made
+    runs.read_config(workdir)  # before creating the folder
     output.mkdir(parents=True, exist_ok=True)
     sizes = runs.save_sparse_run(workdir, output / SPARSE_FILE, ema=ema)
     table = Table(f"in {output}", "bytes", "ratio")
@@ -110,7 +110,7 @@ def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table
     metadata = _metadata(config, network, first_stage) | {"weights": "ema" if ema else "last step"}
     size = _input_size(model, params)
     written = export_unet(params, masks, output, network, sample_size=size, metadata=metadata)
-    says = f"no pipeline of diffusers was written: {problem}"
+    says = f"no diffusers pipeline was written: {problem}"
     if not problem:
         more, says = _export_pipeline(config, network, output / "diffusers", first_stage)
         written += more
@@ -119,12 +119,12 @@ def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table
         table.add_row(str(path.relative_to(output)), f"{path.stat().st_size / 1e6:.2f}")
     differences = compvis_differences(network)
     if differences:
-        says += f"\nunet.safetensors is not for CompVis's own code: {differences}"
+        says += f"\nunet.safetensors can't be used with CompVis's own code: {differences}"
     return table, says
 
 
 def _input_size(model: "Model", params: "Params") -> int:
-    """Return the height of the UNet's input: its first layer costs 2 FLOPs a weight and pixel."""
+    """Return the height of the UNet's input: its first layer costs 2 FLOPs per weight and pixel."""
     kernel = params["input_blocks_0_0"]["kernel"]
     pixels = model.layer_flops(params)["input_blocks_0_0/kernel"] / (2 * kernel.size)
     return math.isqrt(round(pixels))
@@ -169,7 +169,7 @@ def _export_pipeline(
         unet_diffusers_config(model)
         written = export_pipeline(folder, scheduler, first_stage)
     except ValueError as error:
-        return [], f"no pipeline of diffusers was written: {error}"
+        return [], f"no diffusers pipeline was written: {error}"
     call = f"num_inference_steps={settings.steps if is_ddim else schedule.steps}"
     call += ", use_clipped_model_output=True" if is_ddim and settings.clip else ""
     call += f", eta={settings.eta}" if is_ddim and settings.eta else ""
@@ -178,7 +178,7 @@ def _export_pipeline(
         (is_ddim and settings.clip and first_stage, "LDMPipeline clips without correcting eps"),
         (
             is_ddim and not has_same_steps(ddim.timesteps, schedule.steps),
-            f"diffusers spaces {settings.steps} of {schedule.steps} steps otherwise",
+            f"diffusers spaces {settings.steps} of {schedule.steps} steps differently",
         ),
         (not is_ddim and settings.noise_weight != 1, "DDPMPipeline has no sample.noise_weight"),
     ]

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Prepare the data.
 
     Raises:
-      ConfigError: the config can't work, or its data is missing.
+      ConfigError: the config is invalid, or its data is missing.
     """
     parser = command_line.Parser(__doc__, prog="python -m sparsejax prepare")
     flags = parse_with_config(parser, argv)

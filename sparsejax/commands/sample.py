@@ -1,4 +1,4 @@
-r"""Draw samples from a trained model, given its workdir or only a sparse file.
+r"""Draw samples from a trained model, given its workdir or a sparse file alone.
 
     python -m sparsejax sample --run runs/digits-rigl-0.75-0
     python -m sparsejax sample --run model.safetensors --count 1000 --seed 1 --png
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Sample a run.
 
     Raises:
-      ConfigError: there is no run and no sparse file, or it can't be sampled with these flags.
+      ConfigError: --run is neither a run nor a sparse file, or can't be sampled with these flags.
     """
     flags = _parser().parse_args(argv)
     # Imported here since they take seconds, which --help and a mistyped flag shouldn't wait for.

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       argv: words of the command line (default: those of this process).
 
     Raises:
-      ConfigError: the grid can't run, or its results don't belong with those in `--output`.
+      ConfigError: the grid can't run, or its results can't be added to those in `--output`.
       SystemExit: runs failed, or a signal ended the sweep.
     """
     flags = parse_with_config(_parser(), argv)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     signum = signals.received()
     if signum:
         _stop(signum, output)
-    if (output / "results.jsonl").exists():  # else every run failed
+    if (output / "results.jsonl").exists():  # otherwise every run failed
         write_report(output, read_results(output), runs=workdirs)
         print(f"In {output}: results.jsonl, report.md, report.html")
     if failed:

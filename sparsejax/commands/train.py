@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, then write the pictures and table of the finished run.
 
     Raises:
-      ConfigError: the config can't work, or the workdir holds another run.
+      ConfigError: the config is invalid, or the workdir holds a different run.
     """
     parser = command_line.Parser(__doc__, prog="python -m sparsejax train")
     parser.add_argument(
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--distributed",
         action="store_true",
-        help="This is one of several processes, as on TPU pods and clusters (jax.distributed).",
+        help="Run as one of several processes, on TPU pods and clusters (jax.distributed).",
     )
     parser.add_argument(
         "--check",
@@ -109,11 +109,11 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
         table.add_row(*row)
     console().print(table)
     table = Table(title="Layers that can be sparse")
-    for heading in ("layer", "weights", "S asked", "S had"):
+    for heading in ("layer", "weights", "S requested", "S actual"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer in found.layers:
-        asked = "" if layer.asked is None else f"{layer.asked:.4f}"
-        table.add_row(layer.name, f"{layer.weights:,}", asked, f"{layer.had:.4f}")
+        requested = "" if layer.requested is None else f"{layer.requested:.4f}"
+        table.add_row(layer.name, f"{layer.weights:,}", requested, f"{layer.actual:.4f}")
     console().print(table)
     print("Checked: the run can start. Nothing was trained or written to its folder.")
 

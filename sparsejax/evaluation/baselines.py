@@ -1,4 +1,4 @@
-"""Small dense models: what as many weights, or FLOPs, achieve without sparsity."""
+"""Small dense baselines: networks with the parameters, or FLOPs, of a sparse one."""
 
 import jax
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ def small_dense(config: ConfigDict, match: str = "parameters") -> ConfigDict:
 
     The network is narrowed and keeps its depth: `model_channels` of a UNet, with the same number
     of attention heads and at least half of the GroupNorm groups, or `hidden` of a stroke denoiser.
-    Of the possible widths it takes the one nearest to the target.
+    Of the possible widths, the one nearest to the target is chosen.
 
     Args:
       config: resolved ConfigDict of a sparse model.

@@ -1,4 +1,4 @@
-"""Close a finished run: its pictures, and a table of its costs."""
+"""Close a finished run: write its pictures and print a table of its costs."""
 
 import json
 import pathlib
@@ -36,7 +36,7 @@ _SHOWN |= {"step_seconds", "sampling_seconds", "peak_memory_bytes"}
 def close_run(workdir: PathLike) -> Summary:
     """Write samples.png, curves.png, layers.png and summary.json, and print the closing table.
 
-    If the run is closed already and none of its files is missing, only print the table again.
+    If the run is already closed and none of its files is missing, only print the table again.
 
     Args:
       workdir: workdir of a finished run.
@@ -105,7 +105,7 @@ def _close(workdir: pathlib.Path) -> Summary:
 
 
 def print_summary(summary: Summary, workdir: PathLike) -> None:
-    """Print the closing table: dense against sparse, and what was measured.
+    """Print the closing table: costs of dense and sparse, and measurements.
 
     Args:
       summary: what `close_run` returns.

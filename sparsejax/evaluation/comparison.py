@@ -24,7 +24,7 @@ from sparsejax.types import PathLike, Value
 
 _DATA = ("name", "dataset", "source", "words", "image_size", "split", "reference_split")
 _COMPARED = tuple(f"task.{key}" for key in _DATA)
-# What the held-out loss depends on besides: its noise, and the points that the noise is added to.
+# Keys that the held-out loss also depends on, through its noise and what the noise is added to.
 _COMPARED_HELD_OUT = ("task.representation", "diffusion.steps", "diffusion.schedule")
 
 
@@ -37,14 +37,14 @@ def check_comparable(names: Sequence[PathLike], configs: Sequence[ConfigDict], d
       data: Data of the first run.
 
     Raises:
-      ConfigError: they differ in a key of the data; names the key, its value and what is accepted.
+      ConfigError: a key of the data differs; names the key, its value and what is accepted.
     """
     for key in _COMPARED + (_COMPARED_HELD_OUT if data.held_out else ()):
         section, name = key.split(".")
         first = configs[0][section][name]
         for run, config in zip(names, configs, strict=True):
             ours = config[section][name]
-            require(ours == first, key, ours, f"{first!r}, to compare {run}")
+            require(ours == first, key, ours, f"{first!r} to compare {run} with {names[0]}")
 
 
 def evaluate_runs(
@@ -74,7 +74,7 @@ def evaluate_runs(
 
     Raises:
       ConfigError: before anything is measured, if a workdir holds no run, the runs have different
-        data, or the options can't work; after everything is written, if a run wasn't measured.
+        data, or the options are invalid; after everything is written, if a run wasn't measured.
     """
     check_batch(batch)
     check_seed(seed)
@@ -117,7 +117,9 @@ def _read_configs(workdirs: Sequence[pathlib.Path]) -> list[ConfigDict]:
     names = [workdir.name for workdir in workdirs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"workdirs: several are named {twice[0]}; accepted: different names")
+        raise ConfigError(
+            f"--workdirs names several runs {twice[0]!r}; accepted: folders with different names"
+        )
     configs = [runs.read_config(workdir) for workdir in workdirs]
     for workdir in workdirs:
         runs.require_checkpoint(workdir)
@@ -134,7 +136,7 @@ def _print_table(rows: Sequence[Row]) -> None:
     for name in measure_names(rows):
         columns[escape(name)] = functools.partial(_measure, name)
     columns["ms per sample"] = lambda row: f"{1e3 * row['sampling_seconds']:.1f}"
-    table = Table(title="From the same noise")
+    table = Table(title="Runs sampled from the same noise")
     for index, heading in enumerate(columns):
         table.add_column(heading, justify="right" if index else "left", overflow="fold")
     for row in rows:

@@ -45,7 +45,7 @@ def meter_of(
       **options: see `measures.build_meter`.
 
     Raises:
-      ConfigError: the options can't work.
+      ConfigError: the options are invalid.
     """
     model, data = model or build_model(config), data or build_data(config)
     return build_meter(
@@ -80,7 +80,7 @@ def evaluate_run(
       A row: JSON-serializable, one line of results.jsonl.
 
     Raises:
-      ConfigError: the workdir holds no run or no whole checkpoint, or a sample isn't finite.
+      ConfigError: the workdir holds no run or no intact checkpoint, or a sample isn't finite.
     """
     check_batch(batch)
     workdir = pathlib.Path(workdir)
@@ -134,11 +134,11 @@ def check_batch(batch: int) -> None:
       ConfigError: it is less than 1.
     """
     if batch < 1:
-        raise ConfigError(f"a batch of {batch}; accepted: 1 or more")
+        raise ConfigError(f"batch is {batch}; accepted: 1 or more")
 
 
 def _check_finite(workdir: pathlib.Path, samples: Samples, start: int) -> None:
-    """Raise ConfigError if samples aren't finite: a measure of the others would hide them."""
+    """Raise ConfigError if samples aren't finite: metrics of the others would hide them."""
     bad = start + np.flatnonzero(~are_finite(samples))
     if len(bad):
         raise ConfigError(

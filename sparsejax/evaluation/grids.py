@@ -61,7 +61,7 @@ def grid(
       The runs, ordered by seed.
 
     Raises:
-      ConfigError: a value is unknown or out of range, or a run of the grid can't work.
+      ConfigError: a value is unknown or out of range, or the config of a run is invalid.
     """
     for method in methods:
         known = [*METHODS, *BASELINES]
@@ -98,7 +98,7 @@ def grid(
         name = "-".join([*parts, str(seed)])
         if name in runs:
             continue
-        resolve(ours)  # raises for what can't work before the first run starts
+        resolve(ours)  # an invalid config raises before the first run starts
         runs[name] = Run(name, method, level, ours)
     return list(runs.values())
 

@@ -65,8 +65,8 @@ def sweep(
       (`signals.received`).
 
     Raises:
-      ConfigError: another sweep is running in `output`, or its results are of other configs or
-        measured differently.
+      ConfigError: another sweep is running in `output`, or its results have different configs or
+        were measured differently.
     """
     check_batch(batch)
     check_seed(seed)
@@ -79,7 +79,7 @@ def sweep(
     with _only_one(output):
         results = output / "results.jsonl"
         missing = _missing(runs, _read(results), how)
-        if missing:  # raises before anything is trained if it can't be measured
+        if missing:  # options that are invalid raise before anything is trained
             meter_of(resolve(missing[0].config), **options)
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {results}", flush=True)
         for index, run in enumerate(missing, 1):
@@ -132,13 +132,13 @@ def _check_measured(row: Row, how: Row) -> None:
     if row.get("pictures") != PICTURES:
         raise ConfigError(
             f"the results hold {row['run']}, whose samples were measured as unrounded floats; "
-            f"accepted: results of {PICTURES} pictures, in another output"
+            f"accepted: another --output, for results of {PICTURES} pictures"
         )
     if row.get("evaluation") != how:
-        by = row.get("evaluation", "another command, which didn't record its options")
+        theirs = row.get("evaluation", "options that weren't recorded")
         raise ConfigError(
-            f"{row['run']} was evaluated by {by}; accepted: the same, or another output than with "
-            f"{how}"
+            f"{row['run']} was evaluated with {theirs}, but this sweep would evaluate with {how}; "
+            "accepted: the same options, or another --output"
         )
 
 
@@ -153,7 +153,9 @@ def _check_config(run: Run, row: Row) -> None:
     free.append("sparsity.includes_end")  # an older run also updates at `end`
     differing = differing_keys(ours, saved, free)
     if differing:
-        raise ConfigError(f"the results hold {run.name} of another config: {'; '.join(differing)}")
+        raise ConfigError(
+            f"the results hold {run.name} with a different config: {'; '.join(differing)}"
+        )
 
 
 def _check_data(run: Run, row: Row) -> None:
@@ -163,8 +165,8 @@ def _check_data(run: Run, row: Row) -> None:
     for key in ("task", "diffusion"):
         if ours[key] != first[key]:
             raise ConfigError(
-                f"{run.name} has another config.{key} than {row['run']}: {ours[key]}, not "
-                f"{first[key]}"
+                f"{run.name} has a different config.{key} from {row['run']}: {ours[key]} instead "
+                f"of {first[key]}"
             )
 
 

@@ -78,8 +78,8 @@ class Model(NamedTuple):
       statistics: `statistics(samples, reference) -> {name: value}`, distances computed from the
         examples themselves rather than from image features; None if there are none.
       illustrate: `illustrate(samples, folder)` writes further pictures of samples.
-      warnings: messages for whoever trains or samples, for example that a noise schedule doesn't
-        end in pure noise.
+      warnings: messages to show before training or sampling, for example that a noise schedule
+        doesn't end in pure noise.
       export: `export(params, folder)` writes further files of a finished run.
       closing_files: names of the files that `illustrate` and `export` write.
       first_stage: `first_stage() -> models.pipelines.FirstStage`, which decodes the network's
@@ -153,7 +153,7 @@ class Family(NamedTuple):
       networks: Flax modules that `config.model` can describe, by `task.kind`; the key None stands
         for any kind.
       stamp: `stamp(config) -> {config key: stamp}` of the training data, wherever they are stored.
-      facts: names of the facts without which a Model does not sample.
+      facts: names of the facts without which a Model can't sample.
       check_facts: `check_facts(config, facts)` raises ValueError for facts, read from a file, that
         can't be those of the data.
     """

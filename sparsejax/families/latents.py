@@ -37,7 +37,7 @@ def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     """Return the Model of a UNet on the latents of images.
 
     The first stage is a file, or the workdir of a finished run of the task `autoencoder`. If it is
-    missing but `facts` describes its latents, the Model is built all the same; it samples latents
+    missing but `facts` describes its latents, the Model is built nonetheless; it samples latents
     when given `()` in place of what `frozen` returns.
 
     Args:
@@ -61,9 +61,9 @@ def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
         network, params = stage()
         if facts is None or facts.get("latent_scale") is None:
             raise ConfigError(
-                f"config.task.latent_scale is {settings.latent_scale}, and no finished latent "
-                "cache of this first stage holds it; accepted: the number used in training, or "
-                "the cache in config.task.latents_dir"
+                f"config.task.latent_scale is {settings.latent_scale}, and no complete latent "
+                "cache of this first stage was found to read it from; accepted: the number used in "
+                "training, or the folder of the cache as config.task.latents_dir"
             )
         ours = first_stage.digest(params)
         if facts["first_stage"] != ours:
@@ -73,7 +73,7 @@ def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
                 f"{facts['first_stage']}"
             )
         fits = size * network.factor == settings.image_size
-        accepted = f"{size * network.factor}, as the latents and their first stage make it"
+        accepted = f"{size * network.factor}, the size that the first stage decodes latents to"
         require(fits, "task.image_size", settings.image_size, accepted)
         return {"params": params, "scale": np.float32(facts["latent_scale"])}
 
@@ -225,7 +225,7 @@ def find_first_stage(settings: ConfigDict) -> tuple[pathlib.Path, VQModel | KLMo
     for key, value in given.items():
         theirs = getattr(model, key, None)
         agrees = key in FREE_ARGUMENTS or comparable(key, value) == comparable(key, theirs)
-        require(agrees, f"first_stage.model.{key}", value, f"{theirs!r}, as {path} is built")
+        require(agrees, f"first_stage.model.{key}", value, f"{theirs!r}, as in {path}")
     return path, model
 
 
@@ -267,7 +267,7 @@ def _check_facts(config: ConfigDict, facts: Facts) -> None:
     accepted = f"divisors of {image_size} (config.task.image_size)"
     require_fact(is_count(size) and image_size % size == 0, "latent_size", size, accepted)
     require_fact(isinstance(digest, str) and digest, "first_stage", digest, "a digest")
-    scale = facts.get("latent_scale")  # None where the cache of latents was gone
+    scale = facts.get("latent_scale")  # None if the cache of latents was missing
     fits = scale is None or (schema.has_type(float, scale) and 1e-30 <= scale <= 1e30)
     require_fact(fits, "latent_scale", scale, "a number from 1e-30 to 1e30")
 

@@ -1,4 +1,4 @@
-"""Model families by name: a new one is one more file and one more line here."""
+"""Model families by name. A new family needs one more file and one more line here."""
 
 from collections.abc import Mapping
 
@@ -65,12 +65,12 @@ def build_model(config: ConfigDict, facts: Facts | None = None) -> Model:
 
 
 def needs_facts(config: ConfigDict) -> bool:
-    """Tell whether the Model of a config has to know anything of the data."""
+    """Return whether the Model of a config needs any facts about the data."""
     return bool(_family(config).facts)
 
 
 def check_facts(config: ConfigDict, facts: Facts, origin: str) -> None:
-    """Check what a file says that the Model of a config has to know of the data.
+    """Check the facts about the data that a file holds for the Model of a config.
 
     Args:
       config: resolved ConfigDict.
@@ -78,7 +78,7 @@ def check_facts(config: ConfigDict, facts: Facts, origin: str) -> None:
       origin: path of the file.
 
     Raises:
-      ConfigError: facts are missing, or can't be such as `Data.facts()` returns; names the file.
+      ConfigError: facts are missing, or `Data.facts()` can't return such values; names the file.
     """
     family = _family(config)
     missing = ", ".join(name for name in family.facts if name not in facts)

@@ -210,7 +210,7 @@ def _check_facts(config: ConfigDict, facts: Facts) -> None:
 
 
 def _check_lengths(config: ConfigDict, longest: int) -> None:
-    """Check the lengths that samples are asked to have."""
+    """Check the requested lengths of samples."""
     given, accepted = config.sample.lengths, f"whole numbers from 1 to {longest}"
     fit = all(is_count(n) and n <= longest for n in given)
     require(fit, "sample.lengths", given, accepted)
@@ -225,7 +225,7 @@ def _known(lengths: NumpyArray | None) -> NumpyArray:
     if lengths is None:
         raise ConfigError(
             "the lengths of the training drawings aren't known; accepted: a run or a sparse file "
-            "that holds them, or one whose data (config.task.source) is here"
+            "that holds them, or one whose data (config.task.source) is available"
         )
     return lengths
 
@@ -367,7 +367,7 @@ def _sample_lengths(
         return lengths[indices % len(lengths)]
 
     def draw(key: PRNGKey) -> Array:
-        # A number that no sampler's noise uses.
+        # An index that no sampler uses for its noise.
         return jax.random.choice(jax.random.fold_in(key, 2**31 - 1), lengths)
 
     return jax.vmap(draw)(keys)
@@ -397,7 +397,7 @@ def _build_network(config: ConfigDict) -> Denoiser:
     for key, value in fixed.items():
         given = config.model.get(key, value)
         where = "diffusion" if key == "steps" else "task"
-        require(given == value, f"model.{key}", given, f"{value!r} ({where}.{key}), or none")
+        require(given == value, f"model.{key}", given, f"{value!r} ({where}.{key}), or unset")
     model = build_module(KINDS[kind], ConfigDict(config.model.to_dict() | fixed), "model")
     for key in ("layers", "hidden", "pe_dim", *(["heads"] if kind == "transformer" else [])):
         require(is_count(getattr(model, key)), f"model.{key}", getattr(model, key), "1 or more")

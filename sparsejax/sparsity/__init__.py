@@ -5,7 +5,7 @@ of the parameter's shape (True = active weight); a leaf that stays dense has a 0
 True, which broadcasts. This package imports jax, optax and chex only, so it serves any
 training loop and any way of writing networks.
 
-What a training loop needs is here; each name is imported when it is first used:
+The names that a training loop needs are here; each is imported when it is first used:
 
     from sparsejax import sparsity
 

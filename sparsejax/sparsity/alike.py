@@ -22,13 +22,13 @@ def check_alike(inner: Optimizer) -> None:
 
     Eight updates of two small arrays, half of whose weights are inactive, are compared with updates
     of the active weights alone, regrouped into two vectors. Norms and means of a layer, factored
-    moments, labels and noise make a difference; a norm of all weights doesn't.
+    moments, labels and noise lead to different updates; a norm over all weights doesn't.
 
     Args:
       inner: optax transformation.
 
     Raises:
-      ValueError: the update depends on it, or the optimizer can't be tried; one line says why.
+      ValueError: the update does depend on the array, or the trial fails; one line says why.
     """
     with jax.ensure_compile_time_eval():
         try:
@@ -40,7 +40,7 @@ def check_alike(inner: Optimizer) -> None:
 
 
 def check_shapes(inner: Optimizer, params: Params, flat: Params) -> None:
-    """Check that an optimizer's state of flat params is its state of whole params, made flat.
+    """Check that an optimizer's state of flat params is the flattened state of whole params.
 
     Args:
       inner: optax transformation.

@@ -45,7 +45,7 @@ class Method:
         (params, masks)`: the topology update. `params` are masked on entry and on return;
         `gradients` are dense (not masked), with respect to `probe(key, params, masks)`;
         `fraction` is the drop fraction; `step` is the number of optimizer steps taken, an int32
-        scalar, and `density` is the density that the caller asks of every layer, floats in the
+        scalar, and `density` is the density that the caller requests of every layer, floats in the
         structure of `init`'s sparsities: the training loop passes 1 minus those, a loop of your
         own may pass the value of a schedule. Both are None if the caller passes neither, and a
         function that doesn't need them may omit them from its signature.
@@ -126,12 +126,12 @@ def dense(structure: Structure) -> Method:
 
 
 def static(structure: Structure) -> Method:
-    """Return Static-DM: a random topology that stays."""
+    """Return Static-DM: a random topology that never changes."""
     return Method("static", _keep, random_topology(structure), is_dynamic=False)
 
 
 def rigl(structure: Structure) -> Method:
-    """Return RigL-DM: drop the smallest, grow where the mean |dense gradient| is largest."""
+    """Return RigL-DM: drop the smallest units, grow those of largest mean |dense gradient|."""
 
     def update(
         key: PRNGKey, params: Params, masks: Masks, gradients: Gradients, fraction: ArrayLike
@@ -144,7 +144,7 @@ def rigl(structure: Structure) -> Method:
 
 
 def magran(structure: Structure) -> Method:
-    """Return MagRan-DM: drop the smallest, grow at random."""
+    """Return MagRan-DM: drop the smallest units, grow others at random."""
 
     def update(
         key: PRNGKey, params: Params, masks: Masks, gradients: Gradients, fraction: ArrayLike

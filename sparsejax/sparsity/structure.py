@@ -147,8 +147,8 @@ def channel(groups: ChannelGroups, init: Callable[[PRNGKey], Params]) -> Structu
     without the unit. A unit's score is the mean over its weights. It is regrown with fresh incoming
     and zero outgoing weights. The gradient of an inactive unit is zero by construction, so growth
     scores are taken with every inactive unit given the incoming weights that it would be regrown
-    with: the network's outputs don't change, and the gradient of the outgoing weights measures the
-    worth of a unit. Arrays in no group stay dense, as do those of one dimension.
+    with: the network's outputs don't change, and the gradient of the outgoing weights measures how
+    useful a unit is. Arrays in no group stay dense, as do those of one dimension.
 
     Args:
       groups: `{name: [Member, ...]}`.
@@ -330,7 +330,7 @@ def log_exceptions(
     *,
     is_sparsifiable: IsSparsifiable = is_sparsifiable,
 ) -> list[str]:
-    """Log which sparsifiable layers don't have the units of a structure, and what they do instead.
+    """Log which sparsifiable layers a structure can't divide, and how they are treated instead.
 
     Args:
       structure: `block` or `channel`; nothing is logged for `weight`.

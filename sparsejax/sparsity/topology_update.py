@@ -47,7 +47,7 @@ def update_topology(
         structure, such as `params`.
       fraction: drop fraction in [0, 1], Python or traced scalar.
       step: number of optimizer steps taken, for methods that use it.
-      density: density asked of every layer, for methods that change it: floats in the structure
+      density: requested density per layer, for methods that change it: floats in the structure
         of `params`.
 
     Returns:

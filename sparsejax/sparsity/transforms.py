@@ -200,7 +200,7 @@ def packed(
       ema_decay: function from the number of the update, starting at 1, to a decay: the state then
         holds the EMA of the active weights, which `ema_params` returns.
       vouched: True skips the trial of `inner`, for an optimizer that you know to be correct
-        although it differs: noise, whose numbers change, or per-layer learning rates.
+        although it fails the trial: noise, which is redrawn, or per-layer learning rates.
 
     Returns:
       `optax.GradientTransformationExtraArgs`: `init(params)` or `init(params, masks=masks)`
@@ -287,7 +287,7 @@ def reset_inactive(
     the shapes agree: the moments of adam, momentum, accumulated gradients of `MultiSteps`,
     whatever wraps them, or a stack of such arrays (the memory of `lbfgs`). Statistics of other
     shapes (adafactor's rows and columns) are left unchanged. Call it after a topology update,
-    before the next step. What a line search remembers of the loss is then out of date: don't use
+    before the next step. The loss that a line search has stored is then out of date: don't use
     `optax.value_and_grad_from_state` for the gradient of that step.
 
     A FlatState moves to the weights that are active now: those that were active before keep

@@ -1,4 +1,4 @@
-"""Check a run before training it: everything that its start checks, without taking a step."""
+"""Dry run: make every check that training makes at its start, without taking a step."""
 
 import functools
 import math
@@ -28,14 +28,14 @@ class Layer(NamedTuple):
     Attributes:
       name: path of its weights.
       weights: number of weights.
-      asked: sparsity that the config asks for; None if groups of channels are removed.
-      had: sparsity of the masks.
+      requested: sparsity that the config requests; None if groups of channels are removed.
+      actual: sparsity of the masks.
     """
 
     name: str
     weights: int
-    asked: float | None
-    had: float
+    requested: float | None
+    actual: float
 
 
 class Check(NamedTuple):
@@ -65,7 +65,7 @@ class Check(NamedTuple):
 
 
 def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
-    """Check that a run can start or resume; trains nothing and leaves nothing in the workdir.
+    """Check that a run can start or resume, without training or leaving files in the workdir.
 
     Args:
       config: ConfigDict with the schema of `configuration.default_config`.
@@ -88,7 +88,7 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
     optimizer = build_optimizer(config)
     done = _steps_taken(config, workdir)
     if done or config.checkpoint.init_from:
-        first_state(config, workdir, model, plan, optimizer)  # whatever is wrong with these weights
+        first_state(config, workdir, model, plan, optimizer)  # raises if these weights are unusable
     params = jax.eval_shape(model.init, jax.random.key(0))
     masks = plan.method.init(named_key(config.seed, "masks"), params, plan.sparsities)
     state = abstract_state(config, model, plan, optimizer)
@@ -117,16 +117,16 @@ def _steps_taken(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> in
 def _layers(params: Params, masks: Masks, sparsities: Sparsities) -> tuple[Layer, ...]:
     """Return the Layers of params, in order."""
     summary = summarize(params, masks).layers
-    # Of groups of channels, these are names of no layer.
+    # With channels, these are names of groups, which no layer has.
     leaves = jax.tree_util.tree_leaves_with_path(sparsities)
-    asked = {path_name(path): float(leaf) for path, leaf in leaves}
+    requested = {path_name(path): float(leaf) for path, leaf in leaves}
     names = [
         path_name(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if is_sparsifiable(path, leaf)
     ]
     return tuple(
-        Layer(name, summary[name].weights, asked.get(name), 1 - summary[name].density)
+        Layer(name, summary[name].weights, requested.get(name), 1 - summary[name].density)
         for name in names
     )
 

@@ -23,15 +23,15 @@ from sparsejax.types import PathLike, PyTree
 
 logger = logging.getLogger(__name__)
 Extra: TypeAlias = dict[str, Any]  # JSON-serializable
-# Orbax also logs what it raises, with tracebacks of its threads, and notes on its own work.
+# Orbax also logs the errors that it raises, with tracebacks, and messages about its own work.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
 def _hook(default: Callable[[Any], None], unraisable: Any) -> None:
-    """Report an exception that nobody can catch, unless it only follows from a failed write.
+    """Report an unraisable exception, unless it is only a consequence of a failed write.
 
-    The failed write itself is raised; tensorstore adds exceptions of its own because it calls an
-    event loop that the failure has closed.
+    The failed write itself raises an error. tensorstore then adds exceptions of its own, because it
+    calls an event loop that the failure has closed.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         default(unraisable)
@@ -91,8 +91,8 @@ def restore_newest(folder: PathLike, example: TrainState) -> tuple[TrainState, E
             state, extra = _restore(folder, step, abstract)
         except Exception as error:  # noqa: BLE001  orbax raises whatever the damage causes
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            failures.append(f"{folder / str(step)} is damaged or of another model: {reason[0]}")
-            logger.warning("checkpoint %s; trying the one before", failures[-1])
+            failures.append(f"{folder / str(step)} is damaged or of a different model: {reason[0]}")
+            logger.warning("checkpoint %s; trying the previous one", failures[-1])
             continue
         if jax.process_count() > 1:
             multihost_utils.assert_equal(step, "processes can't read the same checkpoint")
@@ -142,7 +142,7 @@ def _restore(folder: pathlib.Path, step: int, example: Tree) -> tuple[Tree, Extr
         args = ocp.args.Composite(state=ocp.args.StandardRestore(layout))
         state = manager.restore(step, args=args)["state"]
     if _checksums(state) != checksums:
-        raise ValueError("the checksums of its arrays disagree")
+        raise ValueError("the checksums of its arrays do not match")
     return convert(state), extra
 
 

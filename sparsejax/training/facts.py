@@ -1,4 +1,4 @@
-"""What a run keeps of its data: stamps that identify them, and the facts that its Model needs."""
+"""What a run records about its data: stamps that identify it, and the facts its Model needs."""
 
 import json
 import os
@@ -26,7 +26,7 @@ _FACTS = "facts.json"  # what its Model needs to know about the data
 
 
 def has_stamp(workdir: PathLike) -> bool:
-    """Return whether a run saved a stamp of its data; those of old versions didn't."""
+    """Return whether a run saved a stamp of its data; runs of older versions didn't."""
     return os.path.exists(pathlib.Path(workdir) / _STAMP)
 
 
@@ -38,10 +38,10 @@ def save_stamp(workdir: PathLike, config: ConfigDict) -> None:
 
 
 def check_stamp(workdir: PathLike, config: ConfigDict) -> None:
-    """Check that the data are those that the run started with, possibly in another place.
+    """Check that the data are those that the run was started with, possibly in another location.
 
     Raises:
-      ConfigError: they are others, or missing; names the config key.
+      ConfigError: the data differ or are missing; names the config key.
     """
     then, now = read_object(pathlib.Path(workdir) / _STAMP), stamp_data(config)
     for key in sorted(then.keys() | now.keys()):
@@ -49,15 +49,15 @@ def check_stamp(workdir: PathLike, config: ConfigDict) -> None:
         if ours != theirs:
             group, name = key.split(".")
             raise ConfigError(
-                f"config.{key} is {config[group][name]!r}, which holds other data "
-                f"({describe(ours)}) than the run in {workdir} was started with "
-                f"({describe(theirs)}); accepted: the same content, in any place, or another "
+                f"config.{key} is {config[group][name]!r}, which holds different data "
+                f"({describe(ours)}) from what the run in {workdir} was started with "
+                f"({describe(theirs)}); accepted: the same data, in any location, or another "
                 "--workdir"
             )
 
 
 def _are_there(workdir: PathLike, config: ConfigDict) -> bool:
-    """Return whether all data of a run's stamp are there; not all facts need all of them."""
+    """Return whether all paths in a run's stamp exist; not every fact needs all of them."""
     places = (key.split(".") for key in read_object(pathlib.Path(workdir) / _STAMP))
     return all(os.path.exists(config[group][name]) for group, name in places)
 
@@ -84,17 +84,17 @@ def read_facts(workdir: PathLike, config: ConfigDict) -> Facts | None:
 
 
 def find_facts(config: ConfigDict, origin: PathLike) -> Facts:
-    """Return the facts about the data of a run from before they were saved.
+    """Compute the facts about the data of a run whose version didn't save them yet.
 
     Args:
       config: the run's resolved config.
       origin: the run's workdir, or a sparse file of it.
 
     Returns:
-      Facts; the data are only looked at if the Model needs any.
+      Facts; the data are only read if the Model needs any.
 
     Raises:
-      ConfigError: the data are missing, or not those of the run's stamp; names `origin`.
+      ConfigError: the data are missing, or don't match the run's stamp; names `origin`.
     """
     if not needs_facts(config):
         return {}

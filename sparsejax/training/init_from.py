@@ -30,11 +30,12 @@ def other_weights(config: ml_collections.ConfigDict, model: Model) -> tuple[Para
       model: its Model.
 
     Returns:
-      Tuple of params and masks: of another run its EMA weights, of a sparse file those that it
-      holds, and the masks of either where they are such as this run would draw; None otherwise.
+      Tuple of params and masks. The params are the EMA weights of a run, the weights in a sparse
+      file, or published weights. The masks are those of the run or sparse file if this run would
+      draw its own in the same way (see `same_masks`), otherwise None.
 
     Raises:
-      ConfigError: there are no such weights, or they are of another network.
+      ConfigError: the weights don't exist, or belong to a different network.
     """
     path = pathlib.Path(config.checkpoint.init_from)
     other, masks = None, None
@@ -60,7 +61,7 @@ def other_weights(config: ml_collections.ConfigDict, model: Model) -> tuple[Para
 def _compare_network(
     config: ml_collections.ConfigDict, other: ml_collections.ConfigDict | None, path: pathlib.Path
 ) -> None:
-    """Raise ConfigError if weights are of another network, even one with the same shapes."""
+    """Raise ConfigError if the weights are of a different network, even if all shapes agree."""
     if other is None or other.task.name != config.task.name:
         return
     theirs = network_arguments(other)
@@ -75,7 +76,7 @@ def compare_diffusion(
     other: ml_collections.ConfigDict | None,
     path: PathLike,
 ) -> None:
-    """Warn if the initial weights were trained with other noise."""
+    """Warn if the initial weights were trained with a different noise schedule."""
     if other is None or model.schedule is None:
         return
     ours, theirs = config.diffusion.to_dict(), other.diffusion.to_dict()
@@ -93,7 +94,7 @@ def same_masks(ours: ml_collections.ConfigDict, other: ml_collections.ConfigDict
 
     Args:
       ours: `config.sparsity` of the run that starts.
-      other: `config.sparsity` of the run whose weights it takes.
+      other: `config.sparsity` of the run that provides the weights.
     """
     if other.method not in METHODS:  # a sparse file of a method that is not registered here
         return False

@@ -16,6 +16,6 @@ def named_key(seed: int, purpose: str) -> PRNGKey:
       purpose: any string; keys of different purposes are independent.
 
     Raises:
-      ValueError: `seed` is not such a number; JAX would take it modulo 2^32.
+      ValueError: `seed` is out of range; JAX would reduce it modulo 2^32.
     """
     return jax.random.fold_in(jax.random.key(check_seed(seed)), zlib.crc32(purpose.encode()))

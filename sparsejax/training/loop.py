@@ -1,4 +1,4 @@
-"""The training loop: every step trains; where the schedule is due, the topology changes."""
+"""The training loop: train steps, each followed by a topology update where one is due."""
 
 import contextlib
 import functools
@@ -46,9 +46,9 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike) -> bool:
       True if the run is finished, False if a signal ended it early.
 
     Raises:
-      ConfigError: the config can't work, or the workdir holds a run of another config or of
-        other data.
-      FloatingPointError: the loss is not finite; the newest checkpoint is from before.
+      ConfigError: the config is invalid, or the workdir holds a run with a different config or
+        different data.
+      FloatingPointError: the loss is not finite; the newest checkpoint is older.
     """
     run = set_up(config, workdir)
     start = int(run.state.step)
@@ -59,7 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike) -> bool:
         checkpoints.set_aside_after(run.workdir / "checkpoints", start)
     if start == run.config.steps:
         return True
-    # From here on: a signal is waited for until the last checkpoint is written whole.
+    # From here on, a signal ends the run only after its last checkpoint is complete.
     with stopping() as (request, is_stop_due):
         request.after = "compilation and the first step"
         return _take_steps(run, request, is_stop_due)
@@ -102,7 +102,7 @@ def _take_steps(run: Setup, request: Request, is_stop_due: Callable[[int], bool]
                 show(step, *log.flush())
             else:
                 show(step)
-            # Before the checkpoint: a run that is killed in between draws them again.
+            # Before the checkpoint, so that a run killed in between draws them again.
             if _is_multiple(step, config.sample.every):
                 request.after = "the pictures of this step"
                 with log.uncounted(state):
@@ -122,11 +122,11 @@ def _is_multiple(step: int, every: int) -> bool:
 def _without_inactive(
     run: Setup,
 ) -> tuple[Model, TrainState, Callable[[TrainState], TrainState]]:
-    """Replace a network whose structure never changes by its compact network.
+    """Replace a network whose masks never change with its compact network.
 
     Returns:
       Tuple of the Model and the TrainState to train, and a function that expands such a state to
-      the whole one, for saving.
+      full shapes, for saving.
     """
     network = run.plan.compact(run.state.masks) if run.plan.trains_compact else None
     if network is None:
@@ -191,7 +191,7 @@ def _sample_writer(run: Setup, model: Model, data: Data) -> Callable[[int, Train
 
 
 def _announce(run: Setup, counts: Summary) -> None:
-    """Print what is trained: the first steps take long, since they compile."""
+    """Print what is trained, before the first steps, which are slow since they compile."""
     config, plan, total = run.config, run.plan, counts.total
     if run.steps_before not in (None, config.steps):
         _announce_other_steps(config, plan, run.steps_before, int(run.state.step))
@@ -218,7 +218,7 @@ def _announce(run: Setup, counts: Summary) -> None:
 def _announce_other_steps(
     config: ml_collections.ConfigDict, plan: Plan, steps_before: int, start: int
 ) -> None:
-    """Print how a changed number of steps affects the schedules of a resumed run.
+    """Print how a different number of steps affects the schedules of a resumed run.
 
     The learning rate follows `steps`, while `sparsity.end`, and with it the drop fraction, stay as
     they were at the start.
@@ -230,7 +230,7 @@ def _announce_other_steps(
     if old != new:
         parts.append(
             f"the {config.optimizer.schedule} learning-rate schedule ends at step "
-            f"{config.steps}, so step {start + 1} is taken at {new:.3g} in place of {old:.3g}"
+            f"{config.steps}, so step {start + 1} is taken at {new:.3g} instead of {old:.3g}"
         )
     if plan.method.is_dynamic:
         parts.append(f"topology updates still end at step {plan.updates.end}, as before")

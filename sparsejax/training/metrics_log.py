@@ -1,4 +1,4 @@
-"""Metrics: one JSON object a line in metrics.jsonl, the same scalars in TensorBoard."""
+"""Metrics: one JSON object per line of metrics.jsonl, and the same scalars in TensorBoard."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_metrics(path: PathLike) -> list[Line]:
-    """Read metrics lines; what is no line of metrics is passed over.
+    """Read the lines of a metrics file, skipping those that are invalid.
 
     Args:
       path: of a metrics.jsonl, which need not exist.
@@ -45,13 +45,13 @@ def read_metrics(path: PathLike) -> list[Line]:
 def _parse(path: PathLike, first: int = 0) -> tuple[list[Line], list[bytes]]:
     """Return the metrics of a file, and the lines (bytes) that are damaged.
 
-    A kill tears the last line. That is damage only if the line is of a step before `first`, which
-    is not written again.
+    A kill can truncate the last line. That counts as damage only if its step is before `first`,
+    since later steps are written again.
     """
     path = pathlib.Path(path)
     metrics: list[Line] = []
     damaged: list[bytes] = []
-    # By bytes: damage may be anything, and text has more line ends than "\n".
+    # Read as bytes: damage may be anything, and text has more line endings than "\n".
     *lines, torn = path.read_bytes().split(b"\n") if path.exists() else [b""]
     for line in lines:
         parsed = _parse_line(line)
@@ -84,8 +84,8 @@ def _is_number(value: Value, kinds: type | tuple[type, ...] = (int, float)) -> b
 class MetricsWriter:
     """Append metrics to workdir/metrics.jsonl and workdir/tensorboard.
 
-    Opening it cuts the lines from `first` on, so that a resumed run repeats none, and moves lines
-    that are no metrics to metrics.damaged.jsonl.
+    Opening it removes the lines of steps from `first` on, so that a resumed run repeats none, and
+    moves invalid lines to metrics.damaged.jsonl.
     """
 
     def __init__(self, workdir: PathLike, first: int, tensorboard: bool = True) -> None:
@@ -93,7 +93,7 @@ class MetricsWriter:
 
         Args:
           workdir: pathlib.Path.
-          first: the step from which on lines will be written, again or for the first time.
+          first: first step whose lines will be written, possibly again.
           tensorboard: whether to write to TensorBoard too.
         """
         path = pathlib.Path(workdir) / FILE
@@ -140,7 +140,7 @@ class MetricsLog:
         pending: Iterable[tuple[int, Metrics | Line]],
         steps_key: PRNGKey,
     ) -> None:
-        """Go on after step `start`, with the metrics that its checkpoint had pending."""
+        """Continue after step `start`, with the pending metrics of its checkpoint."""
         self._workdir, self._steps_key = workdir, steps_key
         self._learning_rate = learning_rate_schedule(config)
         self._writer: MetricsWriter | None = None
@@ -153,11 +153,11 @@ class MetricsLog:
 
     @contextlib.contextmanager
     def uncounted(self, state: PyTree, steps: int = 0) -> Iterator[None]:
-        """Leave what the body does out of the steps per second: compilation, pictures.
+        """Exclude the time of the body (compilation, pictures) from the steps per second.
 
         Args:
-          state: pytree of arrays; what is still computing of it belongs to the steps before.
-          steps: training steps that the body takes, left out too.
+          state: pytree of arrays; waited for first, since it belongs to the steps before.
+          steps: training steps that the body takes, excluded too.
         """
         jax.block_until_ready(state)
         began = time.monotonic()
@@ -186,7 +186,7 @@ class MetricsLog:
         self._pending.append((step, metrics))
 
     def pending(self) -> list[tuple[int, Line]]:
-        """Fetch and return what is not yet written, as JSON-able data.
+        """Fetch and return what is not yet written, as JSON-serializable data.
 
         Raises:
           FloatingPointError: a metric of a train step is not finite.
@@ -194,7 +194,7 @@ class MetricsLog:
         fetched = jax.device_get(self._pending)
         self._pending = [(step, {k: float(v) for k, v in m.items()}) for step, m in fetched]
         for step, metrics in self._pending:
-            # A finite loss with other gradients makes weights that no checkpoint may keep.
+            # Gradients that are not finite corrupt the weights even if the loss is finite.
             if not all(math.isfinite(metrics[name]) for name in STEP_METRICS):
                 self._refuse(step, metrics)
         return self._pending

@@ -1,4 +1,4 @@
-"""What `config.sparsity` means for a Model: read once, with all its errors."""
+"""The Plan of a run: `config.sparsity` applied to a Model, and checked against it."""
 
 import functools
 import logging
@@ -35,9 +35,9 @@ class Plan(NamedTuple):
     Attributes:
       method: how masks are drawn and how they change.
       structure: unit that is pruned and regrown: `weight`, `block` or `channel`; `weight` if dense.
-      sparsities: sparsity asked of each layer, Python floats in the structure of params; with
+      sparsities: requested sparsity per layer, Python floats in the structure of params; with
         channels, of each group, `{group: float}`.
-      level: overall sparsity asked for; 0 if dense.
+      level: requested overall sparsity; 0 if dense.
       flat_counts: number of active weights of each layer (`flat.static_counts`), the same at every
         step, for flat optimizer state (`optimizer.packed`); None if the state is whole.
       updates: when the topology changes; never if the method is not dynamic.
@@ -62,7 +62,7 @@ class Plan(NamedTuple):
 
 
 def build_plan(config: ConfigDict, model: Model) -> Plan:
-    """Return what `config.sparsity` means for a model.
+    """Return the Plan for a model: how `config.sparsity` applies to it.
 
     Args:
       config: resolved ConfigDict.
@@ -70,7 +70,7 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
 
     Raises:
       ConfigError: the network doesn't have the structure, a pattern in `sparsity.custom` is invalid
-        or matches no layer, or a method that changes density is to have flat optimizer state.
+        or matches no layer, or a method that changes density is combined with flat optimizer state.
     """
     sparsity = config.sparsity
     params = jax.eval_shape(model.init, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, or a line from time to time."""
+"""Progress of a run: a bar on a terminal, otherwise a line every few seconds."""
 
 import contextlib
 import sys

@@ -64,8 +64,8 @@ def resolve_for(workdir: PathLike, config: ConfigDict) -> ConfigDict:
       The resolved config.
 
     Raises:
-      ConfigError: the config can't work, or the workdir belongs to another config or to other
-        data; the message names the keys.
+      ConfigError: the config is invalid, or the workdir holds a run with a different config or
+        different data; the message names the keys.
     """
     workdir = pathlib.Path(workdir)
     saved = saved_config(workdir)
@@ -77,7 +77,7 @@ def resolve_for(workdir: PathLike, config: ConfigDict) -> ConfigDict:
         differing = differing_keys(config, saved, free)
         if differing:
             raise ConfigError(
-                f"workdir {workdir} holds a run of another config ({'; '.join(differing)}); "
+                f"workdir {workdir} holds a run with a different config ({'; '.join(differing)}); "
                 "accepted: another --workdir, or the same config to resume that run"
             )
         is_trained = checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
@@ -182,7 +182,7 @@ def _tuples(value: Value) -> Value:
 def restore_state(
     workdir: PathLike, example: TrainState
 ) -> tuple[TrainState, dict[str, Value]] | None:
-    """Restore the newest whole checkpoint of a run.
+    """Restore the newest intact checkpoint of a run.
 
     Args:
       workdir: path.
@@ -206,7 +206,7 @@ def require_checkpoint(workdir: PathLike) -> None:
 
 
 def _no_checkpoint(workdir: PathLike) -> ConfigError:
-    return ConfigError(f"workdir {str(workdir)!r} holds no whole checkpoint yet")
+    return ConfigError(f"workdir {str(workdir)!r} has no complete checkpoint yet")
 
 
 def load_state(workdir: PathLike) -> tuple[Model, TrainState]:
@@ -219,7 +219,7 @@ def load_state(workdir: PathLike) -> tuple[Model, TrainState]:
       Tuple of its Model and its TrainState (host arrays).
 
     Raises:
-      ConfigError: the workdir holds no run, or no whole checkpoint.
+      ConfigError: the workdir holds no run, or no intact checkpoint.
     """
     config = read_config(workdir)
     known = facts.read_facts(workdir, config)
@@ -239,7 +239,7 @@ def load_state_of(workdir: PathLike, config: ConfigDict, model: Model) -> TrainS
       TrainState (host arrays).
 
     Raises:
-      ConfigError: the workdir holds no whole checkpoint.
+      ConfigError: the workdir holds no intact checkpoint.
     """
     plan, optimizer = build_plan(config, model), build_optimizer(config)
     restored = restore_state(workdir, abstract_state(config, model, plan, optimizer))
@@ -276,7 +276,7 @@ def load_run(workdir: PathLike, *, ema: bool = True) -> tuple[Model, Params, Mas
       Tuple `(model, params, masks)`.
 
     Raises:
-      ConfigError: the workdir holds no run, or no whole checkpoint.
+      ConfigError: the workdir holds no run, or no intact checkpoint.
     """
     model, state = load_state(workdir)
     return model, ema_params_of(state) if ema else state.params, state.masks
@@ -296,7 +296,7 @@ def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> S
       `sparse_files.Sizes`.
 
     Raises:
-      ConfigError: the workdir holds no run, or no whole checkpoint.
+      ConfigError: the workdir holds no run, or no intact checkpoint.
 
     Example:
       `save_sparse_run("runs/digits-rigl-0.75-0", "model.safetensors")`
@@ -306,7 +306,7 @@ def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> S
     if known is None:
         known = facts.find_facts(config, workdir)
     for name in (name for name, value in known.items() if value is None):
-        logger.warning("%s doesn't know its %s, so %s won't either", workdir, name, path)
+        logger.warning("%s holds no %s, so %s won't either", workdir, name, path)
     state = load_state_of(workdir, config, build_model(config, known))
     metadata = {
         "config": to_json(config),
@@ -364,7 +364,7 @@ def _read_weights(path: PathLike) -> tuple[FrozenConfigDict, Params, Masks, dict
 
 
 def _read_json(path: PathLike, metadata: dict[str, str], name: str) -> dict[str, Value]:
-    """Return a JSON object of a sparse file's metadata; raise ConfigError if it is none."""
+    """Return a JSON object of a sparse file's metadata; raise ConfigError if it isn't one."""
     try:
         value = json.loads(metadata[name])
     except (ValueError, RecursionError) as error:
@@ -372,7 +372,7 @@ def _read_json(path: PathLike, metadata: dict[str, str], name: str) -> dict[str,
             f"{path} is damaged: its {name} in the metadata is not JSON: {error}"
         ) from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} is damaged: its {name} in the metadata is no JSON object")
+        raise ConfigError(f"{path} is damaged: its {name} in the metadata is not a JSON object")
     return value
 
 
@@ -407,4 +407,4 @@ def check_weights(path: PathLike, model: Model, params: Params) -> None:
     """
     expected = jax.eval_shape(model.init, jax.random.key(0))
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
-        raise ValueError(f"{path} holds weights of another network than its config describes")
+        raise ValueError(f"{path} holds weights that don't fit the network of its config")

@@ -30,7 +30,7 @@ def frozen_of(model: Model, data: Data) -> Frozen:
 def make_sampler(
     model: Model, frozen: Frozen, key: PRNGKey, count: int
 ) -> Callable[..., NumpyArray]:
-    """Return `draw(params, start=0)`: as `make_keyed_sampler`, with a fixed key."""
+    """Return `draw(params, start=0)`: `make_keyed_sampler` with a fixed key."""
     draw = make_keyed_sampler(model, frozen, count)
     return lambda params, start=0: draw(params, key, start)
 

@@ -1,4 +1,4 @@
-"""Set up a run before its first step, and find everything that is wrong with it."""
+"""Set up a run before its first step, and raise an error for everything that is wrong with it."""
 
 import logging
 import pathlib
@@ -59,8 +59,8 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
       Setup. Nothing is written yet, except data that are prepared on disk.
 
     Raises:
-      ConfigError: the config can't work, or the workdir holds a run of another config or of
-        other data.
+      ConfigError: the config is invalid, or the workdir holds a run with a different config or
+        different data.
     """
     workdir = pathlib.Path(workdir)
     config = runs.resolve_for(workdir, config)
@@ -126,7 +126,7 @@ def first_state(
 
     Args:
       config: resolved ConfigDict.
-      workdir: of the run; its newest whole checkpoint is restored, if there is one.
+      workdir: of the run; its newest intact checkpoint is restored, if there is one.
       model: Model.
       plan: its Plan.
       optimizer: the optax transformation of the train step.
@@ -135,7 +135,7 @@ def first_state(
       Tuple of a TrainState (host arrays if restored) and the metrics of single steps.
 
     Raises:
-      ConfigError: no checkpoint is whole, or `checkpoint.init_from` names no weights of this
+      ConfigError: no checkpoint is intact, or `checkpoint.init_from` names no weights of this
         network.
     """
     restored = runs.restore_state(workdir, abstract_state(config, model, plan, optimizer))

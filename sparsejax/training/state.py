@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
       indices: positions of the entries of flat layers (see `sparsity.flat`); 0-d True for each
         layer of a state that is whole.
       ever_active: the weights that have been active at any time, as mask bits (`masks.pack_bits`):
-        what the run has explored (in-time over-parameterisation, Liu et al. 2021).
+        what the run has explored (in-time over-parameterization, Liu et al. 2021).
     """
 
     step: Array
@@ -145,7 +145,7 @@ def ema_params_of(state: TrainState) -> Params:
     def put(index: Array, leaf: Array, param: Array) -> Array | NumpyArray:
         if index.ndim == 0:
             return leaf
-        # By numpy: the state may be spread over several processes, and nothing compiles.
+        # In numpy: the state may be spread over several processes, and nothing has to compile.
         full = np.zeros(param.size, leaf.dtype)
         full[np.asarray(index)] = np.asarray(leaf)
         return full.reshape(param.shape)

@@ -1,8 +1,8 @@
 """The two functions that change the state: the train step and the topology update.
 
 Both run once per device under `parallel.data_parallel`. Gradients are taken with respect to
-params that are masked already, so they are dense at no cost: the train step masks them
-(inside the optimizer), the topology update uses them dense.
+params that are already masked, so they are dense at no extra cost: the train step masks them
+(inside the optimizer), the topology update uses them as they are.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ from sparsejax.types import (
     Schedule,
 )
 
-STEP_METRICS = ("loss", "grad_norm")  # what a train step returns; anything else is of an update
+STEP_METRICS = ("loss", "grad_norm")  # of a train step; all others are of an update
 
 
 def ema_decay(step: ArrayLike, decay: float) -> Array:

@@ -13,9 +13,9 @@ from sparsejax import signals
 
 @contextlib.contextmanager
 def stopping() -> Iterator[tuple[signals.Request, Callable[[int], bool]]]:
-    """Yield a `signals.Request` and `is_due(step)`, true once any process was asked to stop.
+    """Yield a `signals.Request` and `is_due(step)`, True once any process was asked to stop.
 
-    In a run of several processes JAX takes SIGTERM and lets all processes agree on a common step;
+    In a run of several processes JAX handles SIGTERM and lets all processes agree on a step;
     other signals are passed on to it as SIGTERM.
     """
     if jax.process_count() == 1:

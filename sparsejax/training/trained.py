@@ -83,7 +83,7 @@ def load(
     steps: int | None = None,
     eta: float | None = None,
 ) -> Run:
-    """Load a trained model to sample from; needs none of the data.
+    """Load a trained model to sample from, without needing its data.
 
     Args:
       path: workdir of a run, or a sparse file (`python -m sparsejax export --sparse`).
@@ -96,8 +96,8 @@ def load(
       Run.
 
     Raises:
-      ConfigError: there is no run and no sparse file, `first_stage` is not the one that the run
-        was trained with, or the run can't be sampled with these arguments.
+      ConfigError: `path` is neither a run nor a sparse file, `first_stage` is not the one that the
+        run was trained with, or the run can't be sampled with these arguments.
 
     Example:
       `sparsejax.load("runs/digits-rigl-0.75-0").sample(jax.random.key(0), 16)`
@@ -152,7 +152,7 @@ def _changed(
     steps: int | None,
     eta: float | None,
 ) -> ml_collections.FrozenConfigDict:
-    """Return a resolved config with the changes that the caller of `load` asks for.
+    """Return a resolved config with the changes that the caller of `load` requests.
 
     No other key is checked: sampling a sparse file needs none of the modules that trained it.
     """

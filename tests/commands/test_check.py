@@ -21,9 +21,9 @@ def test_what_is_found_is_what_the_run_has(tiny_run, tmp_path):
     summary = summarize(*load_run(tiny_run[0])[1:])
     assert found.counts.total == summary.total
     for layer in found.layers:
-        assert layer.had == pytest.approx(1 - summary.layers[layer.name].density)
-        assert layer.asked == pytest.approx(layer.had, abs=1 / layer.weights)
-    assert sum(layer.asked * layer.weights for layer in found.layers) == pytest.approx(
+        assert layer.actual == pytest.approx(1 - summary.layers[layer.name].density)
+        assert layer.requested == pytest.approx(layer.actual, abs=1 / layer.weights)
+    assert sum(layer.requested * layer.weights for layer in found.layers) == pytest.approx(
         0.75 * summary.sparsifiable.weights, rel=1e-3
     )
     lines = read_metrics(tiny_run[0] / "metrics.jsonl")

@@ -39,7 +39,9 @@ def test_the_command_exports_a_run(tiny_run, tmp_path, capsys):
             assert name in printed
         call = "num_inference_steps=5, use_clipped_model_output=True"
         assert f"from_pretrained('{folder}/diffusers')({call})\n" in printed
-        assert printed.endswith("not for CompVis's own code: norm_groups is 8, in CompVis 32\n")
+        assert printed.endswith(
+            "can't be used with CompVis's own code: norm_groups is 8, in CompVis 32\n"
+        )
     config = json.loads((folder / "diffusers/unet/config.json").read_text())
     assert config["sample_size"] == tiny_config().task.image_size
     index = json.loads((folder / "diffusers/model_index.json").read_text())

@@ -207,9 +207,11 @@ def test_rows_are_written_as_runs_are_measured(runs, tmp_path, monkeypatch):
 def test_what_cannot_be_evaluated_is_refused_at_once(runs, tmp_path):
     workdir, _ = runs["dense"]
     for batch in (0, -1):
-        with pytest.raises(ConfigError, match=f"a batch of {batch}; accepted: 1 or more"):
+        with pytest.raises(ConfigError, match=f"batch is {batch}; accepted: 1 or more"):
             evaluate_runs([workdir], tmp_path / "out", batch=batch)
-    with pytest.raises(ConfigError, match="several are named dense; accepted: different names"):
+    with pytest.raises(
+        ConfigError, match="several runs 'dense'; accepted: folders with different names"
+    ):
         evaluate_runs([workdir, workdir], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -220,7 +222,7 @@ def test_a_run_without_a_checkpoint_is_refused_before_the_others_are_measured(
     (tmp_path / "begun").mkdir()
     shutil.copy(tiny_run[0] / "config.json", tmp_path / "begun")
     monkeypatch.setattr(comparison, "evaluate_run", lambda *_, **__: pytest.fail("measured"))
-    with pytest.raises(ConfigError, match="begun' holds no whole checkpoint yet"):
+    with pytest.raises(ConfigError, match="begun' has no complete checkpoint yet"):
         evaluate_runs([tiny_run[0], tmp_path / "begun"], tmp_path / "out", count=8, metrics=["fd"])
     assert not (tmp_path / "out").exists()
 

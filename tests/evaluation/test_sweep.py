@@ -97,27 +97,29 @@ def test_results_are_not_mixed(swept):
     out, runs = folder / "out", folder / "runs"
     other = good._replace(config=tiny_config())
     other.config.optimizer.learning_rate = 0.5
-    with pytest.raises(ConfigError, match=r"(?s)another config:.*optimizer.learning_rate"):
+    with pytest.raises(ConfigError, match=r"(?s)a different config:.*optimizer.learning_rate"):
         sweeping.sweep([other], out, runs, **OPTIONS)
-    with pytest.raises(ConfigError, match="was evaluated by .*'count': 40"):
+    with pytest.raises(ConfigError, match="was evaluated with .*'count': 40"):
         sweeping.sweep([good], out, runs, **OPTIONS | {"count": 50})
     (row,) = map(json.loads, (out / "results.jsonl").read_text().splitlines())
     (folder / "old").mkdir()
     for pictures in ({}, {"pictures": "floats"}):
         older = {key: value for key, value in row.items() if key != "pictures"} | pictures
         (folder / "old" / "results.jsonl").write_text(json.dumps(older) + "\n")
-        with pytest.raises(ConfigError, match="unrounded floats; accepted: results of 8-bit"):
+        with pytest.raises(
+            ConfigError, match="unrounded floats; accepted: another --output, for results of 8-bit"
+        ):
             sweeping.sweep([good], folder / "old", runs, **OPTIONS)
     (third,) = grid(
         tiny_config(**{"task.reference_split": "train[:500]"}), methods=["dense"], levels=[0]
     )
-    with pytest.raises(ConfigError, match="another config.task"):
+    with pytest.raises(ConfigError, match="a different config.task"):
         sweeping.sweep([third], out, runs, **OPTIONS)
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_trained(tmp_path):
     runs = tiny_grid(methods=["dense"], levels=[0])
-    with pytest.raises(ConfigError, match="a batch of 0; accepted: 1 or more"):
+    with pytest.raises(ConfigError, match="batch is 0; accepted: 1 or more"):
         sweeping.sweep(runs, tmp_path, tmp_path / "runs", **OPTIONS | {"batch": 0})
     with pytest.raises(ConfigError, match="'kid' of 40 samples"):
         sweeping.sweep(runs, tmp_path, tmp_path / "runs", **OPTIONS | {"metrics": ["kid"]})

@@ -151,7 +151,7 @@ def test_another_first_stage_in_the_same_place_is_refused_by_its_key(
     path = tmp_path / "first.safetensors"
     changed = jax.tree.map(lambda x: x + np.float32(1e-3), first_params)
     first_stage.save_first_stage(path, changed, "vq", first_stage_config(source).model.to_dict())
-    with pytest.raises(ConfigError, match=r"^config\.first_stage\.path is .* other data"):
+    with pytest.raises(ConfigError, match=r"^config\.first_stage\.path is .* different data"):
         runs.resolve_for(tmp_path / "run", second_stage_config(source, path))
 
 
@@ -492,6 +492,6 @@ def test_a_run_that_does_not_know_its_scale_lacks_a_pipeline_alone(stages, tmp_p
     (tmp_path / "second" / "facts.json").unlink()
     export.main([f"--workdir={tmp_path / 'second'}", f"--output={tmp_path / 'out'}"])
     says = capsys.readouterr().out
-    assert "no pipeline of diffusers was written: config.task.latent_scale is None" in says
+    assert "no diffusers pipeline was written: config.task.latent_scale is None" in says
     assert (tmp_path / "out/diffusers/unet/config.json").is_file()
     assert not (tmp_path / "out/diffusers/model_index.json").exists()

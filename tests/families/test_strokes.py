@@ -342,7 +342,7 @@ def test_a_sparse_file_rebuilds_the_run(run, tmp_path):
     ("facts", "message"),
     [
         ("{", "facts in the metadata is not JSON"),
-        ("[]", "facts in the metadata is no JSON object"),
+        ("[]", "facts in the metadata is not a JSON object"),
         ("{}", "its facts have no lengths"),
         ('{"lengths": 3}', "lengths is 3; accepted: a list of whole numbers from 1 to 300"),
         ('{"lengths": []}', r"lengths is \[\]; accepted: a list"),
@@ -372,7 +372,7 @@ def test_an_older_run_finds_its_facts_in_its_own_data_alone(run, source, tmp_pat
     config, saved = old / "config.json", json.loads((old / "config.json").read_text())
     other = tmp_path / "other.npz"
     other.write_bytes(pathlib.Path(source).read_bytes() + b"\0")
-    for place, message in (("gone", "doesn't exist"), (str(other), "which holds other data")):
+    for place, message in (("gone", "doesn't exist"), (str(other), "which holds different data")):
         saved["task"]["source"] = place
         config.write_text(json.dumps(saved))
         with pytest.raises(ConfigError, match=f"^{old} was written by an older .*{message}"):

@@ -149,7 +149,7 @@ def test_a_sweep_keeps_the_results_of_runs_with_their_betas_and_mixes_none(old_r
     how = {"count": 4}
     row = {"run": first.name, "evaluation": how, "config": saved, "pictures": sweep.PICTURES}
     assert sweep._missing([first], [row], how) == []
-    with pytest.raises(ConfigError, match=r"-1 has another config.diffusion than .*'end': 0.2"):
+    with pytest.raises(ConfigError, match=r"-1 has a different config.diffusion from .*'end': 0.2"):
         sweep._missing([second], [row], how)
     old = {"diffusion.start": 1e-4, "diffusion.end": 2e-2}
     runs_of_old = grid(tiny_config(**FEW | old), methods=["rigl"], levels=[0.75], seeds=[0, 1])

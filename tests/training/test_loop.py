@@ -198,7 +198,7 @@ def test_more_steps_and_other_logging_resume_the_run(tiny_run, tmp_path, capsys)
     rate = 2e-3 * (1 + np.cos(np.pi * 35 / 39)) / 2  # after 5 steps of warm-up, 35 of now 39
     assert line == (
         "config.steps was 40, is now 44: the cosine learning-rate schedule ends at step 44, so "
-        f"step 41 is taken at {rate:.3g} in place of 0; topology updates still end at step 30, as "
+        f"step 41 is taken at {rate:.3g} instead of 0; topology updates still end at step 30, as "
         "before"
     )
     written = {line["step"]: line for line in lines if "loss" in line}

@@ -42,9 +42,9 @@ def assert_other_data(workdir, config, key):
     message = str(refused.value)
     assert "\n" not in message
     assert message.startswith(f"config.{key} is ")
-    assert "which holds other data (" in message
+    assert "which holds different data (" in message
     assert str(workdir) in message
-    with pytest.raises(ConfigError, match="other data"):
+    with pytest.raises(ConfigError, match="different data"):
         loop.train(config, workdir)
     assert (workdir / "config.json").read_text() == before
 
@@ -150,7 +150,7 @@ def test_a_run_without_a_stamp_has_to_find_its_data_in_the_same_place(tmp_path, 
     (workdir / "data.json").unlink()
     runs.resolve_for(workdir, config_of(photos))
     shutil.copytree(photos, tmp_path / "elsewhere")
-    with pytest.raises(ConfigError, match=r"another config \(task.source: now .*elsewhere"):
+    with pytest.raises(ConfigError, match=r"a different config \(task.source: now .*elsewhere"):
         runs.resolve_for(workdir, config_of(tmp_path / "elsewhere"))
 
 
@@ -160,7 +160,7 @@ def test_what_does_not_touch_the_training_may_change(tmp_path, photos):
     changes |= {"task.data_dir": str(tmp_path / "sets"), "log.every": 3, "checkpoint.every": 0}
     resumed = runs.resolve_for(workdir, config_of(photos, **changes))
     assert resumed.task.reference_split == "train"
-    with pytest.raises(ConfigError, match=r"another config \(task.split: now 'train.:4.'"):
+    with pytest.raises(ConfigError, match=r"a different config \(task.split: now 'train.:4.'"):
         runs.resolve_for(workdir, config_of(photos, **changes, **{"task.split": "train[:4]"}))
 
 
@@ -169,5 +169,5 @@ def test_a_finished_run_is_shown_again_whatever_became_of_its_data(tmp_path, pho
     (workdir / "checkpoints/40").mkdir(parents=True)
     write(photos, **{"1/new.png": pixels(9)})
     runs.resolve_for(workdir, config_of(photos))
-    with pytest.raises(ConfigError, match="other data"):
+    with pytest.raises(ConfigError, match="different data"):
         runs.resolve_for(workdir, config_of(photos, steps=41))
