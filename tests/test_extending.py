@@ -156,7 +156,7 @@ def test_images_of_a_builder_from_outside_are_prepared_and_read(folder):
     assert batch.shape == (64, 8, 8, 1)
     with pytest.raises(ValueError, match="data set 'digits' is registered already; accepted: ano"):
         builders.register_images("digits", builders.Files)
-    del builders._IMAGE_BUILDERS["disks"]
+    del builders.IMAGE_BUILDERS["disks"]
     with pytest.raises(ConfigError, match="task.dataset is 'disks'; accepted: digits, files"):
         build_data(resolve(config))
 

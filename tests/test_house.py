@@ -1,4 +1,4 @@
-"""Parts of the package know what README's table says; no file and no function is long."""
+"""Parts know what README's table says, tests no private name; no file, no function is long."""
 
 import ast
 import collections
@@ -99,6 +99,62 @@ def test_no_arrow_goes_up():
 )
 def test_imports_are_found(source, expected):
     assert imported_parts(source) == expected
+
+
+def private_names(source):
+    """Return the private names of the package that a module uses, by attribute or by word."""
+    tree, ours, found = ast.parse(source), set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            for alias in node.names:
+                if (module or alias.name).split(".")[0] == "sparsejax":
+                    ours.add(alias.asname or (alias.name if module else "sparsejax"))
+                    found |= {alias.name} if module and is_private(alias.name) else set()
+
+    def is_ours(node):
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        return isinstance(node, ast.Name) and node.id in ours
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and is_ours(node.value):
+            found.add(node.attr)
+        # `setattr(module, "_name", ...)`, or such a pair in a table of what to patch
+        parts = getattr(node, "args" if isinstance(node, ast.Call) else "elts", None) or []
+        for owner, name in zip(parts, parts[1:], strict=False):
+            word = name.value if isinstance(name, ast.Constant) else None
+            if isinstance(word, str) and is_private(word) and is_ours(owner):
+                found.add(word)
+    return found
+
+
+def is_private(name):
+    """Return whether a name is private; those of named tuples, such as `_replace`, are not."""
+    public = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
+    return bool(re.fullmatch(r"_(?!_)\w+", name)) and name not in public
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from sparsejax.training import loop\nloop._announce(1)", {"_announce"}),
+        ("from sparsejax.training.loop import train, _announce", {"_announce"}),
+        ("import sparsejax\nsparsejax.training.loop._x", {"_x"}),
+        ("import sparsejax.training.loop as l\ndef f():\n  return l._CONFIGS", {"_CONFIGS"}),
+        ("from sparsejax import sweep as s\npatch.setattr(s, '_close', 1)", {"_close"}),
+        ("from sparsejax import a, b\nfor m, n in ((a, 'x'), (b, '_y')): f(m, n)", {"_y"}),
+        ("from sparsejax import Model\nModel._fields, Model._replace, Model.__doc__", set()),
+        ("import os\nfrom sparsejax_else import x, _y\nos._exit(0), x._z, f('_w')", set()),
+    ],
+)
+def test_private_names_are_found(source, expected):
+    assert private_names(source) == expected
+
+
+def test_tests_use_no_private_name():
+    found = {path: private_names(path.read_text()) for path in sources("tests")}
+    assert {path.name: names for path, names in found.items() if names} == {}
 
 
 def lengths(path):

@@ -75,8 +75,6 @@ def _export_sparse(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Tabl
 
     from sparsejax.training import runs
 
-    runs.read_config(workdir)  # before creating the folder
-    output.mkdir(parents=True, exist_ok=True)
     sizes = runs.save_sparse_run(workdir, output / SPARSE_FILE, ema=ema)
     table = Table(f"in {output}", "bytes", "ratio")
     table.add_row(SPARSE_FILE, f"{sizes.file:,}", f"{sizes.file / sizes.dense:.3f}")

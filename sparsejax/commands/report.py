@@ -11,8 +11,6 @@ import pathlib
 from collections.abc import Sequence
 
 from sparsejax import command_line
-from sparsejax.reports.report import TITLE, write_report
-from sparsejax.reports.results import read_results
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,11 +30,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", metavar="FOLDER", help="Folder to write to (default: that of the results)."
     )
-    parser.add_argument("--title", default=TITLE, help="Title of the report.")
+    parser.add_argument("--title", help="Title of the report.")
     parser.add_argument("--note", default="", help="Text for the report's first section.")
     given = parser.parse_args(argv)
+    # Imported here since they take time, which --help and a mistyped flag shouldn't wait for.
+    from sparsejax.reports.report import TITLE, write_report
+    from sparsejax.reports.results import read_results
+
     results = pathlib.Path(given.results)
     output = given.output or (results if os.path.isdir(results) else results.parent)
     rows = read_results(results)
-    write_report(output, rows, runs=given.runs, title=given.title, note=given.note)
+    write_report(output, rows, runs=given.runs, title=given.title or TITLE, note=given.note)
     print(f"In {output}: report.md, report.html, figures/")

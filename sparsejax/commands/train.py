@@ -24,7 +24,7 @@ from sparsejax.storage import storage_problem
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-_CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"  # in a checkout
+CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"  # in a checkout
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="Check the config, data and devices and print what would be trained and how much "
         "memory it takes, without training or writing to the workdir.",
     )
-    default = _CONFIGS / "digits.py"
+    default = CONFIGS / "digits.py"
     _train(parse_with_config(parser, argv, str(default) if default.is_file() else None))
 
 

@@ -78,7 +78,7 @@ def compact_blocks(masks: Masks, size: int) -> CompactNetwork:
     left = [name for name, mask in names.items() if np.ndim(mask) and name not in grids]
     if left:
         logger.info("these layers stay masked at full size: %s", ", ".join(left))
-    groups = {name: _share_products(grid, size) for name, grid in grids.items()}
+    groups = {name: share_products(grid, size) for name, grid in grids.items()}
 
     def shrink(params: Params) -> Params:
         return _map_named(lambda name, leaf: _shrink_blocks(leaf, grids.get(name), size), params)
@@ -249,7 +249,7 @@ def _block_grid(mask: NumpyArray, size: int) -> NumpyArray | None:
     return grid if constant and not grid.all() else None
 
 
-def _share_products(grid: NumpyArray, size: int) -> list[Product]:
+def share_products(grid: NumpyArray, size: int) -> list[Product]:
     """Group output blocks that are computed together.
 
     Two groups are merged if the product over the union of their inputs is expected to cost less

@@ -36,7 +36,7 @@ _SKETCH_BUILDERS = {
 }
 SKETCHES = tuple(_SKETCH_BUILDERS)
 # Sets whose builder needs no source; `register_images` adds to them.
-_IMAGE_BUILDERS: dict[str, type[tfds.core.DatasetBuilder]] = {"digits": Digits}
+IMAGE_BUILDERS: dict[str, type[tfds.core.DatasetBuilder]] = {"digits": Digits}
 
 
 def register_images(name: str, builder: type[tfds.core.DatasetBuilder]) -> None:
@@ -50,19 +50,19 @@ def register_images(name: str, builder: type[tfds.core.DatasetBuilder]) -> None:
     Raises:
       ValueError: another data set has the name.
     """
-    other = _IMAGE_BUILDERS.get(name)
+    other = IMAGE_BUILDERS.get(name)
     is_same = other is not None and (other.__module__, other.__qualname__) == (
         builder.__module__,
         builder.__qualname__,
     )
     if name in datasets() and not is_same:
         raise ValueError(f"data set {name!r} is registered already; accepted: another name")
-    _IMAGE_BUILDERS[name] = builder
+    IMAGE_BUILDERS[name] = builder
 
 
 def image_sets() -> tuple[str, ...]:
     """Return the names of image data sets."""
-    return (*_IMAGE_BUILDERS, "files", *PUBLISHED)
+    return (*IMAGE_BUILDERS, "files", *PUBLISHED)
 
 
 def datasets() -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def stamp(settings: ConfigDict) -> dict[str, Stamp]:
     """
     with _quiet(progress=False):
         builder = _create(*_arguments(settings))
-    if settings.dataset in _IMAGE_BUILDERS:
+    if settings.dataset in IMAGE_BUILDERS:
         return {}
     if settings.dataset not in PUBLISHED:
         return {"task.source": builder.stamp()}
@@ -161,8 +161,8 @@ def _create(
         where = f"with the dataset {dataset}, the path of {_SKETCH_BUILDERS[dataset].ACCEPTED}"
         require(source, "task.source", source, where)
         return _SKETCH_BUILDERS[dataset](source, words, data_dir=folder)
-    if dataset in _IMAGE_BUILDERS:
-        return _IMAGE_BUILDERS[dataset](data_dir=folder)
+    if dataset in IMAGE_BUILDERS:
+        return IMAGE_BUILDERS[dataset](data_dir=folder)
     if dataset == "files":
         require(source, "task.source", source, f"the path of {ACCEPTED}")
         return Files(source, data_dir=folder)

@@ -28,7 +28,7 @@ from sparsejax.types import ArrayLike, Batch, Batches, NumpyArray, PathLike, Sha
 
 Encode: TypeAlias = Callable[[NumpyArray], ArrayLike]
 
-_SHARD = 1024  # images
+SHARD = 1024  # images
 _FORMAT = 1
 
 
@@ -67,14 +67,14 @@ def encode_dataset(
         return
     require_writable(folder, "the folder of latents (config.task.latents_dir)")
     folder.mkdir(parents=True, exist_ok=True)
-    shards = math.ceil(len(images) / _SHARD)
+    shards = math.ceil(len(images) / SHARD)
     record = (2 if flip else 1, *shape)
     stamp = {"format": _FORMAT, "identity": identity, "record": record, "shards": shards}
     stamp |= {"content": content} if content else {}
     _write_stamp(folder, stamp)
     missing = [i for i in range(shards) if not _shard_path(folder, i, shards).exists()]
     for index in track(missing, description=f"encoding {len(images):,} images"):
-        part = images[index * _SHARD : min((index + 1) * _SHARD, len(images))]
+        part = images[index * SHARD : min((index + 1) * SHARD, len(images))]
         _write_shard(
             _shard_path(folder, index, shards), _encode_part(part, encode, flip, batch_size)
         )

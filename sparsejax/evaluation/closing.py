@@ -45,7 +45,7 @@ def close_run(workdir: PathLike) -> Summary:
       The numbers in the table, by name.
     """
     workdir = pathlib.Path(workdir)
-    summary = _read_summary(workdir)
+    summary = read_summary(workdir)
     if summary is None:
         if jax.process_index() == 0:
             runs.check_writable(workdir)
@@ -57,8 +57,17 @@ def close_run(workdir: PathLike) -> Summary:
     return summary
 
 
-def _read_summary(workdir: pathlib.Path) -> Summary | None:
-    """Return the summary of a closed run, or None if it or one of its files is missing."""
+def read_summary(workdir: PathLike) -> Summary | None:
+    """Read the summary of a closed run.
+
+    Args:
+      workdir: workdir of a run.
+
+    Returns:
+      What `close_run` returned; None if summary.json is missing, damaged or of fewer steps than the
+      run's config has, or if one of the files that it lists is missing.
+    """
+    workdir = pathlib.Path(workdir)
     try:
         summary = json.loads((workdir / "summary.json").read_text())
         files = summary.get("files", _PICTURES)  # older runs don't list them

@@ -20,6 +20,7 @@ from sparsejax.reports.results import Row, measure_names
 from sparsejax.seeds import check_seed
 from sparsejax.storage import require_writable
 from sparsejax.training import runs
+from sparsejax.training.facts import build_model_of, read_facts
 from sparsejax.types import PathLike, Value
 
 _DATA = ("name", "dataset", "source", "words", "image_size", "split", "reference_split")
@@ -74,7 +75,8 @@ def evaluate_runs(
 
     Raises:
       ConfigError: before anything is measured, if a workdir holds no run, the runs have different
-        data, or the options are invalid; after everything is written, if a run wasn't measured.
+        data, the first stage of one isn't that of its training, or the options are invalid; after
+        everything is written, if a run wasn't measured.
     """
     check_batch(batch)
     check_seed(seed)
@@ -85,6 +87,7 @@ def evaluate_runs(
     require_writable(output, "--output")
     for workdir in folders:
         require_writable(workdir / "evaluation", "a folder of --workdirs")
+    _check_frozen(folders, configs)
     meter = meter_of(configs[0], data=data, **options)
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
@@ -124,6 +127,16 @@ def _read_configs(workdirs: Sequence[pathlib.Path]) -> list[ConfigDict]:
     for workdir in workdirs:
         runs.require_checkpoint(workdir)
     return configs
+
+
+def _check_frozen(workdirs: Sequence[pathlib.Path], configs: Sequence[ConfigDict]) -> None:
+    """Raise ConfigError if what a run samples with besides params isn't that of its training.
+
+    `evaluate_run` would notice, but only after the reference set is measured.
+    """
+    for workdir, config in zip(workdirs, configs, strict=True):
+        facts = read_facts(workdir, config)
+        build_model_of(config, facts, workdir).frozen()
 
 
 def _print_table(rows: Sequence[Row]) -> None:

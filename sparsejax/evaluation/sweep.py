@@ -76,16 +76,16 @@ def sweep(
     output.mkdir(parents=True, exist_ok=True)
     how = json.loads(json.dumps({"seed": seed, "batch": batch} | options))
     failed: dict[str, str] = {}
-    with _only_one(output):
+    with only_one(output):
         results = output / "results.jsonl"
-        missing = _missing(runs, _read(results), how)
+        missing = missing_runs(runs, _read(results), how)
         if missing:  # options that are invalid raise before anything is trained
             meter_of(resolve(missing[0].config), **options)
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {results}", flush=True)
         for index, run in enumerate(missing, 1):
             print(f"run {index} of {len(missing)}: {run.name}", flush=True)
             workdir = workdirs / run.name
-            error = _in_own_process(run, workdir, how)
+            error = run_in_own_process(run, workdir, how)
             if error and signals.received():
                 break
             if error:
@@ -100,8 +100,15 @@ def sweep(
 
 
 @contextlib.contextmanager
-def _only_one(folder: pathlib.Path) -> Iterator[None]:
-    """Hold a lock that is released when the process ends, for whatever reason."""
+def only_one(folder: pathlib.Path) -> Iterator[None]:
+    """Hold the lock of a sweep's folder; it is released when the process ends, in whatever way.
+
+    Args:
+      folder: folder of results.jsonl.
+
+    Raises:
+      ConfigError: another sweep holds it.
+    """
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -114,8 +121,18 @@ def _read(path: pathlib.Path) -> list[Row]:
     return read_results(path) if path.exists() else []
 
 
-def _missing(runs: Sequence[Run], rows: list[Row], how: Row) -> list[Run]:
-    """Return the runs without a result; raise ConfigError if the results can't be added to."""
+def missing_runs(runs: Sequence[Run], rows: Sequence[Row], how: Row) -> list[Run]:
+    """Return the runs that have no result yet.
+
+    Args:
+      runs: runs of a grid.
+      rows: rows of results.jsonl.
+      how: options of the evaluation, by name.
+
+    Raises:
+      ConfigError: the results can't be added to, since they are of other configs or data, or
+        measured differently.
+    """
     done = {row["run"]: row for row in rows}
     for row in rows:
         _check_measured(row, _recorded(how))
@@ -175,8 +192,17 @@ def _recorded(how: Row) -> Row:
     return {key: value for key, value in how.items() if key != "weights"}
 
 
-def _in_own_process(run: Run, workdir: pathlib.Path, how: Row) -> str | None:
-    """Train and evaluate a run; return None, or the error in one line."""
+def run_in_own_process(run: Run, workdir: pathlib.Path, how: Row) -> str | None:
+    """Train and evaluate a run in a process of its own, which writes result.json to the workdir.
+
+    Args:
+      run: a run of the grid.
+      workdir: its workdir.
+      how: options of the evaluation, by name.
+
+    Returns:
+      None, or the error in one line.
+    """
     process = multiprocessing.get_context("spawn").Process(
         target=_train_and_evaluate, args=(run, workdir, how)
     )

@@ -93,7 +93,7 @@ def denoising_model(
         network=network,
         init=init,
         apply=functools.partial(_apply, network),
-        loss=functools.partial(_loss, schedule, example),
+        loss=functools.partial(denoising_loss, schedule, example),
         sample=sample,
         render=image_grid,
         layer_flops=lambda params: layer_flops(network, params, *example_inputs),
@@ -147,7 +147,7 @@ def _narrow(network: UNet, width: int) -> dict[str, Value]:
     }
 
 
-def _loss(
+def denoising_loss(
     schedule: NoiseSchedule,
     example: str,
     apply: Apply,
@@ -156,7 +156,17 @@ def _loss(
     keys: Keys,
     train: bool,
 ) -> Array:
-    """Return the mean eps loss; t, noise and dropout come from each example's own key."""
+    """Return the mean eps loss; t, noise and dropout come from each example's own key.
+
+    Args:
+      schedule: NoiseSchedule.
+      example: name of the examples in a batch.
+      apply: `apply(params, x_t, t, train=..., rngs=...) -> eps`.
+      params: what `apply` takes.
+      batch: dictionary of the examples x_0 [batch, height, width, channels].
+      keys: a PRNG key per example [batch].
+      train: whether dropout is on.
+    """
     x_0 = batch[example]
 
     def draw(key: PRNGKey) -> tuple[Array, Array, PRNGKey]:

@@ -14,13 +14,12 @@ from sparsejax.families import Data, Model
 from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.signals import Request
 from sparsejax.sparsity.costs import forward_flops
-from sparsejax.sparsity.masks import Summary, summarize
+from sparsejax.sparsity.masks import summarize
 from sparsejax.training import checkpoints, runs
+from sparsejax.training.announcement import announce
 from sparsejax.training.facts import save_facts
 from sparsejax.training.keys import named_key
 from sparsejax.training.metrics_log import MetricsLog
-from sparsejax.training.optimizers import learning_rate_schedule
-from sparsejax.training.plan import Plan
 from sparsejax.training.progress import progress_bar
 from sparsejax.training.sampling import frozen_of, make_sampler
 from sparsejax.training.setup import Setup, set_up
@@ -72,7 +71,7 @@ def _take_steps(run: Setup, request: Request, is_stop_due: Callable[[int], bool]
     is_main, start = jax.process_index() == 0, int(run.state.step)
     counts = summarize(run.state.params, run.state.masks)
     if is_main:
-        _announce(run, counts)
+        announce(run, counts)
     model, state, whole = _without_inactive(run)
     state = replicate(state)
     train_step, topology_update = _compiled_functions(run, model)
@@ -188,54 +187,3 @@ def _sample_writer(run: Setup, model: Model, data: Data) -> Callable[[int, Train
         Image.fromarray(grid).save(folder / f"{step:08d}.png")
 
     return save_samples
-
-
-def _announce(run: Setup, counts: Summary) -> None:
-    """Print what is trained, before the first steps, which are slow since they compile."""
-    config, plan, total = run.config, run.plan, counts.total
-    if run.steps_before not in (None, config.steps):
-        _announce_other_steps(config, plan, run.steps_before, int(run.state.step))
-    print(
-        f"{config.name}: {plan.method.name}, {total.active:,} of {total.weights:,} "
-        f"parameters active, {config.steps:,} steps on {jax.device_count()} x "
-        f"{jax.devices()[0].device_kind}; the first steps compile",
-        flush=True,
-    )
-    for line in run.model.warnings:
-        logger.warning(line)
-    updates = plan.updates
-    if plan.method.is_dynamic and not updates.count_due(config.steps):
-        logger.warning(
-            "no topology update is due in %d steps: begin %d, end %d, update_interval %d",
-            config.steps,
-            updates.begin,
-            updates.end,
-            updates.update_interval,
-        )
-    plan.log()
-
-
-def _announce_other_steps(
-    config: ml_collections.ConfigDict, plan: Plan, steps_before: int, start: int
-) -> None:
-    """Print how a different number of steps affects the schedules of a resumed run.
-
-    The learning rate follows `steps`, while `sparsity.end`, and with it the drop fraction, stay as
-    they were at the start.
-    """
-    before = ml_collections.ConfigDict(config.to_dict())
-    before.steps = steps_before
-    old, new = (float(learning_rate_schedule(c)(start)) for c in (before, config))
-    parts = []
-    if old != new:
-        parts.append(
-            f"the {config.optimizer.schedule} learning-rate schedule ends at step "
-            f"{config.steps}, so step {start + 1} is taken at {new:.3g} instead of {old:.3g}"
-        )
-    if plan.method.is_dynamic:
-        parts.append(f"topology updates still end at step {plan.updates.end}, as before")
-    if parts:
-        print(
-            f"config.steps was {steps_before}, is now {config.steps}: {'; '.join(parts)}",
-            flush=True,
-        )

@@ -287,9 +287,9 @@ def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> S
 
     Args:
       workdir: a run's workdir.
-      path: safetensors file to write; its folder must exist. Its metadata are the resolved `config`
-        and the `facts` about the data as JSON, `weights` (`ema` or `last step`), and the number of
-        `steps`.
+      path: safetensors file to write; its folder is created if need be. Its metadata are the
+        resolved `config` and the `facts` about the data as JSON, `weights` (`ema` or `last step`),
+        and the number of `steps`.
       ema: whether to write the EMA parameters or those of the last step.
 
     Returns:
@@ -315,6 +315,7 @@ def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> S
         "steps": str(int(state.step)),
     }
     params = ema_params_of(state) if ema else state.params
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     return save_sparse(path, params, state.masks, metadata)
 
 

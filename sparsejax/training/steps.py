@@ -92,10 +92,21 @@ def example_keys(key: PRNGKey, step: Array, local_batch: int) -> Keys:
     return jax.vmap(lambda index: jax.random.fold_in(step_key, index))(indices)
 
 
-def _mean_gradients(
+def mean_gradients(
     model: Model, accumulate: int, params: Params, batch: Batch, keys: Keys
 ) -> tuple[Array, Gradients]:
-    """Return loss and dense gradients, averaged over microbatches and devices."""
+    """Return loss and dense gradients, averaged over microbatches and devices.
+
+    Args:
+      model: Model.
+      accumulate: number of microbatches that the device's batch is split into.
+      params: params to differentiate at, masked already.
+      batch: examples of this device [local batch, ...].
+      keys: a PRNG key per example [local batch].
+
+    Returns:
+      Tuple of the loss, a scalar, and gradients like params; the same on all devices.
+    """
 
     def microbatch_gradients(batch: Batch, keys: Keys) -> tuple[Array, Gradients]:
         return jax.value_and_grad(
@@ -168,7 +179,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, key: PRNGKey) -> tuple[TrainState, Metrics]:
         keys = example_keys(key, state.step, len(jax.tree.leaves(batch)[0]))
-        loss, gradients = _mean_gradients(model, accumulate, state.params, batch, keys)
+        loss, gradients = mean_gradients(model, accumulate, state.params, batch, keys)
         grad_norm = optax.tree.norm(apply_masks(gradients, state.masks))
         state = apply_gradients(optimizer, state, gradients, ema_limit)
         return state, dict(zip(STEP_METRICS, (loss, grad_norm), strict=True))
@@ -211,7 +222,7 @@ def make_topology_update(
         batch_keys = example_keys(steps_key, state.step - 1, len(jax.tree.leaves(batch)[0]))
         key = jax.random.fold_in(topology_key, state.step)
         probe = method.probe(key, state.params, state.masks)
-        _, gradients = _mean_gradients(model, accumulate, probe, batch, batch_keys)
+        _, gradients = mean_gradients(model, accumulate, probe, batch, batch_keys)
         fraction = drop_fraction(state.step)
         params, masks, held = update_topology(
             method,

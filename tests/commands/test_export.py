@@ -9,10 +9,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from sparsejax.commands import export
+from sparsejax.configuration import resolve
 from sparsejax.errors import ConfigError
 from sparsejax.models import published
 from sparsejax.sparse_files import load_sparse
 from sparsejax.training import load_run
+from sparsejax.training.runs import save_config
 from tests.models.test_convert import assert_same_trees
 from tests.models.test_export import WEIGHTS
 from tests.training.tiny import tiny_config
@@ -85,6 +87,15 @@ def test_the_command_writes_a_sparse_file(tiny_run, tmp_path, capsys):
 @pytest.mark.parametrize("flags", [(), ("--sparse",)])
 def test_the_command_says_where_there_is_no_run(flags, tmp_path):
     with pytest.raises(ConfigError, match="^workdir .* holds no run"):
+        run_command("--workdir", tmp_path, "--output", tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--sparse",)])
+def test_the_command_leaves_no_folder_where_there_is_nothing_to_write(flags, tmp_path):
+    """The workdir has a config but no checkpoint."""
+    save_config(tmp_path, resolve(tiny_config()))
+    with pytest.raises(ConfigError, match="checkpoint"):
         run_command("--workdir", tmp_path, "--output", tmp_path / "out", *flags)
     assert not (tmp_path / "out").exists()
 

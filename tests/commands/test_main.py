@@ -67,7 +67,7 @@ finally:
 
 @pytest.mark.parametrize(
     "arguments",
-    [*([name, "--help"] for name in COMMANDS if name != "report"), ["train", "--wrokdir=x"]],
+    [*([name, "--help"] for name in COMMANDS), ["train", "--wrokdir=x"]],
     ids=" ".join,
 )
 def test_help_and_mistyped_flags_wait_for_no_import(arguments):
@@ -107,7 +107,7 @@ def test_the_default_config_is_the_one_of_the_checkout(tmp_path):
 
 def test_without_configs_the_flag_is_asked_for():
     source = "from sparsejax.commands import train; from sparsejax.__main__ import run\n"
-    source += "import pathlib; train._CONFIGS = pathlib.Path('nowhere'); run('train', [])"
+    source += "import pathlib; train.CONFIGS = pathlib.Path('nowhere'); run('train', [])"
     done = python("-c", source)
     assert done.stderr == "error: --config must be given; see --help\n"
     assert done.returncode == 2

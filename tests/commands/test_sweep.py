@@ -23,7 +23,7 @@ def failing(monkeypatch):
             (workdir / "result.json").write_text(json.dumps(row))
             return None
 
-        monkeypatch.setattr(sweeping, "_in_own_process", run_one)
+        monkeypatch.setattr(sweeping, "run_in_own_process", run_one)
 
     return fail
 

@@ -66,7 +66,7 @@ def test_a_gru_without_hidden_units_computes_what_the_masked_one_does():
 def test_products_cover_each_active_block_once(rows, columns, seed, p):
     """However columns are grouped: no block is missed, and no output is computed twice."""
     grid = np.random.default_rng(seed).random((rows, columns)) < p
-    groups = network._share_products(grid, 64)
+    groups = network.share_products(grid, 64)
     outputs = [j for _, outputs in groups for j in outputs]
     assert sorted(outputs) == [j for j in range(columns) if grid[:, j].any()]
     for inputs, group in groups:

@@ -40,7 +40,7 @@ def write(folder, encode=pool, identity=IDENTITY, count=20, **options):
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr(cache, "_SHARD", 8)
+    monkeypatch.setattr(cache, "SHARD", 8)
 
 
 def contents(folder):
@@ -96,7 +96,7 @@ def test_a_killed_run_resumes(tmp_path):
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from tests.data import test_latents as t
-t.cache._SHARD = 8
+t.cache.SHARD = 8
 t.write({str(tmp_path)!r}, lambda images: time.sleep(0.2) or t.pool(images))
 """
     process = subprocess.Popen([sys.executable, "-c", code])

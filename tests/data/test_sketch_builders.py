@@ -235,7 +235,7 @@ def test_whatever_fails_in_one_drawing_leaves_it_out(tmp_path, monkeypatch, capl
     def failing(points):
         raise ZeroDivisionError("no\nradius")
 
-    for module, name in ((kanjivg, "flatten"), (packed, "with_times"), (quickdraw, "_stroke")):
+    for module, name in ((kanjivg, "flatten"), (packed, "with_times"), (quickdraw, "split_of")):
         monkeypatch.setattr(module, name, lambda *_: failing(None))
     save_svgs(tmp_path / "svg", **{"05b57": svg("M1,1h9")})
     sources = {

@@ -75,8 +75,8 @@ def test_what_closing_left_and_lost_is_made_again(tiny_run, tmp_path, capsys, mo
     workdir = tmp_path / "run"
     subprocess.run(["cp", "-r", tiny_run[0], workdir], check=True)
     made = []
-    close = closing._close
-    monkeypatch.setattr(closing, "_close", lambda workdir: made.append(1) or close(workdir))
+    save = closing.plots.save_samples
+    monkeypatch.setattr(closing.plots, "save_samples", lambda *a: made.append(1) or save(*a))
     closing.close_run(workdir)
     names = json.loads((workdir / "summary.json").read_text())["files"]
     assert all((workdir / name).is_file() for name in names)
@@ -89,7 +89,7 @@ def test_what_closing_left_and_lost_is_made_again(tiny_run, tmp_path, capsys, mo
     assert (workdir / names[1]).is_file()
     for damaged in ("", "[]", '{"steps": 40}', '{"steps": 4'):
         (workdir / "summary.json").write_text(damaged)
-        assert closing._read_summary(workdir) is None
+        assert closing.read_summary(workdir) is None
     closing.close_run(workdir)
     assert len(made) == 3
     assert capsys.readouterr().out.count("rigl, S = 0.75, 40 steps") == 2

@@ -72,7 +72,7 @@ def test_a_sweep_given_again_runs_nothing_that_is_done(swept, monkeypatch):
     def run(*_):
         raise AssertionError("it is done already")
 
-    monkeypatch.setattr(sweeping, "_in_own_process", run)
+    monkeypatch.setattr(sweeping, "run_in_own_process", run)
     assert sweeping.sweep([good], folder / "out", folder / "runs", **OPTIONS) == {}
     assert (folder / "out" / "results.jsonl").read_text() == before
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(tmp_path)
 
 def test_two_sweeps_at_once_are_refused(tmp_path):
     with (
-        sweeping._only_one(tmp_path),
+        sweeping.only_one(tmp_path),
         pytest.raises(ConfigError, match="another sweep is running"),
     ):
         sweeping.sweep([], tmp_path, tmp_path)

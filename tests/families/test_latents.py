@@ -14,8 +14,8 @@ from sparsejax.configuration import resolve
 from sparsejax.data import latents as cache
 from sparsejax.data.images import load_images
 from sparsejax.errors import ConfigError
+from sparsejax.evaluation import comparison
 from sparsejax.evaluation.closing import close_run
-from sparsejax.evaluation.comparison import evaluate_runs
 from sparsejax.families import build_data, build_model
 from sparsejax.models import first_stage
 from sparsejax.models.autoencoder import VQModel
@@ -395,9 +395,32 @@ def test_weights_of_another_network_are_refused_by_tensor(stages, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_evaluation_measures_nothing_with_another_first_stage(
+    stages, first_params, tmp_path, monkeypatch
+):
+    """The run's config names a file whose weights aren't those of the training."""
+    changed = jax.tree.map(lambda x: x + np.float32(1e-3), first_params)
+    path, arguments = tmp_path / "other.safetensors", first_stage_config(stages[0]).model.to_dict()
+    first_stage.save_first_stage(path, changed, "vq", arguments)
+    workdir = tmp_path / "second"
+    shutil.copytree(stages[2], workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["first_stage"]["path"] = str(path)
+    (workdir / "config.json").write_text(json.dumps(config))
+
+    def measured(*_, **__):
+        raise AssertionError("the reference set was measured first")
+
+    monkeypatch.setattr(comparison, "meter_of", measured)
+    with pytest.raises(ConfigError, match=f"digest {first_stage.digest(changed)}") as error:
+        comparison.evaluate_runs([workdir], tmp_path / "out")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_evaluation_writes_pictures(stages, tmp_path):
     options = {"count": 6, "metrics": ["fd"], "extractor": "pixels"}
-    (row,) = evaluate_runs([stages[2]], tmp_path, png=True, **options)
+    (row,) = comparison.evaluate_runs([stages[2]], tmp_path, png=True, **options)
     assert row["measures"]["FD[pixels:16x16]@6"] > 0
     folder = tmp_path / "samples" / "second"
     assert sorted(p.name for p in folder.iterdir()) == [f"{i:05d}.png" for i in range(6)]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparsejax.reports import markdown, plots
+from sparsejax.reports import documents, markdown, plots
 from sparsejax.reports.sheets import Picture, sheet
 
 rng = np.random.default_rng(0)
@@ -103,7 +103,9 @@ def test_a_runs_samples_stand_beside_real_ones(tmp_path):
     assert not letters(drawn)[:4].any()
 
 
-def test_a_sheet_that_would_be_too_large_keeps_its_titles():
+def test_a_sheet_that_would_be_too_large_keeps_its_titles(tmp_path):
     noise = rng.integers(0, 256, (420, 420, 3), np.uint8)
-    data = markdown._pictures_png([Picture("of noise", noise)] * 12)
-    assert len(data) < markdown._SHEET_BYTES
+    sheets = documents.Pictures("noise", [Picture("of noise", noise)] * 12, "Noise.")
+    document = documents.number("Sheets", [documents.Section("", [sheets])])
+    markdown.write_markdown(tmp_path / "report.md", document)
+    assert (tmp_path / "figures" / "noise.png").stat().st_size < 320_000

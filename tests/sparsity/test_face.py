@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import inspect
 import pathlib
 
@@ -15,11 +16,11 @@ from sparsejax import sparsity
 from tests.sparsity.strategies import random_like, random_tree
 
 SHAPES = {"conv": {"kernel": (3, 3, 2, 5), "bias": (5,)}, "kernel": (8, 9)}
-NAMES = sorted(sparsity._HOME)
+NAMES = sorted(name for name in sparsity.__all__ if not inspect.ismodule(getattr(sparsity, name)))
 
 
 def test_every_name_and_every_module_is_there():
-    assert set(dir(sparsity)) == set(sparsity.__all__) > set(NAMES)
+    assert set(dir(sparsity)) == set(sparsity.__all__) > set(NAMES) > {"Method", "random_masks"}
     assert all(getattr(sparsity, name) is not None for name in sparsity.__all__)
     with pytest.raises(AttributeError, match="no attribute 'random_mask'"):
         sparsity.random_mask  # noqa: B018
@@ -28,12 +29,11 @@ def test_every_name_and_every_module_is_there():
 def test_type_checkers_see_the_same_names():
     source = ast.parse(pathlib.Path(sparsity.__file__).read_text())
     (block,) = (node for node in source.body if isinstance(node, ast.If))
-    seen = {
-        alias.name: node.module.removeprefix("sparsejax.sparsity").lstrip(".")
-        for node in block.body
-        for alias in node.names
-    }
-    assert seen == sparsity._HOME | dict.fromkeys(set(sparsity.__all__) - set(NAMES), "")
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen.keys() == set(sparsity.__all__)
+    for name, module in seen.items():
+        assert getattr(importlib.import_module(module), name) is getattr(sparsity, name)
+    assert {name for name in seen if seen[name] != "sparsejax.sparsity"} == set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,8 @@ from sparsejax.evaluation.grids import grid
 from sparsejax.families import build_model
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.sparsity.masks import dense_masks, summarize
-from sparsejax.training import init_from, load_run, loop, runs
+from sparsejax.training import init_from, load_run, runs
+from sparsejax.training.announcement import announce
 from sparsejax.training.plan import build_plan
 from sparsejax.training.setup import Setup
 from tests.training.tiny import tiny_config
@@ -148,12 +149,12 @@ def test_a_sweep_keeps_the_results_of_runs_with_their_betas_and_mixes_none(old_r
     saved = json.loads((old_run / "config.json").read_text())
     how = {"count": 4}
     row = {"run": first.name, "evaluation": how, "config": saved, "pictures": sweep.PICTURES}
-    assert sweep._missing([first], [row], how) == []
+    assert sweep.missing_runs([first], [row], how) == []
     with pytest.raises(ConfigError, match=r"-1 has a different config.diffusion from .*'end': 0.2"):
-        sweep._missing([second], [row], how)
+        sweep.missing_runs([second], [row], how)
     old = {"diffusion.start": 1e-4, "diffusion.end": 2e-2}
     runs_of_old = grid(tiny_config(**FEW | old), methods=["rigl"], levels=[0.75], seeds=[0, 1])
-    assert sweep._missing(runs_of_old, [row], how) == runs_of_old[1:]
+    assert sweep.missing_runs(runs_of_old, [row], how) == runs_of_old[1:]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_training_says_when_diffusion_does_not_end_in_noise(changes, signal, cap
     weights = {"kernel": np.ones((2, 2))}
     plan = build_plan(config, model)
     run = Setup(config, None, model, None, None, plan, None, None, [], None)
-    loop._announce(run, summarize(weights, dense_masks(weights)))
+    announce(run, summarize(weights, dense_masks(weights)))
     lines = [line for line in warnings_in(caplog) if "sqrt(alpha_bar)" in line]
     if signal is None:
         assert lines == []

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from sparsejax.configuration import resolve
@@ -15,7 +16,7 @@ from sparsejax.evaluation import closing, comparison
 from sparsejax.sparsity import flat, methods, transforms
 from sparsejax.sparsity.masks import apply_masks, path_name
 from sparsejax.sparsity.selection import select_top
-from sparsejax.training import checkpoints, loop, runs
+from sparsejax.training import loop, runs
 from sparsejax.training.init_from import same_masks
 from sparsejax.training.plan import build_plan
 from tests.training.tiny import tiny_config
@@ -74,13 +75,10 @@ def pruned(tmp_path_factory, _registered):
 
 
 def masks_after(workdir, step):
-    """What the checkpoint of a step holds, read without the loop."""
-    config = runs.read_config(workdir)
-    model = runs.build_model(config)
-    plan = build_plan(config, model)
-    example = runs.abstract_state(config, model, plan, runs.build_optimizer(config))
-    abstract = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), example._asdict())
-    return checkpoints._restore((workdir / "checkpoints").resolve(), step, abstract)[0]["masks"]
+    """What the checkpoint of a step holds, read by orbax alone."""
+    with ocp.CheckpointManager((workdir / "checkpoints").resolve()) as manager:
+        args = ocp.args.Composite(state=ocp.args.StandardRestore())
+        return manager.restore(step, args=args)["state"]["masks"]
 
 
 def forward_flops(layer_flops, masks):

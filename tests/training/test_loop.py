@@ -20,6 +20,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.families import build_model
 from sparsejax.sparsity import masks
 from sparsejax.training import checkpoints, load_run, loop, runs
+from sparsejax.training.announcement import announce_other_steps
 from sparsejax.training.metrics_log import WALL_CLOCK, read_metrics
 from sparsejax.training.optimizers import update_schedule
 from sparsejax.training.plan import build_plan
@@ -210,12 +211,12 @@ def test_more_steps_and_other_logging_resume_the_run(tiny_run, tmp_path, capsys)
 def test_of_schedules_that_stay_nothing_is_said(capsys):
     changes = {"optimizer.schedule": "constant", "steps": 80}
     rigl = resolve(tiny_config(**changes))
-    loop._announce_other_steps(rigl, build_plan(rigl, build_model(rigl)), 40, 40)
+    announce_other_steps(rigl, build_plan(rigl, build_model(rigl)), 40, 40)
     assert capsys.readouterr().out == (
         "config.steps was 40, is now 80: topology updates still end at step 60, as before\n"
     )
     static = resolve(tiny_config(**changes, **{"sparsity.method": "static"}))
-    loop._announce_other_steps(static, build_plan(static, build_model(static)), 40, 40)
+    announce_other_steps(static, build_plan(static, build_model(static)), 40, 40)
     assert capsys.readouterr().out == ""
 
 

@@ -115,7 +115,9 @@ def test_devices_and_microbatches_change_nothing_about_dropout():
         assert train
         return params * Dropout(0.5).apply({}, x, rngs["dropout"])
 
-    model = MODEL._replace(apply=apply, loss=functools.partial(denoising._loss, schedule, "image"))
+    model = MODEL._replace(
+        apply=apply, loss=functools.partial(denoising.denoising_loss, schedule, "image")
+    )
     x = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype(np.float32)
 
     @functools.partial(jax.jit, static_argnums=2)
@@ -123,7 +125,7 @@ def test_devices_and_microbatches_change_nothing_about_dropout():
         def of_device(x):
             keys = steps.example_keys(key, 3, len(x))
             params = jnp.float32(0.7)
-            return steps._mean_gradients(model, accumulate, params, {"image": x}, keys)
+            return steps.mean_gradients(model, accumulate, params, {"image": x}, keys)
 
         return jax.vmap(of_device, axis_name=parallel.AXIS)(parts)
 
