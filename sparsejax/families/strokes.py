@@ -57,7 +57,7 @@ _SCHEDULES = ("linear", "cosine")
 # Fixed, since the noise of the held-out loss depends on them.
 _HELD_OUT_BATCH, _HELD_OUT_BUCKETS = 128, 5
 _ILLUSTRATED = 64
-_LABELLED = 5000  # drawings to train a classifier on
+LABELLED = 5000  # drawings to train a classifier on
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def strokes_data(config: ConfigDict) -> Data:
 
     def labelled() -> tuple[Pictures, NumpyArray]:
         # Spread over the split: if it is sorted by label, the first ones have few labels.
-        chosen = np.linspace(0, len(labels) - 1, min(len(labels), _LABELLED)).astype(np.int64)
+        chosen = np.linspace(0, len(labels) - 1, min(len(labels), LABELLED)).astype(np.int64)
         return to_images(drawings(sketches, chosen)), labels[chosen]
 
     return Data(

@@ -14,7 +14,7 @@ from sparsejax.reports.page import inline
 from sparsejax.reports.sheets import Picture, sheet
 from sparsejax.reports.style import STYLE
 
-_PLOT_BYTES, _SHEET_BYTES = 150_000, 320_000
+_PLOT_BYTES, SHEET_BYTES = 150_000, 320_000
 _RESOLUTIONS = (130, 100, 80)  # of plots: letters of 6 points can still be read at the last
 _WIDTHS = (420, 320, 240, 160, 120)  # of pictures in a sheet
 
@@ -84,8 +84,8 @@ def _plot_png(figure: Figure) -> bytes:
 def _pictures_png(pictures: Sequence[Picture]) -> bytes:
     """Return pictures as one PNG of less than 320 kB: smaller if need be, their titles are not."""
     for widest in _WIDTHS:
-        png = _small_png(Image.fromarray(sheet(pictures, widest=widest)), _SHEET_BYTES)
-        if len(png) <= _SHEET_BYTES:
+        png = _small_png(Image.fromarray(sheet(pictures, widest=widest)), SHEET_BYTES)
+        if len(png) <= SHEET_BYTES:
             break
     return png
 

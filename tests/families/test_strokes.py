@@ -280,7 +280,7 @@ def test_labelled_images_of_real_drawings(tmp_path):
 def test_labelled_images_are_spread_over_the_split(labelled_source, monkeypatch):
     data = build_data(resolve(tiny(labelled_source)))
     images, labels = data.labelled()
-    monkeypatch.setattr(strokes, "_LABELLED", 12)
+    monkeypatch.setattr(strokes, "LABELLED", 12)
     fewer = data.labelled()
     chosen = np.linspace(0, 44, 12).astype(int)
     assert chosen.tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44]

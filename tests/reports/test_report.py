@@ -541,7 +541,7 @@ def test_damaged_masks_and_pictures_are_left_out(tmp_path):
 
 
 def test_large_pictures_are_made_smaller(tmp_path, monkeypatch):
-    monkeypatch.setattr(markdown, "_SHEET_BYTES", 30_000)
+    monkeypatch.setattr(markdown, "SHEET_BYTES", 30_000)
     row = make_row("static", 0.5, layers=1, measures={})
     place = make_runs(tmp_path / "runs", [row]) / row["run"] / "evaluation" / "samples.png"
     noise = np.random.default_rng(0).integers(0, 256, (900, 720, 3), np.uint8)
