@@ -42,7 +42,8 @@ def measure(arguments):
     """Run one method and batch size; return a dictionary of figures."""
     config = default_config()
     config.batch_size = arguments.batch
-    size = config.task.image_size = 64
+    size = config.task.image_size = arguments.size
+    config.model.model_channels = arguments.model_channels
     config.model.dtype = arguments.dtype
     config.model.remat = arguments.remat
     config.optimizer.name = "adamw"
@@ -109,6 +110,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", default="dense,rigl")
     parser.add_argument("--batches", default="1")
+    parser.add_argument("--model-channels", type=int, default=224, help="224: the published UNet")
+    parser.add_argument("--size", type=int, default=64, help="height and width of the latents")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", action="store_true")
@@ -121,7 +124,8 @@ def main():
         return
 
     table = Table(
-        title=f"The published UNet, {arguments.dtype}, remat {arguments.remat}, "
+        title=f"UNet of {arguments.model_channels} base channels, {arguments.size} x "
+        f"{arguments.size}, {arguments.dtype}, remat {arguments.remat}, "
         f"S = {arguments.sparsity}"
     )
     headings = ("method", "batch", "compile + first step", "step", "images/s", "of matmul peak")

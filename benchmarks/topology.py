@@ -1,6 +1,6 @@
 """Prune and regrow the published UNet's 274 M parameters: bisection against a plain sort.
 
-    python -m benchmarks.topology [--repeats 3]
+    python -m benchmarks.topology [--repeats 3] [--model-channels 224]
 
 Both do the same RigL update layer by layer and must agree on every mask, but for weights whose
 score ties with the last one taken: the sort takes them all.
@@ -41,11 +41,13 @@ def main():
     """Time both, interleaved, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model-channels", type=int, default=224, help="224: the published UNet")
     parser.add_argument("--sparsity", type=float, default=0.5)
     arguments = parser.parse_args()
 
     x, t = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32"), jax.ShapeDtypeStruct((1,), "int32")
-    shapes = jax.eval_shape(UNet().init, jax.random.key(0), x, t)["params"]
+    unet = UNet(model_channels=arguments.model_channels)
+    shapes = jax.eval_shape(unet.init, jax.random.key(0), x, t)["params"]
     sparsities = distributions.erdos_renyi_kernel(shapes, arguments.sparsity)
     mask_tree = masks.random_masks(jax.random.key(0), shapes, sparsities)
     normal = jax.jit(jax.random.normal, static_argnums=1)

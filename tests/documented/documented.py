@@ -44,6 +44,7 @@ TINY = [
     (r"^-m sparsejax (export|sample) ", ""),
     (r"^-m sparsejax( report |\.keys_page$)", ""),
     (r"^-m benchmarks\.masking", "--rounds=1 --batch=2"),
+    (r"^-m benchmarks\.topology", "--model-channels=32 --repeats=1"),
     (r"^-m benchmarks\.memory", "--model-channels=32 --rounds=1"),
     (r"^-m benchmarks\.sparse_sampling", f"{STRUCTURED} --ddim-steps=1"),
     (r"^-m benchmarks\.sparse_training", STRUCTURED),
@@ -55,7 +56,6 @@ NOT_RUN = [
     (r"^train\.py --distributed$", "needs several processes; test_processes.py has them"),
     (r"--config\.seed=[12]( |$)", "repeats seed 0"),
     (r"--extractor inception", "needs the published weights of Inception"),
-    (r"^-m benchmarks\.topology", "sorts 215 M weights for minutes"),
     (r"^-m benchmarks\.full_unet", "takes 15 GiB and minutes at the published size"),
     (r"^-m benchmarks\.(chirodiff|against_pytorch)", "needs an interpreter with PyTorch"),
 ]
