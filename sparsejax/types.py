@@ -29,6 +29,7 @@ Masks: TypeAlias = PyTree  # of booleans in the structure of params (see `sparse
 Gradients: TypeAlias = PyTree  # in the structure of params
 Updates: TypeAlias = PyTree  # what an optimizer adds to params
 Sparsities: TypeAlias = PyTree  # a Python float for each leaf of params, or for each group
+Units: TypeAlias = PyTree  # an array [units] for each array of params, or for each group
 Scores: TypeAlias = PyTree  # an array for each leaf; the largest are kept or grown
 Frozen: TypeAlias = PyTree  # arrays that sampling needs besides params
 OptState: TypeAlias = optax.OptState

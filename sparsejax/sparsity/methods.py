@@ -16,7 +16,6 @@ from typing import TypeAlias
 import jax
 
 from sparsejax.sparsity import masks as masks_lib
-from sparsejax.sparsity import topology
 from sparsejax.sparsity.structure import WEIGHT, Structure
 from sparsejax.types import (
     ArrayLike,
@@ -66,6 +65,7 @@ class Method:
     Example:
       SET (Mocanu et al. 2018), by hand: drop the smallest weights, grow at random.
 
+      >>> from sparsejax.sparsity import topology
       >>> def update(key, params, masks, gradients, fraction):
       ...     scores = jax.tree.map(lambda p: jax.random.uniform(key, p.shape), params)
       ...     masks = topology.rewire(params, masks, scores, fraction)
@@ -186,7 +186,7 @@ def drop_and_grow(
       Tuple `(params, masks)`, as `Method.update` returns them.
     """
     units = structure.unit_masks(masks)
-    units = topology.rewire(structure.pool(params), units, grow_scores, fraction)
+    units = structure.rewire(structure.pool(params), units, grow_scores, fraction)
     after = structure.spread(units, params)
     return structure.revive(key, params, masks, after), after
 
@@ -205,7 +205,7 @@ def random_topology(structure: Structure) -> Init:
         if structure is WEIGHT:
             return masks_lib.random_masks(key, params, sparsities)
         units = jax.eval_shape(structure.pool, params)
-        masks = masks_lib.random_masks(key, units, sparsities)
+        masks = structure.draw(key, units, sparsities)
         return masks_lib.place_like(structure.spread(masks, params), params)
 
     return init
@@ -250,6 +250,7 @@ def register_method(name: str, method: Method | Factory) -> None:
       ValueError: the name is malformed or taken, or `method` is neither.
 
     Example:
+      >>> from sparsejax.sparsity import topology
       >>> def largest_gradients(key, params, masks, gradients, fraction):
       ...     masks = topology.rewire(params, masks, jax.tree.map(abs, gradients), fraction)
       ...     return masks_lib.apply_masks(params, masks), masks

@@ -5,34 +5,80 @@ Prune and regrow (`topology`) work on units without knowing what a unit is. Mask
 contract: full-shape booleans, constant within a unit.
 """
 
+import functools
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from sparsejax.sparsity.masks import apply_masks, is_sparsifiable, path_name, target_active
+from sparsejax.sparsity import blocks, channels, topology
+from sparsejax.sparsity.blocks import BlockSize, block_of
+from sparsejax.sparsity.channels import (
+    ChannelGroups,
+    Member,
+    channel_sparsities,
+    members_by_path,
+)
+from sparsejax.sparsity.masks import apply_masks, is_sparsifiable, path_name, random_masks
 from sparsejax.types import (
-    Array,
+    ArrayLike,
     Gradients,
     IsSparsifiable,
-    KeyPath,
-    Leaf,
     Masks,
-    NumpyArray,
     Params,
     PRNGKey,
     PyTree,
     Scores,
-    Shape,
+    Sparsities,
+    Units,
 )
 
 logger = logging.getLogger(__name__)
 
-Units: TypeAlias = PyTree  # an array [units] for each array of params, or for each group
+__all__ = [
+    "WEIGHT",
+    "ChannelGroups",
+    "CompactTrees",
+    "Member",
+    "Structure",
+    "block",
+    "block_of",
+    "channel",
+    "channel_sparsities",
+    "log_exceptions",
+]
+
+
+class CompactTrees(NamedTuple):
+    """How trees of params hold only what is active, in arrays whose shapes never change.
+
+    All functions are pure and may be traced. `indices` tell where the active units are, int32; they
+    are as much as the masks say. Trees are params, gradients, moments, EMA.
+
+    Attributes:
+      indices: `indices(masks) -> indices` of the active units, ascending; masks are full-shape.
+      spread: `spread(indices) -> masks`, full-shape.
+      shrink: `shrink(tree, indices) -> compact tree`, in the structure of params.
+      expand: `expand(compact, indices) -> tree` of full shapes, zero where inactive.
+      move: `move(compact, fresh, old, new) -> compact` at the new indices; entries that weren't
+        active before come from the compact tree `fresh`, which is at the new indices.
+      masks: `masks(masks) -> masks` of compact trees: 0-d True, except for layers that have no
+        units, whose full-shape masks are unchanged.
+    """
+
+    indices: Callable[[Masks], PyTree]
+    spread: Callable[[PyTree], Masks]
+    shrink: Callable[[PyTree, PyTree], PyTree]
+    expand: Callable[[PyTree, PyTree], PyTree]
+    move: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree]
+    masks: Callable[[Masks], Masks]
+
+
+def _no_compact_trees(params: Params, sparsities: Sparsities) -> CompactTrees | None:
+    del params, sparsities
+    return None
 
 
 class Structure(NamedTuple):
@@ -48,6 +94,12 @@ class Structure(NamedTuple):
         same function of the inputs, with a gradient for every unit that may grow.
       revive: `revive(key, params, before, after) -> params` under the masks `after`, with initial
         values for units that are newly active since `before`; `key` is that of `probe`.
+      rewire: `rewire(scores, unit_masks, grow_scores, fraction) -> unit_masks`, with as many active
+        units (see `topology.rewire`).
+      draw: `draw(key, units, sparsities) -> unit_masks`: a random topology; `units` are arrays of
+        the shapes of scores, or `jax.ShapeDtypeStruct`.
+      compact_trees: `compact_trees(params, sparsities) -> CompactTrees`, from the shapes of params;
+        None if the structure doesn't fix the shapes of what is active.
     """
 
     name: str
@@ -59,6 +111,9 @@ class Structure(NamedTuple):
     revive: Callable[[PRNGKey, Params, Masks, Masks], Params] = lambda key, params, before, after: (
         apply_masks(params, after)
     )
+    rewire: Callable[[Scores, Units, Scores, ArrayLike], Units] = topology.rewire
+    draw: Callable[[PRNGKey, PyTree, Sparsities], Units] = random_masks
+    compact_trees: Callable[[Params, Sparsities], CompactTrees | None] = _no_compact_trees
 
 
 def _magnitudes(tree: PyTree) -> Scores:
@@ -70,14 +125,14 @@ WEIGHT = Structure(
 )
 
 
-def block(size: int) -> Structure:
-    """Return the structure of blocks: `size` input by `size` output channels, with all taps.
+def block(size: BlockSize) -> Structure:
+    """Return the structure of blocks: some input by some output channels, with all taps.
 
     A block's score is the mean over its weights. Like a weight, it is regrown at zero. In a layer
-    whose channels aren't multiples of `size`, single weights move; see `log_exceptions`.
+    whose channels don't divide into blocks, single weights move; see `log_exceptions`.
 
     Args:
-      size: side of a block, in channels.
+      size: number of input and of output channels of a block, or a pair (see `blocks.block_of`).
 
     Returns:
       Structure for kernels [..., input channels, output channels].
@@ -88,56 +143,18 @@ def block(size: int) -> Structure:
       (2, 3)
     """
 
-    def pool(leaf: Array) -> Array:
-        if not fits_blocks(leaf.shape, size):
-            return jnp.abs(leaf)
-        rows, columns = leaf.shape[-2] // size, leaf.shape[-1] // size
-        parts = jnp.abs(leaf).reshape(-1, rows, size, columns, size)
-        return parts.mean((0, 2, 4), dtype=jnp.promote_types(leaf.dtype, jnp.float32))
+    def pool(tree: PyTree) -> Scores:
+        return jax.tree.map(lambda leaf: blocks.pool(leaf, size), tree)
 
-    def unit_mask(mask: Array) -> Array:
-        if not fits_blocks(mask.shape, size):
-            return mask
-        return mask.reshape(-1, *mask.shape[-2:])[0, ::size, ::size]
-
-    def spread(units: Array, leaf: Leaf) -> Array:
-        if units.ndim == 0 or not fits_blocks(leaf.shape, size):
-            return units
-        wide = jnp.repeat(jnp.repeat(units, size, axis=0), size, axis=1)
-        return jnp.broadcast_to(wide, leaf.shape)
-
-    pool_all = lambda tree: jax.tree.map(pool, tree)  # noqa: E731
     return Structure(
         "block",
-        pool_all,
-        pool_all,
-        lambda masks: jax.tree.map(unit_mask, masks),
-        lambda units, params: jax.tree.map(spread, units, params),
+        pool,
+        pool,
+        lambda masks: jax.tree.map(lambda mask: blocks.unit_mask(mask, size), masks),
+        lambda units, params: jax.tree.map(
+            lambda mask, leaf: blocks.spread(mask, leaf, size), units, params
+        ),
     )
-
-
-def fits_blocks(shape: Shape, size: int) -> bool:
-    """Return whether an array of this shape divides into blocks of its last two dimensions."""
-    return len(shape) >= 2 and shape[-2] % size == 0 and shape[-1] % size == 0
-
-
-class Member(NamedTuple):
-    """The part of a group of channels in one array.
-
-    Attributes:
-      path: path of the array, names joined by slashes.
-      axis: the axis whose indices belong to units.
-      units: the unit of each index, [length of the axis] int; -1 for none.
-      incoming: whether the weights lead into the unit or out of it.
-    """
-
-    path: str
-    axis: int
-    units: NumpyArray
-    incoming: bool
-
-
-ChannelGroups: TypeAlias = Mapping[str, Sequence[Member]]
 
 
 def channel(groups: ChannelGroups, init: Callable[[PRNGKey], Params]) -> Structure:
@@ -157,175 +174,23 @@ def channel(groups: ChannelGroups, init: Callable[[PRNGKey], Params]) -> Structu
     Returns:
       Structure; its units are `{name: array [units]}`.
     """
-    members = _members_by_path(groups)
-
-    def spread(units: Units, params: Params) -> Masks:
-        def leaf_mask(path: KeyPath, leaf: Leaf) -> Array:
-            name = path_name(path)
-            if name not in members or len(leaf.shape) < 2:
-                return jnp.asarray(True)
-            return jnp.broadcast_to(_along(members[name], units, leaf.shape), leaf.shape)
-
-        return jax.tree_util.tree_map_with_path(leaf_mask, params)
-
-    def begin(key: PRNGKey, params: Params, absent: Units, active: Units) -> Params:
-        """Give `absent` units fresh incoming weights from `active` units."""
-
-        def leaf(path: KeyPath, param: Array, fresh: Array) -> Array:
-            name = path_name(path)
-            if name not in members or param.ndim < 2:
-                return param
-            parts = members[name]
-            into = _along(parts, absent, param.shape, lambda m: m.incoming, otherwise=False)
-            out_of = _along(parts, absent, param.shape, lambda m: not m.incoming, otherwise=False)
-            there = _along(parts, active, param.shape)
-            return jnp.where(into & ~out_of & there, fresh, param)
-
-        fresh = init(jax.random.fold_in(key, _FRESH))
-        return jax.tree_util.tree_map_with_path(leaf, params, fresh)
-
-    def probe(key: PRNGKey, params: Params, masks: Masks) -> Params:
-        inactive = {name: ~units for name, units in _unit_masks(groups, masks).items()}
-        everywhere = {name: jnp.ones_like(units) for name, units in inactive.items()}
-        return begin(key, params, inactive, everywhere)
-
-    def revive(key: PRNGKey, params: Params, before: Masks, after: Masks) -> Params:
-        old, new = _unit_masks(groups, before), _unit_masks(groups, after)
-        returned = {name: new[name] & ~old[name] for name in groups}
-        return begin(key, apply_masks(params, after), returned, new)
-
     return Structure(
         "channel",
-        pool=lambda params: _mean_over(groups, params, _any),
-        grow_scores=lambda gradients: _mean_over(groups, gradients, lambda m: not m.incoming),
-        unit_masks=lambda masks: _unit_masks(groups, masks),
-        spread=spread,
-        probe=probe,
-        revive=revive,
+        pool=functools.partial(channels.mean_over, groups),
+        grow_scores=lambda gradients: channels.mean_over(
+            groups, gradients, lambda member: not member.incoming
+        ),
+        unit_masks=functools.partial(channels.unit_masks, groups),
+        spread=functools.partial(channels.spread, groups),
+        probe=functools.partial(channels.probe, groups, init),
+        revive=functools.partial(channels.revive, groups, init),
     )
-
-
-_FRESH = 2**31 - 1  # folded into keys; larger than any index of a layer
-
-
-def _any(member: Member) -> bool:
-    del member
-    return True
-
-
-def _mean_over(
-    groups: ChannelGroups, tree: PyTree, accept: Callable[[Member], bool]
-) -> dict[str, Array]:
-    """Average |values| over the weights that belong to a unit, by group."""
-    leaves = dict(_named(tree))
-    sums: dict[str, Array] = {name: jnp.zeros(()) for name in groups}
-    sizes = dict.fromkeys(groups, 0)
-    for name, group in groups.items():
-        for member in filter(accept, group):
-            leaf = leaves[member.path]
-            if len(leaf.shape) < 2:
-                continue
-            other = tuple(axis for axis in range(leaf.ndim) if axis != member.axis)
-            by_index = jnp.abs(leaf).sum(other, dtype=jnp.float32)
-            count = number_of_units(group)
-            sums[name] += jnp.zeros(count + 1).at[member.units].add(by_index)[:count]
-            indices = np.sum(member.units >= 0) // count
-            sizes[name] += indices * leaf.size // leaf.shape[member.axis]
-    return {name: sums[name] / sizes[name] for name in groups}
-
-
-def _unit_masks(groups: ChannelGroups, masks: Masks) -> dict[str, Array]:
-    """Return which units of each group are active."""
-    leaves = dict(_named(masks))
-
-    def of(group: Sequence[Member]) -> Array:
-        member = next(m for m in group if leaves[m.path].ndim)
-        other = tuple(i for i in range(leaves[member.path].ndim) if i != member.axis)
-        by_index = jnp.any(leaves[member.path], other)
-        count = number_of_units(group)
-        return jnp.zeros(count + 1, bool).at[member.units].max(by_index)[:count]
-
-    return {name: of(group) for name, group in groups.items()}
-
-
-def _along(
-    members: Sequence[tuple[str, Member]],
-    units: Units,
-    shape: Shape,
-    accept: Callable[[Member], bool] = _any,
-    *,
-    otherwise: bool = True,
-) -> Array:
-    """Spread units over one array: an array that broadcasts to `shape`."""
-    result = jnp.full((1,) * len(shape), otherwise)
-    for name, member in members:
-        if accept(member):
-            by_index = jnp.append(units[name], otherwise)[member.units]
-            other = [axis for axis in range(len(shape)) if axis != member.axis]
-            by_index = jnp.expand_dims(by_index, other)
-            result = result & by_index if otherwise else result | by_index
-    return result
-
-
-def _named(tree: PyTree) -> list[tuple[str, Leaf]]:
-    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def _members_by_path(groups: ChannelGroups) -> dict[str, list[tuple[str, Member]]]:
-    members: dict[str, list[tuple[str, Member]]] = {}
-    for name, group in groups.items():
-        for member in group:
-            members.setdefault(member.path, []).append((name, member))
-    return members
-
-
-def number_of_units(group: Sequence[Member]) -> int:
-    """Return the number of units of a group."""
-    return int(group[0].units.max()) + 1
-
-
-def channel_sparsities(groups: ChannelGroups, params: Params, sparsity: float) -> dict[str, float]:
-    """Return the share of units to remove from every group, the same for all, for a sparsity.
-
-    If both sides of a kernel are units, removing half of them leaves a quarter of the weights.
-    Among the shares that whole units allow, this is the one that comes closest to `sparsity` of
-    the weights in groups.
-
-    Args:
-      groups: `{name: [Member, ...]}`.
-      params: pytree of arrays or `jax.ShapeDtypeStruct`.
-      sparsity: in [0, 1).
-
-    Returns:
-      `{name: float}`, for a method's `init`.
-    """
-    leaves, members = dict(_named(params)), _members_by_path(groups)
-    counts = {name: number_of_units(group) for name, group in groups.items()}
-    covered = [path for path in members if len(leaves[path].shape) >= 2]
-
-    def active(share: float) -> float:
-        total = 0.0
-        for path in covered:
-            density: dict[int, float] = {}
-            for name, member in members[path]:
-                # Members of one axis, such as both directions before a layer, share its length.
-                kept = target_active(counts[name], share) / counts[name]
-                part = float(np.mean(member.units >= 0))
-                density[member.axis] = density.get(member.axis, 0.0) + kept * part
-            total += math.prod(leaves[path].shape) * math.prod(density.values())
-        return total
-
-    budget = (1 - sparsity) * sum(math.prod(leaves[path].shape) for path in covered)
-    finest = max(counts.values())
-    shares = [i / finest for i in range(finest)]
-    share = min(shares, key=lambda share: abs(active(share) - budget)) if sparsity else 0.0
-    return dict.fromkeys(groups, share)
 
 
 def log_exceptions(
     structure: str,
     params: Params,
-    size: int | None = None,
+    size: BlockSize | None = None,
     groups: ChannelGroups | None = None,
     *,
     is_sparsifiable: IsSparsifiable = is_sparsifiable,
@@ -335,7 +200,7 @@ def log_exceptions(
     Args:
       structure: `block` or `channel`; nothing is logged for `weight`.
       params: pytree of arrays or `jax.ShapeDtypeStruct`.
-      size: side of a block, if `structure` is `block`.
+      size: of a block, if `structure` is `block`.
       groups: `{name: [Member, ...]}`, if `structure` is `channel`.
       is_sparsifiable: predicate of path and leaf that selects the layers to check.
 
@@ -346,10 +211,10 @@ def log_exceptions(
     layers = {path_name(path): leaf.shape for path, leaf in leaves if is_sparsifiable(path, leaf)}
     if structure == "block" and size is not None:
         rule = f"move single weights: channels aren't multiples of {size}"
-        others = [name for name, shape in layers.items() if not fits_blocks(shape, size)]
+        others = [name for name, shape in layers.items() if block_of(shape, size) is None]
     elif structure == "channel":
         rule = "stay dense: they belong to no group of channels"
-        others = [name for name in layers if name not in _members_by_path(groups or {})]
+        others = [name for name in layers if name not in members_by_path(groups or {})]
     else:
         return []
     if others:

@@ -140,7 +140,7 @@ def _weights(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
 def _blocks(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
     del model
     size = sparsity.block_size
-    fits = any(structures.fits_blocks(leaf.shape, size) for leaf in jax.tree.leaves(params))
+    fits = any(structures.block_of(leaf.shape, size) for leaf in jax.tree.leaves(params))
     accepted = "a size that divides the input and output channels of some layer"
     require(fits, "sparsity.block_size", size, accepted)
 
