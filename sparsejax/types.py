@@ -30,6 +30,7 @@ Gradients: TypeAlias = PyTree  # in the structure of params
 Updates: TypeAlias = PyTree  # what an optimizer adds to params
 Sparsities: TypeAlias = PyTree  # a Python float for each leaf of params, or for each group
 Units: TypeAlias = PyTree  # an array [units] for each array of params, or for each group
+Indices: TypeAlias = PyTree  # int32 arrays: where the active units are
 Scores: TypeAlias = PyTree  # an array for each leaf; the largest are kept or grown
 Frozen: TypeAlias = PyTree  # arrays that sampling needs besides params
 OptState: TypeAlias = optax.OptState

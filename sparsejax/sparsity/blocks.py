@@ -36,6 +36,25 @@ def block_of(shape: Shape, size: BlockSize) -> tuple[int, int] | None:
     return (inputs, widths[-1]) if widths and shape[-2] % inputs == 0 else None
 
 
+def fan_in_of(shape: Shape, size: BlockSize, sparsity: float) -> int | None:
+    """Return the number of active input blocks of every output block, with constant fan-in.
+
+    Args:
+      shape: of a kernel [..., input channels, output channels].
+      size: as for `block_of`.
+      sparsity: of the layer.
+
+    Returns:
+      An int of at least 1; None if the layer has no blocks, or all of them are active.
+    """
+    block = block_of(shape, size)
+    if block is None or not sparsity:
+        return None
+    rows = shape[-2] // block[0]
+    fan_in = max(1, round((1 - sparsity) * rows))
+    return fan_in if fan_in < rows else None
+
+
 def pool(leaf: Array, size: BlockSize) -> Array:
     """Return the mean magnitude of every block; of every weight, if the layer has no blocks."""
     block = block_of(leaf.shape, size)

@@ -21,6 +21,7 @@ from sparsejax.sparsity.channels import (
     channel_sparsities,
     members_by_path,
 )
+from sparsejax.sparsity.compact_trees import CompactTrees
 from sparsejax.sparsity.masks import apply_masks, is_sparsifiable, path_name, random_masks
 from sparsejax.types import (
     ArrayLike,
@@ -49,31 +50,6 @@ __all__ = [
     "channel_sparsities",
     "log_exceptions",
 ]
-
-
-class CompactTrees(NamedTuple):
-    """How trees of params hold only what is active, in arrays whose shapes never change.
-
-    All functions are pure and may be traced. `indices` tell where the active units are, int32; they
-    are as much as the masks say. Trees are params, gradients, moments, EMA.
-
-    Attributes:
-      indices: `indices(masks) -> indices` of the active units, ascending; masks are full-shape.
-      spread: `spread(indices) -> masks`, full-shape.
-      shrink: `shrink(tree, indices) -> compact tree`, in the structure of params.
-      expand: `expand(compact, indices) -> tree` of full shapes, zero where inactive.
-      move: `move(compact, fresh, old, new) -> compact` at the new indices; entries that weren't
-        active before come from the compact tree `fresh`, which is at the new indices.
-      masks: `masks(masks) -> masks` of compact trees: 0-d True, except for layers that have no
-        units, whose full-shape masks are unchanged.
-    """
-
-    indices: Callable[[Masks], PyTree]
-    spread: Callable[[PyTree], Masks]
-    shrink: Callable[[PyTree, PyTree], PyTree]
-    expand: Callable[[PyTree, PyTree], PyTree]
-    move: Callable[[PyTree, PyTree, PyTree, PyTree], PyTree]
-    masks: Callable[[Masks], Masks]
 
 
 def _no_compact_trees(params: Params, sparsities: Sparsities) -> CompactTrees | None:
