@@ -10,7 +10,7 @@ import importlib.util
 import io
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import tensorflow_datasets as tfds
@@ -134,7 +134,7 @@ def _open(
             if jax.process_index() == 0:
                 where = "the folder of data sets (config.task.data_dir or TFDS_DATA_DIR)"
                 require_writable(builder.data_dir, where)
-                builder.download_and_prepare(file_format=_FORMAT)
+                _prepare(builder, lambda: _create(dataset, source, data_dir, words))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"prepared {full_name}")
         builder = _create(dataset, source, data_dir, words)
@@ -147,6 +147,17 @@ def _open(
             f"'sparsejax[images]'):\n  {_command(dataset, builder)}"
         )
     return builder
+
+
+def _prepare(
+    builder: tfds.core.DatasetBuilder, reopen: Callable[[], tfds.core.DatasetBuilder]
+) -> None:
+    """Prepare a dataset, unless another process that prepares the same one is done first."""
+    try:
+        builder.download_and_prepare(file_format=_FORMAT)
+    except OSError:  # its finished folder can't take the name of one that exists by now
+        if not reopen().is_prepared():
+            raise
 
 
 def _create(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sparsejax.data import builders
 from sparsejax.data import images as data
+from sparsejax.data.digits import Digits
 from sparsejax.errors import ConfigError
 from tests.data.sets import encoded, pixels, task, write
 
@@ -70,6 +71,7 @@ def test_importing_and_reading_a_prepared_set_never_imports_tensorflow(tmp_path)
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
 from sparsejax.data import images as data
+from sparsejax.data.digits import Digits
 from tests.data.sets import task
 images, _ = data.load_images(task({str(tmp_path / "sets")!r}, dataset="celeb_a_hq"), "train")
 assert images.shape == (3, 8, 8, 3), images.shape
@@ -130,3 +132,19 @@ def test_a_split_that_the_set_lacks_is_refused(key, split, problem, tmp_path):
 def test_preparing_digits_is_silent(tmp_path, capfd):
     data.load_images(task(tmp_path, dataset="digits"), "train")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_set_that_another_process_prepares_meanwhile_is_opened(tmp_path, monkeypatch):
+    """The other is done between this one's examples and the end of its preparation."""
+    generate, races = Digits._generate_examples, iter([True])
+
+    def outrun(builder):
+        yield from generate(builder)
+        if next(races, False):
+            Digits(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+
+    monkeypatch.setattr(Digits, "_generate_examples", outrun)
+    images, _ = data.load_images(task(tmp_path, dataset="digits"), "train")
+    assert len(images) == 1797
+    assert next(races, None) is None
+    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
