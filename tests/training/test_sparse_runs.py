@@ -115,7 +115,7 @@ def test_files_that_cannot_be_begun_with_are_refused_by_key(path, tmp_path):
     save_sparse(tmp_path / "other", params | more, masks | {"extra": np.array(True)}, metadata)
     with pytest.raises(ConfigError, match="init_from is .* network of the same shape"):
         begin(tmp_path / "other")
-    with pytest.raises(ValueError, match="other holds weights of another network"):
+    with pytest.raises(ValueError, match="other holds weights that don.t fit the network"):
         load_sparse_run(tmp_path / "other")
 
 
