@@ -36,8 +36,8 @@ class CompactNetwork(NamedTuple):
 
     Attributes:
       shrink: `shrink(params) -> compact`: the active part of a tree like params; may be traced.
-      expand: `expand(compact, full) -> params`: numpy arrays of full shape. Inactive weights are
-        zero; biases and scales of removed channels come from the tree `full`.
+      expand: `expand(compact, full) -> params`: numpy arrays of the shapes of the tree `full`, zero
+        where inactive.
       prepare: `prepare(compact) -> ready`: kernels in the layout that the network multiplies with;
         call it once per program, not in a loop.
       bind: `bind(apply) -> apply` with the same arguments, on `ready` in place of params.
@@ -148,9 +148,7 @@ def compact_channels(masks: Masks, groups: Groups) -> CompactNetwork:
         def leaf(name: str, x: Leaf) -> NumpyArray:
             if name not in kept:
                 return np.asarray(x)
-            whole = np.array(full[name])
-            if whole.ndim >= 2:
-                whole[...] = 0
+            whole = np.zeros(np.shape(full[name]), np.asarray(x).dtype)
             axes = [kept[name].get(axis, np.arange(n)) for axis, n in enumerate(whole.shape)]
             whole[np.ix_(*axes)] = x
             return whole
@@ -178,7 +176,7 @@ def compact_channels(masks: Masks, groups: Groups) -> CompactNetwork:
 
     compact_masks = jax.tree.map(lambda mask: jnp.asarray(True), masks)
     bind = functools.partial(_bind, run_layer)
-    layers = tuple(name for name in kept if np.ndim(names[name]))
+    layers = tuple(name for name in kept if np.ndim(names[name]) > 1)
     return CompactNetwork(shrink, expand, lambda compact: compact, bind, compact_masks, layers)
 
 

@@ -92,8 +92,7 @@ def expand_state(network: CompactNetwork, state: TrainState, first: TrainState) 
     Args:
       network: CompactNetwork.
       state: from `shrink_state`, trained since.
-      first: `outline` of the state before it was shrunk: its masks, and the biases of removed
-        channels.
+      first: `outline` of the state before it was shrunk: its masks and shapes.
 
     Returns:
       TrainState, as a masked run would save it.

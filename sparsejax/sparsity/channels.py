@@ -1,7 +1,7 @@
 """Channels as units: which parts of which arrays belong to a channel.
 
 Units of channels are `{group: array [units]}`. If a unit is inactive, so are all weights that lead
-into it and out of it: the network is one without the unit.
+into it and out of it, its biases and scales included: the network is one without the unit.
 """
 
 import math
@@ -49,16 +49,38 @@ ChannelGroups: TypeAlias = Mapping[str, Sequence[Member]]
 
 
 def spread(groups: ChannelGroups, units: Units, params: Params) -> Masks:
-    """Return the full-shape masks of units; uses only the shapes of `params`."""
+    """Return the full-shape masks of units; uses only the shapes of `params`.
+
+    Biases and scales of a unit have masks, too; arrays in no group have a 0-d True.
+    """
     members = members_by_path(groups)
 
     def leaf_mask(path: KeyPath, leaf: Leaf) -> Array:
         name = path_name(path)
-        if name not in members or len(leaf.shape) < 2:
+        if name not in members:
             return jnp.asarray(True)
         return jnp.broadcast_to(_along(members[name], units, leaf.shape), leaf.shape)
 
     return jax.tree_util.tree_map_with_path(leaf_mask, params)
+
+
+def complete(groups: ChannelGroups, masks: Masks, params: Params) -> Masks:
+    """Add the masks of biases and scales, which older versions left dense.
+
+    Args:
+      groups: `{name: [Member, ...]}`.
+      masks: masks of whole units, some of them 0-d.
+      params: pytree of arrays or `jax.ShapeDtypeStruct`, for their shapes.
+
+    Returns:
+      Masks as `spread` returns them; `masks` themselves if nothing is missing.
+    """
+    leaves = dict(_named(masks))
+    sizes = {leaves[name].ndim for name in members_by_path(groups)}
+    if 0 not in sizes or len(sizes) == 1:  # complete, or dense
+        return masks
+    whole = spread(groups, unit_masks(groups, masks), params)
+    return jax.tree.map(lambda mask, full: mask if mask.ndim else full, masks, whole)
 
 
 def probe(
@@ -101,7 +123,7 @@ def _begin(
 
     def leaf(path: KeyPath, param: Array, fresh: Array) -> Array:
         name = path_name(path)
-        if name not in members or param.ndim < 2:
+        if name not in members:
             return param
         parts = members[name]
         into = _along(parts, absent, param.shape, lambda m: m.incoming, otherwise=False)
@@ -121,7 +143,7 @@ def _any(member: Member) -> bool:
 def mean_over(
     groups: ChannelGroups, tree: PyTree, accept: Callable[[Member], bool] = _any
 ) -> dict[str, Array]:
-    """Average |values| over the weights that belong to a unit, by group."""
+    """Average |values| over the weights that belong to a unit, by group; not biases and scales."""
     leaves = dict(_named(tree))
     sums: dict[str, Array] = {name: jnp.zeros(()) for name in groups}
     sizes = dict.fromkeys(groups, 0)

@@ -136,12 +136,13 @@ def block(size: BlockSize) -> Structure:
 def channel(groups: ChannelGroups, init: Callable[[PRNGKey], Params]) -> Structure:
     """Return the structure of channels: units that extend over several arrays.
 
-    If a unit is inactive, so are all weights that lead into it and out of it: the network is one
-    without the unit. A unit's score is the mean over its weights. It is regrown with fresh incoming
-    and zero outgoing weights. The gradient of an inactive unit is zero by construction, so growth
+    If a unit is inactive, so are all weights that lead into it and out of it, its biases and scales
+    included: the network is one without the unit. A unit's score is the mean over its weights,
+    without biases and scales. It is regrown with fresh incoming weights, biases and scales, and
+    zero outgoing weights. The gradient of an inactive unit is zero by construction, so growth
     scores are taken with every inactive unit given the incoming weights that it would be regrown
     with: the network's outputs don't change, and the gradient of the outgoing weights measures how
-    useful a unit is. Arrays in no group stay dense, as do those of one dimension.
+    useful a unit is. Arrays in no group stay dense.
 
     Args:
       groups: `{name: [Member, ...]}`.

@@ -16,6 +16,7 @@ from sparsejax.families import Model, network_arguments
 from sparsejax.sparse_files import is_sparse_file
 from sparsejax.sparsity.methods import METHODS, get_method
 from sparsejax.training import runs
+from sparsejax.training.plan import complete_units
 from sparsejax.types import Masks, Params, PathLike
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ def other_weights(config: ml_collections.ConfigDict, model: Model) -> tuple[Para
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
         require(False, "checkpoint.init_from", str(path), "weights of a network of the same shape")
     params = jax.tree.map(lambda param, ours: np.asarray(param, ours.dtype), params, expected)
+    if other is not None:
+        params, masks = complete_units(other.sparsity, model, params, masks)
     if other is None or not same_masks(config.sparsity, other.sparsity):
         masks = None
     logger.info("weights%s from %s", "" if masks is None else " and masks", path)

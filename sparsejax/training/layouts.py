@@ -6,7 +6,12 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from sparsejax.sparsity.transforms import FlatState
+from sparsejax.sparsity.flat import active_indices, is_flat, to_flat
+from sparsejax.sparsity.masks import pack_bits, unpack_bits
+from sparsejax.sparsity.mirrors import map_mirrors
+from sparsejax.sparsity.transforms import FlatState, reset_inactive
+from sparsejax.training.state import TrainState
+from sparsejax.types import Array, Masks, Optimizer, Params, PyTree
 
 Tree: TypeAlias = dict[str, Any]  # `TrainState._asdict()`: the fields that a checkpoint holds
 
@@ -47,3 +52,53 @@ def _layouts(example: Tree) -> Iterator[tuple[Tree, Callable[[Tree], Tree]]]:
         return tree | parts
 
     yield without | {"opt_state": held, "ema_params": ()}, take_out
+
+
+def complete_state(
+    state: TrainState,
+    complete: Callable[[Params, Masks], tuple[Params, Masks]],
+    optimizer: Optimizer,
+) -> TrainState:
+    """Give a state the masks of biases and scales of channels, which older versions left dense.
+
+    Args:
+      state: TrainState of host arrays.
+      complete: `complete(params, masks) -> (params, masks)`, as `plan.complete_units`.
+      optimizer: the optax transformation of the train step.
+
+    Returns:
+      TrainState of host arrays: params and EMA zero, and moments fresh, where the masks are False.
+      `state` itself if no mask is missing.
+    """
+    params, masks = complete(state.params, state.masks)
+    if masks is state.masks:
+        return state
+    _, ever = complete(params, unpack_bits(state.ever_active, params))
+    if is_flat(state.indices):
+        state = _more_flat(state, params, active_indices(masks), optimizer)
+    else:
+        opt_state = reset_inactive(optimizer, state.opt_state, params, masks)
+        ema_params, _ = complete(state.ema_params, state.masks)
+        state = state._replace(opt_state=opt_state, ema_params=ema_params)
+    state = state._replace(params=params, masks=masks, ever_active=pack_bits(ever))
+    return jax.device_get(state)
+
+
+def _more_flat(
+    state: TrainState, params: Params, indices: PyTree, optimizer: Optimizer
+) -> TrainState:
+    """Make layers flat that a flat state still holds whole."""
+    small = to_flat(params, state.indices)
+    added = jax.tree.map(
+        lambda old, new: np.array(True) if old.ndim else new, state.indices, indices
+    )
+
+    def take(leaf: Array, fresh: Array, index: Array) -> Array:
+        del fresh
+        return leaf[..., index] if index.ndim else leaf
+
+    return state._replace(
+        opt_state=map_mirrors(take, state.opt_state, optimizer.init(small), small, added),
+        ema_params=to_flat(state.ema_params, added),
+        indices=indices,
+    )

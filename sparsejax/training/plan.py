@@ -12,9 +12,11 @@ from sparsejax.compact.network import CompactNetwork, compact_blocks, compact_ch
 from sparsejax.configuration import asked_level, structure_name
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model
+from sparsejax.sparsity import channels
 from sparsejax.sparsity import structure as structures
 from sparsejax.sparsity.distributions import get_distribution
 from sparsejax.sparsity.flat import static_counts
+from sparsejax.sparsity.masks import apply_masks
 from sparsejax.sparsity.methods import Method, get_method
 from sparsejax.sparsity.schedules import UpdateSchedule
 from sparsejax.training.keys import named_key
@@ -132,6 +134,37 @@ def compact_network(sparsity: ConfigDict, model: Model, masks: Masks) -> Compact
     return network if network.layers else None
 
 
+def complete_units(
+    sparsity: ConfigDict, model: Model, params: Params, masks: Masks
+) -> tuple[Params, Masks]:
+    """Return params and masks in which inactive channels have no biases and scales.
+
+    Older versions left these dense.
+
+    Args:
+      sparsity: `config.sparsity`, resolved; its method need not be registered here.
+      model: Model.
+      params: params, host arrays.
+      masks: their masks, host arrays.
+
+    Returns:
+      Tuple of params and masks, host arrays; those that were given if nothing is missing.
+    """
+    if structure_name(sparsity) != "channel":
+        return params, masks
+    whole = channels.complete(_groups(model, params), masks, params)
+    if whole is masks:
+        return params, masks
+    return jax.device_get((apply_masks(params, whole), whole))
+
+
+def _groups(model: Model, params: Params) -> channels.ChannelGroups:
+    return {
+        name: [structures.Member(*member) for member in members]
+        for name, members in model.units(params).items()
+    }
+
+
 def _weights(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
     del model
     return structures.WEIGHT, _by_layer(sparsity, params), lambda: None
@@ -151,12 +184,9 @@ def _blocks(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
 
 
 def _channels(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
-    units = model.units(params)
+    groups = _groups(model, params)
     accepted = "weight, block: channels of this network can't be removed independently"
-    require(units, "sparsity.structure", "channel", accepted)
-    groups = {
-        name: [structures.Member(*member) for member in members] for name, members in units.items()
-    }
+    require(groups, "sparsity.structure", "channel", accepted)
     accepted = "() with channels: the same share is removed from every group"
     require(not sparsity.custom, "sparsity.custom", sparsity.custom, accepted)
     sparsities = structures.channel_sparsities(groups, params, sparsity.level)

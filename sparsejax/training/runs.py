@@ -1,6 +1,7 @@
 """Workdirs: what a run leaves on disk, and how to read it back."""
 
 import difflib
+import functools
 import json
 import logging
 import os
@@ -29,11 +30,12 @@ from sparsejax.sparsity.distributions import DISTRIBUTIONS
 from sparsejax.sparsity.methods import METHODS
 from sparsejax.storage import read_object, require_writable
 from sparsejax.training import checkpoints, facts
+from sparsejax.training.layouts import complete_state
 from sparsejax.training.metrics_log import Line, read_metrics
 from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.plan import build_plan
+from sparsejax.training.plan import Plan, build_plan, complete_units
 from sparsejax.training.state import TrainState, abstract_state, ema_params_of
-from sparsejax.types import Masks, Params, PathLike, Value
+from sparsejax.types import Masks, Optimizer, Params, PathLike, Value
 
 logger = logging.getLogger(__name__)
 
@@ -180,19 +182,30 @@ def _tuples(value: Value) -> Value:
 
 
 def restore_state(
-    workdir: PathLike, example: TrainState
+    workdir: PathLike, config: ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
 ) -> tuple[TrainState, dict[str, Value]] | None:
     """Restore the newest intact checkpoint of a run.
 
     Args:
       workdir: path.
-      example: the run's `state.abstract_state`.
+      config: its resolved config.
+      model: its Model.
+      plan: its Plan.
+      optimizer: the optax transformation of the train step.
 
     Returns:
       Tuple of TrainState (host arrays) and the checkpoint's extra dictionary, or None.
     """
     folder = pathlib.Path(workdir) / "checkpoints"
-    return checkpoints.restore_newest(folder, example) if checkpoints.list_steps(folder) else None
+    if not checkpoints.list_steps(folder):
+        return None
+    example = abstract_state(config, model, plan, optimizer)
+    restored = checkpoints.restore_newest(folder, example)
+    if restored is None:
+        return None
+    state, extra = restored
+    complete = functools.partial(complete_units, config.sparsity, model)
+    return complete_state(state, complete, optimizer), extra
 
 
 def require_checkpoint(workdir: PathLike) -> None:
@@ -242,7 +255,7 @@ def load_state_of(workdir: PathLike, config: ConfigDict, model: Model) -> TrainS
       ConfigError: the workdir holds no intact checkpoint.
     """
     plan, optimizer = build_plan(config, model), build_optimizer(config)
-    restored = restore_state(workdir, abstract_state(config, model, plan, optimizer))
+    restored = restore_state(workdir, config, model, plan, optimizer)
     if restored is None:
         raise _no_checkpoint(workdir)
     return restored[0]
@@ -397,7 +410,7 @@ def load_sparse_run(path: PathLike) -> tuple[Model, Params, Masks]:
     config, known, params, masks = read_sparse(path)
     model = facts.build_model_of(config, known, path)
     check_weights(path, model, params)
-    return model, params, masks
+    return model, *complete_units(config.sparsity, model, params, masks)
 
 
 def check_weights(path: PathLike, model: Model, params: Params) -> None:

@@ -14,7 +14,7 @@ from sparsejax.training.facts import read_facts
 from sparsejax.training.init_from import other_weights
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import Plan, build_plan
-from sparsejax.training.state import TrainState, abstract_state, create_state, state_from
+from sparsejax.training.state import TrainState, create_state, state_from
 from sparsejax.types import Optimizer, PathLike, Value
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def first_state(
       ConfigError: no checkpoint is intact, or `checkpoint.init_from` names no weights of this
         network.
     """
-    restored = runs.restore_state(workdir, abstract_state(config, model, plan, optimizer))
+    restored = runs.restore_state(workdir, config, model, plan, optimizer)
     if restored is not None:
         state, extra = restored
         logger.info("resumed %s after step %d", workdir, int(state.step))

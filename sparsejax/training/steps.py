@@ -258,11 +258,12 @@ def make_topology_update(
 
 def _share(bits: PyTree, masks: Masks) -> Array:
     """Return the share of ones in the mask bits of the sparsified layers."""
-    layers = [layer for layer in jax.tree.leaves(bits) if layer.ndim]
+    pairs = zip(jax.tree.leaves(bits), jax.tree.leaves(masks), strict=True)
+    layers = [(layer, mask.size) for layer, mask in pairs if mask.ndim > 1]
     if not layers:
         return jnp.float32(1)
-    active = sum(jnp.sum(jax.lax.population_count(x), dtype=jnp.float32) for x in layers)
-    return active / sum(mask.size for mask in jax.tree.leaves(masks) if mask.ndim)
+    active = sum(jnp.sum(jax.lax.population_count(x), dtype=jnp.float32) for x, _ in layers)
+    return active / sum(size for _, size in layers)
 
 
 def _replaced(before: Masks, after: Masks) -> Array:
@@ -270,7 +271,7 @@ def _replaced(before: Masks, after: Masks) -> Array:
     pairs = [
         (jnp.sum(new & ~old, dtype=jnp.float32), jnp.sum(new, dtype=jnp.float32))
         for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
-        if new.ndim
+        if new.ndim > 1  # not the biases and scales of channels
     ]
     if not pairs:
         return jnp.float32(0)

@@ -18,7 +18,7 @@ from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model
 from sparsejax.training import runs
 from sparsejax.training.facts import build_model_of, read_facts
-from sparsejax.training.plan import compact_network
+from sparsejax.training.plan import compact_network, complete_units
 from sparsejax.training.sampling import make_keyed_sampler
 from sparsejax.training.state import ema_params_of
 from sparsejax.types import Masks, NumpyArray, Params, PathLike, PRNGKey, Value
@@ -129,7 +129,7 @@ def _read(
         config = _changed(config, *changes)
         model = build_model_of(config, known, path)
         _named(runs.check_weights, path, model, params)
-        return config, model, params, masks
+        return config, model, *complete_units(config.sparsity, model, params, masks)
     config = runs.read_config(path)
     known = read_facts(path, config)
     config = _changed(config, *changes)

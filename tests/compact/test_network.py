@@ -18,15 +18,13 @@ GRU = BiGRUDenoiser(hidden=HIDDEN, layers=2, steps=10)
 
 def masks_of(groups, params, active):
     """Masks of whole units by plain numpy: False where a unit on any axis is inactive."""
-    masks = jax.tree.map(lambda x: np.ones(x.shape, bool) if x.ndim > 1 else np.True_, params)
+    masks = jax.tree.map(lambda x: np.ones(x.shape, bool), params)
     for name, members in groups.items():
         for path, axis, units, _ in members:
             module, layer, leaf = (
                 path.split("/") if path.count("/") == 2 else ["", *path.split("/")]
             )
             tree = masks[module][layer] if module else masks[layer]
-            if np.ndim(tree[leaf]) < 2:
-                continue
             dead = [i for i, unit in enumerate(units) if unit >= 0 and unit not in active[name]]
             tree[leaf][(slice(None),) * axis + (dead,)] = False
     return masks
@@ -57,7 +55,7 @@ def test_a_gru_without_hidden_units_computes_what_the_masked_one_does():
     got = jax.jit(compact.bind(apply))(small, points, t, lengths)
     np.testing.assert_allclose(got, expected, atol=1e-5)
     assert np.abs(expected[:, :3]).min() > 0
-    # The inverse of shrinking, with what the channels that were left out have kept.
+    # The inverse of shrinking.
     jax.tree.map(np.testing.assert_array_equal, compact.expand(small, params), params)
 
 

@@ -10,53 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsejax.sparsity import masks, methods, structure
+from tests.sparsity.channel_net import GROUPS, forward, init
 from tests.sparsity.strategies import active_counts, random_like, random_tree
 
 SHAPES = {"conv": {"kernel": (3, 3, 8, 12), "bias": (12,)}, "out": {"kernel": (12, 10)}}
 FRACTIONS = st.sampled_from([0.0, 0.3, 0.5, 1.0])
 LEVELS = st.sampled_from([0.1, 0.5, 0.75, 0.9])
-INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(16, 5)), jnp.float32)
-
-# A net with a recurrent look: the units of "b" lead into each other, and "out" reads two groups.
-GROUPS = {
-    "a": [
-        structure.Member("a/kernel", 1, np.repeat(np.arange(4), 2), True),
-        structure.Member("a/bias", 0, np.repeat(np.arange(4), 2), True),
-        structure.Member(
-            "out/kernel", 0, np.r_[np.repeat(np.arange(4), 2), -np.ones(6, int)], False
-        ),
-    ],
-    "b": [
-        structure.Member("b/kernel", 1, np.tile(np.arange(6), 1), True),
-        structure.Member("inner/kernel", 1, np.arange(6), True),
-        structure.Member("inner/kernel", 0, np.arange(6), False),
-        structure.Member("out/kernel", 0, np.r_[-np.ones(8, int), np.arange(6)], False),
-    ],
-}
-NET = {
-    "a": {"kernel": (5, 8), "bias": (8,)},
-    "b": {"kernel": (5, 6)},
-    "inner": {"kernel": (6, 6)},
-    "out": {"kernel": (14, 3)},
-}
-
-
-def init(key):
-    """Fresh parameters, all different from zero, of the net of the groups."""
-    return jax.tree.map(
-        lambda shape: 1 + jax.random.uniform(jax.random.fold_in(key, len(shape) * shape[0]), shape),
-        NET,
-        is_leaf=lambda x: isinstance(x, tuple),
-    )
-
-
-def forward(params, x=INPUTS):
-    """The outputs of the net, [16, 3]."""
-    b = jnp.tanh(x @ params["b"]["kernel"])
-    b = jnp.tanh(b @ params["inner"]["kernel"])
-    a = jnp.tanh(x @ params["a"]["kernel"] + params["a"]["bias"])
-    return jnp.concatenate([a, b], -1) @ params["out"]["kernel"]
-
 
 BLOCK, CHANNEL = structure.block(4), structure.channel(GROUPS, init)
 BUILT = {
@@ -152,7 +111,8 @@ def test_channels_move_whole_through_all_their_arrays(seed, level, name, fractio
     assert (np.asarray(after["b"]["kernel"]) == b).all()
     assert (np.asarray(after["inner"]["kernel"]) == b[:, None] & b).all()
     assert (np.asarray(after["out"]["kernel"]) == np.r_[np.repeat(a, 2), b][:, None]).all()
-    assert after["a"]["bias"].ndim == 0
+    assert (np.asarray(after["a"]["bias"]) == np.repeat(a, 2)).all()
+    assert after["out"]["bias"].ndim == 0
     new = jax.tree.map(np.asarray, after_params)
     was, now = jax.tree.map(np.asarray, (before, after))
     for layer in ("a", "b", "inner", "out"):
@@ -160,7 +120,12 @@ def test_channels_move_whole_through_all_their_arrays(seed, level, name, fractio
         assert (kernel[~mask] == 0).all()
         kept = mask & old
         np.testing.assert_array_equal(kernel[kept], np.asarray(params[layer]["kernel"])[kept])
-    # Back with fresh incoming and zero outgoing weights.
+    bias, was_there = new["a"]["bias"], was["a"]["bias"]
+    assert (bias[~now["a"]["bias"]] == 0).all()
+    kept = now["a"]["bias"] & was_there
+    np.testing.assert_array_equal(bias[kept], np.asarray(params["a"]["bias"])[kept])
+    # Back with fresh incoming and zero outgoing weights, and fresh biases.
+    assert (bias[now["a"]["bias"] & ~was_there] >= 1).all()
     for layer in ("a", "b"):
         assert (new[layer]["kernel"][now[layer]["kernel"] & ~was[layer]["kernel"]] >= 1).all()
     assert (new["out"]["kernel"][now["out"]["kernel"] & ~was["out"]["kernel"]] == 0).all()
