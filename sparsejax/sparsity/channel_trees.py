@@ -35,7 +35,7 @@ class _Axis(NamedTuple):
     others: NumpyArray
 
 
-def compact_trees(
+def channel_trees(
     groups: ChannelGroups, params: Params, sparsities: Sparsities
 ) -> CompactTrees | None:
     """Return the functions of compact trees of channels (see `CompactTrees`).
@@ -55,7 +55,8 @@ def compact_trees(
     if axes is None:
         return None
 
-    def spread(indices: Units) -> Masks:
+    def spread(indices: Units, masks: Masks) -> Masks:
+        del masks  # no layer is held as it is
         units = {
             name: jnp.zeros(size, bool).at[indices[name]].set(True) for name, size in sizes.items()
         }

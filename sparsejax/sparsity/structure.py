@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sparsejax.sparsity import blocks, channel_trees, channels, topology
+from sparsejax.sparsity import blocks, channels, topology
 from sparsejax.sparsity.blocks import BlockSize, block_of
+from sparsejax.sparsity.channel_trees import channel_trees
 from sparsejax.sparsity.channels import (
     ChannelGroups,
     Member,
@@ -161,7 +162,7 @@ def channel(groups: ChannelGroups, init: Callable[[PRNGKey], Params]) -> Structu
         spread=functools.partial(channels.spread, groups),
         probe=functools.partial(channels.probe, groups, init),
         revive=functools.partial(channels.revive, groups, init),
-        compact_trees=functools.partial(channel_trees.compact_trees, groups),
+        compact_trees=functools.partial(channel_trees, groups),
     )
 
 

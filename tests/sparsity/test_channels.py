@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsejax.sparsity import channels, get_method, reset_inactive, sparse_updates, structure
-from sparsejax.sparsity.channel_trees import compact_trees
+from sparsejax.sparsity.channel_trees import channel_trees
 from sparsejax.sparsity.masks import apply_masks
 from sparsejax.training.steps import move_ema
 from tests.sparsity.channel_net import GROUPS, forward, init
@@ -18,10 +18,10 @@ from tests.sparsity.strategies import random_like
 SHAPES = jax.eval_shape(init, jax.random.key(0))
 SHARES = {"a": 0.5, "b": 0.5}
 COUNTS = {"a": (4, 2), "b": (6, 3)}
-TREES = compact_trees(GROUPS, SHAPES, SHARES)
+TREES = channel_trees(GROUPS, SHAPES, SHARES)
 CHANNEL = structure.channel(GROUPS, init)
 SPREAD = jax.jit(lambda units: channels.spread(GROUPS, units, SHAPES))
-INDICES, SHRINK, EXPAND, MOVE, MASKS = map(
+INDICES, SHRINK, EXPAND, MOVE, SPREAD_TREES = map(
     jax.jit, (TREES.indices, TREES.shrink, TREES.expand, TREES.move, TREES.spread)
 )
 SEEDS = st.integers(0, 2**16)
@@ -68,7 +68,7 @@ def test_a_compact_tree_has_what_is_active_and_expands_to_it(seed):
     indices = INDICES(masks)
     assert {x.dtype for x in jax.tree.leaves(indices)} == {jnp.dtype("int32")}
     assert_equal(indices, {name: np.flatnonzero(active) for name, active in units.items()})
-    assert_equal(MASKS(indices), masks)
+    assert_equal(SPREAD_TREES(indices, TREES.masks(masks)), masks)
     compact = SHRINK(tree, indices)
     assert_equal(compact, by_leaf(lambda x, places: x[places], tree, kept))
 
@@ -123,7 +123,7 @@ def update_whole(key, params, masks, state, ema):
 
 @jax.jit
 def update_compact(key, params, old, sums, ema):
-    whole, masks = TREES.expand(params, old), TREES.spread(old)
+    whole, masks = TREES.expand(params, old), TREES.spread(old, True)
     after_params, after = get_method("magran", CHANNEL).update(key, whole, masks, whole, 0.5)
     new = TREES.indices(after)
     params = TREES.shrink(after_params, new)
@@ -133,7 +133,7 @@ def update_compact(key, params, old, sums, ema):
 
 @settings(max_examples=10, deadline=None)
 @given(SEEDS)
-def test_an_update_of_compact_trees_is_that_of_masked_ones(seed):
+def test_an_update_of_channel_trees_is_that_of_masked_ones(seed):
     """Params, EMA and moments; and what returns begins anew, its bias included."""
     key, units = jax.random.key(seed), units_of(seed)
     masks = SPREAD(units)
@@ -165,7 +165,9 @@ def test_the_net_computes_the_same_without_the_biases_of_absent_units_and_compac
     with_biases = params | {"a": params["a"] | {"bias": init(jax.random.key(1))["a"]["bias"]}}
     assert (with_biases["a"]["bias"] != params["a"]["bias"]).any()
     np.testing.assert_array_equal(forward(with_biases), expected)
-    np.testing.assert_allclose(forward(SHRINK(params, INDICES(masks))), expected, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(
+        forward(SHRINK(params, INDICES(masks))), expected, rtol=1e-6, atol=1e-5
+    )
 
 
 def test_masks_of_a_compact_tree_are_true_everywhere():
@@ -175,16 +177,16 @@ def test_masks_of_a_compact_tree_are_true_everywhere():
 
 
 @pytest.mark.parametrize("units", [[0, 0, 1], [0, 1, 1]])
-def test_units_of_different_widths_have_no_compact_trees(units):
+def test_units_of_different_widths_have_no_channel_trees(units):
     groups = {"a": [channels.Member("kernel", 0, np.array(units), True)]}
     shapes = {"kernel": jax.ShapeDtypeStruct((3, 2), jnp.float32)}
-    assert compact_trees(groups, shapes, {"a": 0.5}) is None
+    assert channel_trees(groups, shapes, {"a": 0.5}) is None
 
 
-def test_an_index_of_two_groups_has_no_compact_trees():
+def test_an_index_of_two_groups_has_no_channel_trees():
     groups = {name: [channels.Member("kernel", 0, np.arange(3), True)] for name in "ab"}
     shapes = {"kernel": jax.ShapeDtypeStruct((3, 2), jnp.float32)}
-    assert compact_trees(groups, shapes, SHARES) is None
+    assert channel_trees(groups, shapes, SHARES) is None
 
 
 def test_older_masks_get_those_of_biases():

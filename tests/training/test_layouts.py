@@ -10,11 +10,21 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from sparsejax.sparsity.flat import static_counts
+from sparsejax.configuration import resolve, to_json
+from sparsejax.families import build_model
+from sparsejax.sparse_files import save_sparse
+from sparsejax.sparsity import channels, get_method, structure
+from sparsejax.sparsity.flat import active_indices, static_counts, to_flat
+from sparsejax.sparsity.masks import apply_masks, pack_bits, unpack_bits
 from sparsejax.sparsity.transforms import sparse_updates
-from sparsejax.training import checkpoints
+from sparsejax.training import checkpoints, load_run, load_sparse_run, runs
+from sparsejax.training.layouts import complete_state
+from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.plan import build_plan
 from sparsejax.training.state import ema_params_of, state_from
+from tests.sparsity.channel_net import GROUPS, init
 from tests.sparsity.strategies import random_like, random_tree
+from tests.training.tiny import tiny_config
 
 SHAPES = {"conv": {"kernel": (3, 3, 2, 4), "bias": (4,)}, "kernel": (8, 9)}
 
@@ -90,3 +100,75 @@ def test_older_checkpoints_are_read_as_todays(tmp_path, is_flat, is_dense):
             assert (np.asarray(ema)[~np.asarray(mask)] == 0).all()
         else:
             np.testing.assert_array_equal(ema, held)
+
+
+def only_kernels(masks):
+    """Masks as older versions made them: biases and scales of channels were dense."""
+    return jax.tree.map(lambda mask: mask if mask.ndim > 1 else jnp.array(True), masks)
+
+
+def complete(params, masks):
+    whole = channels.complete(GROUPS, masks, params)
+    return (params, masks) if whole is masks else (apply_masks(params, whole), whole)
+
+
+@pytest.mark.parametrize("is_flat", [False, True])
+def test_a_state_whose_channels_had_dense_biases_loses_those_of_absent_ones(is_flat):
+    """Params and EMA are zero there and moments fresh; all else is as it was."""
+    params, optimizer = random_like(init(jax.random.key(0)), 0), sparse_updates(optax.adagrad(0.1))
+    method = get_method("static", structure.channel(GROUPS, init))
+    masks, before = (
+        method.init(jax.random.key(seed), params, {"a": 0.5, "b": 0.5}) for seed in (1, 2)
+    )
+    older = only_kernels(masks)
+    state = state_from(params, older, optimizer, static_counts(older) if is_flat else None)
+    sums = jax.tree.map(jnp.abs, random_like(state.opt_state[0].sum_of_squares, 1))
+    state = state._replace(
+        opt_state=(state.opt_state[0]._replace(sum_of_squares=sums), *state.opt_state[1:]),
+        ema_params=random_like(state.ema_params, 2),
+        ever_active=jax.tree.map(jnp.bitwise_or, *map(pack_bits, (older, only_kernels(before)))),
+    )
+    state = jax.device_get(state)
+    got = complete_state(state, complete, optimizer)
+    jax.tree.map(np.testing.assert_array_equal, got.masks, masks)
+    jax.tree.map(np.testing.assert_array_equal, got.params, apply_masks(params, masks))
+    ever = unpack_bits(got.ever_active, params)["a"]["bias"]
+    np.testing.assert_array_equal(ever, masks["a"]["bias"] | before["a"]["bias"])
+    np.testing.assert_array_equal(
+        got.ever_active["inner"]["kernel"], state.ever_active["inner"]["kernel"]
+    )
+    bias = np.asarray(masks["a"]["bias"])
+    assert bias.sum() == 4
+    was = (state.opt_state[0].sum_of_squares, state.ema_params)
+    now = (got.opt_state[0].sum_of_squares, got.ema_params)
+    for fresh, old, new in zip((np.float32(0.1), 0), was, now, strict=True):
+        expected = old["a"]["bias"][bias] if is_flat else np.where(bias, old["a"]["bias"], fresh)
+        np.testing.assert_array_equal(new["a"]["bias"], expected)
+        np.testing.assert_array_equal(new["out"]["bias"], old["out"]["bias"])
+    if is_flat:
+        assert got.indices["a"]["bias"].tolist() == np.flatnonzero(bias).tolist()
+        jax.tree.map(np.testing.assert_array_equal, got.indices, active_indices(masks))
+        expected = to_flat(ema_params_of(got), got.indices)
+        jax.tree.map(np.testing.assert_array_equal, got.ema_params, expected)
+    assert complete_state(got, complete, optimizer) is got
+
+
+def test_older_runs_and_sparse_files_with_channels_are_read_as_todays(tmp_path):
+    config = resolve(tiny_config(**{"sparsity.structure": "channel", "sparsity.level": 0.5}))
+    model = build_model(config)
+    plan, optimizer = build_plan(config, model), build_optimizer(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
+    masks = jax.device_get(plan.method.init(jax.random.key(1), shapes, plan.sparsities))
+    older = only_kernels(masks)
+    state = jax.jit(functools.partial(state_from, optimizer=optimizer))(params, older)
+    runs.save_config(tmp_path / "run", config)
+    with checkpoints.open_manager(tmp_path / "run" / "checkpoints") as manager:
+        checkpoints.save(manager, state, {"pending": []})
+    file = tmp_path / "model.safetensors"
+    save_sparse(file, jax.device_get(state.params), older, {"config": to_json(config)})
+    expected = jax.tree.map(lambda param, mask: np.where(mask, param, 0), params, masks)
+    assert any(mask.ndim == 1 and not mask.all() for mask in jax.tree.leaves(masks))
+    for _, ours, our_masks in (load_run(tmp_path / "run"), load_sparse_run(file)):
+        jax.tree.map(np.testing.assert_array_equal, (ours, our_masks), (expected, masks))
