@@ -1,5 +1,6 @@
-"""Checkpoints from before the state had `indices` can be read, whole and flat ones."""
+"""Older checkpoints can be read: before `indices`, and before all masks of channels."""
 
+import functools
 import zlib
 from typing import NamedTuple
 
