@@ -6,12 +6,12 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from sparsejax.sparsity.flat import active_indices, is_flat, to_flat
+from sparsejax.sparsity.flat import active_indices, is_flat
 from sparsejax.sparsity.masks import pack_bits, unpack_bits
 from sparsejax.sparsity.mirrors import map_mirrors
 from sparsejax.sparsity.transforms import FlatState, reset_inactive
 from sparsejax.training.state import TrainState
-from sparsejax.types import Array, Masks, Optimizer, Params, PyTree
+from sparsejax.types import Masks, NumpyArray, Optimizer, Params, PyTree
 
 Tree: TypeAlias = dict[str, Any]  # `TrainState._asdict()`: the fields that a checkpoint holds
 
@@ -87,18 +87,24 @@ def complete_state(
 def _more_flat(
     state: TrainState, params: Params, indices: PyTree, optimizer: Optimizer
 ) -> TrainState:
-    """Make layers flat that a flat state still holds whole."""
-    small = to_flat(params, state.indices)
+    """Make layers flat that a flat state of host arrays still holds whole."""
+
+    def take(leaf: NumpyArray, index: NumpyArray) -> NumpyArray:
+        return leaf[..., index] if index.ndim else leaf
+
+    small = jax.tree.map(
+        lambda param, index: take(np.ravel(param), index) if index.ndim else param,
+        *(params, state.indices),
+    )
+    indices = jax.device_get(indices)
     added = jax.tree.map(
         lambda old, new: np.array(True) if old.ndim else new, state.indices, indices
     )
-
-    def take(leaf: Array, fresh: Array, index: Array) -> Array:
-        del fresh
-        return leaf[..., index] if index.ndim else leaf
-
     return state._replace(
-        opt_state=map_mirrors(take, state.opt_state, optimizer.init(small), small, added),
-        ema_params=to_flat(state.ema_params, added),
+        opt_state=map_mirrors(
+            lambda leaf, _, index: take(leaf, index),
+            *(state.opt_state, optimizer.init(small), small, added),
+        ),
+        ema_params=jax.tree.map(take, state.ema_params, added),
         indices=indices,
     )

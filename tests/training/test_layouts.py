@@ -118,11 +118,11 @@ def test_a_state_whose_channels_had_dense_biases_loses_those_of_absent_ones(is_f
     """Params and EMA are zero there and moments fresh; all else is as it was."""
     params, optimizer = random_like(init(jax.random.key(0)), 0), sparse_updates(optax.adagrad(0.1))
     method = get_method("static", structure.channel(GROUPS, init))
-    masks, before = (
-        method.init(jax.random.key(seed), params, {"a": 0.5, "b": 0.5}) for seed in (1, 2)
-    )
+    draw = jax.jit(lambda seed: method.init(jax.random.key(seed), params, {"a": 0.5, "b": 0.5}))
+    masks, before = draw(1), draw(2)
     older = only_kernels(masks)
-    state = state_from(params, older, optimizer, static_counts(older) if is_flat else None)
+    counts = static_counts(older) if is_flat else None
+    state = jax.jit(lambda masks: state_from(params, masks, optimizer, counts))(older)
     sums = jax.tree.map(jnp.abs, random_like(state.opt_state[0].sum_of_squares, 1))
     state = state._replace(
         opt_state=(state.opt_state[0]._replace(sum_of_squares=sums), *state.opt_state[1:]),
@@ -161,7 +161,8 @@ def test_older_runs_and_sparse_files_with_channels_are_read_as_todays(tmp_path):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes)
-    masks = jax.device_get(plan.method.init(jax.random.key(1), shapes, plan.sparsities))
+    draw = jax.jit(lambda key: plan.method.init(key, shapes, plan.sparsities))
+    masks = jax.device_get(draw(jax.random.key(1)))
     older = only_kernels(masks)
     state = jax.jit(functools.partial(state_from, optimizer=optimizer))(params, older)
     runs.save_config(tmp_path / "run", config)
