@@ -136,14 +136,21 @@ def test_preparing_digits_is_silent(tmp_path, capfd):
 
 def test_a_set_that_another_process_prepares_meanwhile_is_opened(tmp_path, monkeypatch):
     """The other is done between this one's examples and the end of its preparation."""
-    generate, races = Digits._generate_examples, iter([True])
+    races = iter([True])
 
-    def outrun(builder):
-        yield from generate(builder)
-        if next(races, False):
-            Digits(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    def outrun(data_dir):
+        builder = Digits(data_dir=data_dir)
+        generate = builder._generate_examples
 
-    monkeypatch.setattr(Digits, "_generate_examples", outrun)
+        def examples():
+            yield from generate()
+            if next(races, False):
+                Digits(data_dir=data_dir).download_and_prepare(file_format="array_record")
+
+        builder._generate_examples = examples
+        return builder
+
+    monkeypatch.setitem(builders.IMAGE_BUILDERS, "digits", outrun)
     images, _ = data.load_images(task(tmp_path, dataset="digits"), "train")
     assert len(images) == 1797
     assert next(races, None) is None
