@@ -6,6 +6,7 @@ bit by bit, with one counting pass per bit. A second bisection over flat indices
 `k` may be traced, so one compiled function serves every drop fraction.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -96,3 +97,30 @@ def select_top(scores: ArrayLike, count: ArrayLike, *, candidates: Array | None 
     above = keys > threshold
     ties = _first(keys == threshold, count - _count(above))
     return (above | ties).reshape(scores.shape)
+
+
+def select_top_columns(
+    scores: Array, counts: ArrayLike, *, candidates: Array | None = None
+) -> Array:
+    """Select the largest scores of each column, as `select_top` does of a whole array.
+
+    Args:
+      scores: floating-point array [rows, columns].
+      counts: number of entries to select in each column, integers [columns], or one for all.
+      candidates: boolean array [rows, columns]; only its True entries can be selected.
+
+    Returns:
+      Boolean array [rows, columns].
+
+    Example:
+      >>> select_top_columns(jnp.array([[1.0, 3.0], [2.0, 0.0]]), jnp.array([1, 2])).tolist()
+      [[False, True], [True, True]]
+    """
+    if candidates is None:
+        candidates = jnp.ones(scores.shape, bool)
+    counts = jnp.broadcast_to(jnp.asarray(counts, jnp.int32), scores.shape[1:])
+
+    def select(column: Array, count: Array, among: Array) -> Array:
+        return select_top(column, count, candidates=among)
+
+    return jax.vmap(select, (1, 0, 1), 1)(scores, counts, candidates)

@@ -102,14 +102,20 @@ WEIGHT = Structure(
 )
 
 
-def block(size: BlockSize) -> Structure:
+def block(size: BlockSize, fan_in: bool = False) -> Structure:
     """Return the structure of blocks: some input by some output channels, with all taps.
 
     A block's score is the mean over its weights. Like a weight, it is regrown at zero. In a layer
     whose channels don't divide into blocks, single weights move; see `log_exceptions`.
 
+    With constant fan-in, every output block of a layer has the same number of active input blocks,
+    so what is active has the same shape whatever the topology (SRigL does it for single weights,
+    Lasby et al. 2023). Blocks are dropped wherever they are the weakest of the layer; each output
+    block then regrows as many as it lost.
+
     Args:
       size: number of input and of output channels of a block, or a pair (see `blocks.block_of`).
+      fan_in: whether all output blocks of a layer have the same number of active input blocks.
 
     Returns:
       Structure for kernels [..., input channels, output channels].
@@ -131,6 +137,8 @@ def block(size: BlockSize) -> Structure:
         lambda units, params: jax.tree.map(
             lambda mask, leaf: blocks.spread(mask, leaf, size), units, params
         ),
+        rewire=topology.rewire_columns if fan_in else topology.rewire,
+        draw=blocks.random_fan_in if fan_in else random_masks,
     )
 
 

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.sparsity.masks import count_active
-from sparsejax.sparsity.selection import select_top
+from sparsejax.sparsity.selection import select_top, select_top_columns
 from sparsejax.types import Array, ArrayLike, Masks, Params, PyTree, Scores
 
-__all__ = ["prune", "regrow", "rewire", "select_top"]
+__all__ = ["prune", "regrow", "rewire", "rewire_columns", "select_top"]
 
 
 def prune(params: Params, masks: Masks, fraction: ArrayLike) -> Masks:
@@ -103,3 +103,40 @@ def rewire(params: Params, masks: Masks, grow_scores: Scores, fraction: ArrayLik
     kept = prune(params, masks, fraction)
     counts = jax.tree.map(jnp.subtract, count_active(params, masks), count_active(params, kept))
     return regrow(kept, grow_scores, counts)
+
+
+def rewire_columns(params: Params, masks: Masks, grow_scores: Scores, fraction: ArrayLike) -> Masks:
+    """Prune by magnitude over each layer, then regrow in each column as many as it lost.
+
+    For layers whose columns must keep their number of active entries (constant fan-in, as in SRigL,
+    Lasby et al. 2023). Pruning doesn't look at columns: a floor of a fraction of each column would
+    be zero for columns of few entries, and nothing would ever move.
+
+    Args:
+      params: pytree of arrays; of two dimensions, [rows, columns], where columns are kept. Others
+        are rewired as by `rewire`.
+      masks: masks of `params`.
+      grow_scores: as for `rewire`.
+      fraction: as for `rewire`.
+
+    Returns:
+      Masks with exactly as many active entries in each column and in each layer as before.
+
+    Example:
+      >>> params = {"grid": jnp.array([[3.0, 1.0], [0.0, 0.0]])}
+      >>> masks = {"grid": jnp.array([[True, True], [False, False]])}
+      >>> gradients = {"grid": jnp.array([[0.1, 0.1], [5.0, 0.2]])}
+      >>> rewire_columns(params, masks, gradients, 0.5)["grid"].tolist()
+      [[True, False], [False, True]]
+    """
+    kept = prune(params, masks, fraction)
+
+    def regrow_leaf(mask: Array, stays: Array, score: Array) -> Array:
+        if mask.ndim != 2:
+            lost = jnp.sum(mask, dtype=jnp.int32) - jnp.sum(stays, dtype=jnp.int32)
+            return regrow(stays, score, lost)
+        chex.assert_equal_shape([mask, score])
+        lost = jnp.sum(mask, 0, dtype=jnp.int32) - jnp.sum(stays, 0, dtype=jnp.int32)
+        return stays | select_top_columns(score, lost, candidates=~stays)
+
+    return jax.tree.map(regrow_leaf, masks, kept, grow_scores)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsejax.sparsity import masks, methods, structure
+from sparsejax.sparsity import blocks, masks, methods, structure, topology
 from tests.sparsity.channel_net import GROUPS, forward, init
 from tests.sparsity.strategies import active_counts, random_like, random_tree
 
@@ -194,3 +194,136 @@ def test_layers_that_do_not_fit_are_named_in_the_log(caplog):
         left = structure.log_exceptions("channel", params, groups=GROUPS)
     assert left == ["other/kernel"]
     assert "stay dense" in caplog.text
+
+
+# Grids of 10 x 4, 10 x 2 and 5 x 2 blocks; "out" has none.
+FAN_IN_SHAPES = {
+    "conv": {"kernel": (2, 1, 40, 16), "bias": (16,)},
+    "dense": {"kernel": (40, 16)},
+    "out": {"kernel": (40, 10)},
+}
+FAN_IN_SIZES = {4: "float32", (4, 8): "bfloat16", (8, 8): "float32"}
+
+
+@functools.cache
+def fan_in_method(name, size):
+    return methods.get_method(name, structure.block(size, fan_in=True))
+
+
+@functools.cache
+def fan_in_update(name, size):
+    return jax.jit(fan_in_method(name, size).update)
+
+
+def columns_of(mask, size):
+    """Active input blocks of every output block, by loops and slices."""
+    inputs, outputs = size if isinstance(size, tuple) else (size, size)
+    return [
+        sum(mask[..., i : i + inputs, j : j + outputs].all() for i in range(0, 40, inputs))
+        for j in range(0, 16, outputs)
+    ]
+
+
+@functools.cache
+def fan_in_model(size, level, seed):
+    """Masked params and masks."""
+    params = random_tree(FAN_IN_SHAPES, seed, FAN_IN_SIZES[size])
+    sparsities = jax.tree.map(lambda leaf: level if leaf.ndim > 1 else 0.0, params)
+    drawn = fan_in_method("static", size).init(jax.random.key(seed), params, sparsities)
+    return masks.apply_masks(params, drawn), drawn
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(0, 3),
+    st.sampled_from([0.5, 0.75, 0.9]),
+    st.sampled_from(list(FAN_IN_SIZES)),
+    st.sampled_from(["rigl", "magran"]),
+    st.sampled_from([0.0, 0.1, 0.3, 1.0]),
+)
+def test_fan_in_blocks_keep_their_number_in_every_output_block(seed, level, size, name, fraction):
+    params, before = fan_in_model(size, level, seed)
+    rows = 40 // (size[0] if isinstance(size, tuple) else size)
+    k = max(1, round((1 - level) * rows))
+    gradients = random_like(params, seed + 1)
+    update, key = fan_in_update(name, size), jax.random.key(seed)
+    after_params, after = update(key, params, before, gradients, fraction)
+    assert active_counts(after) == active_counts(before)
+    for layer in ("conv", "dense"):
+        for drawn in (before, after):
+            mask = np.asarray(drawn[layer]["kernel"])
+            assert set(columns_of(mask, size)) == {k}
+            # All that is active is in whole blocks.
+            assert mask.sum() == k * mask.size // rows
+    assert before["out"]["kernel"].sum() == 400 - int(400 * level)
+    assert after["conv"]["bias"].ndim == 0
+    again = update(key, params, before, gradients, fraction)[1]
+    jax.tree.map(np.testing.assert_array_equal, after, again)
+    for old, new, was, now in zip(
+        *map(jax.tree.leaves, (params, after_params, before, after)), strict=True
+    ):
+        now, was = np.broadcast_to(now, new.shape), np.broadcast_to(was, new.shape)
+        assert (np.asarray(new)[~(now & was)] == 0).all()
+        np.testing.assert_array_equal(np.asarray(new)[now & was], np.asarray(old)[now & was])
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([0.1, 0.3, 0.5]), st.integers(1, 3))
+def test_columns_are_pruned_as_a_layer_and_grow_by_their_own_largest_scores(seed, fraction, k):
+    """Against numpy's sort; dropped blocks are candidates, ties go to the lowest row."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((10, 6), bool)
+    for column in mask.T:
+        column[rng.choice(10, k, replace=False)] = True
+    scores = rng.uniform(1, 2, (10, 6)).astype(np.float32)
+    grow = rng.integers(0, 4, (10, 6)).astype(np.float32)
+    grow[rng.random((10, 6)) < 0.1] = np.nan
+    kept = mask.copy()
+    weakest = np.argsort(np.where(mask, scores, np.inf), axis=None)
+    kept.reshape(-1)[weakest[: int(np.float32(fraction) * np.float32(6 * k))]] = False
+    expected = kept.copy()
+    for column in range(6):
+        order = np.argsort(-np.nan_to_num(grow[:, column], nan=-1.0), kind="stable")
+        free = [row for row in order if not kept[row, column]]
+        expected[free[: k - kept[:, column].sum()], column] = True
+    got = topology.rewire_columns([scores * mask], [jnp.asarray(mask)], [grow], fraction)
+    np.testing.assert_array_equal(got[0], expected)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize(("name", "fraction"), [("rigl", 0.3), ("magran", 0.3), ("magran", 0.1)])
+def test_blocks_move_even_where_an_output_block_has_only_one(name, fraction, k):
+    """S = 0.9: floors of a fraction of each column would freeze all of them."""
+    params = {"kernel": random_tree({"kernel": (40 * k, 48)}, k)["kernel"]}
+    method = fan_in_method(name, 4)
+    before = method.init(jax.random.key(0), params, {"kernel": 0.9})
+    assert before["kernel"].sum() == 12 * k * 16
+    params = masks.apply_masks(params, before)
+    gradients = random_like(params, 7)
+    after = fan_in_update(name, 4)(jax.random.key(1), params, before, gradients, fraction)[1]
+    moved = np.sum(np.asarray(before["kernel"]) & ~np.asarray(after["kernel"])) / 16
+    assert 0 < moved <= int(np.float32(fraction) * np.float32(12 * k))
+
+
+def test_fan_ins_are_rounded_jointly_to_the_number_of_weights_asked():
+    shapes = {f"{i}": (3, 3, 16 * i, 64) for i in range(1, 12)} | {"dense": (64, 64), "odd": (9, 9)}
+    params = random_tree(shapes, 0)
+    for level in (0.5, 0.75, 0.9):
+        asked = {name: 0.0 if name == "dense" else level for name in params}
+        got = blocks.fan_in_sparsities(params, asked, (16, 64))
+        assert (got["dense"], got["odd"]) == (0.0, level)
+        counts = {name: round((1 - s) * int(name), 9) for name, s in got.items() if name.isdigit()}
+        assert all(k == int(k) >= 1 for k in counts.values())
+        had = sum(k * 16 * 64 * 9 for k in counts.values())
+        asks = (1 - level) * sum(params[name].size for name in counts)
+        # As near as one block of inputs allows, and each layer within one of what it asks.
+        assert abs(had - asks) <= 16 * 64 * 9 / 2 + 1
+        assert all(abs(k - max(1, (1 - level) * int(name))) <= 1 for name, k in counts.items())
+        assert all(blocks.fan_in(int(name), got[name]) == k for name, k in counts.items())
+
+
+def test_what_the_minimum_of_one_block_adds_is_taken_from_other_layers():
+    params = {"small": jnp.ones((16, 64)), "large": jnp.ones((640, 64))}
+    got = blocks.fan_in_sparsities(params, {"small": 0.9, "large": 0.9}, (16, 64))
+    assert {name: round(s, 6) for name, s in got.items()} == {"small": 0.0, "large": 0.925}
+    assert blocks.fan_in_sparsities(params, {"small": 0.0, "large": 0.9}, 64)["large"] == 0.9
