@@ -54,6 +54,7 @@ def make_config(arguments, structure, level, **changes):
     config.sparsity.level = level
     config.sparsity.distribution = arguments.distribution
     config.sparsity.block_size = arguments.block
+    config.sparsity.fan_in = False
     config.update_from_flattened_dict(changes)
     return resolve(config)
 

@@ -89,6 +89,7 @@ def _call(path: str, function: Callable[[], Value], named: str) -> Value:
 def _override(config: ConfigDict, overrides: Sequence[tuple[str, str | None]]) -> ConfigDict:
     """Set keys; those of networks last, since other keys choose the network."""
     fixed = {key.path: key for key in schema.KEYS}
+    overrides = [(schema.RENAMED.get(path, path), text) for path, text in overrides]
     sections = tuple(f"{section}." for section in schema.NETWORK_SECTIONS)
     ours = [pair for pair in overrides if not pair[0].startswith(sections)]
     known = {**{key.path: key for key in model_keys(config)}, **fixed}

@@ -9,6 +9,7 @@ import functools
 import json
 import logging
 import os
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
@@ -58,6 +59,8 @@ def default_config() -> ConfigDict:
         value = key.default
         if is_open:
             value = config_dict.placeholder(schema.without_none(key.type))
+        if key.type == schema.SIZE:  # otherwise a number couldn't become a pair
+            value = config_dict.FieldReference(value, field_type=object)
         set_key(config, key.path, value)
     return config
 
@@ -78,9 +81,9 @@ def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> 
 
     Args:
       config: ConfigDict, changed in place.
-      arg: comma-separated words: a method, a structure (`channel`, or `block32` for blocks of 32
-        channels), and numbers: the sparsity, then the drop fraction; a whole number of 2 or more
-        is the update interval.
+      arg: comma-separated words: a method, a structure (`channel`; `block32` for blocks of 32 by 32
+        channels, `block16x64` of 16 inputs by 64 outputs), and numbers: the sparsity, then the drop
+        fraction; a whole number of 2 or more is the update interval.
       variants: other words that the config file accepts.
 
     Returns:
@@ -105,15 +108,17 @@ def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> 
             config.sparsity.method = word
         elif word in STRUCTURES:
             config.sparsity.structure = word
-        elif word.startswith("block") and word[5:].isdecimal():
-            config.sparsity.structure, config.sparsity.block_size = "block", int(word[5:])
+        elif re.fullmatch(r"block\d+(x\d+)?", word, re.ASCII):
+            config.sparsity.structure = "block"
+            config.sparsity.block_size = schema.parse(schema.SIZE, word[5:])
         elif word.isdecimal() and int(word) > 1:
             config.sparsity.update_interval = int(word)
         elif is_number and fractions:
             config.sparsity[fractions.pop(0)] = float(word)
         else:
             numbers = ["a sparsity such as 0.9", "then a drop fraction", "an update interval"]
-            accepted = ", ".join([*METHODS, *variants, "channel", "block32", *numbers])
+            structures = ["channel", "block32", "block16x64"]
+            accepted = ", ".join([*METHODS, *variants, *structures, *numbers])
             near = nearest(word, [*METHODS, *variants, *STRUCTURES])
             raise ConfigError(f"config argument {word!r}; accepted: {accepted}; nearest: {near}")
     return chosen
@@ -130,14 +135,22 @@ def asked_level(sparsity: ConfigDict) -> float:
 
 
 def structure_words(sparsity: ConfigDict) -> list[str]:
-    """Return the part of a run's name for its structure: [], `["channel"]` or `["block32"]`.
+    """Return the part of a run's name for its structure: [], `["channel"]` or `["block16x64"]`.
+
+    Blocks without constant fan-in have another name if the config says so: `["block32free"]`.
 
     Args:
       sparsity: `config.sparsity`.
     """
     name = structure_name(sparsity)
-    size = sparsity.block_size if name == "block" else ""
-    return [] if name == "weight" else [f"{name}{size}"]
+    if name != "block":
+        return [] if name == "weight" else [name]
+    return [f"block{size_word(sparsity.block_size)}{'free' if sparsity.fan_in is False else ''}"]
+
+
+def size_word(size: int | Sequence[int]) -> str:
+    """Return the size of a block as a word: `64` or `16x64`."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
 
 
 def sparsity_words(sparsity: ConfigDict) -> list[str]:
@@ -164,7 +177,7 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
     import_modules(config.imports)
     sparsity = config.sparsity
     if saved:
-        for name in ("begin", "end", "includes_end"):
+        for name in ("begin", "end", "includes_end", "fan_in"):
             if sparsity[name] is None:
                 sparsity[name] = saved["sparsity"][name]
         # Not read once there is a checkpoint, so it may be left out and may no longer exist.
@@ -176,6 +189,8 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
         sparsity.end = int(0.75 * config.steps)
     if sparsity.includes_end is None:
         sparsity.includes_end = False
+    if sparsity.fan_in is None:
+        sparsity.fan_in = True
     base = config.optimizer.base_learning_rate
     if base is not None:
         config.optimizer.learning_rate = base * config.batch_size
@@ -256,7 +271,10 @@ def complete(tree: Saved) -> ConfigDict:
       ConfigError: an unknown key, or a value of the wrong type.
     """
     config, known = default_config(), {key.path: key for key in KEYS}
-    for path, value in flatten(tree, ".").items():
+    flat = flatten(tree, ".")
+    # Last, since a file that sets a former name has the default of the new one too.
+    former = {new: flat.pop(old) for old, new in schema.RENAMED.items() if old in flat}
+    for path, value in (flat | former).items():
         if value == {}:  # a section without keys
             continue
         if path.startswith(tuple(f"{section}." for section in NETWORK_SECTIONS)):
@@ -308,9 +326,10 @@ _OF_SAMPLING = ("task.", "diffusion.", "sample.")
 def with_defaults(saved: Saved, origin: str = "") -> Saved:
     """Return a saved config with defaults for keys that were added since.
 
-    Two exceptions keep old runs as they were: without `sparsity.includes_end`, updates happened at
-    `end` itself; without `diffusion.start` and `end`, the betas were those of 1000 steps, whatever
-    the number of steps (a warning says so, once per origin).
+    Three exceptions keep old runs as they were: without `sparsity.includes_end`, updates happened
+    at `end` itself; without `sparsity.fan_in`, blocks had no constant fan-in; without
+    `diffusion.start` and `end`, the betas were those of 1000 steps, whatever the number of steps (a
+    warning says so, once per origin).
 
     Args:
       saved: nested dictionaries, as `json.loads` gives them.
@@ -328,6 +347,8 @@ def with_defaults(saved: Saved, origin: str = "") -> Saved:
         require(schema.is_accepted(one, flat[one.path]), one.path, flat[one.path], _range(one))
     if "includes_end" not in saved.get("sparsity", {}):
         config.sparsity.includes_end = True
+    if "fan_in" not in saved.get("sparsity", {}):
+        config.sparsity.fan_in = False
     if config.seed > MAX_SEED:
         seed = config.seed % (MAX_SEED + 1)
         logger.warning("config.seed %d of a saved run is read as %d", config.seed, seed)

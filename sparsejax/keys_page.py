@@ -73,6 +73,8 @@ def _table(keys: Sequence[Key]) -> str:
 
 def _type_name(type_: KeyType) -> str:
     plain = schema.without_none(type_)
+    if plain == schema.SIZE:
+        return "int or pair"
     name = plain.__name__ if isinstance(plain, type) and plain is not tuple else str(plain)
     name = "tuple" if plain is tuple else name
     if plain in (tuple[int, ...], tuple[str, ...]):

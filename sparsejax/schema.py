@@ -26,6 +26,9 @@ NETWORK_SECTIONS = ("model", "first_stage.model")
 
 
 KeyType: TypeAlias = Any  # of a key: see `Key.type`
+SIZE: KeyType = int | tuple[int, int]
+# Former names of keys, still accepted in files, flags and saved configs.
+RENAMED = {"sparsity.compiled": "sparsity.compact"}
 
 
 class Key(NamedTuple):
@@ -33,7 +36,8 @@ class Key(NamedTuple):
 
     Attributes:
       path: dotted path below `config`.
-      type: bool, int, float, str, tuple, `tuple[int, ...]`, or one of these `| None`.
+      type: bool, int, float, str, tuple, `tuple[int, ...]`, one of these `| None`, or
+        `int | tuple[int, int]`.
       default: default value.
       meaning: one-line description.
       accepted: accepted values: a tuple, the keys of a registry, or a range in one of the forms
@@ -184,14 +188,19 @@ KEYS = (
     Key("sparsity.structure", str, "weight", "unit that is pruned and regrown", STRUCTURES),
     Key(
         "sparsity.block_size",
-        int,
+        SIZE,
         64,
-        "block: side length, in input and output channels",
+        "block: input and output channels; of a pair (16x64) the outputs are at most the second",
         "1 or more",
     ),
     Key(
-        "sparsity.compiled", bool, True, "static with blocks or channels: train the compact network"
+        "sparsity.fan_in",
+        bool | None,
+        None,
+        "block: every output block has as many active input blocks as the others of its layer "
+        "(default: True; False in runs saved without this key)",
     ),
+    Key("sparsity.compact", bool, True, "with blocks or channels: train the compact network"),
     Key(
         "sparsity.distribution",
         str,
@@ -308,6 +317,8 @@ def describe_type(type_: KeyType) -> str:
       ('None, or a finite number', 'a tuple of whole numbers, such as (1, 2)')
     """
     plain = without_none(type_)
+    if plain == SIZE:
+        return "a whole number, or two such as 16x64"
     if typing.get_origin(plain) is tuple:
         words = {int: "whole numbers, such as (1, 2)", str: "texts, such as ('a', 'b')"}
         text = f"a tuple of {words[typing.get_args(plain)[0]]}"
@@ -336,6 +347,9 @@ def has_type(type_: KeyType, value: Value) -> bool:
     if value is None:
         return is_optional(type_)
     plain = without_none(type_)
+    if plain == SIZE:
+        is_pair = isinstance(value, tuple) and len(value) == 2
+        return has_type(int, value) or (is_pair and has_type(tuple[int, ...], value))
     if typing.get_origin(plain) is tuple:
         element = typing.get_args(plain)[0]
         return isinstance(value, tuple) and all(has_type(element, child) for child in value)
@@ -357,7 +371,8 @@ def as_type(type_: KeyType, value: Value) -> Value:
     plain = without_none(type_)
     if plain is float and has_type(int, value):
         return float(value)
-    if (plain is tuple or typing.get_origin(plain) is tuple) and isinstance(value, list):
+    takes_tuple = plain is tuple or plain == SIZE or typing.get_origin(plain) is tuple
+    if takes_tuple and isinstance(value, list):
         return tuple(as_type(tuple, child) for child in value)
     return value
 
@@ -368,7 +383,8 @@ def is_accepted(key: Key, value: Value) -> bool:
         return True
     if isinstance(key.accepted, tuple | dict):
         return value in key.accepted
-    return within(value, key.accepted)
+    values = value if isinstance(value, tuple) else (value,)
+    return all(within(number, key.accepted) for number in values)
 
 
 def within(value: float, interval: str) -> bool:
@@ -394,7 +410,7 @@ def parse(type_: KeyType, text: str) -> Value:
     Args:
       type_: type of the key.
       text: `None` if the type allows it; `true`, `t`, `1` and their opposites for bool; Python
-        literals for tuples, where a single value is a tuple of one.
+        literals for tuples, where a single value is a tuple of one; `64` or `16x64` for a size.
 
     Raises:
       ValueError: `text` is not a value of the type.
@@ -402,6 +418,8 @@ def parse(type_: KeyType, text: str) -> Value:
     Example:
       >>> parse(float | None, "None"), parse(float, "1e-3"), parse(tuple[int, ...], "1,2")
       (None, 0.001, (1, 2))
+      >>> parse(SIZE, "64"), parse(SIZE, "16x64"), parse(SIZE, "(16, 64)")
+      (64, (16, 64), (16, 64))
     """
     plain = without_none(type_)
     if is_optional(type_) and text.lower() == "none":
@@ -410,11 +428,21 @@ def parse(type_: KeyType, text: str) -> Value:
         if text.lower() not in ("true", "t", "1", "false", "f", "0"):
             raise ValueError(text)
         return text.lower() in ("true", "t", "1")
+    if plain == SIZE:
+        return _parse_size(text)
     value = _parse_tuple(text) if typing.get_origin(plain) or plain is tuple else plain(text)
     value = as_type(type_, value)
     if not has_type(type_, value):
         raise ValueError(text)
     return value
+
+
+def _parse_size(text: str) -> int | tuple[int, int]:
+    numbers = re.findall(r"\d+", text)
+    if not re.fullmatch(r"\s*(\d+|\d+\s*[x,]\s*\d+|[(\[]\s*\d+\s*,\s*\d+\s*[)\]])\s*", text):
+        return int(text)  # a negative number has the type, or this raises
+    first, *second = map(int, numbers)
+    return (first, second[0]) if second else first
 
 
 def _parse_tuple(text: str) -> tuple[Value, ...]:

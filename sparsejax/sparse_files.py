@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -18,10 +18,10 @@ from safetensors.numpy import save_file
 from sparsejax import nested
 from sparsejax.atomic import replacing
 
-FORMAT = "1"
+FORMAT, BLOCK_FORMAT = "1", "2"  # without and with masks of one bit a block
 _FORMAT_KEY, _SHAPES_KEY, _SUMS_KEY = "sparsejax_format", "shapes", "crc32"
-_METADATA_SUM_KEY = "crc32_metadata"
-_RESERVED = (_FORMAT_KEY, _SHAPES_KEY, _SUMS_KEY, _METADATA_SUM_KEY)
+_BLOCKS_KEY, _METADATA_SUM_KEY = "mask_blocks", "crc32_metadata"
+_RESERVED = (_FORMAT_KEY, _SHAPES_KEY, _SUMS_KEY, _BLOCKS_KEY, _METADATA_SUM_KEY)
 # Names of safetensors and of numpy; bfloat16 is apart, since numpy has no such type.
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BOOL": "bool"}
 _DTYPES |= {
@@ -47,6 +47,7 @@ def save_sparse(
     params: Tree,
     masks: Tree,
     metadata: Mapping[str, str] | None = None,
+    blocks: Mapping[str, tuple[int, int]] | None = None,
 ) -> Sizes:
     """Write a sparse model, atomically.
 
@@ -57,13 +58,15 @@ def save_sparse(
       masks: dictionaries of the same structure with boolean arrays: of the parameter's shape, or
         a 0-d True to store all of it.
       metadata: `{name: text}` to keep in the file.
+      blocks: `{path: (inputs, outputs)}`, paths joined by slashes: masks that are constant within
+        blocks of so many of the last two dimensions, which are stored as one bit a block.
 
     Returns:
       Sizes.
 
     Raises:
-      ValueError: a weight is not zero where its mask is False, masks don't fit params, or the
-        format can't hold a leaf; names the leaf.
+      ValueError: a weight is not zero where its mask is False, masks don't fit params, a mask isn't
+        constant within its blocks, or the format can't hold a leaf; names the leaf.
 
     Example:
       `save_sparse("model.safetensors", params, masks, {"trained on": "digits"})`
@@ -75,7 +78,8 @@ def save_sparse(
     reserved = [name for name in _RESERVED if name in metadata]
     if reserved:
         raise ValueError(f"metadata has the names {reserved}, which the format keeps for itself")
-    tensors, shapes = {}, {}
+    blocks = blocks or {}
+    tensors, shapes, used = {}, {}, {}
     for name, param in params.items():
         mask = masks[name]
         _check_leaf(name, param, mask)
@@ -83,9 +87,12 @@ def save_sparse(
             tensors[f"dense/{name}"] = np.asarray(param, order="C")
         else:
             tensors[f"values/{name}"], shapes[name] = param[mask], param.shape
+            if name in blocks:
+                mask, used[name] = _to_grid(name, mask, blocks[name]), blocks[name]
             tensors[f"mask/{name}"] = np.packbits(mask)
     sums = {name: _checksum(array) for name, array in tensors.items()}
-    metadata[_FORMAT_KEY] = FORMAT
+    metadata[_FORMAT_KEY] = BLOCK_FORMAT if used else FORMAT
+    metadata |= {_BLOCKS_KEY: json.dumps(used)} if used else {}
     metadata |= {_SHAPES_KEY: json.dumps(shapes), _SUMS_KEY: json.dumps(sums)}
     metadata[_METADATA_SUM_KEY] = _metadata_checksum(metadata)
     path = pathlib.Path(path)
@@ -119,15 +126,18 @@ def load_sparse(path: str | os.PathLike[str]) -> tuple[Tree, Tree, dict[str, str
     version = metadata.pop(_FORMAT_KEY, None)
     if version is None:
         raise ValueError(f"{path} holds no sparse model: its metadata has no {_FORMAT_KEY}")
-    if version != FORMAT:
-        raise ValueError(f"{path} is of the sparse format {version!r}; accepted: {FORMAT!r}")
+    if version not in (FORMAT, BLOCK_FORMAT):
+        accepted = f"{FORMAT!r}, {BLOCK_FORMAT!r}"
+        raise ValueError(f"{path} is of the sparse format {version!r}; accepted: {accepted}")
     try:
         _check_metadata(metadata | {_FORMAT_KEY: version})
         metadata.pop(_METADATA_SUM_KEY, None)
         tensors = dict(deserialize(path.read_bytes()))
         shapes = _read_dictionary(metadata, _SHAPES_KEY)
         _check_sums(tensors, _read_dictionary(metadata, _SUMS_KEY))
-        params, masks = _unpack({name: _to_array(one) for name, one in tensors.items()}, shapes)
+        blocks = _read_dictionary(metadata, _BLOCKS_KEY) if version == BLOCK_FORMAT else {}
+        arrays = {name: _to_array(one) for name, one in tensors.items()}
+        params, masks = _unpack(arrays, shapes, blocks)
         return nested.nest(params), nested.nest(masks), metadata
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
@@ -249,8 +259,23 @@ def _to_array(tensor: Any) -> Array:
     return bits.view(ml_dtypes.bfloat16)
 
 
+def _to_grid(name: str, mask: Array, block: Sequence[int]) -> Array:
+    """Return a mask as booleans [input blocks, output blocks]."""
+    grid = mask.reshape(-1, *mask.shape[-2:])[:1, :: block[0], :: block[1]][0]
+    if any(n % b for n, b in zip(mask.shape[-2:], block, strict=True)) or not np.array_equal(
+        _from_grid(grid, mask.shape, block), mask
+    ):
+        raise ValueError(f"the mask of {name} isn't constant within blocks of {tuple(block)}")
+    return grid
+
+
+def _from_grid(grid: Array, shape: tuple[int, ...], block: Sequence[int]) -> Array:
+    """Return booleans [input blocks, output blocks] as a mask of `shape`."""
+    return np.broadcast_to(grid.repeat(block[0], 0).repeat(block[1], 1), shape)
+
+
 def _unpack(
-    arrays: dict[str, Array], shapes: dict[str, Any]
+    arrays: dict[str, Array], shapes: dict[str, Any], blocks: dict[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return params and masks, `{path: array}`."""
     params, masks, unused = {}, {}, set(arrays)
@@ -263,7 +288,8 @@ def _unpack(
             params[name], masks[name] = array, np.array(True)
         else:
             packed = arrays.get(f"mask/{name}")
-            masks[name] = _unpack_mask(name, packed, shapes.get(name), array)
+            block = blocks.get(name)
+            masks[name] = _unpack_mask(name, packed, shapes.get(name), array, block)
             params[name] = np.zeros(masks[name].shape, array.dtype)
             params[name][masks[name]] = array
     if unused:
@@ -271,16 +297,29 @@ def _unpack(
     return params, masks
 
 
-def _unpack_mask(name: str, packed: Array | None, shape: Any, values: Array) -> Array:
+def _unpack_mask(name: str, packed: Array | None, shape: Any, values: Array, block: Any) -> Array:
     """Return the mask of `shape`, checked against the active values."""
     if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
         raise ValueError(f"{name} has no mask of packed bits")
     if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError(f"{name} has no shape, but {shape!r}")
-    size = math.prod(shape)
+    grid = shape if block is None else _grid_shape(name, shape, block)
+    size, what = math.prod(grid), "weights" if block is None else "blocks"
     if len(packed) != -(-size // 8):
-        raise ValueError(f"the mask of {name} has {len(packed)} bytes; {size} weights need others")
+        raise ValueError(f"the mask of {name} has {len(packed)} bytes; {size} {what} need others")
     bits = np.unpackbits(packed).view(bool)
-    if bits[size:].any() or values.shape != (np.count_nonzero(bits),):
+    mask = bits[:size].reshape(grid)
+    if block is not None:
+        mask = _from_grid(mask, tuple(shape), block).copy()
+    if bits[size:].any() or values.shape != (np.count_nonzero(mask),):
         raise ValueError(f"the mask of {name} doesn't fit values of shape {values.shape}")
-    return bits[:size].reshape(shape)
+    return mask
+
+
+def _grid_shape(name: str, shape: list[int], block: Any) -> list[int]:
+    is_pair = isinstance(block, list) and len(block) == 2 and len(shape) >= 2
+    if not is_pair or not all(type(b) is int and b > 0 for b in block):
+        raise ValueError(f"the mask of {name} has no blocks, but {block!r}")
+    if shape[-2] % block[0] or shape[-1] % block[1]:
+        raise ValueError(f"{name} of shape {shape} doesn't divide into blocks of {block}")
+    return [shape[-2] // block[0], shape[-1] // block[1]]

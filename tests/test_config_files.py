@@ -1,6 +1,7 @@
 """Whatever is wrong with a config file or a key on the command line is one line that names it."""
 
 import glob
+import json
 import logging
 import pathlib
 import sys
@@ -14,7 +15,15 @@ from sparsejax import command_line
 from sparsejax.__main__ import COMMANDS, run
 from sparsejax.config_files import load_config
 from sparsejax.config_flags import parse_with_config, split_overrides
-from sparsejax.configuration import PLACES, default_config, resolve, set_key, with_defaults
+from sparsejax.configuration import (
+    PLACES,
+    default_config,
+    differing_keys,
+    resolve,
+    set_key,
+    to_json,
+    with_defaults,
+)
 from sparsejax.data.images import image_batches
 from sparsejax.data.latents import latent_batches
 from sparsejax.errors import ConfigError
@@ -45,6 +54,10 @@ BAD_KEYS = {
     "model.reamt=True": "config.model.reamt .*model_channels, .*nearest: config.model.remat",
     "model.codes=5": "config.model.codes .* is not a key",
     "first_stage.model.code=5": "nearest: config.first_stage.model.codes",
+    "sparsity.block_size=16x": "block_size is '16x'; accepted: a whole number, or two such as 16x64",
+    "sparsity.block_size=(16,64,8)": "block_size is '.16,64,8.'; accepted: a whole number, or two",
+    "sparsity.block_size=16x0": r"block_size is \(16, 0\); accepted: .*, 1 or more",
+    "sparsity.compiled=2": "config.sparsity.compact is '2'; accepted: True or False",
     "steps=abc": "config.steps is 'abc'; accepted: a whole number, 1 or more",
     "steps=1.5": "config.steps is '1.5'; accepted: a whole number, 1 or more",
     "steps=1e3": "config.steps is '1e3'; accepted: a whole number",
@@ -436,3 +449,54 @@ def test_a_saved_config_with_an_unknown_key_is_named_by_its_file(tmp_path):
     (tmp_path / "config.json").write_text('{"sparsity": {"levl": 0.5}}')
     with pytest.raises(ConfigError, match="config.json: config.sparsity.levl .*sparsity.level"):
         read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["16x64", "(16,64)", "16,64", "[16, 64]"])
+@pytest.mark.parametrize("word", ["block32", "block8x8"])
+def test_a_size_is_a_number_or_a_pair_whatever_it_was_before(word, text):
+    file = f"{DIGITS}:rigl,{word}"
+    given = [("sparsity.block_size", text)]
+    config = resolve(load_config(file, given))
+    assert config.sparsity.block_size == (16, 64)
+    assert resolve(load_config(file, [("sparsity.block_size", "64")])).sparsity.block_size == 64
+    saved = json.loads(to_json(config))  # where the pair is a list
+    assert saved["sparsity"]["block_size"] == [16, 64]
+    assert with_defaults(saved) == saved
+    again = resolve(load_config(file, given), with_defaults(saved))
+    assert differing_keys(again, saved) == []
+    for bad in ("x", (16, 64, 2), (16, 0), 1.5):
+        config = load_config(file)
+        config.sparsity.block_size = bad
+        with pytest.raises(ConfigError, match="config.sparsity.block_size is .*; accepted: "):
+            resolve(config)
+
+
+def test_the_former_name_of_a_key_is_accepted_wherever_a_key_is(tmp_path):
+    given = [("sparsity.compiled", "False")]
+    assert resolve(load_config(DIGITS, given)).sparsity.compact is False
+    (tmp_path / "file.py").write_text(
+        "from sparsejax.configuration import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.sparsity.compiled = False\n"
+        "    return config\n"
+    )
+    for config in (load_config(str(tmp_path / "file.py")), with_defaults({})):
+        assert "compiled" not in config["sparsity"]
+    assert load_config(str(tmp_path / "file.py")).sparsity.compact is False
+    assert with_defaults({"sparsity": {"compiled": False}})["sparsity"]["compact"] is False
+
+
+def test_blocks_have_constant_fan_in_but_in_runs_saved_before_it_existed():
+    file = f"{DIGITS}:rigl,block8"
+    new = resolve(load_config(file))
+    assert new.sparsity.fan_in is True
+    old = json.loads(to_json(new))
+    del old["sparsity"]["fan_in"]
+    old = with_defaults(old)
+    assert old["sparsity"]["fan_in"] is False
+    resumed = resolve(load_config(file), old)
+    assert resumed.sparsity.fan_in is False
+    assert differing_keys(resumed, old) == []
+    asked = resolve(load_config(file, [("sparsity.fan_in", "True")]), old)
+    assert differing_keys(asked, old) == ["sparsity.fan_in: now True, saved False"]

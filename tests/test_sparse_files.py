@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sparsejax.sparse_files import is_sparse_file, load_sparse, read_metadata, save_sparse
@@ -260,3 +261,39 @@ def test_a_write_that_fails_leaves_the_file_before_it(written, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         save_sparse(path, params, masks)
     assert path.read_bytes() == before
+
+
+def test_masks_of_blocks_take_one_bit_a_block_and_come_back(tmp_path):
+    rng = np.random.default_rng(0)
+    grid = rng.random((3, 5)) < 0.5
+    mask = np.broadcast_to(np.kron(grid, np.ones((4, 8), bool)), (3, 3, 12, 40))
+    odd = rng.random((5, 7)) < 0.5
+    params = {
+        "conv": {"kernel": np.where(mask, rng.normal(size=mask.shape), 0)},
+        "out": np.where(odd, rng.normal(size=odd.shape), 0),
+        "dense": np.ones((4, 8)),
+    }
+    masks = {"conv": {"kernel": mask}, "out": odd, "dense": np.array(True)}
+    path = tmp_path / "model"
+    save_sparse(path, params, masks, {"by": "me"}, {"conv/kernel": (4, 8), "dense": (4, 8)})
+    loaded, loaded_masks, metadata = load_sparse(path)
+    assert metadata == {"by": "me"}
+    np.testing.assert_array_equal(loaded["conv"]["kernel"], params["conv"]["kernel"])
+    np.testing.assert_array_equal(loaded_masks["conv"]["kernel"], mask)
+    np.testing.assert_array_equal(loaded["out"], params["out"])
+    np.testing.assert_array_equal(loaded_masks["out"], odd)
+    assert loaded_masks["dense"].ndim == 0
+    with safe_open(path, framework="numpy") as file:
+        np.testing.assert_array_equal(
+            np.unpackbits(file.get_tensor("mask/conv/kernel"), count=15).reshape(3, 5), grid
+        )
+    save_sparse(path, params, masks, {"by": "me"})
+    again = load_sparse(path)[0]  # as files of format 1
+    np.testing.assert_array_equal(again["conv"]["kernel"], params["conv"]["kernel"])
+
+
+@pytest.mark.parametrize("block", [(4, 5), (5, 8), (12, 8)])
+def test_a_mask_that_is_not_of_such_blocks_is_refused(block, tmp_path):
+    mask = np.kron(np.eye(3, 5) > 0, np.ones((4, 8), bool))
+    with pytest.raises(ValueError, match="mask of a isn't constant within blocks of"):
+        save_sparse(tmp_path / "model", {"a": 1.0 * mask}, {"a": mask}, {}, {"a": block})

@@ -84,6 +84,7 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
     """Print tables of what `training.check` finds."""
     from rich.table import Table
 
+    from sparsejax.configuration import asked_level, structure_words
     from sparsejax.evaluation.closing import console
     from sparsejax.quantities import quantity
     from sparsejax.training.check import check
@@ -93,9 +94,12 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
     label, sizes = found.data
     count, kind = found.devices
     level = "" if sparsity.method == "dense" else f", S = {sparsity.level:g}"
+    structure = "".join(f", {word}" for word in structure_words(sparsity))
+    actual = f"{1 - found.counts.sparsifiable.density:.4f}"
     state = ", ".join(f"{name} {quantity(size)}B" for name, size in found.state_bytes.items())
     rows = {
-        "method": f"{sparsity.method}{level}",
+        "method": f"{sparsity.method}{level}{structure}",
+        "sparsity": f"{asked_level(sparsity):g} requested, {actual} actual",
         "data": f"{label}: " + ", ".join(f"{size:,} of {name}" for name, size in sizes.items()),
         "parameters": f"{total.weights:,}, {total.active:,} of them active",
         "steps": f"{steps:,}" + (f", {found.done:,} of them done" if found.done else ""),

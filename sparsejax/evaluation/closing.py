@@ -128,6 +128,8 @@ def print_summary(summary: Summary, workdir: PathLike) -> None:
     def row(name: str, dense: float, ours: float) -> None:
         table.add_row(name, quantity(dense), quantity(ours), f"{ours / dense:.3f}")
 
+    actual = f"{1 - summary['density']:.4f}" if "density" in summary else "not recorded"
+    table.add_row(f"actual S, of {summary['sparsity']:g} requested", "0", actual, "")
     row("parameters", summary["parameters"], summary["active_parameters"])
     row("FLOPs, one forward pass", summary["forward_flops_dense"], summary["forward_flops"])
     dense_training = summary["training_flops_dense"]

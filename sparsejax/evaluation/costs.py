@@ -59,6 +59,7 @@ def run_costs(
     return {
         "method": method,
         "sparsity": plan.level,
+        "actual_sparsity": 1 - counts.sparsifiable.density,
         "steps": steps,
         "parameters": counts.total.weights,
         "active_parameters": counts.total.active,

@@ -178,6 +178,7 @@ def _topology(config: ConfigDict, plan: Plan, state: TrainState, model: Model) -
     return {
         "structure": plan.structure,
         "block_size": sparsity.block_size if plan.structure == "block" else None,
+        "fan_in": sparsity.fan_in if plan.structure == "block" else None,
         "drop_fraction": sparsity.drop_fraction if is_dynamic else None,
         "update_interval": sparsity.update_interval if is_dynamic else None,
         "ever_active": sum(ever[name].active for name in sparse) / weights if sparse else 1.0,

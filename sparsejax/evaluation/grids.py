@@ -104,11 +104,12 @@ def grid(
 
 
 def _with_structure(config: ConfigDict, structure: str) -> ConfigDict:
-    """Return a copy of a config with a structure; block_size is the default without blocks."""
+    """Return a copy of a config with a structure; keys of blocks have defaults without them."""
     ours = ConfigDict(config.to_dict())
     ours.sparsity.structure = structure
     if structure != "block":
         ours.sparsity.block_size = default_config().sparsity.block_size
+        ours.sparsity.fan_in = None
     return ours
 
 

@@ -162,9 +162,10 @@ def _check_measured(row: Row, how: Row) -> None:
 def _check_config(run: Run, row: Row) -> None:
     """Raise ConfigError if a run's row has another config."""
     saved = with_defaults(row["config"], run.name)
-    kept = resolve(run.config, saved).diffusion  # default betas are those of the saved run
+    kept = resolve(run.config, saved)  # default betas and fan-in are those of the saved run
     ours = ml_collections.ConfigDict(resolve(run.config).to_dict())
-    ours.diffusion = ml_collections.ConfigDict(kept.to_dict())
+    ours.diffusion = ml_collections.ConfigDict(kept.diffusion.to_dict())
+    ours.sparsity.fan_in = kept.sparsity.fan_in
     # A number depends on the data that it was measured on.
     free = [key for key in FREE_ON_RESUME if not key.startswith("task.")]
     free.append("sparsity.includes_end")  # an older run also updates at `end`

@@ -4,6 +4,7 @@
 the seed: their names, their numbers, the spreads of these.
 """
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -23,7 +24,8 @@ class Group(NamedTuple):
 
     Attributes:
       method: name of the method or of the small dense model.
-      structure: what is pruned and regrown as one, such as `weight` or `block 64`.
+      structure: what is pruned and regrown as one, such as `weight`, `block 64` (free) or
+        `block 16x64 fan-in` (of constant fan-in).
       sparsity: of the whole model; of a small dense one, that of the model it is as small as.
       drop_fraction: None where there is none.
       update_interval: None where there is none.
@@ -118,8 +120,11 @@ def compare(rows: Sequence[Row]) -> Comparison:
 
 def _setting(row: Row) -> Setting:
     """Return the first fields of a Group; a row older than `structure` is of single weights."""
-    size = row.get("block_size")
-    structure = (row.get("structure") or "weight") + (f" {size}" if size else "")
+    structure = row.get("structure") or "weight"
+    if row.get("block_size"):
+        size = row["block_size"]  # a pair if it has a length
+        structure += f" {'x'.join(map(str, size)) if isinstance(size, list | tuple) else size}"
+    structure += " fan-in" if row.get("fan_in") else ""
     return (
         row["method"],
         structure,
@@ -149,10 +154,10 @@ def _order(group: Group) -> tuple:
     return group.sparsity, rank, group.method, *setting
 
 
-def _structure_order(name: str) -> tuple[int, str, int]:
+def _structure_order(name: str) -> tuple[int, str, list[int], str]:
     kind, _, size = name.partition(" ")
     rank = _STRUCTURES.index(kind) if kind in _STRUCTURES else len(_STRUCTURES)
-    return rank, kind, int(size) if size.isdigit() else 0
+    return rank, kind, [int(number) for number in re.findall(r"\d+", size)], name
 
 
 def _named(groups: Sequence[Group], structures: Sequence[str]) -> list[Group]:

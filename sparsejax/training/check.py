@@ -97,7 +97,7 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
         config,
         (data.label, sizes),
         summarize(params, masks),
-        _layers(params, masks, plan.sparsities),
+        _layers(params, masks, plan.requested),
         done,
         plan.updates.count_due(config.steps),
         _bytes(_trained(plan, state, masks)),

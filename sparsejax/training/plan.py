@@ -14,19 +14,22 @@ from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model
 from sparsejax.sparsity import channels
 from sparsejax.sparsity import structure as structures
+from sparsejax.sparsity.blocks import fan_in_sparsities
 from sparsejax.sparsity.distributions import get_distribution
 from sparsejax.sparsity.flat import static_counts
 from sparsejax.sparsity.masks import apply_masks
 from sparsejax.sparsity.methods import Method, get_method
 from sparsejax.sparsity.schedules import UpdateSchedule
+from sparsejax.training.block_sizes import check_block_size
 from sparsejax.training.keys import named_key
 from sparsejax.training.optimizers import drop_fraction_schedule, update_schedule
 from sparsejax.types import Masks, Params, PyTree, Schedule, Sparsities
 
 logger = logging.getLogger(__name__)
 
-# Structure, sparsities, and a function that logs what happens to layers without the structure.
-_Read: TypeAlias = tuple[structures.Structure, Sparsities, Callable[[], None]]
+# Structure, sparsities as requested and as whole units allow, and a function that logs what happens
+# to layers without the structure.
+_Read: TypeAlias = tuple[structures.Structure, Sparsities, Sparsities, Callable[[], None]]
 
 _NEVER = UpdateSchedule(update_interval=1, begin=0, end=0)
 
@@ -37,7 +40,8 @@ class Plan(NamedTuple):
     Attributes:
       method: how masks are drawn and how they change.
       structure: unit that is pruned and regrown: `weight`, `block` or `channel`; `weight` if dense.
-      sparsities: requested sparsity per layer, Python floats in the structure of params; with
+      requested: as `sparsities`, before rounding to whole blocks.
+      sparsities: sparsity per layer, Python floats in the structure of params; with
         channels, of each group, `{group: float}`.
       level: requested overall sparsity; 0 if dense.
       flat_counts: number of active weights of each layer (`flat.static_counts`), the same at every
@@ -53,6 +57,7 @@ class Plan(NamedTuple):
 
     method: Method
     structure: str
+    requested: Sparsities
     sparsities: Sparsities
     level: float
     flat_counts: PyTree | None
@@ -77,7 +82,7 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
     sparsity = config.sparsity
     params = jax.eval_shape(model.init, jax.random.key(0))
     read = _STRUCTURES[structure_name(sparsity)]
-    structure, sparsities, log_structure = read(sparsity, model, params)
+    structure, requested, sparsities, log_structure = read(sparsity, model, params)
     try:
         method = get_method(sparsity.method, structure)
     except ValueError as error:
@@ -92,7 +97,7 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
     accepted = f"False with sparsity.method {method.name!r}, which changes density"
     packed = config.optimizer.packed
     require(not (packed and method.changes_density), "optimizer.packed", packed, accepted)
-    is_compact = sparsity.compiled and structure.name != "weight" and not method.is_dynamic
+    is_compact = sparsity.compact and structure.name != "weight" and not method.is_dynamic
     flat_counts = None
     if packed and not is_compact:  # a compact network holds only active weights anyway
         masks = method.init(named_key(config.seed, "masks"), params, sparsities)
@@ -100,6 +105,7 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
     return Plan(
         method=method,
         structure=structure.name,
+        requested=requested,
         sparsities=sparsities,
         level=level,
         flat_counts=flat_counts,
@@ -167,7 +173,8 @@ def _groups(model: Model, params: Params) -> channels.ChannelGroups:
 
 def _weights(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
     del model
-    return structures.WEIGHT, _by_layer(sparsity, params), lambda: None
+    sparsities = _by_layer(sparsity, params)
+    return structures.WEIGHT, sparsities, sparsities, lambda: None
 
 
 def _blocks(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
@@ -176,11 +183,15 @@ def _blocks(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
     fits = any(structures.block_of(leaf.shape, size) for leaf in jax.tree.leaves(params))
     accepted = "a size that divides the input and output channels of some layer"
     require(fits, "sparsity.block_size", size, accepted)
+    requested = sparsities = _by_layer(sparsity, params)
+    if sparsity.fan_in:
+        check_block_size(params, requested, size)
+        sparsities = fan_in_sparsities(params, requested, size)
 
     def log() -> None:
         structures.log_exceptions("block", params, size)
 
-    return structures.block(size), _by_layer(sparsity, params), log
+    return structures.block(size, sparsity.fan_in), requested, sparsities, log
 
 
 def _channels(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
@@ -196,7 +207,7 @@ def _channels(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
         name = sparsity.distribution
         logger.info("structure channel ignores sparsity.distribution = %s", name)
 
-    return structures.channel(groups, model.init), sparsities, log
+    return structures.channel(groups, model.init), sparsities, sparsities, log
 
 
 _STRUCTURES = {"weight": _weights, "block": _blocks, "channel": _channels}

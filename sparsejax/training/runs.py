@@ -19,6 +19,7 @@ from sparsejax.configuration import (
     differing_keys,
     resolve,
     sparsity_words,
+    structure_name,
     to_json,
     with_defaults,
 )
@@ -26,7 +27,9 @@ from sparsejax.errors import ConfigError
 from sparsejax.families import Facts, Model, build_model, check_facts
 from sparsejax.plugins import import_modules
 from sparsejax.sparse_files import Sizes, load_sparse, save_sparse
+from sparsejax.sparsity.blocks import block_of
 from sparsejax.sparsity.distributions import DISTRIBUTIONS
+from sparsejax.sparsity.masks import path_name
 from sparsejax.sparsity.methods import METHODS
 from sparsejax.storage import read_object, require_writable
 from sparsejax.training import checkpoints, facts
@@ -329,7 +332,17 @@ def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> S
     }
     params = ema_params_of(state) if ema else state.params
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return save_sparse(path, params, state.masks, metadata)
+    return save_sparse(path, params, state.masks, metadata, _blocks(config, params))
+
+
+def _blocks(config: ConfigDict, params: Params) -> dict[str, tuple[int, int]]:
+    """Return the blocks of the layers that have some, by path; none for other structures."""
+    if structure_name(config.sparsity) != "block":
+        return {}
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    size = config.sparsity.block_size
+    found = {path_name(path): block_of(leaf.shape, size) for path, leaf in leaves}
+    return {name: block for name, block in found.items() if block}
 
 
 def read_sparse_run(path: PathLike) -> tuple[ConfigDict, Params, Masks]:

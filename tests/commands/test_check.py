@@ -51,7 +51,13 @@ def test_the_tables_name_it_all_and_the_workdir_stays_as_it_is(tiny_run, capsys)
     before = files()
     run("train", ["--check", f"--workdir={tiny_run[0]}", *tiny_flags()])
     printed = capsys.readouterr().out
-    for text in ("rigl, S = 0.75", "digits: 1,797 of train", "40, 40 of them done", "1 x cpu"):
+    for text in (
+        "rigl, S = 0.75",
+        "0.75 requested, 0.7",
+        "digits: 1,797 of train",
+        "40, 40 of them done",
+        "1 x cpu",
+    ):
         assert text in printed
     assert "│ input_blocks_1_0/in_layers_2/kernel " in printed
     assert printed.endswith("Nothing was trained or written to its folder.\n")

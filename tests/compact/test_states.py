@@ -15,7 +15,7 @@ from sparsejax.training.runs import load_state
 from tests.training.tiny import tiny_config
 
 STRUCTURES = {
-    "block": {"sparsity.structure": "block", "sparsity.block_size": 16},
+    "block": {"sparsity.structure": "block", "sparsity.block_size": 16, "sparsity.fan_in": False},
     "channel": {"sparsity.structure": "channel"},
 }
 
@@ -99,7 +99,7 @@ def trained(workdir, **changes):
 @pytest.mark.slow
 def test_a_static_run_trains_and_resumes_the_same_without_inactive_parts(tmp_path, caplog):
     """The checkpoints have params, EMA and moments of full shape, as those of a masked run."""
-    expected = trained(tmp_path / "masked", **{"sparsity.compiled": False})
+    expected = trained(tmp_path / "masked", **{"sparsity.compact": False})
     with caplog.at_level("INFO", logger="sparsejax"):
         trained(tmp_path / "compiled", steps=5)
         got = trained(tmp_path / "compiled")

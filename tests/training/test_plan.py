@@ -1,10 +1,15 @@
 """Structures from the config: what is refused, what is logged, how runs are called."""
 
+import re
+
+import jax
 import pytest
 
+from sparsejax import schema
 from sparsejax.configuration import default_config, resolve, set_sparsity
 from sparsejax.errors import ConfigError
 from sparsejax.families import build_model
+from sparsejax.sparsity.masks import is_sparsifiable, summarize
 from sparsejax.training.plan import build_plan
 from sparsejax.training.runs import default_workdir
 from tests.training.tiny import tiny_config
@@ -16,7 +21,7 @@ from tests.training.tiny import tiny_config
         ({"structure": "tube"}, "config.sparsity.structure is 'tube'; accepted: weight, block"),
         ({"block_size": 0}, "config.sparsity.block_size is 0; accepted: 1 or more"),
         (
-            {"structure": "block", "block_size": 7},
+            {"structure": "block", "block_size": 7, "fan_in": False},
             "config.sparsity.block_size is 7; accepted: a size that divides",
         ),
         (
@@ -44,7 +49,8 @@ def test_a_network_without_groups_of_channels_is_refused():
 
 def test_what_a_structure_leaves_out_is_logged(caplog):
     with caplog.at_level("INFO", logger="sparsejax"):
-        config = resolve(tiny_config(**{"sparsity.structure": "block", "sparsity.block_size": 16}))
+        changes = {"structure": "block", "block_size": 16, "fan_in": False}
+        config = resolve(tiny_config(**{f"sparsity.{key}": v for key, v in changes.items()}))
         build_plan(config, build_model(config)).log()
     assert "2 layers move single weights: channels aren't multiples of 16" in caplog.text
     assert "input_blocks_0_0/kernel" in caplog.text
@@ -61,6 +67,15 @@ def test_words_choose_a_structure_and_name_its_workdir():
     set_sparsity(config, "static,0.9,block32")
     assert (config.sparsity.structure, config.sparsity.block_size) == ("block", 32)
     assert str(default_workdir(config)) == "runs/experiment-static-block32-0.9-0"
+    config.sparsity.fan_in = False  # as no run does by itself
+    assert str(default_workdir(config)) == "runs/experiment-static-block32free-0.9-0"
+    config.sparsity.fan_in = None
+    set_sparsity(config, "block16x64")
+    assert config.sparsity.block_size == (16, 64)
+    assert str(default_workdir(config)) == "runs/experiment-static-block16x64-0.9-0"
+    for word in ("block16x", "blockx64", "block16x64x2"):
+        with pytest.raises(ConfigError, match="block16x64"):
+            set_sparsity(default_config(), word)
     set_sparsity(config, "channel,rigl")
     assert str(default_workdir(config)) == "runs/experiment-rigl-channel-0.9-0"
     config.sparsity.method = "dense"
@@ -70,7 +85,7 @@ def test_words_choose_a_structure_and_name_its_workdir():
 
 
 @pytest.mark.parametrize(
-    ("method", "structure", "compiled", "expected"),
+    ("method", "structure", "compact", "expected"),
     [
         ("static", "block", True, True),
         ("static", "channel", True, True),
@@ -81,8 +96,54 @@ def test_words_choose_a_structure_and_name_its_workdir():
     ],
 )
 def test_runs_whose_structure_never_changes_are_trained_compact(
-    method, structure, compiled, expected
+    method, structure, compact, expected
 ):
-    changes = {"method": method, "structure": structure, "compiled": compiled}
+    changes = {"method": method, "structure": structure, "compact": compact, "fan_in": False}
     config = resolve(tiny_config(**{f"sparsity.{key}": value for key, value in changes.items()}))
     assert build_plan(config, build_model(config)).trains_compact is expected
+
+
+def plan_of(**changes):
+    changes = {"structure": "block", "distribution": "uniform"} | changes
+    config = resolve(tiny_config(**{f"sparsity.{key}": value for key, value in changes.items()}))
+    return build_plan(config, build_model(config))
+
+
+@pytest.mark.parametrize(
+    ("size", "level", "message"),
+    [
+        (
+            64,
+            0.75,
+            r"block_size is 64; accepted: (\d+x?\d*), or fan_in False \[\d+% of",
+        ),
+        ((32, 32), 0.75, r"is \(32, 32\); accepted: (\d+x\d+), or .* \[the density .*% off"),
+    ],
+)
+def test_a_size_that_gives_another_density_is_refused_with_one_that_works(size, level, message):
+    with pytest.raises(ConfigError) as error:
+        plan_of(block_size=size, level=level)
+    found = re.search(message, str(error.value))
+    assert found, error.value
+    plan_of(block_size=schema.parse(schema.SIZE, found[1]), level=level)
+
+
+def test_fan_ins_come_as_near_to_the_requested_density_as_is_promised():
+    plan = plan_of(block_size=(4, 16), level=0.75)
+    params = jax.eval_shape(build_model(resolve(tiny_config())).init, jax.random.key(0))
+    drawn = plan.method.init(jax.random.key(0), params, plan.sparsities)
+    assert summarize(params, drawn).sparsifiable.density == pytest.approx(0.25, rel=0.02)
+    names = jax.tree_util.tree_leaves_with_path(plan.requested)
+    assert {s for path, s in names if is_sparsifiable(path, params_at(params, path))} == {0.75}
+    for (path, mask), s in zip(
+        jax.tree_util.tree_leaves_with_path(drawn), jax.tree.leaves(plan.sparsities), strict=True
+    ):
+        if mask.ndim and mask.shape[-2] % 4 == 0 and mask.shape[-1] % 16 == 0:
+            grid = mask.reshape(-1, *mask.shape[-2:])[0, ::4, ::16]
+            assert set(grid.sum(0).tolist()) == {round((1 - s) * len(grid))}, path
+
+
+def params_at(tree, path):
+    for key in path:
+        tree = tree[key.key]
+    return tree

@@ -87,6 +87,9 @@ def test_blocks_of_another_size_are_other_masks():
         for size in (8, 16)
     ]
     assert same_masks(blocks[0], blocks[0])
+    free = tiny_config(**{"sparsity.structure": "block", "sparsity.block_size": 8})
+    free.sparsity.fan_in = False
+    assert not same_masks(blocks[0], free.sparsity)
     assert not same_masks(*blocks)
 
 
