@@ -186,20 +186,8 @@ KEYS = (
         "[0, 1)",
     ),
     Key("sparsity.structure", str, "weight", "unit that is pruned and regrown", STRUCTURES),
-    Key(
-        "sparsity.block_size",
-        SIZE,
-        64,
-        "block: input and output channels; of a pair (16x64) the outputs are at most the second",
-        "1 or more",
-    ),
-    Key(
-        "sparsity.fan_in",
-        bool | None,
-        None,
-        "block: every output block has as many active input blocks as the others of its layer "
-        "(default: True; False in runs saved without this key)",
-    ),
+    Key("sparsity.block_size", SIZE, 64, "block: channels, or inputs x outputs", "1 or more"),
+    Key("sparsity.fan_in", bool | None, None, "constant fan-in (default: True; not in old runs)"),
     Key("sparsity.compact", bool, True, "with blocks or channels: train the compact network"),
     Key(
         "sparsity.distribution",
@@ -348,8 +336,8 @@ def has_type(type_: KeyType, value: Value) -> bool:
         return is_optional(type_)
     plain = without_none(type_)
     if plain == SIZE:
-        is_pair = isinstance(value, tuple) and len(value) == 2
-        return has_type(int, value) or (is_pair and has_type(tuple[int, ...], value))
+        pair = value if isinstance(value, tuple) else (value, value)
+        return len(pair) == 2 and all(has_type(int, number) for number in pair)
     if typing.get_origin(plain) is tuple:
         element = typing.get_args(plain)[0]
         return isinstance(value, tuple) and all(has_type(element, child) for child in value)
@@ -437,12 +425,12 @@ def parse(type_: KeyType, text: str) -> Value:
     return value
 
 
-def _parse_size(text: str) -> int | tuple[int, int]:
-    numbers = re.findall(r"\d+", text)
-    if not re.fullmatch(r"\s*(\d+|\d+\s*[x,]\s*\d+|[(\[]\s*\d+\s*,\s*\d+\s*[)\]])\s*", text):
-        return int(text)  # a negative number has the type, or this raises
-    first, *second = map(int, numbers)
-    return (first, second[0]) if second else first
+def _parse_size(text: str) -> Value:
+    value = _parse_tuple(re.sub(r"^(\d+)x(\d+)$", r"\1,\2", text))
+    value = value[0] if len(value) == 1 else value
+    if not has_type(SIZE, value):
+        raise ValueError(text)
+    return value
 
 
 def _parse_tuple(text: str) -> tuple[Value, ...]:

@@ -352,3 +352,19 @@ def test_a_run_saved_before_the_end_was_left_out_keeps_its_update_there(tiny_run
             assert [step for step in range(21, 41) if schedule.is_due(step)] == steps
     with pytest.raises(ValueError, match="includes_end: now False, saved True"):
         runs.resolve_for(older, tiny_config(**{"sparsity.includes_end": False}))
+
+
+def test_a_run_saved_before_constant_fan_in_keeps_its_free_blocks(tiny_run, tmp_path):
+    older = tmp_path / "older"
+    subprocess.run(["cp", "-r", tiny_run[0], older], check=True)
+    config = json.loads((older / "config.json").read_text())
+    assert config["sparsity"].pop("fan_in") is True
+    config["sparsity"]["compiled"] = config["sparsity"].pop("compact")
+    config["sparsity"] |= {"structure": "block", "block_size": 16}
+    (older / "config.json").write_text(json.dumps(config))
+    changes = {"sparsity.structure": "block", "sparsity.block_size": 16}
+    for saved in (runs.resolve_for(older, tiny_config(**changes)), runs.read_config(older)):
+        assert saved.sparsity.fan_in is False
+        assert saved.sparsity.compact is True
+    with pytest.raises(ValueError, match="fan_in: now True, saved False"):
+        runs.resolve_for(older, tiny_config(**changes | {"sparsity.fan_in": True}))
