@@ -44,7 +44,8 @@ def prepare(arguments, structure, level, params, dense_sampler):
     masks = structured.draw_masks(config, model)
     params = jax.device_put(structured.mask(params, masks))
     figures = structured.costs(model, params, masks)
-    small_model, small = without_inactive(build_plan(config, model).compact(masks), model, params)
+    network = build_plan(config, model).compact(masks)
+    small_model, small = without_inactive(network, model, params, masks)
     figures["bytes"] = sum(x.nbytes for x in jax.tree.leaves(small))
     sampler = dense_sampler
     if small is not params or dense_sampler is None:

@@ -73,7 +73,8 @@ def prepare(arguments, structure, level, params, masked_step):
     del run, full
     network = build_plan(config, model).compact(masks)
     state = state_from(params, jax.tree.map(jax.numpy.asarray, masks), optimizer)
-    state, model = shrink_state(network, state), compact_model(network, model)
+    indices = jax.jit(network.trees.indices)(masks)
+    state, model = shrink_state(network, state), compact_model(network, model, indices)
     run, figures = make_run(make_step(config, model), state, arguments)
     wrong = np.max(np.abs(np.divide(figures["metrics"], expected["metrics"]) - 1))
     return run, costs | figures | {"error": float(wrong)}

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
-import numpy as np
 
 from sparsejax.compact.network import CompactNetwork
-from sparsejax.types import Array, Input, NumpyArray, Params, PyTree
+from sparsejax.types import Indices, Masks, Params, PyTree
 
 # Records of `families` and `training`, which this module doesn't import: it uses these fields only.
 Model: TypeAlias = Any  # `families.Model`: init, apply, units
@@ -21,32 +20,29 @@ TrainState: TypeAlias = (
 
 
 def without_inactive(
-    network: CompactNetwork | None, model: Model, params: Params
-) -> tuple[Model, PyTree]:
+    network: CompactNetwork | None, model: Model, params: Params, masks: Masks
+) -> tuple[Model, Params]:
     """Return an equivalent model and parameters that compute less, for sampling and evaluation.
 
     Args:
-      network: CompactNetwork of the masks; None if no layer would become smaller.
+      network: CompactNetwork; None if no layer would become smaller.
       model: Model.
       params: masked params.
+      masks: their masks, concrete.
 
     Returns:
       Tuple of Model and its compact params; `model` and `params` themselves without a `network`.
     """
     if network is None:
         return model, params
-    ready = jax.jit(lambda params: network.prepare(network.shrink(params)))(params)
-    return model._replace(apply=network.bind(model.apply)), ready
+    indices = jax.jit(network.trees.indices)(masks)
+    small = jax.jit(network.trees.shrink)(params, indices)
+    return compact_model(network, model, indices), small
 
 
-def compact_model(network: CompactNetwork, model: Model) -> Model:
-    """Return the model on compact params."""
-    bound = network.bind(model.apply)
-
-    def apply(compact: Params, *inputs: Input, **options: Input) -> PyTree:
-        return bound(network.prepare(compact), *inputs, **options)
-
-    return model._replace(apply=apply)
+def compact_model(network: CompactNetwork, model: Model, indices: Indices) -> Model:
+    """Return the model on compact params at these indices, concrete or traced."""
+    return model._replace(apply=network.bind(model.apply, indices))
 
 
 def shrink_state(network: CompactNetwork, state: TrainState) -> TrainState:
@@ -59,16 +55,18 @@ def shrink_state(network: CompactNetwork, state: TrainState) -> TrainState:
     Returns:
       TrainState whose params, moments and EMA are compact trees; `ever_active` is ().
     """
-    treedef = jax.tree.structure(state.params)
+    trees, treedef = network.trees, jax.tree.structure(state.params)
 
     @jax.jit  # one program: otherwise the operations on each layer compile separately
-    def shrink(trees: PyTree) -> PyTree:
-        return _map_mirrors(network.shrink, trees, treedef)
+    def shrink(parts: PyTree, masks: Masks) -> PyTree:
+        indices = trees.indices(masks)
+        return _map_mirrors(lambda tree: trees.shrink(tree, indices), parts, treedef)
 
-    params, opt_state, ema_params = shrink((state.params, state.opt_state, state.ema_params))
+    parts = (state.params, state.opt_state, state.ema_params)
+    params, opt_state, ema_params = shrink(parts, state.masks)
     return state._replace(
         params=params,
-        masks=network.masks,
+        masks=trees.masks(state.masks),
         opt_state=opt_state,
         ema_params=ema_params,
         ever_active=(),
@@ -76,14 +74,18 @@ def shrink_state(network: CompactNetwork, state: TrainState) -> TrainState:
 
 
 def outline(state: TrainState) -> TrainState:
-    """Return what `expand_state` needs of the first state; its kernels are shapes only."""
-
-    def leaf(x: Array) -> NumpyArray:
-        if np.ndim(x) < 2 or x.dtype == bool:
-            return np.asarray(x)
-        return np.broadcast_to(np.zeros((), x.dtype), x.shape)
-
-    return jax.tree.map(leaf, state)
+    """Return what `expand_state` needs of the state before it was shrunk; no weights."""
+    masks, indices, ever_active = jax.device_get((state.masks, state.indices, state.ever_active))
+    return state._replace(
+        params=jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.params
+        ),
+        masks=masks,
+        opt_state=(),
+        ema_params=(),
+        indices=indices,
+        ever_active=ever_active,
+    )
 
 
 def expand_state(network: CompactNetwork, state: TrainState, first: TrainState) -> TrainState:
@@ -92,23 +94,28 @@ def expand_state(network: CompactNetwork, state: TrainState, first: TrainState) 
     Args:
       network: CompactNetwork.
       state: from `shrink_state`, trained since.
-      first: `outline` of the state before it was shrunk: its masks and shapes.
+      first: `outline` of the state before it was shrunk.
 
     Returns:
       TrainState, as a masked run would save it.
     """
-    treedef = jax.tree.structure(first.params)
-    state = jax.device_get(state)
+    state, treedef = jax.device_get(state), jax.tree.structure(first.params)
+    indices = jax.jit(network.trees.indices)(first.masks)
+    program = jax.jit(network.trees.expand)
+
+    def expand(compact: PyTree) -> PyTree:  # one tree at a time: whole ones are large
+        return jax.device_get(program(compact, indices))
+
     return first._replace(
         step=state.step,
-        params=network.expand(state.params, first.params),
-        opt_state=_map_mirrors(network.expand, state.opt_state, treedef, first.opt_state),
-        ema_params=network.expand(state.ema_params, first.ema_params),
+        params=expand(state.params),
+        opt_state=_map_mirrors(expand, state.opt_state, treedef),
+        ema_params=expand(state.ema_params),
     )
 
 
 def _map_mirrors(
-    function: Callable[..., PyTree], tree: PyTree, treedef: jax.tree_util.PyTreeDef, *others: PyTree
+    function: Callable[[PyTree], PyTree], tree: PyTree, treedef: jax.tree_util.PyTreeDef
 ) -> PyTree:
     """Map `function` over the subtrees that mirror params: moments, momentum."""
 
@@ -116,8 +123,5 @@ def _map_mirrors(
         return jax.tree.structure(node) == treedef
 
     return jax.tree.map(
-        lambda node, *rest: function(node, *rest) if mirrors(node) else node,
-        tree,
-        *others,
-        is_leaf=mirrors,
+        lambda node: function(node) if mirrors(node) else node, tree, is_leaf=mirrors
     )

@@ -94,7 +94,8 @@ def evaluate_run(
     lines = runs.read_metrics_until(workdir, step)
     params = jax.tree.map(jax.numpy.asarray, ema_params_of(state))
     plan = build_plan(config, model)
-    small_model, small = without_inactive(plan.compact(state.masks), model, params)
+    network = plan.compact(state.masks)
+    small_model, small = without_inactive(network, model, params, state.masks)
     drawn: list[Samples] = []
     seconds: list[float] = []
 

@@ -133,8 +133,9 @@ def _without_inactive(
     logger.info("%d layers are trained without their inactive parts", len(network.layers))
     first = outline(run.state)
     small = shrink_state(network, run.state)
+    indices = jax.jit(network.trees.indices)(first.masks)
     return (
-        compact_model(network, run.model),
+        compact_model(network, run.model, indices),
         small,
         lambda state: expand_state(network, state, first),
     )

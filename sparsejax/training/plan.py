@@ -6,9 +6,13 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from sparsejax.compact.network import CompactNetwork, compact_blocks, compact_channels
+from sparsejax.compact.blocks import compact_blocks
+from sparsejax.compact.channels import compact_channels
+from sparsejax.compact.free_blocks import compact_free_blocks, has_fan_in
+from sparsejax.compact.network import CompactNetwork
 from sparsejax.configuration import asked_level, structure_name
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model
@@ -23,7 +27,7 @@ from sparsejax.sparsity.schedules import UpdateSchedule
 from sparsejax.training.block_sizes import check_block_size
 from sparsejax.training.keys import named_key
 from sparsejax.training.optimizers import drop_fraction_schedule, update_schedule
-from sparsejax.types import Masks, Params, PyTree, Schedule, Sparsities
+from sparsejax.types import Array, Masks, Params, PyTree, Schedule, Sparsities
 
 logger = logging.getLogger(__name__)
 
@@ -128,16 +132,21 @@ def compact_network(sparsity: ConfigDict, model: Model, masks: Masks) -> Compact
     Returns:
       CompactNetwork, or None if no layer would become smaller.
     """
-    name = structure_name(sparsity)
+    name, size = structure_name(sparsity), sparsity.block_size
     if name == "weight":
         return None
     masks = jax.device_get(masks)
-    if name == "block":
-        network = compact_blocks(masks, sparsity.block_size)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    if name == "channel":
+        groups = _groups(model, params)
+        network = compact_channels(
+            params, _had(structures.channel(groups, model.init), masks), groups
+        )
+    elif has_fan_in(masks, size):
+        network = compact_blocks(params, _had(structures.block(size), masks), size)
     else:
-        units = model.units(jax.eval_shape(model.init, jax.random.key(0)))
-        network = compact_channels(masks, units)
-    return network if network.layers else None
+        network = compact_free_blocks(masks, size)
+    return network if network and network.layers else None
 
 
 def complete_units(
@@ -162,6 +171,17 @@ def complete_units(
     if whole is masks:
         return params, masks
     return jax.device_get((apply_masks(params, whole), whole))
+
+
+def _had(structure: structures.Structure, masks: Masks) -> Sparsities:
+    """Return sparsities, by layer or by group, that yield as many active units as masks have."""
+
+    def sparsity(units: Array) -> float:
+        inactive = int(np.sum(~np.asarray(units)))
+        # A quarter of a unit more: rounding doesn't lose one.
+        return (inactive + 0.25) / units.size if inactive else 0.0
+
+    return jax.tree.map(sparsity, jax.jit(structure.unit_masks)(masks))
 
 
 def _groups(model: Model, params: Params) -> channels.ChannelGroups:

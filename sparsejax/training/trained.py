@@ -110,7 +110,7 @@ def load(
     frozen = model.frozen() if decodes else ()
     params = jax.tree.map(jnp.asarray, params)
     network = compact_network(config.sparsity, model, masks)
-    compact, small = without_inactive(network, model, params)
+    compact, small = without_inactive(network, model, params, masks)
 
     @functools.cache
     def sampler(batch: int) -> Callable[[PRNGKey, int], NumpyArray]:

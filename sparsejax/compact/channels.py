@@ -1,0 +1,81 @@
+"""Compact networks of channels: narrower layers, which don't depend on what their channels were."""
+
+from typing import cast
+
+from sparsejax.compact.network import (
+    CompactNetwork,
+    Layer,
+    RunLayer,
+    multiply,
+    operands,
+    replace_layers,
+    smaller_layers,
+)
+from sparsejax.models.chirodiff import Affine
+from sparsejax.models.layers import GroupNorm
+from sparsejax.sparsity.provisional import channel_trees
+from sparsejax.sparsity.channels import ChannelGroups
+from sparsejax.types import Apply, Array, Indices, Input, Params, PyTree, Sparsities
+
+
+def compact_channels(
+    params: Params, sparsities: Sparsities, groups: ChannelGroups
+) -> CompactNetwork:
+    """Return the compact network of inactive channels.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+      sparsities: `{group: share of units that are inactive}`.
+      groups: `{group: [Member, ...]}`.
+
+    Returns:
+      CompactNetwork; its `bind` ignores the indices.
+    """
+    trees = channel_trees(groups, params, sparsities)
+
+    def bind(apply: Apply, indices: Indices) -> Apply:
+        del indices
+        return bind_channels(apply, groups)
+
+    return CompactNetwork(trees, bind, smaller_layers(trees, params))
+
+
+def bind_channels(apply: Apply, groups: ChannelGroups) -> Apply:
+    """Return `apply` on params that hold only the active channels.
+
+    Args:
+      apply: runs a Flax network.
+      groups: `{group: [Member, ...]}`.
+
+    Returns:
+      Function with the arguments of `apply`.
+    """
+    members = [member for group in groups.values() for member in group]
+    widths = {member.path: len(member.units) for member in members}
+    layers: dict[str, RunLayer] = {}
+    for path, width in widths.items():
+        layer, _, leaf = path.rpartition("/")
+        if leaf == "kernel":
+            layers[layer] = _run_layer
+        elif leaf == "scale":
+            layers[layer] = _narrow_norm(width)
+    return replace_layers(apply, layers)
+
+
+def _run_layer(module: Layer, *inputs: Input) -> PyTree:
+    if isinstance(module, Affine):
+        return tuple(module.get_variable("params", name) for name in ("kernel", "bias"))
+    x, kernel, bias = operands(module, *inputs)
+    return multiply(module, x, kernel) + bias
+
+
+def _narrow_norm(width: int) -> RunLayer:
+    """Run a GroupNorm some of whose groups were removed; `width`: its channels with all groups."""
+
+    def run(module: Layer, x: Array) -> Array:
+        params = {name: module.get_variable("params", name) for name in ("scale", "bias")}
+        size = width // module.num_groups
+        norm = GroupNorm(None, size, module.epsilon, module.dtype, parent=None)
+        return cast(Array, norm.apply({"params": params}, x))
+
+    return run
