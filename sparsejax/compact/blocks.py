@@ -20,8 +20,8 @@ from sparsejax.compact.network import (
     window,
 )
 from sparsejax.compact.products import multiply_blocks
-from sparsejax.sparsity.compact_trees import block_trees
 from sparsejax.sparsity.blocks import BlockSize
+from sparsejax.sparsity.compact_trees import block_trees
 from sparsejax.types import Apply, Array, Indices, Params, Sparsities
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from sparsejax.compact.network import (
 )
 from sparsejax.models.chirodiff import Affine
 from sparsejax.models.layers import GroupNorm
-from sparsejax.sparsity.provisional import channel_trees
 from sparsejax.sparsity.channels import ChannelGroups
+from sparsejax.sparsity.provisional import channel_trees
 from sparsejax.types import Apply, Array, Indices, Input, Params, PyTree, Sparsities
 
 

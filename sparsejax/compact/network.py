@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from sparsejax.models.layers import convolve
-from sparsejax.sparsity.masks import path_name
 from sparsejax.sparsity.compact_trees import CompactTrees
+from sparsejax.sparsity.masks import path_name
 from sparsejax.types import Apply, Array, Indices, Input, Leaf, Params, PyTree
 
 Layer: TypeAlias = Any  # a bound Flax module: `nn.Conv`, `nn.Dense`, GroupNorm or Affine
@@ -123,7 +123,7 @@ def smaller_layers(trees: CompactTrees, params: Params) -> tuple[str, ...]:
 
 
 def is_recurrent(name: str) -> bool:
-    """Return whether an array belongs to a GRU, which reads its kernels whole at every time step."""
+    """Return whether an array belongs to a GRU, which reads kernels whole at every time step."""
     return "_hh/" in name or "_ih/" in name
 
 

@@ -1,5 +1,8 @@
 """Networks without what is inactive compute what the masked networks compute."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +10,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsejax.compact import network
+from sparsejax.compact.blocks import bind_blocks, compact_blocks
+from sparsejax.compact.channels import compact_channels
+from sparsejax.compact.free_blocks import compact_free_blocks, has_fan_in, share_products
 from sparsejax.models.chirodiff import BiGRUDenoiser
-from sparsejax.models.unet import Downsample
-from sparsejax.models.units import bigru_units
+from sparsejax.models.layers import dense
+from sparsejax.models.unet import Downsample, UNet
+from sparsejax.models.units import bigru_units, unet_units
+from sparsejax.sparsity.blocks import block_of
+from sparsejax.sparsity.channels import Member
 
 HIDDEN = 6
 GRU = BiGRUDenoiser(hidden=HIDDEN, layers=2, steps=10)
+HEAD, NORM = 8, 4  # channels of an attention head, groups of a GroupNorm
+UNET = UNet(1, 1, 16, 1, (2,), (1, 2), HEAD, norm_groups=NORM)
+X, T = np.random.default_rng(1).standard_normal((3, 4, 4, 1), np.float32), np.array([0, 10, 999])
+BLOCKS = {"square": 8, "rectangular": (4, 16), "free": 8}
+
+
+def with_gradients(apply):
+    """Compile outputs and gradients of an apply, for params and inputs."""
+
+    def run(params, *inputs):
+        def loss(params):
+            y = apply(params, *inputs)
+            return jnp.sum(y * jnp.cos(jnp.arange(y.size).reshape(y.shape))), y
+
+        gradients, y = jax.grad(loss, has_aux=True)(params)
+        return y, gradients
+
+    return jax.jit(run)
+
+
+def members_of(groups):
+    return {name: [Member(*member) for member in members] for name, members in groups.items()}
 
 
 def masks_of(groups, params, active):
@@ -21,16 +51,113 @@ def masks_of(groups, params, active):
     masks = jax.tree.map(lambda x: np.ones(x.shape, bool), params)
     for name, members in groups.items():
         for path, axis, units, _ in members:
-            module, layer, leaf = (
-                path.split("/") if path.count("/") == 2 else ["", *path.split("/")]
-            )
-            tree = masks[module][layer] if module else masks[layer]
+            tree, (*modules, leaf) = masks, path.split("/")
+            for module in modules:
+                tree = tree[module]
             dead = [i for i, unit in enumerate(units) if unit >= 0 and unit not in active[name]]
             tree[leaf][(slice(None),) * axis + (dead,)] = False
     return masks
 
 
-def test_a_gru_without_hidden_units_computes_what_the_masked_one_does():
+def draw_units(groups, rng, count):
+    """A number of active units of each group."""
+    sizes = {name: max(members[0][2]) + 1 for name, members in groups.items()}
+    return {name: set(rng.permutation(size)[:count].tolist()) for name, size in sizes.items()}
+
+
+def draw_blocks(params, size, rng, *, free=False):
+    """Masks of a quarter of the blocks, as many in every column unless they are free."""
+
+    def mask(leaf):
+        block = block_of(leaf.shape, size)
+        if block is None:
+            return np.True_
+        grid = np.zeros((leaf.shape[-2] // block[0], leaf.shape[-1] // block[1]), bool)
+        for column in grid.T:
+            column[rng.permutation(len(column))[: max(1, round(len(column) / 4))]] = True
+        if free:
+            grid = rng.permutation(grid.ravel()).reshape(grid.shape)
+        return np.broadcast_to(np.kron(grid, np.ones(block, bool)), leaf.shape).astype(bool)
+
+    return jax.tree.map(mask, params)
+
+
+def masked(params, masks):
+    return jax.tree.map(lambda x, mask: np.where(mask, x, 0).astype(x.dtype), params, masks)
+
+
+@functools.cache
+def unet():
+    """Params of the UNet, none of them zero, and its masked outputs and gradients."""
+    shapes = jax.eval_shape(lambda: UNET.init(jax.random.key(0), X, T))["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), shapes)
+    return params, with_gradients(lambda params, *inputs: UNET.apply({"params": params}, *inputs))
+
+
+def compact_unet(structure, params, masks):
+    if structure == "free":
+        return compact_free_blocks(masks, BLOCKS["free"])
+    if structure == "channel":
+        groups = members_of(unet_units(params, NORM, HEAD))
+        # Half of the groups of a norm, and of the heads of an attention.
+        return compact_channels(params, dict.fromkeys(groups, 0.5), groups)
+    sparsities = jax.tree.map(lambda mask: 0.75 if np.ndim(mask) else 0.0, masks)
+    return compact_blocks(params, sparsities, BLOCKS[structure])
+
+
+def draw_masks(structure, params, seed):
+    rng = np.random.default_rng(seed)
+    if structure == "channel":
+        groups = unet_units(params, NORM, HEAD)
+        active = {
+            name: set(rng.permutation(n := max(members[0][2]) + 1)[: n // 2].tolist())
+            for name, members in groups.items()
+        }
+        return masks_of(groups, params, active)
+    return draw_blocks(params, BLOCKS[structure], rng, free=structure == "free")
+
+
+@pytest.mark.parametrize("structure", ["square", "rectangular", "channel", "free"])
+def test_the_unet_without_inactive_parts_is_the_masked_one(structure):
+    """Outputs and gradients; but for free blocks, one program runs all topologies."""
+    params, run_masked = unet()
+    masks = draw_masks(structure, params, 0)
+    network = compact_unet(structure, params, masks)
+    apply = lambda params, *inputs: UNET.apply({"params": params}, *inputs)  # noqa: E731
+    run = jax.jit(
+        lambda compact, indices, *inputs: with_gradients(network.bind(apply, indices))(
+            compact, *inputs
+        )
+    )
+    topologies = [masks] if structure == "free" else [masks, draw_masks(structure, params, 1)]
+    for masks in topologies:
+        ours = masked(params, masks)
+        expected, gradients = run_masked(ours, X, T)
+        indices = network.trees.indices(masks)
+        small = network.trees.shrink(ours, indices)
+        # Of a layer that became smaller, nothing but what is active is held.
+        sizes = [
+            (leaf.size, mask.sum() if np.ndim(mask) else full.size)
+            for leaf, mask, full in zip(*map(jax.tree.leaves, (small, masks, params)), strict=True)
+        ]
+        assert all(ours == active for ours, active in sizes)
+        got, compact_gradients = run(small, indices, X, T)
+        assert jnp.abs(expected).max() > 0.1
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            network.trees.expand(compact_gradients, indices),
+            masked(gradients, masks),
+        )
+    assert run._cache_size() == 1
+    assert len(network.layers) == sum(
+        np.ndim(mask) > 1 and not mask.all() for mask in jax.tree.leaves(masks)
+    )
+
+
+def test_the_gru_without_hidden_units_is_the_masked_one():
+    """Outputs and gradients; one program runs all topologies."""
     points = jax.random.normal(jax.random.key(0), (3, 7, 3))
     t, lengths = jnp.array([0, 4, 9]), jnp.array([7, 3, 5])
     variables = jax.jit(GRU.init)(jax.random.key(1), points, t, lengths)
@@ -38,27 +165,30 @@ def test_a_gru_without_hidden_units_computes_what_the_masked_one_does():
     params = jax.tree.map(np.asarray, variables["params"])
     groups = bigru_units(params)
     assert sorted(groups) == [f"rnn_l{i}/{d}" for i in range(2) for d in ("backward", "forward")]
-    rng = np.random.default_rng(0)
-    active = {name: set(rng.permutation(HIDDEN)[:2].tolist()) for name in groups}
-    masks = masks_of(groups, params, active)
-    # Biases of absent units don't matter.
-    with_biases = jax.tree.map(lambda x, m: np.where(m | (x.ndim < 2), x, 0), params, masks)
-    params = jax.tree.map(lambda x, mask: np.where(mask, x, 0), params, masks)
 
     def apply(params, *inputs):
         return GRU.apply({"params": params} | constants, *inputs)
 
-    compact = network.compact_channels(masks, groups)
-    small = jax.device_get(compact.shrink(params))
-    assert small["rnn_l0"]["forward_hh"]["kernel"].shape == (2, 3 * 2)
-    assert small["rnn_l1"]["backward_ih"]["kernel"].shape == (2 + 2, 3 * 2)
-    assert small["out_proj"]["kernel"].shape == (2 + 2, HIDDEN)
-    expected = jax.jit(apply)(with_biases, points, t, lengths)
-    got = jax.jit(compact.bind(apply))(small, points, t, lengths)
-    np.testing.assert_allclose(got, expected, atol=1e-5)
-    assert np.abs(expected[:, :3]).min() > 0
-    # The inverse of shrinking.
-    jax.tree.map(np.testing.assert_array_equal, compact.expand(small, params), params)
+    network = compact_channels(params, dict.fromkeys(groups, 2 / 3), members_of(groups))
+    run, run_masked = with_gradients(network.bind(apply, ())), with_gradients(apply)
+    for seed in range(2):
+        masks = masks_of(groups, params, draw_units(groups, np.random.default_rng(seed), 2))
+        ours = masked(params, masks)
+        indices = network.trees.indices(masks)
+        small = network.trees.shrink(ours, indices)
+        assert small["rnn_l0"]["forward_hh"]["kernel"].shape == (2, 3 * 2)
+        assert small["rnn_l1"]["backward_ih"]["kernel"].shape == (2 + 2, 3 * 2)
+        assert small["out_proj"]["kernel"].shape == (2 + 2, HIDDEN)
+        expected, gradients = run_masked(ours, points, t, lengths)
+        got, compact_gradients = run(small, points, t, lengths)
+        assert np.abs(expected[:, :3]).min() > 0
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            network.trees.expand(compact_gradients, indices),
+            masked(gradients, masks),
+        )
+    assert run._cache_size() == 1
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,7 +196,7 @@ def test_a_gru_without_hidden_units_computes_what_the_masked_one_does():
 def test_products_cover_each_active_block_once(rows, columns, seed, p):
     """However columns are grouped: no block is missed, and no output is computed twice."""
     grid = np.random.default_rng(seed).random((rows, columns)) < p
-    groups = network.share_products(grid, 64)
+    groups = share_products(grid, 64)
     outputs = [j for _, outputs in groups for j in outputs]
     assert sorted(outputs) == [j for j in range(columns) if grid[:, j].any()]
     for inputs, group in groups:
@@ -79,45 +209,95 @@ def test_products_cover_each_active_block_once(rows, columns, seed, p):
             assert keys[i] != keys[j] or of[i] == of[j]
 
 
-def test_blocks_lie_in_c_order_and_expand_to_the_same_kernel():
+def test_free_blocks_lie_in_c_order_and_expand_to_the_same_kernel():
     rng = np.random.default_rng(0)
     grid = np.array([[True, False, True], [False, False, True]])
-    mask = np.broadcast_to(np.kron(grid, np.ones((4, 4), bool)), (3, 3, 8, 12))
+    mask = np.broadcast_to(np.kron(grid, np.ones((4, 8), bool)), (3, 3, 8, 24))
     kernel = np.where(mask, rng.normal(size=mask.shape), 0).astype(np.float32)
-    compact = network.compact_blocks({"conv": {"kernel": mask, "bias": np.True_}}, 4)
-    params = {"conv": {"kernel": kernel, "bias": np.ones(12, np.float32)}}
-    small = compact.shrink(params)
-    assert compact.layers == ("conv/kernel",)
-    np.testing.assert_array_equal(small["conv"]["kernel"][1], kernel[:, :, :4, 8:])
-    jax.tree.map(np.testing.assert_array_equal, compact.expand(small, params), params)
+    network = compact_free_blocks({"conv": {"kernel": mask, "bias": np.True_}}, (4, 8))
+    params = {"conv": {"kernel": kernel, "bias": np.ones(24, np.float32)}}
+    small = network.trees.shrink(params, ())
+    assert network.layers == ("conv/kernel",)
+    np.testing.assert_array_equal(small["conv"]["kernel"][1], kernel[:, :, :4, 16:])
+    jax.tree.map(np.testing.assert_array_equal, network.trees.expand(small, ()), params)
 
 
-@pytest.mark.parametrize("structure", ["block", "channel"])
+def test_masks_with_as_many_blocks_in_every_column_have_fan_in():
+    def masks(grid):
+        return {"kernel": np.kron(np.array(grid, bool), np.ones((4, 8), bool)), "bias": np.True_}
+
+    assert has_fan_in(masks([[1, 0, 1], [0, 1, 0]]), (4, 8))
+    assert not has_fan_in(masks([[1, 1, 1], [0, 1, 0]]), (4, 8))
+    # Single weights.
+    assert not has_fan_in(masks([[1, 0, 1], [0, 1, 0]]), (8, 8))
+
+
+@pytest.mark.parametrize("structure", ["block", "free", "channel"])
 @pytest.mark.parametrize("padding", [0, 1])
 def test_a_halving_is_padded_as_the_layer_says(structure, padding):
     """Beside a masked network, at an odd size too: 0 pads below and to the right alone."""
     layer = Downsample(padding=padding)
     x = jax.random.normal(jax.random.key(0), (1, 6, 5, 8))
     params = layer.init(jax.random.key(1), x)["params"]
-    grid = np.array([[True, False], [False, False]])
+    grid = np.array([[True, structure == "block"], [False, False]])
     mask = np.broadcast_to(np.kron(grid, np.ones((4, 4), bool)), (3, 3, 8, 8))
     masks = {"op": {"kernel": mask, "bias": np.True_}}
     params["op"]["kernel"] = jnp.where(mask, params["op"]["kernel"], 0)
     x = x.at[..., 4:].set(0)
     expected = layer.apply({"params": params}, x)
     if structure == "block":
-        compact = network.compact_blocks(masks, 4)
+        network = compact_blocks(params, {"op": {"kernel": 0.5, "bias": 0.0}}, 4)
+    elif structure == "free":
+        network = compact_free_blocks(masks, 4)
     else:
         units = np.repeat([0, 1], 4)
         members = [("op/kernel", 3, units, True), ("op/bias", 0, units, True)]
-        inputs = [("op/kernel", 2, units, False)]
-        compact = network.compact_channels(masks, {"out": members, "in": inputs})
+        groups = members_of({"out": members, "in": [("op/kernel", 2, units, False)]})
+        network = compact_channels(params, {"out": 0.5, "in": 0.5}, groups)
+        masks["op"]["bias"] = np.arange(8) < 4
         x, expected = x[..., :4], expected[..., :4]
-    assert compact.layers == ("op/kernel",)
-    run = compact.bind(lambda params, x: layer.apply({"params": params}, x))
-    got = run(compact.prepare(compact.shrink(params)), x)
+    assert network.layers == ("op/kernel",)
+    indices = network.trees.indices(masks)
+    run = network.bind(lambda params, x: layer.apply({"params": params}, x), indices)
+    got = run(network.trees.shrink(params, indices), x)
     assert got.shape == expected.shape == (1, 3, 2 + padding, expected.shape[-1])
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+class Recomputed(nn.Module):
+    """A dense layer in bfloat16 whose inside the backward pass computes again."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.remat(Inner)(name="inner")(x)
+
+
+class Inner(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return dense(x, 8, "layer", dtype=jnp.bfloat16)
+
+
+def test_layers_keep_their_dtype_and_are_recomputed():
+    """Computed in bfloat16, with gradients in float32, as the masked layer."""
+    x = jax.random.normal(jax.random.key(0), (5, 8))
+    rng = np.random.default_rng(0)
+    kernel = rng.standard_normal((2, 4, 4), np.float32)  # of output blocks
+    full = np.zeros((8, 8), np.float32)
+    full[4:, :4], full[:4, 4:] = kernel
+    bias = rng.standard_normal(8, np.float32)
+    tree = lambda kernel: {"inner": {"layer": {"kernel": kernel, "bias": bias}}}  # noqa: E731
+    apply = lambda params, x: Recomputed().apply({"params": params}, x)  # noqa: E731
+    run = jax.jit(
+        lambda compact, index: with_gradients(bind_blocks(apply, tree(index)))(compact, x)
+    )
+    got, gradients = run(tree(kernel), jnp.array([[1], [0]]))
+    expected, expected_gradients = with_gradients(apply)(tree(full), x)
+    assert (got.dtype, expected.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    np.testing.assert_allclose(got.astype(np.float32), expected.astype(np.float32), rtol=2**-7)
+    ours, theirs = (g["inner"]["layer"]["kernel"] for g in (gradients, expected_gradients))
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, [theirs[4:, :4], theirs[:4, 4:]], rtol=2**-7, atol=2**-7)
 
 
 def test_layers_that_stay_masked_are_named_in_the_log(caplog):
@@ -125,13 +305,22 @@ def test_layers_that_stay_masked_are_named_in_the_log(caplog):
     rng = np.random.default_rng(0)
     blocks = np.kron(np.eye(2, dtype=bool), np.ones((4, 4), bool))
     masks = {
-        "free": {"kernel": rng.random((8, 8)) < 0.5},
+        "free": {"kernel": rng.random((8, 9)) < 0.5},
         "rnn_l0": {"forward_hh": {"kernel": blocks}},
         "dense": {"kernel": blocks, "bias": np.True_},
     }
-    with caplog.at_level("INFO", logger="sparsejax"):
-        compact = network.compact_blocks(masks, 4)
-    assert compact.layers == ("dense/kernel",)
-    assert "stay masked at full size: free/kernel, rnn_l0/forward_hh/kernel" in caplog.text
-    assert compact.masks["free"]["kernel"].shape == (8, 8)
-    assert compact.masks["dense"]["kernel"].ndim == 0
+    sparsities = jax.tree.map(lambda mask: 0.5 if np.ndim(mask) else 0.0, masks)
+    params = jax.tree.map(np.zeros_like, masks)
+    for network in (
+        lambda: compact_free_blocks(masks, 4),
+        lambda: compact_blocks(params, sparsities, 4),
+    ):
+        caplog.clear()
+        with caplog.at_level("INFO", logger="sparsejax"):
+            compact = network()
+        assert compact.layers == ("dense/kernel",)
+        assert "stay masked at full size: free/kernel, rnn_l0/forward_hh/kernel" in caplog.text
+        small = compact.trees.masks(masks)
+        assert small["free"]["kernel"].shape == (8, 9)
+        assert small["rnn_l0"]["forward_hh"]["kernel"].shape == (8, 8)
+        assert small["dense"]["kernel"].ndim == 0
