@@ -13,14 +13,14 @@ from sparsejax.compact.network import (
 )
 from sparsejax.models.chirodiff import Affine
 from sparsejax.models.layers import GroupNorm
+from sparsejax.sparsity.channel_trees import compact_trees
 from sparsejax.sparsity.channels import ChannelGroups
-from sparsejax.sparsity.provisional import channel_trees
 from sparsejax.types import Apply, Array, Indices, Input, Params, PyTree, Sparsities
 
 
 def compact_channels(
     params: Params, sparsities: Sparsities, groups: ChannelGroups
-) -> CompactNetwork:
+) -> CompactNetwork | None:
     """Return the compact network of inactive channels.
 
     Args:
@@ -29,9 +29,12 @@ def compact_channels(
       groups: `{group: [Member, ...]}`.
 
     Returns:
-      CompactNetwork; its `bind` ignores the indices.
+      CompactNetwork, whose `bind` ignores the indices; None if shapes would depend on which
+      channels are active (see `sparsity.channel_trees`).
     """
-    trees = channel_trees(groups, params, sparsities)
+    trees = compact_trees(groups, params, sparsities)
+    if trees is None:
+        return None
 
     def bind(apply: Apply, indices: Indices) -> Apply:
         del indices
