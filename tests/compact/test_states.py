@@ -1,16 +1,18 @@
 """Compact networks: the same numbers as the masked network, from less."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.compact.states import compact_model, without_inactive
+from sparsejax.compact.states import without_inactive
 from sparsejax.configuration import resolve
-from sparsejax.families import build_data, build_model
+from sparsejax.families import build_model
 from sparsejax.sparsity.masks import apply_masks
 from sparsejax.training import loop
-from sparsejax.training.plan import build_plan
+from sparsejax.training.plan import build_plan, compact_network
 from sparsejax.training.runs import load_state
 from tests.training.tiny import tiny_config
 
@@ -44,7 +46,7 @@ def test_the_unet_without_inactive_parts_computes_the_same(structure):
     x = jax.random.normal(jax.random.key(2), (3, 8, 8, 1))
     t = jnp.array([0, 10, 999])
     network = build_plan(config, model).compact(masks)
-    small_model, small = without_inactive(network, model, params)
+    small_model, small = without_inactive(network, model, params, masks)
     masked = jax.jit(model.apply)
     expected = masked(params, x, t)
     got = jax.jit(small_model.apply)(small, x, t)
@@ -54,39 +56,37 @@ def test_the_unet_without_inactive_parts_computes_the_same(structure):
     np.testing.assert_allclose(masked(others, x, t), expected, atol=1e-6)
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
-    compact = network.shrink(params)
-    kernels = [leaf.size for leaf in jax.tree.leaves(compact)]
-    active = [
-        np.broadcast_to(m, p.shape).sum()
-        for m, p in zip(*map(jax.tree.leaves, (masks, params)), strict=True)
-    ]
-    left = [m.size for m in jax.tree.leaves(network.masks) if m.ndim]
-    # Of a layer that became smaller, nothing but what is active is held.
-    assert sum(kernels) <= sum(active) + sum(left)
-    whole = network.expand(jax.device_get(compact), params)
+    # Back and forth, as params are when a run is saved and resumed.
+    indices = network.trees.indices(masks)
+    whole = network.trees.expand(network.trees.shrink(params, indices), indices)
     jax.tree.map(np.testing.assert_array_equal, whole, params)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_gradients_without_inactive_parts_are_the_active_ones_of_the_masked_network(structure):
-    config, model, params, masks = masked_model(tiny_config(**STRUCTURES[structure]))
-    network = build_plan(config, model).compact(masks)
-    batch = next(build_data(config).batches(0, 1))
-    keys = jax.random.split(jax.random.key(0), len(batch["image"]))
+def test_masks_say_how_a_network_is_compact():
+    """Indices are data where every output block has as many blocks, and constants elsewhere."""
+    changes = {"sparsity.structure": "block", "sparsity.block_size": 16}
+    config = resolve(tiny_config(**changes))
+    model = build_model(config)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
 
-    def gradients(model, params):
-        loss = lambda params: model.loss(model.apply, params, batch, keys, True)  # noqa: E731
-        return jax.device_get(jax.jit(jax.grad(loss))(params))
+    def masks(grids):
+        def mask(leaf):
+            if len(leaf.shape) != 4 or leaf.shape[-2:] != (32, 32):
+                return np.True_
+            grid = np.kron(np.array(next(grids), bool), np.ones((16, 16), bool))
+            return np.broadcast_to(grid, leaf.shape)
 
-    expected = apply_masks(gradients(model, params), masks)
-    got = gradients(compact_model(network, model), network.shrink(params))
-    got = apply_masks(got, network.masks)
-    zeros = jax.tree.map(np.zeros_like, params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        network.expand(jax.device_get(got), zeros),
-        expected,
-    )
+        return jax.tree.map(mask, shapes)
+
+    even, uneven = [[1, 0], [0, 1]], [[1, 1], [0, 1]]
+    fan_in = compact_network(config.sparsity, model, masks(itertools.repeat(even)))
+    free = compact_network(config.sparsity, model, masks(itertools.cycle([even, uneven])))
+    assert fan_in.layers == free.layers != ()
+    found = fan_in.trees.indices(masks(itertools.repeat(even)))
+    assert [x.tolist() for x in jax.tree.leaves(found) if x.ndim] == [[[0], [1]]] * len(free.layers)
+    assert free.trees.indices(masks(itertools.cycle([even, uneven]))) == ()
+    dense = jax.tree.map(lambda leaf: np.True_, shapes)
+    assert compact_network(config.sparsity, model, dense) is None
 
 
 def trained(workdir, **changes):
