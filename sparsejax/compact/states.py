@@ -10,7 +10,9 @@ from typing import Any, TypeAlias
 import jax
 
 from sparsejax.compact.network import CompactNetwork
-from sparsejax.types import Indices, Masks, Params, PyTree
+from sparsejax.sparsity.compact_trees import compact_masks, spread_masks
+from sparsejax.sparsity.transforms import reset_inactive
+from sparsejax.types import Indices, Input, Masks, Optimizer, Params, PyTree
 
 # Records of `families` and `training`, which this module doesn't import: it uses these fields only.
 Model: TypeAlias = Any  # `families.Model`: init, apply, units
@@ -45,6 +47,16 @@ def compact_model(network: CompactNetwork, model: Model, indices: Indices) -> Mo
     return model._replace(apply=network.bind(model.apply, indices))
 
 
+def paired_model(network: CompactNetwork, model: Model) -> Model:
+    """Return the model on pairs (compact params, indices) in place of params."""
+
+    def apply(pair: tuple[Params, Indices], *inputs: Input, **options: Input) -> PyTree:
+        params, indices = pair
+        return network.bind(model.apply, indices)(params, *inputs, **options)
+
+    return model._replace(apply=apply)
+
+
 def shrink_state(network: CompactNetwork, state: TrainState) -> TrainState:
     """Return the TrainState of the compact network.
 
@@ -53,65 +65,52 @@ def shrink_state(network: CompactNetwork, state: TrainState) -> TrainState:
       state: TrainState of full shape; whole, not flat.
 
     Returns:
-      TrainState whose params, moments and EMA are compact trees; `ever_active` is ().
+      TrainState whose params, moments and EMA are compact trees, and whose masks are CompactMasks.
     """
     trees, treedef = network.trees, jax.tree.structure(state.params)
 
     @jax.jit  # one program: otherwise the operations on each layer compile separately
     def shrink(parts: PyTree, masks: Masks) -> PyTree:
-        indices = trees.indices(masks)
-        return _map_mirrors(lambda tree: trees.shrink(tree, indices), parts, treedef)
+        ours = compact_masks(trees, masks)
+        return ours, _map_mirrors(lambda tree: trees.shrink(tree, ours.indices), parts, treedef)
 
     parts = (state.params, state.opt_state, state.ema_params)
-    params, opt_state, ema_params = shrink(parts, state.masks)
-    return state._replace(
-        params=params,
-        masks=trees.masks(state.masks),
-        opt_state=opt_state,
-        ema_params=ema_params,
-        ever_active=(),
-    )
+    masks, (params, opt_state, ema_params) = shrink(parts, state.masks)
+    return state._replace(params=params, masks=masks, opt_state=opt_state, ema_params=ema_params)
 
 
-def outline(state: TrainState) -> TrainState:
-    """Return what `expand_state` needs of the state before it was shrunk; no weights."""
-    masks, indices, ever_active = jax.device_get((state.masks, state.indices, state.ever_active))
-    return state._replace(
-        params=jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state.params
-        ),
-        masks=masks,
-        opt_state=(),
-        ema_params=(),
-        indices=indices,
-        ever_active=ever_active,
-    )
-
-
-def expand_state(network: CompactNetwork, state: TrainState, first: TrainState) -> TrainState:
-    """Return the full-shape TrainState, host arrays.
+def state_expander(
+    network: CompactNetwork, optimizer: Optimizer
+) -> Callable[[TrainState], TrainState]:
+    """Return `expand(state)`, the inverse of `shrink_state`, for saving.
 
     Args:
       network: CompactNetwork.
-      state: from `shrink_state`, trained since.
-      first: `outline` of the state before it was shrunk.
+      optimizer: the train step's: inactive weights have the state of its `init`.
 
     Returns:
-      TrainState, as a masked run would save it.
+      Function from a compact TrainState to one of full shape, host arrays, as a masked run would
+      save it. It compiles once, and runs on the host.
     """
-    state, treedef = jax.device_get(state), jax.tree.structure(first.params)
-    indices = jax.jit(network.trees.indices)(first.masks)
-    program = jax.jit(network.trees.expand)
+    trees = network.trees
 
-    def expand(compact: PyTree) -> PyTree:  # one tree at a time: whole ones are large
-        return jax.device_get(program(compact, indices))
+    @jax.jit
+    def expand(state: TrainState) -> TrainState:
+        treedef, indices = jax.tree.structure(state.params), state.masks.indices
+        masks = spread_masks(trees, state.masks)
+        parts = (state.params, state.opt_state, state.ema_params)
+        parts = _map_mirrors(lambda tree: trees.expand(tree, indices), parts, treedef)
+        params, opt_state, ema_params = parts
+        opt_state = reset_inactive(optimizer, opt_state, params, masks)
+        return state._replace(
+            params=params, masks=masks, opt_state=opt_state, ema_params=ema_params
+        )
 
-    return first._replace(
-        step=state.step,
-        params=expand(state.params),
-        opt_state=_map_mirrors(expand, state.opt_state, treedef),
-        ema_params=expand(state.ema_params),
-    )
+    def on_host(state: TrainState) -> TrainState:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            return jax.device_get(expand(jax.device_get(state)))
+
+    return on_host
 
 
 def _map_mirrors(

@@ -16,6 +16,18 @@ from sparsejax.sparsity.blocks import BlockSize, block_of, fan_in_of
 from sparsejax.types import Array, Indices, Leaf, Masks, Params, PyTree, Shape, Sparsities
 
 
+class CompactMasks(NamedTuple):
+    """The masks of compact trees.
+
+    Attributes:
+      indices: where the active units are (see `CompactTrees`).
+      masks: in the structure of params: 0-d True, except for layers that have no units.
+    """
+
+    indices: Indices
+    masks: Masks
+
+
 class CompactTrees(NamedTuple):
     """How trees of params hold only what is active.
 
@@ -174,3 +186,18 @@ def _move(layer: _Layer, kernel: Array, fresh: Array, old: Array, new: Array) ->
     moved = jnp.take_along_axis(_parts(layer, kernel), place[:, None, :, None, None], axis=2)
     parts = jnp.where(was_active[:, None, :, None, None], moved, _parts(layer, fresh))
     return _whole(layer, parts)
+
+
+def compact_masks(trees: CompactTrees, masks: Masks) -> CompactMasks:
+    """Return the masks of compact trees, from full-shape ones."""
+    return CompactMasks(trees.indices(masks), trees.masks(masks))
+
+
+def spread_masks(trees: CompactTrees, masks: CompactMasks) -> Masks:
+    """Return the full-shape masks of compact trees."""
+    return trees.spread(*masks)
+
+
+def tree_masks(masks: Masks | CompactMasks) -> Masks:
+    """Return the masks of the arrays of a tree, whether it is compact or of full shape."""
+    return masks.masks if isinstance(masks, CompactMasks) else masks

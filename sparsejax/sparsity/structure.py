@@ -53,11 +53,6 @@ __all__ = [
 ]
 
 
-def _no_compact_trees(params: Params, sparsities: Sparsities) -> CompactTrees | None:
-    del params, sparsities
-    return None
-
-
 class Structure(NamedTuple):
     """How weights are grouped into units; all functions are pure and may be traced.
 
@@ -90,7 +85,7 @@ class Structure(NamedTuple):
     )
     rewire: Callable[[Scores, Units, Scores, ArrayLike], Units] = topology.rewire
     draw: Callable[[PRNGKey, PyTree, Sparsities], Units] = random_masks
-    compact_trees: Callable[[Params, Sparsities], CompactTrees | None] = _no_compact_trees
+    compact_trees: Callable[[Params, Sparsities], CompactTrees | None] | None = None
 
 
 def _magnitudes(tree: PyTree) -> Scores:

@@ -1,9 +1,10 @@
 """The topology update of a training loop: one call between two optimizer steps."""
 
+from sparsejax.sparsity.compact_trees import CompactTrees, compact_masks, spread_masks
 from sparsejax.sparsity.flat import is_flat
 from sparsejax.sparsity.masks import apply_masks
 from sparsejax.sparsity.methods import Method
-from sparsejax.sparsity.transforms import FlatState, reset_inactive
+from sparsejax.sparsity.transforms import FlatState, move_state, reset_inactive
 from sparsejax.types import (
     ArrayLike,
     Gradients,
@@ -28,6 +29,7 @@ def update_topology(
     *,
     step: ArrayLike | None = None,
     density: Sparsities | None = None,
+    trees: CompactTrees | None = None,
 ) -> tuple[Params, Masks, OptState]:
     """Prune and regrow, and return parameters and optimizer state ready for the next step.
 
@@ -49,6 +51,9 @@ def update_topology(
       step: number of optimizer steps taken, for methods that use it.
       density: requested density per layer, for methods that change it: floats in the structure
         of `params`.
+
+      trees: CompactTrees, if `params`, `masks` (CompactMasks) and `opt_state` are compact; the
+        gradients have full shapes in any case.
 
     Returns:
       Tuple `(params, masks, opt_state)`: params exactly zero where the new mask is False; optimizer
@@ -82,8 +87,17 @@ def update_topology(
             f"method {method.name!r} changes density, so optimizer state can't be flat; "
             "accepted: sparse_updates"
         )
-    params, masks = method.update(
-        key, params, masks, gradients, fraction, step=step, density=density
-    )
-    params = apply_masks(params, masks)
-    return params, masks, reset_inactive(optimizer, opt_state, params, masks)
+
+    def update(params: Params, masks: Masks) -> tuple[Params, Masks]:
+        params, masks = method.update(
+            key, params, masks, gradients, fraction, step=step, density=density
+        )
+        return apply_masks(params, masks), masks
+
+    if trees is None:
+        params, masks = update(params, masks)
+        return params, masks, reset_inactive(optimizer, opt_state, params, masks)
+    whole, full_masks = update(trees.expand(params, masks.indices), spread_masks(trees, masks))
+    after = compact_masks(trees, full_masks)
+    params = trees.shrink(whole, after.indices)
+    return params, after, move_state(optimizer, opt_state, trees, masks, after, params)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sparsejax.sparsity.alike import check_alike, check_shapes
+from sparsejax.sparsity.compact_trees import CompactMasks, CompactTrees
 from sparsejax.sparsity.flat import (
     active_indices,
     counts_of,
@@ -313,6 +314,44 @@ def reset_inactive(
     if isinstance(state, FlatState):
         return _reset_flat(inner, state, params, masks)
     return map_mirrors(_reset, state, inner.init(params), params, masks)
+
+
+def move_state(
+    inner: optax.GradientTransformation,
+    state: OptState,
+    trees: CompactTrees,
+    before: CompactMasks,
+    after: CompactMasks,
+    params: Params,
+) -> OptState:
+    """Move the optimizer state of compact trees to the units that are active now.
+
+    Args:
+      inner: the optax transformation, wrapped by `sparse_updates` or unwrapped.
+      state: its state before the topology update.
+      trees: CompactTrees.
+      before: CompactMasks before the update.
+      after: CompactMasks after it.
+      params: compact params after it.
+
+    Returns:
+      State of the same structure and shapes: weights that stay active keep theirs, all others have
+      that of `inner.init(params)`.
+    """
+    own = jax.tree.map(lambda p: jnp.arange(p.size, dtype=jnp.int32).reshape(p.shape), params)
+    nowhere = jax.tree.map(lambda place: jnp.full_like(place, -1), own)
+    places = trees.move(own, nowhere, before.indices, after.indices)
+    places = jax.tree.map(lambda place, at: None if place is at else place, places, own)
+
+    def move(leaf: Array, fresh: Array, place: Array | None) -> Array:
+        if place is None:  # a layer that is whole
+            return leaf
+        entries = leaf.reshape(*leaf.shape[: leaf.ndim - place.ndim], -1)
+        return jnp.where(place >= 0, jnp.take(entries, place, axis=-1, mode="clip"), fresh)
+
+    fresh = inner.init(params)
+    state = map_mirrors(move, state, fresh, params, places)
+    return map_mirrors(_reset, state, fresh, params, after.masks)
 
 
 def _reset(leaf: Array, fresh: Array, mask: Array) -> Array:

@@ -9,7 +9,8 @@ import jax
 import ml_collections
 from PIL import Image
 
-from sparsejax.compact.states import compact_model, expand_state, outline, shrink_state
+from sparsejax.compact.network import CompactNetwork
+from sparsejax.compact.states import paired_model, shrink_state, state_expander
 from sparsejax.families import Data, Model
 from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.signals import Request
@@ -72,12 +73,13 @@ def _take_steps(run: Setup, request: Request, is_stop_due: Callable[[int], bool]
     counts = summarize(run.state.params, run.state.masks)
     if is_main:
         announce(run, counts)
-    model, state, whole = _without_inactive(run)
+    network = run.plan.compact(run.state.masks) if run.plan.trains_compact else None
+    state, whole = _without_inactive(run, network)
     state = replicate(state)
-    train_step, topology_update = _compiled_functions(run, model)
+    train_step, topology_update = _compiled_functions(run, network)
     steps_key = named_key(config.seed, "steps")
     keys = (steps_key, named_key(config.seed, "topology"))
-    save_samples = _sample_writer(run, model, data) if is_main else lambda step, state: None
+    save_samples = _sample_writer(run, network, data) if is_main else lambda step, state: None
 
     with contextlib.ExitStack() as stack:
         manager = stack.enter_context(checkpoints.open_manager(folder, config.checkpoint.keep))
@@ -119,47 +121,43 @@ def _is_multiple(step: int, every: int) -> bool:
 
 
 def _without_inactive(
-    run: Setup,
-) -> tuple[Model, TrainState, Callable[[TrainState], TrainState]]:
-    """Replace a network whose masks never change with its compact network.
-
-    Returns:
-      Tuple of the Model and the TrainState to train, and a function that expands such a state to
-      full shapes, for saving.
-    """
-    network = run.plan.compact(run.state.masks) if run.plan.trains_compact else None
+    run: Setup, network: CompactNetwork | None
+) -> tuple[TrainState, Callable[[TrainState], TrainState]]:
+    """Return the state to train, and a function that expands such a state for saving."""
     if network is None:
-        return run.model, run.state, lambda state: state
+        return run.state, lambda state: state
     logger.info("%d layers are trained without their inactive parts", len(network.layers))
-    first = outline(run.state)
-    small = shrink_state(network, run.state)
-    indices = jax.jit(network.trees.indices)(first.masks)
-    return (
-        compact_model(network, run.model, indices),
-        small,
-        lambda state: expand_state(network, state, first),
-    )
+    return shrink_state(network, run.state), state_expander(network, run.optimizer)
 
 
-def _compiled_functions(run: Setup, model: Model) -> tuple[Callable, Callable]:
+def _compiled_functions(run: Setup, network: CompactNetwork | None) -> tuple[Callable, Callable]:
     """Return the train step and the topology update, compiled at their first calls."""
     plan, optimizer, accumulate = run.plan, run.optimizer, run.config.optimizer.accumulate
     train_step = data_parallel(
-        make_train_step(model, optimizer, ema_limit=run.config.ema.decay, accumulate=accumulate),
+        make_train_step(
+            run.model,
+            optimizer,
+            ema_limit=run.config.ema.decay,
+            accumulate=accumulate,
+            network=network,
+        ),
         donate_state=True,
     )
     update = data_parallel(
         make_topology_update(
-            model,
+            run.model,
             optimizer,
             plan.method,
             plan.drop_fraction,
             density=jax.tree.map(lambda sparsity: 1.0 - sparsity, plan.sparsities),
             accumulate=accumulate,
+            trees=network.trees if network else None,
         ),
         donate_state=True,
     )
-    return train_step, _recording_flops(update, model) if plan.method.changes_density else update
+    if plan.method.changes_density:
+        update = _recording_flops(update, run.model)
+    return train_step, update
 
 
 def _recording_flops(topology_update: Callable, model: Model) -> Callable:
@@ -176,15 +174,19 @@ def _recording_flops(topology_update: Callable, model: Model) -> Callable:
     return update
 
 
-def _sample_writer(run: Setup, model: Model, data: Data) -> Callable[[int, TrainState], None]:
+def _sample_writer(
+    run: Setup, network: CompactNetwork | None, data: Data
+) -> Callable[[int, TrainState], None]:
     """Return `save_samples(step, state)`, which writes a grid of samples."""
     key = named_key(run.config.seed, "samples")
     folder, count = run.workdir / "samples", run.config.sample.count
+    model = paired_model(network, run.model) if network else run.model
     sampler = functools.cache(lambda: make_sampler(model, frozen_of(model, data), key, count))
 
     def save_samples(step: int, state: TrainState) -> None:
         folder.mkdir(exist_ok=True)
-        grid = model.render(sampler()(jax.device_get(ema_params_of(state))))
+        params = (state.ema_params, state.masks.indices) if network else ema_params_of(state)
+        grid = model.render(sampler()(jax.device_get(params)))
         Image.fromarray(grid).save(folder / f"{step:08d}.png")
 
     return save_samples

@@ -101,7 +101,7 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
     accepted = f"False with sparsity.method {method.name!r}, which changes density"
     packed = config.optimizer.packed
     require(not (packed and method.changes_density), "optimizer.packed", packed, accepted)
-    is_compact = sparsity.compact and structure.name != "weight" and not method.is_dynamic
+    is_compact = _trains_compact(sparsity, structure, method, packed)
     flat_counts = None
     if packed and not is_compact:  # a compact network holds only active weights anyway
         masks = method.init(named_key(config.seed, "masks"), params, sparsities)
@@ -119,6 +119,19 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
         trains_compact=is_compact,
         log=log,
     )
+
+
+def _trains_compact(
+    sparsity: ConfigDict, structure: structures.Structure, method: Method, packed: bool
+) -> bool:
+    """Return whether the compact network is trained: its shapes must never change.
+
+    With `optimizer.packed`, a method that moves blocks or channels trains masked, as it always has.
+    """
+    if structure.name == "weight" or not sparsity.compact or method.changes_density:
+        return False
+    fixed = structure.compact_trees is not None and not packed
+    return fixed or not method.is_dynamic
 
 
 def compact_network(sparsity: ConfigDict, model: Model, masks: Masks) -> CompactNetwork | None:

@@ -25,8 +25,9 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: optimizer steps taken, int32 scalar.
-      params: parameters, exactly zero wherever the mask is False.
-      masks: the mask pytree (see `sparsejax.sparsity`).
+      params: parameters, exactly zero wherever the mask is False; a compact tree in the training of
+        a compact network (see `compact.states`), and so are the optimizer state and the EMA.
+      masks: the mask pytree (see `sparsejax.sparsity`); CompactMasks of compact trees.
       opt_state: state of the optimizer; fresh wherever the mask is False. Whole, or flat: for
         active weights only.
       ema_params: exponential moving average of params, zero wherever the mask is False; whole or
@@ -34,7 +35,8 @@ class TrainState(NamedTuple):
       indices: positions of the entries of flat layers (see `sparsity.flat`); 0-d True for each
         layer of a state that is whole.
       ever_active: the weights that have been active at any time, as mask bits (`masks.pack_bits`):
-        what the run has explored (in-time over-parameterization, Liu et al. 2021).
+        what the run has explored (in-time over-parameterization, Liu et al. 2021). Of full shape in
+        any case.
     """
 
     step: Array

@@ -11,8 +11,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparsejax.compact.network import CompactNetwork
+from sparsejax.compact.states import compact_model
 from sparsejax.families import Model
 from sparsejax.parallel import AXIS
+from sparsejax.sparsity.compact_trees import (
+    CompactMasks,
+    CompactTrees,
+    spread_masks,
+    tree_masks,
+)
 from sparsejax.sparsity.flat import flat_masks, to_flat, to_whole
 from sparsejax.sparsity.masks import apply_masks, pack_bits
 from sparsejax.sparsity.methods import Method
@@ -28,6 +36,7 @@ from sparsejax.types import (
     Masks,
     Metrics,
     Optimizer,
+    OptState,
     Params,
     PRNGKey,
     PyTree,
@@ -148,9 +157,9 @@ def apply_gradients(
       TrainState of the next step.
     """
     indices, step = state.indices, state.step + 1
-    params = to_flat(state.params, indices)
+    params, masks = to_flat(state.params, indices), flat_masks(tree_masks(state.masks), indices)
     updates, opt_state = optimizer.update(
-        to_flat(gradients, indices), state.opt_state, params, masks=flat_masks(state.masks, indices)
+        to_flat(gradients, indices), state.opt_state, params, masks=masks
     )
     decay = ema_decay(step, ema_limit)
     return state._replace(
@@ -162,7 +171,12 @@ def apply_gradients(
 
 
 def make_train_step(
-    model: Model, optimizer: Optimizer, *, ema_limit: float, accumulate: int = 1
+    model: Model,
+    optimizer: Optimizer,
+    *,
+    ema_limit: float,
+    accumulate: int = 1,
+    network: CompactNetwork | None = None,
 ) -> Callable[[TrainState, Batch, PRNGKey], tuple[TrainState, Metrics]]:
     """Return `train_step(state, batch, key) -> (state, metrics)`.
 
@@ -171,6 +185,7 @@ def make_train_step(
       optimizer: see `apply_gradients`.
       ema_limit: decay of the EMA after its warm-up.
       accumulate: microbatches that the device's batch is split into.
+      network: the compact network, if the states are compact.
 
     Returns:
       Function of a TrainState, a device's batch [local batch, ...] and the key of all steps;
@@ -179,8 +194,9 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch, key: PRNGKey) -> tuple[TrainState, Metrics]:
         keys = example_keys(key, state.step, len(jax.tree.leaves(batch)[0]))
-        loss, gradients = mean_gradients(model, accumulate, state.params, batch, keys)
-        grad_norm = optax.tree.norm(apply_masks(gradients, state.masks))
+        ours = compact_model(network, model, state.masks.indices) if network else model
+        loss, gradients = mean_gradients(ours, accumulate, state.params, batch, keys)
+        grad_norm = optax.tree.norm(apply_masks(gradients, tree_masks(state.masks)))
         state = apply_gradients(optimizer, state, gradients, ema_limit)
         return state, dict(zip(STEP_METRICS, (loss, grad_norm), strict=True))
 
@@ -195,6 +211,7 @@ def make_topology_update(
     *,
     density: PyTree = None,
     accumulate: int = 1,
+    trees: CompactTrees | None = None,
 ) -> Callable[[TrainState, Batch, tuple[PRNGKey, PRNGKey]], tuple[TrainState, Metrics]]:
     """Return `topology_update(state, batch, (steps_key, topology_key)) -> (state, metrics)`.
 
@@ -208,6 +225,7 @@ def make_topology_update(
       drop_fraction: optax schedule over global steps.
       density: densities passed to `method.update`: floats in the structure of its sparsities.
       accumulate: microbatches, as in the train step.
+      trees: CompactTrees, if the states are compact.
 
     Returns:
       Function of a TrainState, a device's batch and the two keys; metrics are float32
@@ -221,7 +239,9 @@ def make_topology_update(
         steps_key, topology_key = keys
         batch_keys = example_keys(steps_key, state.step - 1, len(jax.tree.leaves(batch)[0]))
         key = jax.random.fold_in(topology_key, state.step)
-        probe = method.probe(key, state.params, state.masks)
+        before = spread_masks(trees, state.masks) if trees else state.masks
+        params = trees.expand(state.params, state.masks.indices) if trees else state.params
+        probe = method.probe(key, params, before)
         _, gradients = mean_gradients(model, accumulate, probe, batch, batch_keys)
         fraction = drop_fraction(state.step)
         params, masks, held = update_topology(
@@ -230,30 +250,53 @@ def make_topology_update(
             key,
             state.params,
             state.masks,
-            FlatState(state.opt_state, state.indices, state.ema_params, state.step),
+            state.opt_state if trees else _held(state),
             gradients,
             fraction,
             step=state.step,
             density=density,
+            trees=trees,
         )
-        ever_active = jax.tree.map(jnp.bitwise_or, state.ever_active, pack_bits(masks))
+        after = spread_masks(trees, masks) if trees else masks
+        ever_active = jax.tree.map(jnp.bitwise_or, state.ever_active, pack_bits(after))
         metrics = {
             "drop_fraction": jnp.float32(fraction),
-            "replaced": _replaced(state.masks, masks),
-            "ever_active": _share(ever_active, masks),
+            "replaced": _replaced(before, after),
+            "ever_active": _share(ever_active, after),
         }
-        before, after = (flat_masks(m, held.indices) for m in (state.masks, masks))
-        state = state._replace(
-            params=params,
-            masks=masks,
-            opt_state=held.inner,
-            ema_params=move_ema(held.ema, to_flat(params, held.indices), before, after),
-            indices=held.indices,
-            ever_active=ever_active,
-        )
-        return state, metrics
+        state = _with_ema(state, trees, params, masks, held)
+        return state._replace(ever_active=ever_active), metrics
 
     return topology_update
+
+
+def _held(state: TrainState) -> FlatState:
+    return FlatState(state.opt_state, state.indices, state.ema_params, state.step)
+
+
+def _with_ema(
+    state: TrainState,
+    trees: CompactTrees | None,
+    params: Params,
+    masks: Masks | CompactMasks,
+    held: OptState,
+) -> TrainState:
+    """Return the state after a topology update, with its EMA moved like the optimizer state."""
+    if trees is None:
+        before, after = (flat_masks(m, held.indices) for m in (state.masks, masks))
+        ours, ema = to_flat(params, held.indices), held.ema
+        opt_state, indices = held.inner, held.indices
+    else:
+        before, after, ours = state.masks.masks, masks.masks, params
+        ema = trees.move(state.ema_params, params, state.masks.indices, masks.indices)
+        opt_state, indices = held, state.indices
+    return state._replace(
+        params=params,
+        masks=masks,
+        opt_state=opt_state,
+        ema_params=move_ema(ema, ours, before, after),
+        indices=indices,
+    )
 
 
 def _share(bits: PyTree, masks: Masks) -> Array:
