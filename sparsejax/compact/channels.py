@@ -13,7 +13,7 @@ from sparsejax.compact.network import (
 )
 from sparsejax.models.chirodiff import Affine
 from sparsejax.models.layers import GroupNorm
-from sparsejax.sparsity.channel_trees import compact_trees
+from sparsejax.sparsity.channel_trees import channel_trees
 from sparsejax.sparsity.channels import ChannelGroups
 from sparsejax.types import Apply, Array, Indices, Input, Params, PyTree, Sparsities
 
@@ -32,7 +32,7 @@ def compact_channels(
       CompactNetwork, whose `bind` ignores the indices; None if shapes would depend on which
       channels are active (see `sparsity.channel_trees`).
     """
-    trees = compact_trees(groups, params, sparsities)
+    trees = channel_trees(groups, params, sparsities)
     if trees is None:
         return None
 
