@@ -37,6 +37,7 @@ FREE_ON_RESUME = (
     "checkpoint.every",
     "checkpoint.keep",
     "sample",
+    "sparsity.compact",
     "task.reference_split",
     "imports",
 )

@@ -60,8 +60,8 @@ def fan_in_of(shape: Shape, size: BlockSize, sparsity: float) -> int | None:
     if block is None or not sparsity:
         return None
     rows = shape[-2] // block[0]
-    fan_in = max(1, round((1 - sparsity) * rows))
-    return fan_in if fan_in < rows else None
+    active = fan_in(rows, sparsity)
+    return active if active < rows else None
 
 
 def pool(leaf: Array, size: BlockSize) -> Array:

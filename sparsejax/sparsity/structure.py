@@ -22,7 +22,7 @@ from sparsejax.sparsity.channels import (
     channel_sparsities,
     members_by_path,
 )
-from sparsejax.sparsity.compact_trees import CompactTrees
+from sparsejax.sparsity.compact_trees import CompactTrees, block_trees
 from sparsejax.sparsity.masks import apply_masks, is_sparsifiable, path_name, random_masks
 from sparsejax.types import (
     ArrayLike,
@@ -134,6 +134,7 @@ def block(size: BlockSize, fan_in: bool = False) -> Structure:
         ),
         rewire=topology.rewire_columns if fan_in else topology.rewire,
         draw=blocks.random_fan_in if fan_in else random_masks,
+        compact_trees=functools.partial(block_trees, size=size) if fan_in else None,
     )
 
 

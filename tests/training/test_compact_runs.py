@@ -1,0 +1,108 @@
+"""Runs of compact networks are those of masked ones: equal masks, the same numbers."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from sparsejax.training import loop
+from sparsejax.training.metrics_log import read_metrics
+from sparsejax.training.runs import load_state
+from tests.families.test_strokes import tiny, write_scribbles
+from tests.training.tiny import tiny_config, tiny_flags, with_devices
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Five updates, the last one before step 60; clipped gradients of two microbatches.
+RUN = {
+    "steps": 60,
+    "sparsity.level": 0.5,
+    "sparsity.update_interval": 10,
+    "sparsity.end": 55,
+    "checkpoint.every": 30,
+    "optimizer.accumulate": 2,
+    "optimizer.clip_norm": 0.5,
+    "log.every": 10,
+    "sample.every": 0,
+}
+BLOCKS = {"sparsity.structure": "block", "sparsity.block_size": (8, 16)}
+CHANNELS = {"sparsity.structure": "channel"}
+CONFIGS = {
+    "blocks": lambda source: tiny_config(**(RUN | BLOCKS)),
+    "channels": lambda source: tiny_config(**(RUN | CHANNELS)),
+    "gru": lambda source: tiny(source, **(RUN | CHANNELS)),
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scribbles") / "scribbles.npz"
+    write_scribbles(path)
+    return path
+
+
+def trained(config, workdir, **changes):
+    """The state at the end of a run, and its metrics."""
+    config.update_from_flattened_dict({f"{key}": value for key, value in changes.items()})
+    assert loop.train(config, workdir)
+    return load_state(workdir)[1], read_metrics(workdir / "metrics.jsonl")
+
+
+def assert_same_run(one, other):
+    (state, metrics), (other_state, other_metrics) = one, other
+    for name in ("masks", "ever_active"):
+        trees = getattr(state, name), getattr(other_state, name)
+        jax.tree.map(np.testing.assert_array_equal, *trees)
+    for name in ("params", "ema_params", "opt_state"):
+        trees = getattr(state, name), getattr(other_state, name)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *trees)
+    assert len(metrics) == len(other_metrics)
+    for line, other_line in zip(metrics, other_metrics, strict=True):
+        for key in line.keys() & {"step", "loss", "drop_fraction", "replaced", "ever_active"}:
+            np.testing.assert_allclose(line[key], other_line[key], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["rigl", "magran"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_compact_run_is_the_masked_one_and_resumes_as_either(
+    kind, method, source, tmp_path, caplog
+):
+    def run(workdir, **changes):
+        changes = {"sparsity.method": method} | changes
+        return trained(CONFIGS[kind](source), tmp_path / workdir, **changes)
+
+    masked = run("masked", **{"sparsity.compact": False})
+    assert sum(line.get("replaced", 0) > 0 for line in masked[1]) >= 3
+    with caplog.at_level("INFO", logger="sparsejax"):
+        assert_same_run(run("compact"), masked)
+    assert "layers are trained without their inactive parts" in caplog.text
+    # Begun one way, finished the other: the config of a run doesn't change, so by a copy.
+    for first, then in ((True, False), (False, True)):
+        name = f"begun {'compact' if first else 'masked'}"
+        run(name, steps=30, **{"sparsity.compact": first})
+        assert_same_run(run(name, **{"sparsity.compact": then}), masked)
+
+
+@pytest.mark.slow
+def test_four_devices_train_a_compact_network_as_one(tmp_path):
+    changes = {key: str(value) for key, value in (RUN | BLOCKS).items()}
+    changes |= {"steps": 30, "optimizer.accumulate": 1, "batch_size": 8}
+    one = trained(tiny_config(**(RUN | BLOCKS | {"steps": 30, "optimizer.accumulate": 1})), tmp_path / "one")
+    command = [sys.executable, "train.py", f"--workdir={tmp_path / 'four'}", *tiny_flags(**changes)]
+    environment = os.environ | {"XLA_FLAGS": with_devices(4)}
+    assert subprocess.run(command, cwd=ROOT, env=environment).returncode == 0
+    assert_same_run((load_state(tmp_path / "four")[1], []), (one[0], []))
+
+
+@pytest.mark.slow
+def test_topology_updates_compile_nothing_after_the_second(tmp_path, caplog):
+    config = tiny_config(**(RUN | BLOCKS))
+    with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+        assert loop.train(config, tmp_path)
+    programs = [r.getMessage() for r in caplog.records if "Finished XLA compilation" in r.getMessage()]
+    for name in ("train_step", "topology_update"):
+        assert sum(name in message for message in programs) == 1
