@@ -25,7 +25,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +32,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.timing import timed
 from sparsejax.configuration import default_config, resolve
 from sparsejax.diffusion.noise_schedules import linear_betas, noise_schedule
 from sparsejax.families.denoising import denoising_model
@@ -112,15 +112,6 @@ def prepare(folder, arguments):
         t=rng.integers(1000, size=arguments.batch),
         alpha_bar=noise_schedule(linear_betas(1000)).alphas_cumprod,
     )
-
-
-def timed(function, repeats):
-    """Return the seconds of a call, the mean of some; the device is waited for at the end only."""
-    began = time.perf_counter()
-    for _ in range(repeats):
-        result = function()
-    jax.block_until_ready(result)
-    return (time.perf_counter() - began) / repeats
 
 
 def measure(arguments):

@@ -48,6 +48,7 @@ TINY = [
     (r"^-m benchmarks\.memory", "--model-channels=32 --rounds=1"),
     (r"^-m benchmarks\.sparse_sampling", f"{STRUCTURED} --ddim-steps=1"),
     (r"^-m benchmarks\.sparse_training", STRUCTURED),
+    (r"^-m benchmarks\.accelerator", "--tiny --minutes=0"),  # tests/test_benchmarks.py runs it all
     (r"^docs/\w+\.py", ""),
 ]
 
