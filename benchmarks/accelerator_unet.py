@@ -242,7 +242,9 @@ def sampling(structure, sparsity, settings, results):
 def topology(structure, sparsity, settings, results):
     """RigL's topology update, in turn with dense train steps."""
     ours = build(settings, structure, sparsity, results)
-    figures = time_in_turn(
-        settings, {"dense step": dense_steps(settings), "update": updates(ours)}, budget=1
-    )
-    return described(ours, figures, "update")
+    runs = {"dense step": dense_steps(settings), "update": updates(ours)}
+    figures = time_in_turn(settings, runs, budget=1)
+    result = described(ours, figures, "update")
+    f = figures["update"]
+    text = f"{1e3 * f['seconds']:.4g} ms, as long as {1 / f['ratio']:.2f} dense steps"
+    return result | {"summary": f"{text}, compiled in {f['compile']:.0f} s"}
