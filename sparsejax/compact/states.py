@@ -107,10 +107,17 @@ def state_expander(
         )
 
     def on_host(state: TrainState) -> TrainState:
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        with jax.default_device(_host_device()):
             return jax.device_get(expand(jax.device_get(state)))
 
     return on_host
+
+
+def _host_device() -> jax.Device:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return jax.local_devices()[0]
 
 
 def _map_mirrors(
