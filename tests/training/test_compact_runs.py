@@ -16,12 +16,15 @@ from tests.families.test_strokes import tiny, write_scribbles
 from tests.training.tiny import tiny_config, tiny_flags, with_devices
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+HEAD = tiny_config().model.num_head_channels
 # Five updates, the last one before step 60; clipped gradients of two microbatches.
 RUN = {
     "steps": 60,
     "sparsity.level": 0.5,
     "sparsity.update_interval": 10,
     "sparsity.end": 55,
+    "sparsity.drop_fraction": 0.4,
+    "sparsity.drop_schedule": "constant",
     "checkpoint.every": 30,
     "optimizer.schedule": "constant",  # so that a run of half the steps is half of it
     "optimizer.accumulate": 2,
@@ -54,14 +57,24 @@ def trained(config, workdir, **changes):
     return load_state(workdir)[1], read_metrics(workdir / "metrics.jsonl")
 
 
+def without_key_bias(tree):
+    """No softmax depends on its key bias: the gradient is rounding noise, which Adam scales up."""
+
+    def leaf(path, x):
+        is_bias = jax.tree_util.keystr(path, simple=True, separator="/").endswith("qkv/bias")
+        return np.asarray(x).reshape(-1, 3, HEAD)[:, (0, 2)] if is_bias else x
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)
+
+
 def assert_same_run(one, other):
     (state, metrics), (other_state, other_metrics) = one, other
     for name in ("masks", "ever_active"):
         trees = getattr(state, name), getattr(other_state, name)
         jax.tree.map(np.testing.assert_array_equal, *trees)
     for name in ("params", "ema_params", "opt_state"):
-        trees = getattr(state, name), getattr(other_state, name)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), *trees)
+        trees = [without_key_bias(getattr(s, name)) for s in (state, other_state)]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *trees)
     assert len(metrics) == len(other_metrics)
     for line, other_line in zip(metrics, other_metrics, strict=True):
         for key in line.keys() & {"step", "loss", "drop_fraction", "replaced", "ever_active"}:
@@ -109,5 +122,5 @@ def test_topology_updates_compile_nothing_after_the_second(tmp_path, caplog):
         assert loop.train(config, tmp_path)
     messages = [record.getMessage() for record in caplog.records]
     compiled = [message for message in messages if "Finished XLA compilation" in message]
-    for name in ("train_step", "topology_update"):
-        assert sum(name in message for message in compiled) == 1
+    # What pmap runs: the copies to all devices, the train step, the topology update.
+    assert sum("jit(_fun)" in message for message in compiled) == 3
