@@ -16,6 +16,17 @@ from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.training.plan import build_plan
 
 
+def block_size(text):
+    """Return the size of a block: `64` is a number, `16x64` a pair of inputs and outputs."""
+    sides = tuple(map(int, text.split("x")))
+    return sides[0] if len(sides) == 1 else sides
+
+
+def block_word(size):
+    """Return the size of a block as it is written."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
 def parser(description):
     """Return the arguments that these benchmarks share."""
     parser = argparse.ArgumentParser(
@@ -24,7 +35,7 @@ def parser(description):
     parser.add_argument("--model-channels", type=int, default=128)
     parser.add_argument("--size", type=int, default=32, help="height and width of the latents")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--block", type=int, default=64, help="channels of a block's side")
+    parser.add_argument("--block", type=block_size, default=64, help="channels, or 16x64: in x out")
     parser.add_argument("--distribution", default="uniform", help="over layers, of blocks")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--models", default="", help="structure:sparsity, with commas between")
@@ -113,7 +124,7 @@ def report(title, held, arguments, figures, seconds, steps=1):
     """
     table = Table(
         title=f"{title}: {arguments.model_channels} base channels, {arguments.batch} x "
-        f"{arguments.size} x {arguments.size}, blocks of {arguments.block}, "
+        f"{arguments.size} x {arguments.size}, blocks of {block_word(arguments.block)}, "
         f"{arguments.distribution}, {arguments.dtype}, {jax.devices()[0].device_kind}"
     )
     headings = ("structure", "S", "density", "ms a step", "times dense", "bound", "of bound")

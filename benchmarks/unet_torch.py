@@ -231,7 +231,10 @@ def timed(function, repeats, device):
 
 
 def measure(folder, settings, variant, steps, draws):
-    """Return the seconds of a train step and of a draw, and of their first calls."""
+    """Return the seconds of a train step and of a draw, and of their first calls.
+
+    Without draws, of the train step only.
+    """
     device, dtype = settings["device"], getattr(torch, settings["dtype"])
     layout = torch.channels_last if "channels_last" in variant else torch.contiguous_format
     with np.load(folder / "example.npz") as arrays:
@@ -255,6 +258,10 @@ def measure(folder, settings, variant, steps, draws):
     figures["train"] = timed(step, steps, device)
     loss = step()
     assert torch.isfinite(loss), "the loss is not finite"
+    figures["version"] = f"torch {torch.__version__}"
+    figures["device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    if not draws:
+        return figures
 
     # What is compared isn't trained; what samples has the weights of the start, in `dtype`.
     del step, predict, model, ema
@@ -272,8 +279,6 @@ def measure(folder, settings, variant, steps, draws):
         outputs["timed"] = model(x.to(dtype), t)
     outputs = {key: eps.permute(0, 2, 3, 1).cpu().numpy() for key, eps in outputs.items()}
     np.savez(folder / f"outputs {variant}.npz", **outputs)
-    figures["version"] = f"torch {torch.__version__}"
-    figures["device"] = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return figures
 
 

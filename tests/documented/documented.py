@@ -47,8 +47,10 @@ TINY = [
     (r"^-m benchmarks\.topology", "--model-channels=32 --repeats=1"),
     (r"^-m benchmarks\.memory", "--model-channels=32 --rounds=1"),
     (r"^-m benchmarks\.sparse_sampling", f"{STRUCTURED} --ddim-steps=1"),
-    (r"^-m benchmarks\.sparse_training", STRUCTURED),
     (r"^-m benchmarks\.accelerator", "--tiny --minutes=0"),  # tests/test_benchmarks.py runs it all
+    (r"^-m benchmarks\.dynamic_training", "--model-channels=32 --size=8 --batch=1 --rounds=1"),
+    (r"^-m benchmarks\.dynamic_training(?!.*gru)", "--block=8x16 --models=masked:0.9,block:0.9"),
+    (r"^-m benchmarks\.dynamic_training.*gru", "--models=channel:0.5"),
     (r"^docs/\w+\.py", ""),
 ]
 
