@@ -13,7 +13,9 @@ and its share of an update at the interval.
 
 The bound is the ratio of the FLOPs of products. The error is the largest relative difference of
 loss and gradient norm, over the first two steps, from those of the masked dense network. The peak
-of a step is what its program holds at once, state included, as its compiler plans it.
+of a step is what its program holds at once, state included, as its compiler plans it. `times
+PyTorch` is with updates, against the faster of PyTorch's two layouts of memory, on a CPU; its
+processes run in turn with the programs.
 """
 
 import argparse
@@ -91,6 +93,10 @@ def parse():
             parser.error(f"--models {kind}:{level:g}: accepted for {arguments.network}: {accepted}")
     if arguments.torch_python and arguments.network != "unet":
         parser.error("--torch-python: for the UNet; benchmarks.chirodiff compares the GRU")
+    if arguments.dtype != "float32" and arguments.network != "unet":
+        parser.error(f"--dtype {arguments.dtype}: for the UNet; the GRU computes in float32")
+    if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
+        parser.error(f"--json {arguments.json}: there is no such folder")
     return arguments
 
 
@@ -325,12 +331,12 @@ def report(arguments, figures, theirs, peak):
 def torch_rows(theirs, figures):
     """Return the cells of PyTorch's rows, by heading."""
     dense = figures[DENSE]["step"]["rounds"]
-    rows = []
+    found = []
     for variant, rounds in theirs.items():
         ratio = statistics.median(a / b for a, b in zip(dense, rounds, strict=True))
         cells = {"model": "dense", "method": f"torch {variant}", "step\nms": ms(rounds)}
-        rows.append(cells | {"times\ndense": f"{ratio:.2f}"})
-    return rows
+        found.append(cells | {"times\ndense": f"{ratio:.2f}"})
+    return found
 
 
 def rows(name, f):
@@ -401,8 +407,8 @@ def main():
     report(arguments, figures, steps, peak)
     if arguments.json:
         settings = {key: value for key, value in vars(arguments).items() if key not in HIDDEN}
-        rows = [{"kind": name[0], "level": name[1]} | f for name, f in figures.items()]
-        result = {"settings": settings, "machine": machine(), "rows": rows}
+        models = [{"kind": name[0], "level": name[1]} | f for name, f in figures.items()]
+        result = {"settings": settings, "machine": machine(), "rows": models}
         result |= {"pytorch": theirs, "process_peak_bytes": peak}
         pathlib.Path(arguments.json).write_text(json.dumps(result, indent=2) + "\n")
 
