@@ -72,9 +72,10 @@ def assert_same_run(one, other):
     for name in ("masks", "ever_active"):
         trees = getattr(state, name), getattr(other_state, name)
         jax.tree.map(np.testing.assert_array_equal, *trees)
-    for name in ("params", "ema_params", "opt_state"):
+    # Adam scales up the rounding of small gradients; the EMA averages it.
+    for name, atol in {"ema_params": 1e-5, "opt_state": 1e-5, "params": 5e-5}.items():
         trees = [without_key_bias(getattr(s, name)) for s in (state, other_state)]
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *trees)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=atol), *trees)  # noqa: B023
     assert len(metrics) == len(other_metrics)
     for line, other_line in zip(metrics, other_metrics, strict=True):
         for key in line.keys() & {"step", "loss", "drop_fraction", "replaced", "ever_active"}:
