@@ -65,7 +65,15 @@ def fan_in_of(shape: Shape, size: BlockSize, sparsity: float) -> int | None:
 
 
 def pool(leaf: Array, size: BlockSize) -> Array:
-    """Return the mean magnitude of every block; of every weight, if the layer has no blocks."""
+    """Return the mean magnitude of every block; of every weight, if the layer has no blocks.
+
+    Args:
+      leaf: kernel [..., input channels, output channels], or any other array.
+      size: as for `block_of`.
+
+    Returns:
+      [input blocks, output blocks], at least float32; [weights] if the layer has no blocks.
+    """
     block = block_of(leaf.shape, size)
     if block is None:
         return jnp.abs(leaf).reshape(-1)
@@ -75,7 +83,15 @@ def pool(leaf: Array, size: BlockSize) -> Array:
 
 
 def unit_mask(mask: Array, size: BlockSize) -> Array:
-    """Return which blocks are active; which weights, if the layer has no blocks."""
+    """Return which blocks are active; which weights, if the layer has no blocks.
+
+    Args:
+      mask: full-shape mask, constant within blocks; or 0-d, which is returned unchanged.
+      size: as for `block_of`.
+
+    Returns:
+      Booleans [input blocks, output blocks]; [weights] if the layer has no blocks.
+    """
     block = block_of(mask.shape, size)
     if block is None:
         return mask.reshape(-1) if mask.ndim else mask
@@ -83,7 +99,16 @@ def unit_mask(mask: Array, size: BlockSize) -> Array:
 
 
 def spread(units: Array, leaf: Leaf, size: BlockSize) -> Array:
-    """Return the full-shape mask of a layer; uses only the shape of `leaf`."""
+    """Return the full-shape mask of a layer, the inverse of `unit_mask`.
+
+    Args:
+      units: booleans, as `unit_mask` returns them.
+      leaf: array or `jax.ShapeDtypeStruct` of the layer's shape.
+      size: as for `block_of`.
+
+    Returns:
+      Booleans of the layer's shape; 0-d `units` unchanged.
+    """
     if units.ndim == 0:
         return units
     block = block_of(leaf.shape, size)
@@ -94,7 +119,12 @@ def spread(units: Array, leaf: Leaf, size: BlockSize) -> Array:
 
 
 def fan_in(input_blocks: int, sparsity: float) -> int:
-    """Return the number of active input blocks of every output block: at least one."""
+    """Return the number of active input blocks of every output block: at least one.
+
+    Args:
+      input_blocks: number of input blocks of the layer.
+      sparsity: of the layer, in [0, 1).
+    """
     return max(1, round((1 - sparsity) * input_blocks))
 
 

@@ -90,7 +90,18 @@ def probe(
     params: Params,
     masks: Masks,
 ) -> Params:
-    """Return the same network with fresh incoming weights in every inactive unit."""
+    """Return the same network with fresh incoming weights in every inactive unit.
+
+    Args:
+      groups: `{name: [Member, ...]}`.
+      init: `init(key) -> params`, to draw fresh parameters.
+      key: PRNG key of the topology update.
+      params: pytree of arrays, masked.
+      masks: masks of `params`.
+
+    Returns:
+      Params; outgoing weights of inactive units stay zero.
+    """
     inactive = {name: ~units for name, units in unit_masks(groups, masks).items()}
     everywhere = {name: jnp.ones_like(units) for name, units in inactive.items()}
     return _begin(groups, init, key, params, inactive, everywhere)
@@ -104,7 +115,19 @@ def revive(
     before: Masks,
     after: Masks,
 ) -> Params:
-    """Return params under the masks `after`, with fresh incoming weights in revived units."""
+    """Return params under the masks `after`, with fresh incoming weights in revived units.
+
+    Args:
+      groups: `{name: [Member, ...]}`.
+      init: `init(key) -> params`, to draw fresh parameters.
+      key: PRNG key, that of `probe`.
+      params: pytree of arrays, masked.
+      before: masks before the topology update.
+      after: masks after it.
+
+    Returns:
+      Params, masked by `after`.
+    """
     old, new = unit_masks(groups, before), unit_masks(groups, after)
     returned = {name: new[name] & ~old[name] for name in groups}
     return _begin(groups, init, key, apply_masks(params, after), returned, new)
@@ -143,7 +166,16 @@ def _any(member: Member) -> bool:
 def mean_over(
     groups: ChannelGroups, tree: PyTree, accept: Callable[[Member], bool] = _any
 ) -> dict[str, Array]:
-    """Average |values| over the weights that belong to a unit, by group; not biases and scales."""
+    """Average |values| over the weights that belong to a unit, by group; not biases and scales.
+
+    Args:
+      groups: `{name: [Member, ...]}`.
+      tree: pytree of arrays in the structure of params.
+      accept: which members count (default: all).
+
+    Returns:
+      `{name: float32 [units]}`.
+    """
     leaves = dict(_named(tree))
     sums: dict[str, Array] = {name: jnp.zeros(()) for name in groups}
     sizes = dict.fromkeys(groups, 0)
@@ -162,7 +194,15 @@ def mean_over(
 
 
 def unit_masks(groups: ChannelGroups, masks: Masks) -> dict[str, Array]:
-    """Return which units of each group are active."""
+    """Return which units of each group are active.
+
+    Args:
+      groups: `{name: [Member, ...]}`.
+      masks: full-shape masks, made of whole units.
+
+    Returns:
+      `{name: booleans [units]}`.
+    """
     leaves = dict(_named(masks))
 
     def of(group: Sequence[Member]) -> Array:

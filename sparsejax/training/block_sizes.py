@@ -38,7 +38,13 @@ def check_block_size(params: Params, requested: Sparsities, size: BlockSize) -> 
 
 
 def share_without(params: Params, requested: Sparsities, size: BlockSize) -> float:
-    """Return the share of the sparsifiable weights that are to be sparse without blocks."""
+    """Return the share of the sparsifiable weights that are to be sparse without blocks.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+      requested: sparsity requested of each layer, in the structure of `params`.
+      size: of a block.
+    """
     layers = _sparsifiable(params, requested)
     without = sum(
         math.prod(leaf.shape) for leaf, s in layers if s and block_of(leaf.shape, size) is None
@@ -47,7 +53,13 @@ def share_without(params: Params, requested: Sparsities, size: BlockSize) -> flo
 
 
 def density_error(params: Params, requested: Sparsities, size: BlockSize) -> float:
-    """Return how far the number of active sparsifiable weights is off, relative to the request."""
+    """Return how far the number of active sparsifiable weights is off, relative to the request.
+
+    Args:
+      params: pytree of arrays or `jax.ShapeDtypeStruct`.
+      requested: sparsity requested of each layer, in the structure of `params`.
+      size: of a block; fan-ins are rounded by `fan_in_sparsities`.
+    """
     rounded = fan_in_sparsities(params, requested, size)
     had = sum(_active(leaf, s, size) for leaf, s in _sparsifiable(params, rounded))
     asked = sum(

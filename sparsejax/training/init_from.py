@@ -79,7 +79,14 @@ def compare_diffusion(
     other: ml_collections.ConfigDict | None,
     path: PathLike,
 ) -> None:
-    """Warn if the initial weights were trained with a different noise schedule."""
+    """Warn if the initial weights were trained with a different noise schedule.
+
+    Args:
+      config: resolved config of the run that starts.
+      model: its Model.
+      other: config that the weights were trained with; None if it is unknown.
+      path: of the weights, for the warning.
+    """
     if other is None or model.schedule is None:
         return
     ours, theirs = config.diffusion.to_dict(), other.diffusion.to_dict()
