@@ -29,6 +29,7 @@ from rich.table import Table
 from benchmarks.accelerator_layers import block_layer, convolutions, matrix_peak
 from benchmarks.accelerator_processes import digits, pytorch
 from benchmarks.accelerator_unet import compact_step, dense_step, sampling, topology
+from benchmarks.arguments import count
 from benchmarks.timing import machine, one_line
 from sparsejax.atomic import write_text
 
@@ -216,9 +217,9 @@ def parse():
         help="file of the results (default: %(default)s)",
     )
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter with PyTorch")
-    parser.add_argument("--model-channels", type=int, default=224, help="224: the published UNet")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the latents")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--model-channels", type=count, default=224, help="224: the published UNet")
+    parser.add_argument("--size", type=count, default=64, help="height and width of the latents")
+    parser.add_argument("--batch", type=count, default=32)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--tiny", action="store_true", help="all jobs at tiny sizes, on a CPU too")
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)

@@ -32,6 +32,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import count
 from benchmarks.timing import timed
 from sparsejax.configuration import default_config, resolve
 from sparsejax.diffusion.noise_schedules import linear_betas, noise_schedule
@@ -99,7 +100,7 @@ def prepare(folder, arguments):
         """Draw what begins at zero: the network's output would be zero with it."""
         if np.any(array):
             return array
-        fan_in = np.prod(array.shape[1:], dtype=int)
+        fan_in = np.prod(array.shape[1:], dtype=count)
         return rng.normal(0, fan_in**-0.5, array.shape).astype(np.float32)
 
     params = jax.jit(make_model(make_config(settings)).init)(named_key(0, "init"))
@@ -312,19 +313,19 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-channels", type=int, default=128)
-    parser.add_argument("--size", type=int, default=16, help="of the latents, a multiple of 8")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--model-channels", type=count, default=128)
+    parser.add_argument("--size", type=count, default=16, help="of the latents, a multiple of 8")
+    parser.add_argument("--batch", type=count, default=4)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each column")
-    parser.add_argument("--steps", type=int, default=5, help="timed train steps of a process")
-    parser.add_argument("--ddim-steps", type=int, default=10)
+    parser.add_argument("--rounds", type=count, default=3, help="processes of each column")
+    parser.add_argument("--steps", type=count, default=5, help="timed train steps of a process")
+    parser.add_argument("--ddim-steps", type=count, default=10)
     parser.add_argument("--device", choices=("cpu", "cuda"), help="cuda where both see it")
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--variants", help=f"columns of PyTorch; {VARIANTS['cuda']}")
     parser.add_argument("--compile-mode", default="default", help="of torch.compile")
     parser.add_argument("--json", type=pathlib.Path, help="write the figures here too")
-    parser.add_argument("--draws", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--draws", type=count, help=argparse.SUPPRESS)
     parser.add_argument("--worker", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)

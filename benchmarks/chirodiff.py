@@ -22,6 +22,7 @@ import collections
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.against_pytorch import ask
+from benchmarks.arguments import count, level
 from configs.vmnist_chirodiff import get_config
 from sparsejax.configuration import resolve
 from sparsejax.data.strokes import SPACING
@@ -40,16 +43,15 @@ from sparsejax.families import build_data, build_model
 from sparsejax.models.chirodiff import BiGRUDenoiser
 from sparsejax.models.convert import chirodiff_from_torch
 from sparsejax.parallel import data_parallel, replicate, shard_batch
+from sparsejax.sparsity.methods import METHODS
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import make_sampler
 from sparsejax.training.state import create_state, ema_params_of, named_key
 from sparsejax.training.steps import make_train_step
 
-DRAWINGS = 2000
 LENGTHS = {"mean": 89, "deviation": 18, "least": 30, "most": 165}
 BATCHES = 300  # of which the shares of the buckets are taken
-SAMPLES = 64
 NO_TORCH = """\
 No PyTorch in {}: only the figures from here follow. To compare, install it,
     pip install torch --index-url https://download.pytorch.org/whl/cpu
@@ -72,9 +74,14 @@ def scribble(rng, length):
     return points
 
 
-def make_config(folder, method, level, lengths=()):
+def make_config(arguments, folder, method, lengths=()):
     """Return the resolved config of the benchmark, on the drawings in a folder."""
-    config = get_config(f"{method},{level}")
+    config = get_config(f"{method},{arguments.level}")
+    config.batch_size = arguments.batch
+    config.model.layers = arguments.layers
+    config.model.hidden = arguments.hidden
+    config.diffusion.steps = arguments.diffusion_steps
+    config.task.buckets = arguments.buckets
     config.task.source = str(folder / "scribbles.npz")
     config.task.reference_split = "train"
     config.task.data_dir = str(folder / "prepared")
@@ -82,19 +89,19 @@ def make_config(folder, method, level, lengths=()):
     return resolve(config)
 
 
-def prepare(folder):
+def prepare(arguments, folder):
     """Write drawings, one batch of each bucket and the settings of the model; return settings."""
     rng = np.random.default_rng(0)
-    wanted = rng.normal(LENGTHS["mean"], LENGTHS["deviation"], DRAWINGS)
+    wanted = rng.normal(LENGTHS["mean"], LENGTHS["deviation"], arguments.drawings)
     wanted = np.clip(np.round(wanted), LENGTHS["least"], LENGTHS["most"]).astype(int)
     drawings = [scribble(rng, length) for length in wanted]
     np.savez(
         folder / "scribbles.npz",
         points=np.concatenate(drawings),
         offsets=np.cumsum([0, *map(len, drawings)]),
-        split=np.zeros(DRAWINGS, int),
+        split=np.zeros(arguments.drawings, int),
     )
-    config = make_config(folder, "dense", 0.0)
+    config = make_config(arguments, folder, "dense")
     data = build_data(config)
     batches, counts = {}, collections.Counter()
     for batch in data.batches(0, BATCHES):
@@ -113,7 +120,7 @@ def prepare(folder):
         "ema_decay": config.ema.decay,
         "noise_weight": config.sample.noise_weight,
         "shares": {str(length): counts[length] / BATCHES for length in sorted(counts)},
-        "sample_lengths": rng.choice(lengths, SAMPLES).tolist(),
+        "sample_lengths": rng.choice(lengths, arguments.samples).tolist(),
         "lengths": [float(lengths.mean()), *np.percentile(lengths, [5, 95]).tolist()],
     }
     (folder / "settings.json").write_text(json.dumps(settings))
@@ -135,7 +142,7 @@ def measure(arguments):
     folder = arguments.worker
     settings = json.loads((folder / "settings.json").read_text())
     lengths = settings["sample_lengths"]
-    config = make_config(folder, arguments.method, arguments.level, lengths)
+    config = make_config(arguments, folder, arguments.method, lengths)
     model = build_model(config, build_data(config).facts())
     optimizer = build_optimizer(config)
     state = replicate(create_state(config, model, build_plan(config, model), optimizer))
@@ -158,14 +165,14 @@ def measure(arguments):
     first = rounds(1)
     rounds(1)
     seconds = rounds(arguments.steps)
-    draw = make_sampler(model, model.frozen(), named_key(config.seed, "samples"), SAMPLES)
+    draw = make_sampler(model, model.frozen(), named_key(config.seed, "samples"), len(lengths))
     drawn = [timed(lambda: draw(ema_params_of(state))) for _ in range(arguments.draws + 1)]
     first["sample"] = drawn[0]
     sample = statistics.median(drawn[1:])
     return {"train": seconds, "sample": sample, "first": first, "version": f"jax {jax.__version__}"}
 
 
-def check(folder):
+def check(arguments, folder):
     """Compare the outputs of both models with the weights and the input that PyTorch wrote."""
     example = dict(np.load(folder / "example.npz"))
     weights = {
@@ -173,7 +180,7 @@ def check(folder):
         for name, value in example.items()
         if name.startswith("weights/")
     }
-    config = make_config(folder, "dense", 0.0)
+    config = make_config(arguments, folder, "dense")
     model = BiGRUDenoiser(
         **config.model.to_dict(),
         steps=config.diffusion.steps,
@@ -196,7 +203,7 @@ def rows(settings, figures):
     shares = settings["shares"]
     mean = [sum(f["train"][n] * share for n, share in shares.items()) for f in figures]
     buckets = {n: [f["train"][n] for f in figures] for n in shares}
-    sample = [f["sample"] / SAMPLES for f in figures]
+    sample = [f["sample"] / len(settings["sample_lengths"]) for f in figures]
     return buckets | {"train": mean, "sample": sample}
 
 
@@ -208,21 +215,33 @@ def with_spread(values, digits, factor=1):
     return f"{median} ({least}-{most})" if len(values) > 1 else median
 
 
-def main():
-    """Measure in turn, each in a process of its own, and print a table."""
+def parse():
+    """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each library")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each bucket")
-    parser.add_argument("--draws", type=int, default=2, help=f"timed draws of {SAMPLES} drawings")
-    parser.add_argument("--threads", type=int, help="cores to run on; all")
-    parser.add_argument("--method", default="dense")
-    parser.add_argument("--level", type=float, default=0.5, help="sparsity; not with dense")
+    parser.add_argument("--rounds", type=count, default=3, help="processes of each library")
+    parser.add_argument("--steps", type=count, default=5, help="timed steps of each bucket")
+    parser.add_argument("--draws", type=count, default=2, help="timed draws of the samples")
+    parser.add_argument("--threads", type=count, help="cores to run on; all")
+    parser.add_argument("--batch", type=count, default=128, help="128: the published batch")
+    parser.add_argument("--layers", type=count, default=3, help="3: the published GRU")
+    parser.add_argument("--hidden", type=count, default=96, help="96: the published GRU")
+    parser.add_argument("--diffusion-steps", type=count, default=100)
+    parser.add_argument("--drawings", type=count, default=2000, help="of the training set")
+    parser.add_argument("--buckets", type=count, default=5, help="padded lengths of batches")
+    parser.add_argument("--samples", type=count, default=64, help="drawings of a draw")
+    parser.add_argument("--method", choices=tuple(METHODS), default="dense")
+    parser.add_argument("--level", type=level, default=0.5, help="sparsity; not with dense")
     parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--worker", type=pathlib.Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    """Measure in turn, each in a process of its own, and print a table."""
+    arguments = parse()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     if arguments.worker:
@@ -232,25 +251,24 @@ def main():
     # The workers inherit the cores; both libraries start as many threads as there are.
     cores = sorted(os.sched_getaffinity(0))[: arguments.threads]
     os.sched_setaffinity(0, cores)
-    probe = subprocess.run([arguments.torch_python, "-c", "import torch"], capture_output=True)
-    has_torch = probe.returncode == 0
+    python = shutil.which(arguments.torch_python)
+    has_torch = python is not None and ask(python, "import torch") is not None
     if not has_torch:
         print(NO_TORCH.format(arguments.torch_python))
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        settings = prepare(folder)
+        settings = prepare(arguments, folder)
         torch_script = str(pathlib.Path(__file__).with_name("chirodiff_torch.py"))
         torch_command = [arguments.torch_python, torch_script, name, f"--threads={len(cores)}"]
         if arguments.check:
             if has_torch:
                 subprocess.run([*torch_command, "--check"], check=True)
-                largest = check(folder)
+                largest = check(arguments, folder)
                 print(f"largest difference of the outputs: {largest:.1e}")
                 assert largest < 1e-4, "the two models differ"
             return
-        ours = [sys.executable, "-m", "benchmarks.chirodiff", f"--worker={name}"]
-        ours += [f"--method={arguments.method}", f"--level={arguments.level}"]
-        commands = {"jax": ours}
+        ours = [sys.executable, "-m", "benchmarks.chirodiff", *sys.argv[1:]]
+        commands = {"jax": [*ours, f"--worker={name}"]}
         if has_torch:
             commands |= {"torch": torch_command, "torch, padded": [*torch_command, "--padded"]}
         counts = [f"--steps={arguments.steps}", f"--draws={arguments.draws}"]
@@ -272,7 +290,8 @@ def report(arguments, settings, figures, cores):
         title=f"ChiroDiff, bidirectional GRU {settings['layers']} x {settings['hidden']}, T = "
         f"{settings['steps']}, {sparse}; {versions}, {cores} cores; {mean:.0f} points on average, "
         f"{low:.0f} to {high:.0f} in 90 %; ms a train step of {settings['batch_size']}, by padded "
-        f"length, and a drawing of {SAMPLES}; median of {arguments.rounds} rounds (least-most)"
+        f"length, and a drawing of {arguments.samples}; median of {arguments.rounds} rounds "
+        "(least-most)"
     )
     times = {worker: rows(settings, f) for worker, f in figures.items()}
     ours, *others = times

@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import against_pytorch, structured
+from benchmarks.arguments import count
 from benchmarks.timing import interleaved, machine
 from configs import chirodiff
 from sparsejax.compact.states import shrink_state
@@ -74,7 +75,7 @@ def parse():
     parser = structured.parser(__doc__)
     parser.set_defaults(block=(16, 64), model_channels=None, size=None, batch=None)
     parser.add_argument("--network", choices=tuple(NETWORKS), default="unet")
-    parser.add_argument("--interval", type=int, default=100, help="steps from update to update")
+    parser.add_argument("--interval", type=count, default=100, help="steps from update to update")
     parser.add_argument("--torch-python", help="has PyTorch, whose dense step is timed too")
     arguments = parser.parse_args()
     models, *numbers = NETWORKS[arguments.network]

@@ -20,9 +20,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import count, counts, level
 from sparsejax.configuration import default_config, resolve
 from sparsejax.families.denoising import denoising_model
 from sparsejax.parallel import data_parallel, replicate, shard_batch
+from sparsejax.sparsity.methods import METHODS
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
@@ -109,15 +111,15 @@ def main():
     """Measure each method and batch in a process of its own, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", default="dense,rigl")
-    parser.add_argument("--batches", default="1")
-    parser.add_argument("--model-channels", type=int, default=224, help="224: the published UNet")
-    parser.add_argument("--size", type=int, default=64, help="height and width of the latents")
-    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--batches", type=counts, default="1", help="such as 16,32")
+    parser.add_argument("--model-channels", type=count, default=224, help="224: the published UNet")
+    parser.add_argument("--size", type=count, default=64, help="height and width of the latents")
+    parser.add_argument("--sparsity", type=level, default=0.5)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--remat", action="store_true")
-    parser.add_argument("--steps", type=int, default=2, help="timed steps after the first")
-    parser.add_argument("--method", help=argparse.SUPPRESS)
-    parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=count, default=2, help="timed steps after the first")
+    parser.add_argument("--method", choices=tuple(METHODS), help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=count, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.method:
         print(json.dumps(measure(arguments)))
@@ -131,20 +133,22 @@ def main():
     headings = ("method", "batch", "compile + first step", "step", "images/s", "of matmul peak")
     for heading in (*headings, "update", "DDIM step", "peak memory, training"):
         table.add_column(heading)
+    has_failed = False
     for method in arguments.methods.split(","):
-        for batch in arguments.batches.split(","):
+        for batch in arguments.batches:
             command = [sys.executable, "-m", "benchmarks.full_unet", *sys.argv[1:]]
             command += [f"--method={method}", f"--batch={batch}"]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
             if done.returncode:
-                table.add_row(method, batch, f"failed: exit status {done.returncode}")
+                has_failed = True
+                table.add_row(method, str(batch), f"failed: exit status {done.returncode}")
                 continue
             f = json.loads(done.stdout.splitlines()[-1])
-            rate = int(batch) / f["step"]
+            rate = batch / f["step"]
             share = 3 * f["flops"] * rate / f["peak_flops"] if "peak_flops" in f else None
             table.add_row(
                 method,
-                batch,
+                str(batch),
                 f"{f['step_first']:.1f} s",
                 f"{f['step']:.3f} s",
                 f"{rate:.2f}",
@@ -154,6 +158,7 @@ def main():
                 f"{f['training_memory'] / 2**30:.1f} GiB",
             )
     Console(width=140).print(table)
+    sys.exit(has_failed)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import count
 from configs.digits import get_config
 from sparsejax.configuration import resolve
 from sparsejax.families import build_data, build_model
@@ -50,8 +51,8 @@ def prepare(method, batch):
 def main():
     """Time both in turn and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=count, default=30)
+    parser.add_argument("--batch", type=count, default=64)
     arguments = parser.parse_args()
     runs = {method: prepare(method, arguments.batch) for method in ("dense", "rigl")}
     seconds = {method: [] for method in runs}

@@ -21,6 +21,7 @@ import optax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import count, level
 from benchmarks.timing import interleaved, machine
 from configs.latent_diffusion import get_config
 from sparsejax.configuration import resolve
@@ -146,9 +147,9 @@ def _normal(shapes, seed, scale):
 def main():
     """Count, time, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model-channels", type=int, default=128)
-    parser.add_argument("--sparsity", type=float, default=0.9)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--model-channels", type=count, default=128)
+    parser.add_argument("--sparsity", type=level, default=0.9)
+    parser.add_argument("--rounds", type=count, default=20)
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     arguments = parser.parse_args()
     channels, sparsity = arguments.model_channels, arguments.sparsity

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from benchmarks import structured
+from benchmarks.arguments import count
 from benchmarks.timing import interleaved
 from sparsejax.compact.states import without_inactive
 from sparsejax.families import build_model
@@ -64,9 +65,12 @@ def prepare(arguments, structure, level, params, dense_sampler):
 def main():
     """Draw with all models in turn and print a table."""
     parser = structured.parser(__doc__)
-    parser.add_argument("--ddim-steps", type=int, default=5)
+    parser.add_argument("--ddim-steps", type=count, default=5)
     arguments = parser.parse_args()
-    names = [("dense", 0.0), *structured.models(arguments.models or MODELS)]
+    try:
+        names = [("dense", 0.0), *structured.models(arguments.models or MODELS)]
+    except ValueError:
+        parser.error(f"--models {arguments.models}: accepted: structure:S with commas between")
     functions, figures = {}, {}
     params = structured.draw_params(build_model(structured.make_config(arguments, *names[0])))
     dense_sampler = None

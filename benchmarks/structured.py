@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import count
 from benchmarks.timing import machine
 from sparsejax.configuration import default_config, resolve
 from sparsejax.sparsity.costs import active_parameters, forward_flops
@@ -18,7 +19,9 @@ from sparsejax.training.plan import build_plan
 
 def block_size(text):
     """Return the size of a block: `64` is a number, `16x64` a pair of inputs and outputs."""
-    sides = tuple(map(int, text.split("x")))
+    sides = tuple(map(count, text.split("x")))
+    if len(sides) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}; accepted: 64, or 16x64: inputs x outputs")
     return sides[0] if len(sides) == 1 else sides
 
 
@@ -32,14 +35,14 @@ def parser(description):
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model-channels", type=int, default=128)
-    parser.add_argument("--size", type=int, default=32, help="height and width of the latents")
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--model-channels", type=count, default=128)
+    parser.add_argument("--size", type=count, default=32, help="height and width of the latents")
+    parser.add_argument("--batch", type=count, default=4)
     parser.add_argument("--block", type=block_size, default=64, help="channels, or 16x64: in x out")
     parser.add_argument("--distribution", default="uniform", help="over layers, of blocks")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--models", default="", help="structure:sparsity, with commas between")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--json", help="write the figures there")
     return parser
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.arguments import count, level
 from sparsejax.models.unet import UNet
 from sparsejax.sparsity import distributions, masks, topology
 
@@ -40,9 +41,9 @@ def sort_rewire(param, mask, score, fraction):
 def main():
     """Time both, interleaved, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model-channels", type=int, default=224, help="224: the published UNet")
-    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--repeats", type=count, default=3)
+    parser.add_argument("--model-channels", type=count, default=224, help="224: the published UNet")
+    parser.add_argument("--sparsity", type=level, default=0.5)
     arguments = parser.parse_args()
 
     x, t = jax.ShapeDtypeStruct((1, 64, 64, 3), "float32"), jax.ShapeDtypeStruct((1,), "int32")

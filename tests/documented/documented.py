@@ -28,6 +28,9 @@ PHOTOS = """--config.task.dataset=files --config.task.source=photos.npz --config
 --config.task.reference_split=validation --config.task.image_size=64
 --config.first_stage.path=first_stage.safetensors"""
 MEASURES = "--samples=8 --batch=8 --metrics=fd"
+PUBLISHED = "--model-channels=32 --size=8 --batches=1 --steps=1 --methods=rigl --dtype=float32"
+SCRIBBLES = """--batch=4 --layers=1 --hidden=16 --diffusion-steps=21 --drawings=16 --buckets=2
+--samples=4 --rounds=1 --steps=1 --draws=1"""
 STRUCTURED = "--model-channels=32 --size=8 --batch=1 --block=32 --models=block:0.9 --rounds=1"
 
 # (pattern of a command without `python`, flags to append); all that match are appended.
@@ -46,6 +49,8 @@ TINY = [
     (r"^-m benchmarks\.masking", "--rounds=1 --batch=2"),
     (r"^-m benchmarks\.topology", "--model-channels=32 --repeats=1"),
     (r"^-m benchmarks\.memory", "--model-channels=32 --rounds=1"),
+    (r"^-m benchmarks\.full_unet", PUBLISHED),
+    (r"^-m benchmarks\.chirodiff", SCRIBBLES),
     (r"^-m benchmarks\.sparse_sampling", f"{STRUCTURED} --ddim-steps=1"),
     (r"^-m benchmarks\.accelerator", "--tiny --minutes=0"),  # tests/test_benchmarks.py runs it all
     (r"^-m benchmarks\.dynamic_training", "--model-channels=32 --size=8 --batch=1 --rounds=1"),
@@ -59,12 +64,11 @@ NOT_RUN = [
     (r"^train\.py --distributed$", "needs several processes; test_processes.py has them"),
     (r"--config\.seed=[12]( |$)", "repeats seed 0"),
     (r"--extractor inception", "needs the published weights of Inception"),
-    (r"^-m benchmarks\.full_unet", "takes 15 GiB and minutes at the published size"),
-    (r"^-m benchmarks\.(chirodiff|against_pytorch)", "needs an interpreter with PyTorch"),
+    (r"^-m benchmarks\.against_pytorch", "needs an interpreter with PyTorch"),
 ]
 
 FLAGS = re.DOTALL | re.MULTILINE
-PLACEHOLDERS = {"FOLDER": "runs/sweeps/digits-sweep"}
+PLACEHOLDERS = {"FOLDER": "runs/sweeps/digits-sweep", "PYTHON": sys.executable}
 FIRST_ALONE = ("seeds", "levels", "drop[-_]fractions", "update[-_]intervals")
 
 
