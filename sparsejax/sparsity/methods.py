@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from sparsejax.sparsity import masks as masks_lib
 from sparsejax.sparsity.structure import WEIGHT, Structure
@@ -26,11 +27,13 @@ from sparsejax.types import (
     PyTree,
     Scores,
     Sparsities,
+    Units,
 )
 
 Init: TypeAlias = Callable[[PRNGKey, Params, Sparsities], Masks]
 Update: TypeAlias = Callable[..., tuple[Params, Masks]]
 
+_SMALL = 2**14  # entries of a layer whose scores are drawn together with others
 _POSITIONAL = ("key", "params", "masks", "gradients", "fraction")
 
 
@@ -222,12 +225,23 @@ def _keep(
     return params, masks
 
 
-def _random_scores(key: PRNGKey, masks: Masks) -> Scores:
-    leaves, treedef = jax.tree.flatten(masks)
-    keys = [jax.random.fold_in(key, index) for index in range(len(leaves))]
-    return jax.tree.unflatten(
-        treedef, [jax.random.uniform(k, m.shape) for k, m in zip(keys, leaves, strict=True)]
-    )
+def _random_scores(key: PRNGKey, units: Units) -> Scores:
+    """Return uniform scores, those of layer i drawn with `fold_in(key, i)`.
+
+    Small layers are drawn as rows of one array and cut to size: one generator to compile.
+    """
+    leaves, treedef = jax.tree.flatten(units)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(leaves)))
+    scores = [
+        None if leaf.size <= _SMALL else jax.random.uniform(key, leaf.shape)
+        for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    small = [index for index, array in enumerate(scores) if array is None]
+    longest = max((leaves[index].size for index in small), default=0)
+    rows = jax.vmap(lambda key: jax.random.uniform(key, (longest,)))(keys[jnp.array(small, int)])
+    for index, row in zip(small, rows, strict=True):
+        scores[index] = row[: leaves[index].size].reshape(leaves[index].shape)
+    return jax.tree.unflatten(treedef, scores)
 
 
 def _no_masks(key: PRNGKey, params: Params, sparsities: Sparsities) -> Masks:

@@ -6,6 +6,8 @@ resulting masks are spread over their weights. Params may be sharded over a mesh
 (`jax.sharding.AxisType.Auto`), and masks keep that sharding.
 """
 
+from collections.abc import Sequence
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -116,7 +118,7 @@ def rewire_columns(params: Params, masks: Masks, grow_scores: Scores, fraction: 
       params: pytree of arrays; of two dimensions, [rows, columns], where columns are kept. Others
         are rewired as by `rewire`.
       masks: masks of `params`.
-      grow_scores: as for `rewire`.
+      grow_scores: as for `rewire`, floating-point.
       fraction: as for `rewire`.
 
     Returns:
@@ -129,14 +131,40 @@ def rewire_columns(params: Params, masks: Masks, grow_scores: Scores, fraction: 
       >>> rewire_columns(params, masks, gradients, 0.5)["grid"].tolist()
       [[True, False], [False, True]]
     """
-    kept = prune(params, masks, fraction)
 
-    def regrow_leaf(mask: Array, stays: Array, score: Array) -> Array:
-        if mask.ndim != 2:
-            lost = jnp.sum(mask, dtype=jnp.int32) - jnp.sum(stays, dtype=jnp.int32)
-            return regrow(stays, score, lost)
-        chex.assert_equal_shape([mask, score])
-        lost = jnp.sum(mask, 0, dtype=jnp.int32) - jnp.sum(stays, 0, dtype=jnp.int32)
-        return stays | select_top_columns(score, lost, candidates=~stays)
+    def rewire_grid(param: Array, mask: Array, score: Array) -> Array:
+        kept = prune(param, mask, fraction)
+        lost = jnp.sum(mask, 0, dtype=jnp.int32) - jnp.sum(kept, 0, dtype=jnp.int32)
+        return kept | select_top_columns(score, lost, candidates=~kept)
 
-    return jax.tree.map(regrow_leaf, masks, kept, grow_scores)
+    leaves, treedef = jax.tree.flatten(masks)
+    layers = list(zip(jax.tree.leaves(params), leaves, jax.tree.leaves(grow_scores), strict=True))
+    is_grid = [mask.ndim == 2 for mask in leaves]
+    grids = [layer for layer, ours in zip(layers, is_grid, strict=True) if ours]
+    rewired = iter(jax.vmap(rewire_grid)(*_stack(grids))) if grids else iter(())
+    after = [
+        next(rewired)[: mask.shape[0], : mask.shape[1]] if ours else rewire(*layer, fraction)
+        for layer, mask, ours in zip(layers, leaves, is_grid, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, after)
+
+
+def _stack(layers: Sequence[tuple[Array, Array, Array]]) -> tuple[Array, Array, Array]:
+    """Stack params, masks and scores of grids, so that one program selects for all layers.
+
+    What fills up the smaller grids is inactive and ranks last, after their own entries.
+    """
+    for layer in layers:
+        chex.assert_equal_shape(layer)
+    rows, columns = (max(mask.shape[axis] for _, mask, _ in layers) for axis in (0, 1))
+
+    def fill(x: Array, value: ArrayLike) -> Array:
+        missing = ((0, rows - x.shape[0]), (0, columns - x.shape[1]))
+        return jnp.pad(x, missing, constant_values=value)
+
+    params, masks, scores = zip(*layers, strict=True)
+    return (
+        jnp.stack([fill(x, 0) for x in params]),
+        jnp.stack([fill(x, False) for x in masks]),
+        jnp.stack([fill(x, jnp.nan) for x in scores]),
+    )

@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from sparsejax.sparsity import Method, get_method, masks, methods, register_method, structure
+from sparsejax.sparsity import (
+    Method,
+    get_method,
+    masks,
+    methods,
+    register_method,
+    structure,
+    topology,
+)
 from tests.sparsity.strategies import random_tree
 
 
@@ -81,3 +89,18 @@ def test_a_reloaded_module_registers_its_method_again():
     assert methods.METHODS["made"] is again
     with pytest.raises(ValueError, match="method 'made' is .*made already; accepted: another name"):
         register_method("made", Method("made", keep))
+
+
+@pytest.mark.parametrize("sizes", [(3, 20_000, 40), (20_000,)], ids=["small and large", "large"])
+def test_the_random_scores_of_a_layer_are_drawn_with_its_own_key(sizes):
+    params = random_tree({f"{i}": (size,) for i, size in enumerate(sizes)}, 0)
+    method, key = get_method("magran"), jax.random.key(5)
+    before = method.init(jax.random.key(1), params, jax.tree.map(lambda _: 0.5, params))
+    params = masks.apply_masks(params, before)
+    _, after = jax.jit(method.update)(key, params, before, params, 0.4)
+    scores = {
+        name: jax.random.uniform(jax.random.fold_in(key, int(name)), leaf.shape)
+        for name, leaf in params.items()
+    }
+    expected = topology.rewire(params, before, scores, 0.4)
+    assert jax.tree.all(jax.tree.map(np.array_equal, after, expected))

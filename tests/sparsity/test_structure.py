@@ -270,24 +270,35 @@ def test_fan_in_blocks_keep_their_number_in_every_output_block(seed, level, size
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 999), st.sampled_from([0.1, 0.3, 0.5]), st.integers(1, 3))
 def test_columns_are_pruned_as_a_layer_and_grow_by_their_own_largest_scores(seed, fraction, k):
-    """Against numpy's sort; dropped blocks are candidates, ties go to the lowest row."""
+    """Against numpy's sort; dropped blocks are candidates, ties go to the lowest row.
+
+    Three layers in one call, the smaller of which mustn't see what the largest has more.
+    """
     rng = np.random.default_rng(seed)
-    mask = np.zeros((10, 6), bool)
+    layers = [_rewired_by_numpy(rng, shape, fraction, k) for shape in [(10, 6), (4, 9), (7, 2)]]
+    scores, masks, grow, expected = zip(*layers, strict=True)
+    got = topology.rewire_columns(scores, jax.tree.map(jnp.asarray, masks), grow, fraction)
+    for mask, numpys in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(mask, numpys)
+
+
+def _rewired_by_numpy(rng, shape, fraction, k):
+    """Return random scores, mask and growth scores of a layer, and its mask after the update."""
+    rows, columns = shape
+    mask = np.zeros(shape, bool)
     for column in mask.T:
-        column[rng.choice(10, k, replace=False)] = True
-    scores = rng.uniform(1, 2, (10, 6)).astype(np.float32)
-    grow = rng.integers(0, 4, (10, 6)).astype(np.float32)
-    grow[rng.random((10, 6)) < 0.1] = np.nan
-    kept = mask.copy()
+        column[rng.choice(rows, k, replace=False)] = True
+    scores = rng.uniform(1, 2, shape).astype(np.float32)
+    grow = rng.integers(-4, 4, shape).astype(np.float32)
+    grow[rng.random(shape) < 0.3] = np.nan
+    after = mask.copy()
     weakest = np.argsort(np.where(mask, scores, np.inf), axis=None)
-    kept.reshape(-1)[weakest[: int(np.float32(fraction) * np.float32(6 * k))]] = False
-    expected = kept.copy()
-    for column in range(6):
-        order = np.argsort(-np.nan_to_num(grow[:, column], nan=-1.0), kind="stable")
-        free = [row for row in order if not kept[row, column]]
-        expected[free[: k - kept[:, column].sum()], column] = True
-    got = topology.rewire_columns([scores * mask], [jnp.asarray(mask)], [grow], fraction)
-    np.testing.assert_array_equal(got[0], expected)
+    after.reshape(-1)[weakest[: int(np.float32(fraction) * np.float32(columns * k))]] = False
+    for column, kept in enumerate(after.T.copy()):
+        order = np.argsort(-np.nan_to_num(grow[:, column], nan=-9.0), kind="stable")
+        free = [row for row in order if not kept[row]]
+        after[free[: k - kept.sum()], column] = True
+    return scores * mask, mask, grow, after
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
