@@ -31,6 +31,7 @@ from benchmarks.accelerator_processes import digits, pytorch
 from benchmarks.accelerator_unet import compact_step, dense_step, sampling, topology
 from benchmarks.arguments import count
 from benchmarks.timing import machine, one_line
+from sparsejax import command_line
 from sparsejax.atomic import write_text
 
 # (name, job, seconds that it is expected to take at the published size), in order of worth.
@@ -258,4 +259,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -34,6 +34,7 @@ from rich.table import Table
 
 from benchmarks.arguments import count
 from benchmarks.timing import timed
+from sparsejax import command_line
 from sparsejax.configuration import default_config, resolve
 from sparsejax.diffusion.noise_schedules import linear_betas, noise_schedule
 from sparsejax.families.denoising import denoising_model
@@ -362,4 +363,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

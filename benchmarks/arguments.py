@@ -2,28 +2,17 @@
 
 import argparse
 
-
-def count(text):
-    """Return a positive integer."""
-    return _number(int, text, lambda number: number >= 1, "integers from 1")
+from sparsejax.command_line import count, number
 
 
 def counts(text):
-    """Return the positive integers of a list such as 16,32."""
+    """Return the whole numbers, 1 or more, of a list such as 16,32."""
     return [count(word) for word in text.split(",")]
 
 
 def level(text):
     """Return a sparsity."""
-    return _number(float, text, lambda number: 0 <= number < 1, "numbers from 0 to below 1")
-
-
-def _number(kind, text, is_accepted, accepted):
-    """Return the number that a text names; argparse's own error otherwise."""
-    try:
-        number = kind(text)
-    except ValueError:
-        number = None
-    if number is None or not is_accepted(number):
-        raise argparse.ArgumentTypeError(f"{text!r}; accepted: {accepted}")
-    return number
+    value = number(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"is {text!r}; accepted: a number in [0, 1)")
+    return value

@@ -37,6 +37,7 @@ from rich.table import Table
 from benchmarks.against_pytorch import ask
 from benchmarks.arguments import count, level
 from configs.vmnist_chirodiff import get_config
+from sparsejax import command_line
 from sparsejax.configuration import resolve
 from sparsejax.data.strokes import SPACING
 from sparsejax.families import build_data, build_model
@@ -311,4 +312,4 @@ def report(arguments, settings, figures, cores):
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

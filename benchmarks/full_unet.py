@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arguments import count, counts, level
+from sparsejax import command_line
 from sparsejax.configuration import default_config, resolve
 from sparsejax.families.denoising import denoising_model
 from sparsejax.parallel import data_parallel, replicate, shard_batch
@@ -162,4 +163,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

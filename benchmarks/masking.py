@@ -16,6 +16,7 @@ from rich.table import Table
 
 from benchmarks.arguments import count
 from configs.digits import get_config
+from sparsejax import command_line
 from sparsejax.configuration import resolve
 from sparsejax.families import build_data, build_model
 from sparsejax.parallel import data_parallel, shard_batch
@@ -78,4 +79,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

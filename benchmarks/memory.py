@@ -24,6 +24,7 @@ from rich.table import Table
 from benchmarks.arguments import count, level
 from benchmarks.timing import interleaved, machine
 from configs.latent_diffusion import get_config
+from sparsejax import command_line
 from sparsejax.configuration import resolve
 from sparsejax.families.denoising import denoising_model
 from sparsejax.sparsity.flat import static_counts
@@ -187,4 +188,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

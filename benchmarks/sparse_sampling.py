@@ -19,6 +19,7 @@ import numpy as np
 from benchmarks import structured
 from benchmarks.arguments import count
 from benchmarks.timing import interleaved
+from sparsejax import command_line
 from sparsejax.compact.states import without_inactive
 from sparsejax.families import build_model
 from sparsejax.training.plan import build_plan
@@ -84,4 +85,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -21,7 +21,7 @@ def block_size(text):
     """Return the size of a block: `64` is a number, `16x64` a pair of inputs and outputs."""
     sides = tuple(map(count, text.split("x")))
     if len(sides) > 2:
-        raise argparse.ArgumentTypeError(f"{text!r}; accepted: 64, or 16x64: inputs x outputs")
+        raise argparse.ArgumentTypeError(f"is {text!r}; accepted: 64, or 16x64: inputs x outputs")
     return sides[0] if len(sides) == 1 else sides
 
 

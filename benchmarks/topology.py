@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.arguments import count, level
+from sparsejax import command_line
 from sparsejax.models.unet import UNet
 from sparsejax.sparsity import distributions, masks, topology
 
@@ -90,4 +91,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -49,7 +49,9 @@ def test_counts_below_one_are_refused_with_their_flag_and_what_is_accepted(
                 module.main()
             assert stopped.value.code == 2
             last = capsys.readouterr().err.splitlines()[-1]
-            assert last.endswith(f"error: argument {flag}: '{value}'; accepted: integers from 1")
+            assert last.endswith(
+                f"argument {flag}: is '{value}'; accepted: a whole number, 1 or more"
+            )
 
 
 @pytest.mark.parametrize(
