@@ -174,7 +174,8 @@ KEYS = (
         "optimizer.packed",
         bool,
         False,
-        "store moments and EMA for active weights only, to save memory",
+        "store moments and EMA for active weights only, to save memory; blocks and channels that "
+        "move are then trained masked",
     ),
     Key("ema.decay", float, 0.9999, "EMA decay of the weights, after warm-up", "[0, 1)"),
     Key("sparsity.method", str, "rigl", "sparse training method", METHODS),

@@ -15,7 +15,7 @@ from sparsejax.data import builders
 from sparsejax.errors import ConfigError
 from sparsejax.families import build_data, register_family
 from sparsejax.families.registry import FAMILIES
-from sparsejax.sparsity import methods
+from sparsejax.sparsity import methods, topology
 from sparsejax.training import load_run, load_sparse_run, loop, save_sparse_run
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.runs import read_config
@@ -161,12 +161,17 @@ def test_images_of_a_builder_from_outside_are_prepared_and_read(folder):
         build_data(resolve(config))
 
 
-def test_a_model_family_from_outside_is_trained_and_sampled(folder):
+def family_config(folder, words, **changes):
+    """The config of the family, small."""
     (folder / "my_family.py").write_text(FILES["my_family.py"])
     overrides = {"steps": 4, "batch_size": 8, "model.hidden": 32, "sparsity.update_interval": 2}
     overrides |= {"sample.count": 4, "sample.steps": 5, "sample.every": 0, "log.tensorboard": False}
-    config = load_config("my_family.py:rigl,0.5", [(k, str(v)) for k, v in overrides.items()])
-    assert loop.train(config, "run")
+    overrides = [(k, str(v)) for k, v in (overrides | changes).items()]
+    return load_config(f"my_family.py:{words}", overrides)
+
+
+def test_a_model_family_from_outside_is_trained_and_sampled(folder):
+    assert loop.train(family_config(folder, "rigl,0.5"), "run")
     save_sparse_run("run", "model.safetensors")
     samples = load("run").sample(jax.random.key(0), 3)
     assert samples.shape == (3, 8, 8, 1)
@@ -184,3 +189,33 @@ def test_a_model_family_from_outside_is_trained_and_sampled(folder):
     with pytest.raises(ValueError, match="family 'mlp' is registered already; accepted: another"):
         register_family("mlp", FAMILIES["images"])
     del FAMILIES["mlp"], sys.modules["my_family"]
+
+
+def loose(structure):
+    """A method that counts blocks over whole layers, not in each output block."""
+
+    def update(key, params, masks, gradients, fraction):
+        scores = jax.tree.map(lambda x: jax.random.uniform(key, x.shape), structure.pool(params))
+        units = structure.unit_masks(masks)
+        units = topology.rewire(structure.pool(params), units, scores, fraction)
+        after = structure.spread(units, params)
+        return sparsity.apply_masks(params, after), after
+
+    return sparsity.Method("loose", update, methods.random_topology(structure))
+
+
+def test_a_method_that_breaks_constant_fan_in_is_refused_at_its_first_update(folder, monkeypatch):
+    """The compact network has no place for what it left, and nothing of it is saved."""
+    monkeypatch.setitem(methods.METHODS, "loose", loose)
+    changes = {"steps": 3, "sparsity.update_interval": 1, "sparsity.begin": 1, "sparsity.end": 9}
+    changes |= {"log.every": 1}
+    changes |= {"model.hidden": 64, "sparsity.distribution": "uniform"}
+    config = family_config(folder, "loose,0.5,block4x8", **changes)
+    message = (
+        "^config.sparsity.method is 'loose'; accepted: methods that keep the number of active "
+        "blocks of each output block and channels of each group, or sparsity.compact False$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        loop.train(config, "run")
+    assert list(pathlib.Path("run/checkpoints").iterdir()) == []
+    assert read_metrics("run/metrics.jsonl") == []  # ended in step 1

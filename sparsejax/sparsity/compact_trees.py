@@ -22,10 +22,14 @@ class CompactMasks(NamedTuple):
     Attributes:
       indices: where the active units are (see `CompactTrees`).
       masks: in the structure of params: 0-d True, except for layers that have no units.
+      lost: number of weights, int32 scalar, of which the full-shape masks said something else, in
+        all topology updates so far: 0 unless a method changed the number of active units of an
+        output block or of a group of channels.
     """
 
     indices: Indices
     masks: Masks
+    lost: Array
 
 
 class CompactTrees(NamedTuple):
@@ -190,12 +194,15 @@ def _move(layer: _Layer, kernel: Array, fresh: Array, old: Array, new: Array) ->
 
 def compact_masks(trees: CompactTrees, masks: Masks) -> CompactMasks:
     """Return the masks of compact trees, from full-shape ones."""
-    return CompactMasks(trees.indices(masks), trees.masks(masks))
+    indices, ours = trees.indices(masks), trees.masks(masks)
+    pairs = zip(*map(jax.tree.leaves, (trees.spread(indices, ours), masks)), strict=True)
+    lost = sum(jnp.sum(held != mask, dtype=jnp.int32) for held, mask in pairs)
+    return CompactMasks(indices, ours, lost)
 
 
 def spread_masks(trees: CompactTrees, masks: CompactMasks) -> Masks:
     """Return the full-shape masks of compact trees."""
-    return trees.spread(*masks)
+    return trees.spread(masks.indices, masks.masks)
 
 
 def tree_masks(masks: Masks | CompactMasks) -> Masks:

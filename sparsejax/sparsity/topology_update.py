@@ -99,5 +99,6 @@ def update_topology(
         return params, masks, reset_inactive(optimizer, opt_state, params, masks)
     whole, full_masks = update(trees.expand(params, masks.indices), spread_masks(trees, masks))
     after = compact_masks(trees, full_masks)
+    after = after._replace(lost=masks.lost + after.lost)
     params = trees.shrink(whole, after.indices)
     return params, after, move_state(optimizer, opt_state, trees, masks, after, params)

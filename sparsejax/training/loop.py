@@ -11,11 +11,13 @@ from PIL import Image
 
 from sparsejax.compact.network import CompactNetwork
 from sparsejax.compact.states import paired_model, shrink_state, state_expander
+from sparsejax.errors import require
 from sparsejax.families import Data, Model
 from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.signals import Request
 from sparsejax.sparsity.costs import forward_flops
 from sparsejax.sparsity.masks import summarize
+from sparsejax.sparsity.methods import Method
 from sparsejax.training import checkpoints, runs
 from sparsejax.training.announcement import announce
 from sparsejax.training.facts import save_facts
@@ -127,7 +129,26 @@ def _without_inactive(
     if network is None:
         return run.state, lambda state: state
     logger.info("%d layers are trained without their inactive parts", len(network.layers))
-    return shrink_state(network, run.state), state_expander(network, run.optimizer)
+    expand = state_expander(network, run.optimizer)
+
+    def whole(state: TrainState) -> TrainState:
+        _require_units(run.plan.method, state)
+        return expand(state)
+
+    state = shrink_state(network, run.state)
+    _require_units(run.plan.method, state)
+    return state, whole
+
+
+def _require_units(method: Method, state: TrainState) -> None:
+    """Check that a compact state holds all that the method left active.
+
+    Raises:
+      ConfigError: it doesn't; names the method.
+    """
+    units = "blocks of each output block and channels of each group"
+    accepted = f"methods that keep the number of active {units}, or sparsity.compact False"
+    require(not int(state.masks.lost), "sparsity.method", method.name, accepted)
 
 
 def _compiled_functions(run: Setup, network: CompactNetwork | None) -> tuple[Callable, Callable]:
@@ -157,7 +178,24 @@ def _compiled_functions(run: Setup, network: CompactNetwork | None) -> tuple[Cal
     )
     if plan.method.changes_density:
         update = _recording_flops(update, run.model)
-    return train_step, update
+    return train_step, _checking_first(update, plan.method) if network else update
+
+
+def _checking_first(topology_update: Callable, method: Method) -> Callable:
+    """Check the units after the first update, which is waited for anyway."""
+    is_first = True
+
+    def update(
+        state: TrainState, batch: Batch, keys: tuple[PRNGKey, PRNGKey]
+    ) -> tuple[TrainState, Metrics]:
+        nonlocal is_first
+        state, metrics = topology_update(state, batch, keys)
+        if is_first:
+            _require_units(method, state)
+        is_first = False
+        return state, metrics
+
+    return update
 
 
 def _recording_flops(topology_update: Callable, model: Model) -> Callable:

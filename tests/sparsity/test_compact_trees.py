@@ -1,5 +1,6 @@
 """Compact trees hold what is active, and a topology update moves them as it moves whole trees."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from sparsejax.sparsity import methods, structure, transforms
+from sparsejax.sparsity import methods, structure, topology, transforms
 from sparsejax.sparsity.compact_trees import compact_masks, spread_masks, tree_masks
 from sparsejax.sparsity.masks import apply_masks
 from sparsejax.sparsity.topology_update import update_topology
@@ -29,6 +30,7 @@ SPARSITIES = {
     "odd": {"kernel": 0.5},
     "dense": {"kernel": 0.0},
 }
+BLOCKS = structure.block(SIZE, fan_in=True)
 OPTIMIZERS = {
     "adam": optax.adam(0.1),
     "momentum": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9)),
@@ -118,6 +120,38 @@ def test_a_topology_update_of_compact_trees_is_that_of_whole_trees(case):
         got_state = transforms.reset_inactive(inner, got_state, expected_params, expected_masks)
         jax.tree.map(np.testing.assert_array_equal, got_state, expected_state)
     assert moved
+
+
+def loose(key, params, masks, gradients, fraction):
+    """A topology update that counts blocks over whole layers, not in each output block."""
+    scores = jax.tree.map(lambda x: jax.random.uniform(key, x.shape), BLOCKS.pool(params))
+    units = topology.rewire(BLOCKS.pool(params), BLOCKS.unit_masks(masks), scores, fraction)
+    after = BLOCKS.spread(units, params)
+    return apply_masks(params, after), after
+
+
+@pytest.mark.parametrize(("update", "is_kept"), [("magran", True), (loose, False)])
+def test_compact_masks_count_what_a_method_left_that_they_cannot_hold(update, is_kept):
+    """In all updates so far: against the masks that the method returned, spread by hand."""
+    unit, params, sparsities = blocks_setup()
+    trees, inner = unit.compact_trees(params, sparsities), transforms.sparse_updates(optax.sgd(0.1))
+    method = methods.get_method("magran", unit)
+    if not is_kept:
+        method = dataclasses.replace(method, update=update)
+    masks = compact_masks(trees, method.init(jax.random.key(0), params, sparsities))
+    assert int(masks.lost) == 0
+    params, state, lost = trees.shrink(params, masks.indices), inner.init(params), 0
+    for seed in range(2):
+        key, whole = jax.random.key(seed), trees.expand(params, masks.indices)
+        _, wanted = method.update(key, whole, spread_masks(trees, masks), whole, 0.5)
+        params, masks, _ = update_topology(
+            method, inner, key, params, masks, state, whole, 0.5, trees=trees
+        )
+        held = spread_masks(trees, masks)
+        pairs = zip(*map(jax.tree.leaves, (wanted, held)), strict=True)
+        lost += sum(int(np.sum(np.asarray(a) != np.asarray(b))) for a, b in pairs)
+        assert int(masks.lost) == lost
+    assert (lost == 0) == is_kept
 
 
 def test_compact_trees_of_blocks_against_loops():
