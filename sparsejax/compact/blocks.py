@@ -11,7 +11,8 @@ import numpy as np
 from sparsejax.compact.network import (
     CompactNetwork,
     Layer,
-    is_recurrent,
+    TakesBlocks,
+    add_bias,
     map_named,
     named,
     operands,
@@ -27,18 +28,25 @@ from sparsejax.types import Apply, Array, Indices, Params, Sparsities
 logger = logging.getLogger(__name__)
 
 
-def compact_blocks(params: Params, sparsities: Sparsities, size: BlockSize) -> CompactNetwork:
+def compact_blocks(
+    params: Params,
+    sparsities: Sparsities,
+    size: BlockSize,
+    takes_blocks: TakesBlocks = lambda name: True,
+) -> CompactNetwork:
     """Return the compact network of convolutions and dense layers with blocks of constant fan-in.
 
     Args:
       params: pytree of arrays or `jax.ShapeDtypeStruct`.
       sparsities: of the layers, Python floats in the structure of params.
       size: of a block, see `sparsity.blocks.block_of`.
+      takes_blocks: whether a kernel belongs to a layer that can be run on blocks, by its name; the
+        others stay masked (see `network.is_plain`).
 
     Returns:
       CompactNetwork.
     """
-    ours = map_named(lambda name, s: 0.0 if is_recurrent(name) else s, sparsities)
+    ours = map_named(lambda name, s: s if takes_blocks(name) else 0.0, sparsities)
     trees = block_trees(params, ours, size)
     layers = smaller_layers(trees, params)
     left = [name for name, s in named(sparsities).items() if s and name not in layers]
@@ -68,4 +76,4 @@ def bind_blocks(apply: Apply, indices: Indices) -> Apply:
 
 def _run_layer(index: Array, module: Layer, x: Array) -> Array:
     x, kernel, bias = operands(module, x)
-    return multiply_blocks(x, kernel, index, *window(module)) + bias
+    return add_bias(multiply_blocks(x, kernel, index, *window(module, x)), bias)

@@ -2,12 +2,12 @@
 
 from typing import cast
 
+import flax.linen as nn
+
 from sparsejax.compact.network import (
     CompactNetwork,
     Layer,
     RunLayer,
-    multiply,
-    operands,
     replace_layers,
     smaller_layers,
 )
@@ -65,11 +65,24 @@ def bind_channels(apply: Apply, groups: ChannelGroups) -> Apply:
     return replace_layers(apply, layers)
 
 
+def takes_channels(layer: Layer) -> bool:
+    """Return whether a layer can be run with fewer channels.
+
+    Args:
+      layer: Flax module, bound or not.
+    """
+    if type(layer) is nn.Conv:
+        return layer.feature_group_count == 1 and layer.mask is None
+    return type(layer) in (nn.Dense, Affine, GroupNorm)
+
+
 def _run_layer(module: Layer, *inputs: Input) -> PyTree:
+    params = {name: module.get_variable("params", name) for name in ("kernel", "bias")}
     if isinstance(module, Affine):
-        return tuple(module.get_variable("params", name) for name in ("kernel", "bias"))
-    x, kernel, bias = operands(module, *inputs)
-    return multiply(module, x, kernel) + bias
+        return params["kernel"], params["bias"]
+    params = {name: leaf for name, leaf in params.items() if leaf is not None}
+    narrow = module.clone(features=params["kernel"].shape[-1], parent=None, name=None)
+    return narrow.apply({"params": params}, *inputs)
 
 
 def _narrow_norm(width: int) -> RunLayer:

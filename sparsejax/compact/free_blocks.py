@@ -16,7 +16,8 @@ import numpy as np
 from sparsejax.compact.network import (
     CompactNetwork,
     Layer,
-    is_recurrent,
+    TakesBlocks,
+    add_bias,
     map_named,
     multiply,
     named,
@@ -36,7 +37,9 @@ Product: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]  # input blocks, ou
 _Shared: TypeAlias = tuple[frozenset[int], tuple[int, ...]]  # the same, while groups are joined
 
 
-def compact_free_blocks(masks: Masks, size: BlockSize) -> CompactNetwork:
+def compact_free_blocks(
+    masks: Masks, size: BlockSize, takes_blocks: TakesBlocks = lambda name: True
+) -> CompactNetwork:
     """Return the compact network of block-sparse convolutions and dense layers.
 
     Every output block is a product of its active input blocks; output blocks that read the same
@@ -45,13 +48,14 @@ def compact_free_blocks(masks: Masks, size: BlockSize) -> CompactNetwork:
     Args:
       masks: concrete masks, constant within blocks.
       size: of a block, see `sparsity.blocks.block_of`.
+      takes_blocks: as for `blocks.compact_blocks`.
 
     Returns:
       CompactNetwork with indices (). A compact kernel is [active blocks, ..., inputs, outputs], in
       C order of blocks.
     """
     names = named(masks)
-    grids = _block_grids(names, size)
+    grids = _block_grids({k: v for k, v in names.items() if takes_blocks(k)}, size)
     left = [name for name, mask in names.items() if np.ndim(mask) and name not in grids]
     if left:
         logger.info("these layers stay masked at full size: %s", ", ".join(left))
@@ -83,11 +87,7 @@ def has_fan_in(masks: Masks, size: BlockSize) -> bool:
 
 def _block_grids(masks: Mapping[str, Leaf], size: BlockSize) -> dict[str, NumpyArray]:
     """Return the grids of the layers that can be smaller, by name."""
-    found = {
-        name: _block_grid(np.asarray(mask), size)
-        for name, mask in masks.items()
-        if not is_recurrent(name)
-    }
+    found = {name: _block_grid(np.asarray(mask), size) for name, mask in masks.items()}
     return {name: grid for name, grid in found.items() if grid is not None and not grid.all()}
 
 
@@ -153,7 +153,7 @@ def _run_layer(grid: NumpyArray, products: Sequence[Product], module: Layer, x: 
     # Output blocks without input are zero.
     zeros = jnp.zeros_like(next(iter(columns.values())))
     parts = [columns.get(j, zeros) for j in range(grid.shape[1])]
-    return jnp.concatenate(parts, axis=-1) + bias
+    return add_bias(jnp.concatenate(parts, axis=-1), bias)
 
 
 def share_products(grid: NumpyArray, width: int) -> list[Product]:

@@ -72,6 +72,8 @@ def convolve(
     rows, columns, channels, features = kernel.shape
     is_small = height < rows and width < columns or rows == columns == 1
     is_plain = tuple(window_strides) == (1, 1) and isinstance(padding, list)
+    dilations = [d for side in ("lhs", "rhs") for d in options.get(f"{side}_dilation") or ()]
+    is_plain &= set(dilations) <= {1}
     if not (is_small and is_plain and channels == x.shape[-1]):
         return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
     x = jnp.pad(x, [(0, 0), *padding, (0, 0)])

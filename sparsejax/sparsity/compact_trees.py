@@ -196,7 +196,7 @@ def compact_masks(trees: CompactTrees, masks: Masks) -> CompactMasks:
     """Return the masks of compact trees, from full-shape ones."""
     indices, ours = trees.indices(masks), trees.masks(masks)
     pairs = zip(*map(jax.tree.leaves, (trees.spread(indices, ours), masks)), strict=True)
-    lost = sum(jnp.sum(held != mask, dtype=jnp.int32) for held, mask in pairs)
+    lost = sum((jnp.sum(held != mask, dtype=jnp.int32) for held, mask in pairs), jnp.int32(0))
     return CompactMasks(indices, ours, lost)
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparsejax.compact.blocks import compact_blocks
-from sparsejax.compact.channels import compact_channels
+from sparsejax.compact.channels import compact_channels, takes_channels
 from sparsejax.compact.free_blocks import compact_free_blocks, has_fan_in
-from sparsejax.compact.network import CompactNetwork
+from sparsejax.compact.network import CompactNetwork, find_layers, is_plain, named
 from sparsejax.configuration import asked_level, structure_name
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model
@@ -149,16 +149,29 @@ def compact_network(sparsity: ConfigDict, model: Model, masks: Masks) -> Compact
     if name == "weight":
         return None
     masks = jax.device_get(masks)
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params, layers = find_layers(model.init)
+    shapes = named(params)
+
+    def takes_blocks(name: str) -> bool:
+        return is_plain(layers.get(name.rpartition("/")[0]), shapes[name].shape)
+
     if name == "channel":
         groups = _groups(model, params)
+        others = [
+            path
+            for path in channels.members_by_path(groups)
+            if not takes_channels(layers.get(path.rpartition("/")[0]))
+        ]
+        if others:
+            logger.info("the network stays masked: no channels can be removed from %s", others)
+            return None
         network = compact_channels(
             params, _had(structures.channel(groups, model.init), masks), groups
         )
     elif has_fan_in(masks, size):
-        network = compact_blocks(params, _had(structures.block(size), masks), size)
+        network = compact_blocks(params, _had(structures.block(size), masks), size, takes_blocks)
     else:
-        network = compact_free_blocks(masks, size)
+        network = compact_free_blocks(masks, size, takes_blocks)
     return network if network and network.layers else None
 
 

@@ -301,7 +301,7 @@ def test_layers_keep_their_dtype_and_are_recomputed():
 
 
 def test_layers_that_stay_masked_are_named_in_the_log(caplog):
-    """Masks without blocks, and recurrent kernels, which are read whole."""
+    """Masks without blocks, and layers that are said to need their kernels whole."""
     rng = np.random.default_rng(0)
     blocks = np.kron(np.eye(2, dtype=bool), np.ones((4, 4), bool))
     masks = {
@@ -312,8 +312,8 @@ def test_layers_that_stay_masked_are_named_in_the_log(caplog):
     sparsities = jax.tree.map(lambda mask: 0.5 if np.ndim(mask) else 0.0, masks)
     params = jax.tree.map(np.zeros_like, masks)
     for network in (
-        lambda: compact_free_blocks(masks, 4),
-        lambda: compact_blocks(params, sparsities, 4),
+        lambda: compact_free_blocks(masks, 4, lambda name: "_hh" not in name),
+        lambda: compact_blocks(params, sparsities, 4, lambda name: "_hh" not in name),
     ):
         caplog.clear()
         with caplog.at_level("INFO", logger="sparsejax"):

@@ -2,8 +2,18 @@
 
 import os
 
+import jax
+import numpy as np
+
 from configs.digits import get_config
+from sparsejax.configuration import resolve
 from sparsejax.families import build_data, build_model
+from sparsejax.sparsity.masks import apply_masks
+from sparsejax.training import checkpoints, runs
+from sparsejax.training.keys import named_key
+from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.plan import build_plan
+from sparsejax.training.state import state_from
 
 OVERRIDES = {
     "name": "tiny",
@@ -42,3 +52,24 @@ def build(config):
     """The Model and the Data of a resolved config, as training builds them."""
     data = build_data(config)
     return build_model(config, data.facts()), data
+
+
+def write_run(workdir, config):
+    """Write a run of images that has taken no step: its own masks, random weights and EMA."""
+    config = resolve(config)
+    model = build_model(config)
+    plan, optimizer = build_plan(config, model), build_optimizer(config)
+    shapes, rng = jax.eval_shape(model.init, jax.random.key(0)), np.random.default_rng(0)
+    params, ema = (
+        jax.tree.map(lambda x: rng.standard_normal(x.shape, np.float32), shapes) for _ in range(2)
+    )
+
+    @jax.jit
+    def begin(params, ema):
+        masks = plan.method.init(named_key(config.seed, "masks"), shapes, plan.sparsities)
+        state = state_from(params, masks, optimizer)
+        return state._replace(ema_params=apply_masks(ema, masks))
+
+    runs.save_config(workdir, config)
+    with checkpoints.open_manager(workdir / "checkpoints") as manager:
+        checkpoints.save(manager, begin(params, ema), {"pending": []})
