@@ -101,7 +101,7 @@ def prepare(folder, arguments):
         """Draw what begins at zero: the network's output would be zero with it."""
         if np.any(array):
             return array
-        fan_in = np.prod(array.shape[1:], dtype=count)
+        fan_in = np.prod(array.shape[1:], dtype=int)
         return rng.normal(0, fan_in**-0.5, array.shape).astype(np.float32)
 
     params = jax.jit(make_model(make_config(settings)).init)(named_key(0, "init"))
