@@ -9,8 +9,9 @@
 Forward and backward pass, optimizer and EMA: this project's own step under pmap. Models are
 `kind:S`. `masked` is RigL with single weights, computed with zeros; `block` (constant fan-in) and
 `channel` train the compact network, by the same step whether the method is RigL, MagRan or static:
-only the topology updates differ. All programs run in turn in one process; `with updates` is a step
-and its share of an update at the interval.
+only the topology updates differ. All programs run in turn in one process; `times gradient` says how
+many dense gradients an update takes, `with updates` is a step and its share of an update at the
+interval.
 
 The bound is the ratio of the FLOPs of products. The error is the largest relative difference of
 loss and gradient norm, over the first two steps, from those of the masked dense network. The peak
@@ -49,7 +50,12 @@ from sparsejax.sparsity.masks import summarize
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
 from sparsejax.training.state import named_key, state_from
-from sparsejax.training.steps import make_topology_update, make_train_step
+from sparsejax.training.steps import (
+    example_keys,
+    make_topology_update,
+    make_train_step,
+    mean_gradients,
+)
 
 # What `--models`, `--model-channels`, `--size` and `--batch` are by default.
 NETWORKS = {
@@ -62,7 +68,7 @@ STRUCTURES = {"dense": "dense", "masked": "weight"}  # of other kinds: their nam
 DENSE = ("dense", 0.0)
 HIDDEN = ("json", "torch_python")  # not settings
 HEADINGS = (
-    *("model", "S", "method", "density\nhad", "\nasked", "step\nms", "update\nms"),
+    *("model", "S", "method", "density", "step\nms", "update\nms", "times\ngradient"),
     *("times\ndense", "with\nupdates", "\nbound", "times\nPyTorch", "compile\nstep s"),
     *("\nupdate s", "state\nMB", "of\ndense", "peak\nMB", "\nerror"),
 )
@@ -179,6 +185,16 @@ def make_update(arguments, kind, level, method, network):
     )
 
 
+def make_gradient(model):
+    """Return the dense gradient alone, as a function like a train step."""
+
+    def gradient(state, batch, key):
+        keys = example_keys(key, state.step, len(jax.tree.leaves(batch)[0]))
+        return state, mean_gradients(model, 1, state.params, batch, keys)
+
+    return gradient
+
+
 def prepare(arguments, kind, level, params, reference):
     """Return the programs of one model, compiled, and its figures.
 
@@ -219,6 +235,9 @@ def prepare(arguments, kind, level, params, reference):
     step = make_train_step(model, optimizer, ema_limit=config.ema.decay, network=network)
     step, figures["step"] = compiled(step, state, batch, keys[0])
     programs = {"step": (step, keys[0])}
+    if kind == "dense":
+        gradient, figures["gradient"] = compiled(make_gradient(model), state, batch, keys[0])
+        programs["gradient"] = (gradient, keys[0])
     for method in KINDS[kind]:
         update = make_update(arguments, kind, level, method, network)
         update, figures[method] = compiled(update, state, batch, keys)
@@ -282,7 +301,7 @@ def summarize_rounds(arguments, figures, seconds, theirs):
       seconds: `{((kind, level), program): [seconds of each round]}`.
       theirs: `{variant: [seconds of each round]}` of PyTorch's step; may be empty.
     """
-    dense = seconds[DENSE, "step"]
+    dense, gradient = (seconds[DENSE, program] for program in ("step", "gradient"))
     fastest = min(theirs.values(), key=statistics.median, default=None)
 
     def ratio(others, ours):
@@ -301,6 +320,8 @@ def summarize_rounds(arguments, figures, seconds, theirs):
                 "seconds": statistics.median(took),
                 "times_dense": ratio(dense, run),
             }
+            if program != "step":  # of a dense gradient: how many times as long
+                f[program]["times_gradient"] = ratio(took, gradient)
             if fastest:
                 f[program]["times_pytorch"] = ratio(fastest, run)
 
@@ -347,8 +368,7 @@ def rows(name, f):
     shared = {
         "model": name[0],
         "S": f"{name[1]:g}",
-        "density\nhad": f"{f['density_had']:.3f}",
-        "\nasked": f"{f['density_asked']:.3g}",
+        "density": f"{f['density_had']:.3f}",
         "step\nms": ms(step["rounds"]),
         "times\ndense": f"{step['times_dense']:.2f}",
         "\nbound": f"{f['bound']:.2f}",
@@ -364,6 +384,7 @@ def rows(name, f):
         cells = {
             "method": method,
             "update\nms": ms(update["rounds"]),
+            "times\ngradient": f"{update['times_gradient']:.2f}",
             "with\nupdates": f"{update['times_dense']:.2f}",
             "\nupdate s": f"{update['compile_seconds']:.1f}",
         }

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen.dtypes import promote_dtype
 
-from sparsejax.models.layers import convolve
+from sparsejax.models.convolutions import convolve
 from sparsejax.sparsity.compact_trees import CompactTrees
 from sparsejax.sparsity.masks import path_name
 from sparsejax.types import Apply, Array, Indices, Input, Leaf, Params, PRNGKey, PyTree, Shape

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from sparsejax.models.layers import convolve
+from sparsejax.models.convolutions import convolve
 from sparsejax.types import Array
 
 Strides: TypeAlias = tuple[int, int]

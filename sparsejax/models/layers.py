@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparsejax.types import Array, Dtype, Input, PRNGKey, Shape
+from sparsejax.models.convolutions import convolve
+from sparsejax.types import Array, Dtype, PRNGKey, Shape
 
 Padding: TypeAlias = int | str | Sequence[int | tuple[int, int]]  # as `nn.Conv` takes it
 
@@ -43,44 +44,6 @@ def reference_init(fan_in: int, zero: bool = False) -> Initializers:
     if zero:
         return {"kernel_init": nn.initializers.zeros, "bias_init": nn.initializers.zeros}
     return {"kernel_init": _kernel_init, "bias_init": _bias_init(fan_in)}
-
-
-def convolve(
-    x: Array,
-    kernel: Array,
-    window_strides: Sequence[int],
-    padding: str | Sequence[tuple[int, int]],
-    **options: Input,
-) -> Array:
-    """Convolve like `lax.conv_general_dilated`, by matrix products where they are faster.
-
-    For maps smaller than the window, XLA swaps image and kernel, which yields a convolution that no
-    library optimizes: on a CPU, 3x3 convolutions of 2x2 maps take 25 to 80 times as long as a
-    product of patches. A 1x1 window is a dense layer.
-
-    Args:
-      x: [batch, height, width, channels].
-      kernel: [height, width, channels, features].
-      window_strides: pair of ints.
-      padding: pairs (low, high) for height and width.
-      **options: other arguments of `lax.conv_general_dilated`.
-
-    Returns:
-      [batch, height / stride, width / stride, features].
-    """
-    batch, height, width, _ = x.shape
-    rows, columns, channels, features = kernel.shape
-    is_small = height < rows and width < columns or rows == columns == 1
-    is_plain = tuple(window_strides) == (1, 1) and isinstance(padding, list)
-    dilations = [d for side in ("lhs", "rhs") for d in options.get(f"{side}_dilation") or ()]
-    is_plain &= set(dilations) <= {1}
-    if not (is_small and is_plain and channels == x.shape[-1]):
-        return jax.lax.conv_general_dilated(x, kernel, window_strides, padding, **options)
-    x = jnp.pad(x, [(0, 0), *padding, (0, 0)])
-    height, width = x.shape[1] - rows + 1, x.shape[2] - columns + 1
-    taps = [x[:, i : i + height, j : j + width] for i in range(rows) for j in range(columns)]
-    patches = jnp.concatenate(taps, axis=-1).reshape(-1, rows * columns * channels)
-    return (patches @ kernel.reshape(-1, features)).reshape(batch, height, width, features)
 
 
 def conv(

@@ -138,7 +138,8 @@ def mean_gradients(
             split,
         )
         result = jax.tree.map(lambda x: x / accumulate, total)
-    return jax.lax.pmean(result, AXIS)
+    # Of one device, XLA's mean is a copy of all gradients: a fifth of a step's time on a CPU.
+    return result if jax.lax.axis_size(AXIS) == 1 else jax.lax.pmean(result, AXIS)
 
 
 def apply_gradients(

@@ -6,50 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.models.layers import Dropout, GroupNorm, convolve
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 2)])
-@pytest.mark.parametrize("padding", [[(1, 1), (1, 1)], [(1, 2), (2, 1)]])
-def test_convolutions_of_maps_smaller_than_the_window_are_products_of_patches(size, padding):
-    """Equal to a convolution written as sums over numpy slices; no convolution is left."""
-    rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, *size, 4)), rng.normal(size=(3, 3, 4, 5))
-    padded = np.pad(x, [(0, 0), *padding, (0, 0)])
-    height, width = padded.shape[1] - 2, padded.shape[2] - 2
-    expected = sum(
-        padded[:, i : i + height, j : j + width] @ kernel[i, j] for i in range(3) for j in range(3)
-    )
-    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-
-    def run(x, kernel):
-        return convolve(x, kernel, (1, 1), padding, **options)
-
-    inputs = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
-    np.testing.assert_allclose(run(*inputs), expected, rtol=1e-5, atol=1e-5)
-    assert "conv_general_dilated" not in str(jax.make_jaxpr(run)(*inputs))
-
-
-def test_a_convolution_of_one_pixel_is_a_dense_layer():
-    rng = np.random.default_rng(0)
-    x, kernel = rng.normal(size=(2, 5, 4, 3)), rng.normal(size=(1, 1, 3, 6))
-
-    def run(x, kernel):
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        return convolve(x, kernel, (1, 1), [(0, 0), (0, 0)], dimension_numbers=dimensions)
-
-    np.testing.assert_allclose(run(x, kernel), x @ kernel[0, 0], rtol=1e-5, atol=1e-5)
-    assert "conv_general_dilated" not in str(jax.make_jaxpr(run)(x, kernel))
-
-
-def test_other_convolutions_stay_convolutions():
-    x, kernel = jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 3))
-    options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-    for strides in ((1, 1), (2, 2)):
-        run = lambda x, k, s=strides: convolve(x, k, s, [(1, 1), (1, 1)], **options)  # noqa: E731
-        assert "conv_general_dilated" in str(jax.make_jaxpr(run)(x, kernel))
-    small = lambda x, k: convolve(x, k, (2, 2), [(1, 1), (1, 1)], **options)  # noqa: E731
-    assert "conv_general_dilated" in str(jax.make_jaxpr(small)(x[:, :2, :2], kernel))
+from sparsejax.models.layers import Dropout, GroupNorm
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 4, 12), (3, 7, 12)])
