@@ -12,7 +12,8 @@ import pytest
 from sparsejax.compact.network import find_layers
 from sparsejax.compact.states import without_inactive
 from sparsejax.families import Model
-from sparsejax.models.layers import GroupNorm, convolve
+from sparsejax.models.convolutions import convolve
+from sparsejax.models.layers import GroupNorm
 from sparsejax.sparsity.blocks import block_of
 from sparsejax.training.plan import compact_network
 from tests.training.tiny import tiny_config
