@@ -26,11 +26,12 @@ from sparsejax.compact import network as compact
 from sparsejax.compact.states import shrink_state, without_inactive
 from sparsejax.families import build_model
 from sparsejax.parallel import data_parallel, replicate, shard_batch
+from sparsejax.training.keys import named_key
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import make_sampler
-from sparsejax.training.state import named_key, state_from
+from sparsejax.training.state import state_from
 from sparsejax.training.steps import make_topology_update, make_train_step
 
 DENSE = ("dense", 0.0)

@@ -41,9 +41,10 @@ from sparsejax.families.denoising import denoising_model
 from sparsejax.models.convert import unet_from_torch, unet_to_torch
 from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.sparsity.masks import dense_masks
+from sparsejax.training.keys import named_key
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.sampling import make_sampler
-from sparsejax.training.state import named_key, state_from
+from sparsejax.training.state import state_from
 from sparsejax.training.steps import make_train_step
 
 DRAWS = 2

@@ -45,10 +45,11 @@ from sparsejax.models.chirodiff import BiGRUDenoiser
 from sparsejax.models.convert import chirodiff_from_torch
 from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.sparsity.methods import METHODS
+from sparsejax.training.keys import named_key, run_keys
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import make_sampler
-from sparsejax.training.state import create_state, ema_params_of, named_key
+from sparsejax.training.state import create_state, ema_params_of
 from sparsejax.training.steps import make_train_step
 
 LENGTHS = {"mean": 89, "deviation": 18, "least": 30, "most": 165}
@@ -146,7 +147,9 @@ def measure(arguments):
     config = make_config(arguments, folder, arguments.method, lengths)
     model = build_model(config, build_data(config).facts())
     optimizer = build_optimizer(config)
-    state = replicate(create_state(config, model, build_plan(config, model), optimizer))
+    state = replicate(
+        create_state(run_keys(config.seed), model, build_plan(config, model), optimizer)
+    )
     step = data_parallel(
         make_train_step(model, optimizer, ema_limit=config.ema.decay), donate_state=True
     )

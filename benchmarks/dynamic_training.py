@@ -47,9 +47,10 @@ from sparsejax.families import build_model
 from sparsejax.families.strokes import even_times
 from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.sparsity.masks import summarize
+from sparsejax.training.keys import named_key
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
-from sparsejax.training.state import named_key, state_from
+from sparsejax.training.state import state_from
 from sparsejax.training.steps import (
     example_keys,
     make_topology_update,

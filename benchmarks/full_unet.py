@@ -26,11 +26,12 @@ from sparsejax.configuration import default_config, resolve
 from sparsejax.families.denoising import denoising_model
 from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.sparsity.methods import METHODS
+from sparsejax.training.keys import named_key, run_keys
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import make_sampler
-from sparsejax.training.state import create_state, ema_params_of, named_key
+from sparsejax.training.state import create_state, ema_params_of
 from sparsejax.training.steps import make_topology_update, make_train_step
 
 
@@ -57,7 +58,7 @@ def measure(arguments):
     config = resolve(config)
     model = denoising_model(config, size, "image")
     plan, optimizer = build_plan(config, model), build_optimizer(config)
-    state = replicate(create_state(config, model, plan, optimizer))
+    state = replicate(create_state(run_keys(config.seed), model, plan, optimizer))
     flops = sum(model.layer_flops(state.params).values())
 
     latents = np.random.default_rng(0).normal(size=(arguments.batch, size, size, 3))

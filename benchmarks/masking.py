@@ -20,9 +20,10 @@ from sparsejax import command_line
 from sparsejax.configuration import resolve
 from sparsejax.families import build_data, build_model
 from sparsejax.parallel import data_parallel, shard_batch
+from sparsejax.training.keys import named_key, run_keys
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
-from sparsejax.training.state import create_state, named_key
+from sparsejax.training.state import create_state
 from sparsejax.training.steps import make_train_step
 
 STEPS = 5
@@ -35,7 +36,7 @@ def prepare(method, batch):
     config = resolve(config)
     model, optimizer = build_model(config), build_optimizer(config)
     step = data_parallel(make_train_step(model, optimizer, ema_limit=0.99), donate_state=True)
-    state = create_state(config, model, build_plan(config, model), optimizer)
+    state = create_state(run_keys(config.seed), model, build_plan(config, model), optimizer)
     examples = shard_batch(next(build_data(config).batches(0, 1)))
     key = named_key(0, "steps")
 

@@ -22,9 +22,9 @@ from benchmarks.timing import interleaved
 from sparsejax import command_line
 from sparsejax.compact.states import without_inactive
 from sparsejax.families import build_model
+from sparsejax.training.keys import named_key
 from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import make_sampler
-from sparsejax.training.state import named_key
 
 MODELS = "weight:0.9,block:0.75,block:0.9,channel:0.5,channel:0.75"
 

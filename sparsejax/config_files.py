@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
-from sparsejax import schema
-from sparsejax.configuration import check_type, complete, require_key, set_key
+from sparsejax import schema, values
+from sparsejax.configuration import complete, set_key
 from sparsejax.errors import ConfigError, require
 from sparsejax.families.registry import FAMILIES, model_keys
 from sparsejax.plugins import import_modules
@@ -26,7 +26,7 @@ def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> 
     Args:
       file: path of a Python file with a function `get_config`; what follows a colon is its
         argument.
-      overrides: pairs `(key, text)`; `schema.parse` converts texts to the key's type.
+      overrides: pairs `(key, text)`; `values.parse` converts texts to the key's type.
 
     Returns:
       ConfigDict with every key of `schema.KEYS`.
@@ -88,14 +88,14 @@ def _call(path: str, function: Callable[[], Value], named: str) -> Value:
 
 def _override(config: ConfigDict, overrides: Sequence[tuple[str, str | None]]) -> ConfigDict:
     """Set keys; those of networks last, since other keys choose the network."""
-    fixed = {key.path: key for key in schema.KEYS}
+    fixed = schema.BY_PATH
     overrides = [(schema.RENAMED.get(path, path), text) for path, text in overrides]
     sections = tuple(f"{section}." for section in schema.NETWORK_SECTIONS)
     ours = [pair for pair in overrides if not pair[0].startswith(sections)]
     known = {**{key.path: key for key in model_keys(config)}, **fixed}
     for path, text in ours:
         if path not in fixed:
-            require_key(path, text, known)
+            values.require_key(path, text, known)
         _set_text(config, known[path], text)
     networks = {key.path: key for key in model_keys(config)}
     for path, text in overrides:
@@ -106,7 +106,7 @@ def _override(config: ConfigDict, overrides: Sequence[tuple[str, str | None]]) -
         if not arguments:
             _name_network(config, section)
         names = ", ".join(p.removeprefix(section) for p in arguments)
-        require_key(path, text, arguments, f"config.{section}* with {names}")
+        values.require_key(path, text, arguments, f"config.{section}* with {names}")
         _set_text(config, networks[path], text)
     return config
 
@@ -122,20 +122,19 @@ def _name_network(config: ConfigDict, section: str) -> None:
 
 def _set_text(config: ConfigDict, key: Key, text: str | None) -> None:
     value = _parse(key, text)
-    require(schema.is_accepted(key, value), key.path, value, schema.describe_accepted(key))
+    require(values.is_accepted(key, value), key.path, value, values.describe_accepted(key))
     set_key(config, key.path, value)
 
 
 def _parse(key: Key, text: str | None) -> Value:
     """Return the value of a key that a text stands for; it has the key's type."""
-    accepted = schema.describe_accepted(key)
+    accepted = values.describe_accepted(key)
     if text is None:
-        flag = schema.without_none(key.type) is bool
+        flag = values.without_none(key.type) is bool
         require(flag, key.path, "", f"a value: --config.{key.path}=VALUE, {accepted}")
         text = "True"
     try:
-        value = schema.parse(key.type, text)
+        value = values.parse(key.type, text)
     except ValueError:
         require(False, key.path, text, accepted)
-    check_type(key, value)
-    return value
+    return values.typed(key, value)

@@ -8,20 +8,19 @@ naming the key, before anything compiles.
 import functools
 import json
 import logging
-import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import ml_collections
 from ml_collections import ConfigDict, config_dict
 
-from sparsejax import schema
+from sparsejax import schema, values
 from sparsejax.diffusion import noise_schedules
 from sparsejax.errors import ConfigError, nearest, require
 from sparsejax.nested import flatten
 from sparsejax.plugins import import_modules
-from sparsejax.schema import KEYS, NETWORK_SECTIONS, STRUCTURES, Key
+from sparsejax.schema import KEYS, NETWORK_SECTIONS, STRUCTURES
 from sparsejax.seeds import MAX_SEED
 from sparsejax.sparsity.methods import METHODS
 from sparsejax.types import Value
@@ -41,8 +40,6 @@ FREE_ON_RESUME = (
     "task.reference_split",
     "imports",
 )
-# Paths of data: may change too, provided that the data are the same.
-PLACES = ("task.source", "task.data_dir", "task.latents_dir", "first_stage.path")
 
 
 def default_config() -> ConfigDict:
@@ -56,10 +53,10 @@ def default_config() -> ConfigDict:
         set_key(config, section, ml_collections.ConfigDict())
     config.model.dtype = "float32"
     for key in KEYS:
-        is_open = schema.is_optional(key.type) and key.default is None
+        is_open = values.is_optional(key.type) and key.default is None
         value = key.default
         if is_open:
-            value = config_dict.placeholder(schema.without_none(key.type))
+            value = config_dict.placeholder(values.without_none(key.type))
         if key.type == schema.SIZE:  # otherwise a number couldn't become a pair
             value = config_dict.FieldReference(value, field_type=object)
         set_key(config, key.path, value)
@@ -111,7 +108,7 @@ def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> 
             config.sparsity.structure = word
         elif re.fullmatch(r"block\d+(x\d+)?", word, re.ASCII):
             config.sparsity.structure = "block"
-            config.sparsity.block_size = schema.parse(schema.SIZE, word[5:])
+            config.sparsity.block_size = values.parse(schema.SIZE, word[5:])
         elif word.isdecimal() and int(word) > 1:
             config.sparsity.update_interval = int(word)
         elif is_number and fractions:
@@ -197,39 +194,13 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
         config.optimizer.learning_rate = base * config.batch_size
     flat = flatten(config.to_dict(), ".")
     for key in KEYS:
-        check_value(key.path, flat[key.path])
+        values.check_value(key, flat[key.path])
     _resolve_betas(config, saved)
     o = config.optimizer
     decays = o.name in ("adamw", "lion")
     accepted = f"0.0 with {o.name}; adamw and lion decay weights"
     require(decays or not o.weight_decay, "optimizer.weight_decay", o.weight_decay, accepted)
     return ml_collections.FrozenConfigDict(config)
-
-
-def check_value(path: str, value: Value) -> Value:
-    """Return a value as a key of the schema holds it.
-
-    Raises:
-      ConfigError: the key can't hold it, whatever the other keys hold.
-    """
-    (key,) = (key for key in KEYS if key.path == path)
-    value = schema.as_type(key.type, value)
-    check_type(key, value)
-    require(schema.is_accepted(key, value), path, value, _range(key))
-    if path in (*PLACES, "checkpoint.init_from"):
-        _check_path(path, value)
-    return value
-
-
-def _check_path(key: str, path: str) -> None:
-    """Raise ConfigError for a path that the system rejects, other than a missing file."""
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (OSError, ValueError) as error:
-        problem = getattr(error, "strerror", None) or error
-        raise ConfigError(f"config.{key} is {path!r}: {problem}; accepted: a path") from error
 
 
 def _resolve_betas(config: ConfigDict, saved: Saved | None) -> None:
@@ -257,11 +228,6 @@ def _has_beta_limits(config: ConfigDict | Saved) -> bool:
     return is_unet and config["diffusion"]["schedule"] in noise_schedules.LIMITS
 
 
-def _range(key: Key) -> str:
-    text = key.accepted if isinstance(key.accepted, str) else schema.describe_accepted(key)
-    return f"None, or {text}" if schema.is_optional(key.type) else text
-
-
 def complete(tree: Saved) -> ConfigDict:
     """Return a ConfigDict from nested dictionaries, with defaults for missing keys.
 
@@ -271,48 +237,18 @@ def complete(tree: Saved) -> ConfigDict:
     Raises:
       ConfigError: an unknown key, or a value of the wrong type.
     """
-    config, known = default_config(), {key.path: key for key in KEYS}
+    config = default_config()
     flat = flatten(tree, ".")
     # Last, since a file that sets a former name has the default of the new one too.
     former = {new: flat.pop(old) for old, new in schema.RENAMED.items() if old in flat}
     for path, value in (flat | former).items():
         if value == {}:  # a section without keys
             continue
-        if path.startswith(tuple(f"{section}." for section in NETWORK_SECTIONS)):
-            set_key(config, path, value)
-            continue
-        require_key(path, value, known)
-        value = schema.as_type(known[path].type, value)
-        check_type(known[path], value)
+        if not path.startswith(tuple(f"{section}." for section in NETWORK_SECTIONS)):
+            values.require_key(path, value, schema.BY_PATH)
+            value = values.typed(schema.BY_PATH[path], value)
         set_key(config, path, value)
     return config
-
-
-def require_key(
-    path: str, value: Value, known: Collection[str], accepted: str = "the keys in docs/configs.md"
-) -> None:
-    """Raise a ConfigError that names the nearest key if a key is unknown.
-
-    Args:
-      path: dotted path below `config`.
-      value: value given for it.
-      known: paths of the known keys.
-      accepted: description of the known keys.
-
-    Raises:
-      ConfigError: `path` is not in `known`.
-    """
-    if path not in known:
-        near = nearest(path, known)
-        raise ConfigError(
-            f"config.{path} (given {value!r}) is not a key; accepted: {accepted}; "
-            f"nearest: config.{near}"
-        )
-
-
-def check_type(key: Key, value: Value) -> None:
-    """Raise a ConfigError if a value doesn't have the type of its key."""
-    require(schema.has_type(key.type, value), key.path, value, schema.describe_accepted(key))
 
 
 def to_json(config: ConfigDict) -> str:
@@ -345,7 +281,7 @@ def with_defaults(saved: Saved, origin: str = "") -> Saved:
     config = complete(saved)
     flat = flatten(config.to_dict(), ".")
     for one in (key for key in KEYS if key.path.startswith(_OF_SAMPLING)):
-        require(schema.is_accepted(one, flat[one.path]), one.path, flat[one.path], _range(one))
+        values.check_range(one, flat[one.path])
     if "includes_end" not in saved.get("sparsity", {}):
         config.sparsity.includes_end = True
     if "fan_in" not in saved.get("sparsity", {}):
@@ -381,8 +317,8 @@ def _warn_of_unscaled_betas(origin: str, steps: int, start: float, end: float) -
 
 def differing_keys(
     config: ConfigDict, saved: Saved, free: Sequence[str] = FREE_ON_RESUME
-) -> list[str]:
-    """List the keys whose values differ between a config and a saved one.
+) -> dict[str, str]:
+    """Return the keys whose values differ between a config and a saved one, and how.
 
     Args:
       config: resolved ConfigDict.
@@ -390,11 +326,11 @@ def differing_keys(
       free: keys and sections that may differ (default: what a resumed run may change).
 
     Returns:
-      Lines `key: now X, saved Y`, sorted by key.
+      `{key: "now X, saved Y"}`, sorted by key.
     """
     now, then = flatten(json.loads(to_json(config)), "."), flatten(saved, ".")
-    return [
-        f"{key}: now {now.get(key)!r}, saved {then.get(key)!r}"
+    return {
+        key: f"now {now.get(key)!r}, saved {then.get(key)!r}"
         for key in sorted(now.keys() | then.keys())
         if now.get(key) != then.get(key) and not f"{key}.".startswith(tuple(f"{k}." for k in free))
-    ]
+    }

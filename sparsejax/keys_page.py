@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 
-from sparsejax import schema
+from sparsejax import schema, values
 from sparsejax.families.arguments import network_keys
 from sparsejax.families.registry import FAMILIES
 from sparsejax.schema import Key, KeyType
@@ -65,21 +65,21 @@ def _table(keys: Sequence[Key]) -> str:
         if key.accepted is None or isinstance(key.accepted, str):
             accepted = key.accepted or ""
         else:
-            accepted = schema.describe_accepted(key)
+            accepted = values.describe_accepted(key)
         cells = [f"`{key.path}`", _type_name(key.type), f"`{key.default!r}`", key.meaning, accepted]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _type_name(type_: KeyType) -> str:
-    plain = schema.without_none(type_)
+    plain = values.without_none(type_)
     if plain == schema.SIZE:
         return "int or pair"
     name = plain.__name__ if isinstance(plain, type) and plain is not tuple else str(plain)
     name = "tuple" if plain is tuple else name
     if plain in (tuple[int, ...], tuple[str, ...]):
         name = str(plain).replace("tuple[", "tuple of ").split(",")[0]
-    return f"{name} or None" if schema.is_optional(type_) else name
+    return f"{name} or None" if values.is_optional(type_) else name
 
 
 if __name__ == "__main__":

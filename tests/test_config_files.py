@@ -16,7 +16,6 @@ from sparsejax.__main__ import COMMANDS, run
 from sparsejax.config_files import load_config
 from sparsejax.config_flags import parse_with_config, split_overrides
 from sparsejax.configuration import (
-    PLACES,
     default_config,
     differing_keys,
     resolve,
@@ -34,12 +33,11 @@ from sparsejax.families.arguments import network_keys
 from sparsejax.families.registry import FAMILIES, model_keys
 from sparsejax.keys_page import keys_page
 from sparsejax.metrics.distances import inception_score, kernel_distance
-from sparsejax.schema import KEYS
+from sparsejax.schema import KEYS, PLACES
+from sparsejax.training.keys import named_key
 from sparsejax.training.loop import train
 from sparsejax.training.metrics_log import MetricsLog
 from sparsejax.training.runs import read_config
-from sparsejax.training.state import named_key
-from tests.training.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DIGITS = str(ROOT / "configs" / "digits.py")
@@ -334,7 +332,7 @@ def test_an_unexpected_exception_keeps_its_traceback():
 
 @pytest.mark.usefixtures("own_logging")
 def test_a_loss_that_is_not_finite_ends_in_one_line(capsys, tmp_path):
-    log = MetricsLog(tiny_config(), tmp_path, 0, [], jax.random.key(0))
+    log = MetricsLog(tmp_path, 0, [], jax.random.key(0), lambda step: 0.1)
 
     def diverge():
         log.add(1, {"loss": np.float32(np.nan), "grad_norm": np.float32(1)})
@@ -463,7 +461,7 @@ def test_a_size_is_a_number_or_a_pair_whatever_it_was_before(word, text):
     assert saved["sparsity"]["block_size"] == [16, 64]
     assert with_defaults(saved) == saved
     again = resolve(load_config(file, given), with_defaults(saved))
-    assert differing_keys(again, saved) == []
+    assert differing_keys(again, saved) == {}
     for bad in ("x", (16, 64, 2), (16, 0), 1.5):
         config = load_config(file)
         config.sparsity.block_size = bad
@@ -497,6 +495,6 @@ def test_blocks_have_constant_fan_in_but_in_runs_saved_before_it_existed():
     assert old["sparsity"]["fan_in"] is False
     resumed = resolve(load_config(file), old)
     assert resumed.sparsity.fan_in is False
-    assert differing_keys(resumed, old) == []
+    assert differing_keys(resumed, old) == {}
     asked = resolve(load_config(file, [("sparsity.fan_in", "True")]), old)
-    assert differing_keys(asked, old) == ["sparsity.fan_in: now True, saved False"]
+    assert differing_keys(asked, old) == {"sparsity.fan_in": "now True, saved False"}

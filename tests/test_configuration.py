@@ -118,10 +118,10 @@ def test_the_learning_rate_may_follow_the_batch():
 def test_a_resolved_config_survives_json():
     config = configuration.resolve(tiny_config(**{"sparsity.custom": (("conv", 0.5),)}))
     saved = json.loads(configuration.to_json(config))
-    assert configuration.differing_keys(config, saved) == []
+    assert configuration.differing_keys(config, saved) == {}
     saved["sparsity"]["level"] = 0.1
     saved["steps"] = 7
-    assert configuration.differing_keys(config, saved) == ["sparsity.level: now 0.75, saved 0.1"]
+    assert configuration.differing_keys(config, saved) == {"sparsity.level": "now 0.75, saved 0.1"}
 
 
 def test_only_keys_that_do_not_touch_the_training_are_free_on_resume():
@@ -138,7 +138,7 @@ def test_only_keys_that_do_not_touch_the_training_are_free_on_resume():
                 changed[group][key] = "?"
             name = group if key is None else f"{group}.{key}"
             differing = configuration.differing_keys(config, changed)
-            assert [line.split(":")[0] for line in differing] in ([], [name])
+            assert list(differing) in ([], [name])
             free |= set() if differing else {name}
     groups = {f"{group}.{key}" for group in ("sample", "log") for key in saved[group]}
     alone = {"steps", "imports", "task.reference_split", "checkpoint.every", "checkpoint.keep"}
@@ -150,9 +150,9 @@ def test_the_weights_a_run_began_with_may_be_left_out_when_it_resumes():
     saved["checkpoint"]["init_from"] = "runs/a"
     resumed = configuration.resolve(tiny_config(), saved)
     assert resumed.checkpoint.init_from == "runs/a"
-    assert configuration.differing_keys(resumed, saved) == []
+    assert configuration.differing_keys(resumed, saved) == {}
     other = configuration.resolve(tiny_config(**{"checkpoint.init_from": "runs/b"}), saved)
-    expected = ["checkpoint.init_from: now 'runs/b', saved 'runs/a'"]
+    expected = {"checkpoint.init_from": "now 'runs/b', saved 'runs/a'"}
     assert configuration.differing_keys(other, saved) == expected
 
 

@@ -140,7 +140,7 @@ def _draw(
 
     from sparsejax.rendering.images import save_pngs
     from sparsejax.rendering.pixels import to_pixels
-    from sparsejax.training.state import named_key
+    from sparsejax.training.keys import named_key
 
     model, done = run.model, 0
     names = ["images"] if run.decodes else ["latents"]

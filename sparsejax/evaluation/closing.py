@@ -18,10 +18,10 @@ from sparsejax.quantities import quantity
 from sparsejax.reports import plots
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training import runs
+from sparsejax.training.keys import named_key
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import frozen_of, make_sampler
-from sparsejax.training.state import named_key
 from sparsejax.types import PathLike, Value
 
 Summary: TypeAlias = dict[str, Value]  # content of summary.json

@@ -22,10 +22,11 @@ from sparsejax.rendering.pixels import PICTURES, are_finite
 from sparsejax.reports.results import HELD_OUT, Row
 from sparsejax.sparsity.masks import path_name, summarize, unpack_bits
 from sparsejax.training import runs
+from sparsejax.training.keys import named_key
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.plan import Plan, build_plan
 from sparsejax.training.sampling import frozen_of, make_sampler
-from sparsejax.training.state import TrainState, ema_params_of, named_key
+from sparsejax.training.state import TrainState, ema_params_of
 from sparsejax.types import Frozen, Masks, NumpyArray, Params, PathLike, Samples, Value
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparsejax.families import Model
-from sparsejax.training.state import named_key
+from sparsejax.training.keys import named_key
 from sparsejax.types import Array, Batch, Params, PRNGKey
 
 

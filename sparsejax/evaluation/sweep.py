@@ -171,9 +171,8 @@ def _check_config(run: Run, row: Row) -> None:
     free.append("sparsity.includes_end")  # an older run also updates at `end`
     differing = differing_keys(ours, saved, free)
     if differing:
-        raise ConfigError(
-            f"the results hold {run.name} with a different config: {'; '.join(differing)}"
-        )
+        listed = "; ".join(f"{key}: {how}" for key, how in differing.items())
+        raise ConfigError(f"the results hold {run.name} with a different config: {listed}")
 
 
 def _check_data(run: Run, row: Row) -> None:

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from sparsejax import schema
-from sparsejax.configuration import check_type, require_key
+from sparsejax import values
 from sparsejax.errors import require
 from sparsejax.schema import Key
 from sparsejax.types import Value
@@ -72,17 +71,14 @@ def build_module(cls: type[Network], arguments: ConfigDict, section: str) -> Net
     arguments = {"dtype": "float32"} | arguments.to_dict()
     for name, value in arguments.items():
         path = f"{section}.{name}"
-        require_key(path, value, known, accepted)
-        arguments[name] = value = schema.as_type(known[path].type, value)
-        check_type(known[path], value)
-        allowed = schema.is_accepted(known[path], value)
-        require(allowed, path, value, schema.describe_accepted(known[path]))
+        values.require_key(path, value, known, accepted)
+        arguments[name] = values.check_value(known[path], value)
     return cls(**(arguments | {"dtype": DTYPES[arguments["dtype"]]}))
 
 
 def is_count(value: Value) -> bool:
     """Return whether a value is a whole number, 1 or more."""
-    return schema.has_type(int, value) and value >= 1
+    return values.has_type(int, value) and value >= 1
 
 
 def require_fact(condition: object, name: str, value: object, accepted: str) -> None:

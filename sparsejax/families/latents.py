@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from sparsejax import schema
+from sparsejax import values
 from sparsejax.data import images as data
 from sparsejax.data import latents as cache
 from sparsejax.data.builders import stamp
@@ -268,7 +268,7 @@ def _check_facts(config: ConfigDict, facts: Facts) -> None:
     require_fact(is_count(size) and image_size % size == 0, "latent_size", size, accepted)
     require_fact(isinstance(digest, str) and digest, "first_stage", digest, "a digest")
     scale = facts.get("latent_scale")  # None if the cache of latents was missing
-    fits = scale is None or (schema.has_type(float, scale) and 1e-30 <= scale <= 1e30)
+    fits = scale is None or (values.has_type(float, scale) and 1e-30 <= scale <= 1e30)
     require_fact(fits, "latent_scale", scale, "a number from 1e-30 to 1e30")
 
 

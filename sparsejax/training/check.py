@@ -15,10 +15,12 @@ from sparsejax.errors import require
 from sparsejax.families import build_data, build_model
 from sparsejax.sparsity.masks import Summary, is_sparsifiable, path_name, summarize
 from sparsejax.training import checkpoints, runs
+from sparsejax.training.init_from import other_weights
+from sparsejax.training.keys import named_key
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import Plan, build_plan
-from sparsejax.training.setup import check_batch, first_state
-from sparsejax.training.state import TrainState, abstract_state, named_key
+from sparsejax.training.setup import resolve_run
+from sparsejax.training.state import TrainState, abstract_state
 from sparsejax.types import Leaf, Masks, Params, PathLike, Sparsities
 
 
@@ -78,8 +80,7 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
       ConfigError: see `loop.train`.
     """
     workdir = pathlib.Path(workdir)
-    config = runs.resolve_for(workdir, config)
-    check_batch(config)
+    config = resolve_run(workdir, config)
     data = build_data(config)
     model = build_model(config, data.facts())
     plan = build_plan(config, model)
@@ -87,11 +88,13 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
     sizes = data.sizes()
     optimizer = build_optimizer(config)
     done = _steps_taken(config, workdir)
-    if done or config.checkpoint.init_from:
-        first_state(config, workdir, model, plan, optimizer)  # raises if these weights are unusable
+    if done:
+        runs.restore_state(workdir, model, plan, optimizer)  # raises if no checkpoint is intact
+    elif config.checkpoint.init_from:
+        other_weights(config, model)  # raises if these weights are unusable
     params = jax.eval_shape(model.init, jax.random.key(0))
     masks = plan.method.init(named_key(config.seed, "masks"), params, plan.sparsities)
-    state = abstract_state(config, model, plan, optimizer)
+    state = abstract_state(model, plan, optimizer)
     parts = jax.device_count() * config.optimizer.accumulate
     return Check(
         config,

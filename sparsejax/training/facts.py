@@ -30,11 +30,13 @@ def has_stamp(workdir: PathLike) -> bool:
     return os.path.exists(pathlib.Path(workdir) / _STAMP)
 
 
-def save_stamp(workdir: PathLike, config: ConfigDict) -> None:
-    """Write a stamp of a run's data to workdir/data.json, once."""
+def save_facts(workdir: PathLike, config: ConfigDict, facts: Facts | None) -> None:
+    """Write a stamp of a run's data to data.json and its facts to facts.json, each once."""
+    workdir = pathlib.Path(workdir)
     if not has_stamp(workdir):
-        path = pathlib.Path(workdir) / _STAMP
-        write_text(path, json.dumps(stamp_data(config), indent=2) + "\n")
+        write_text(workdir / _STAMP, json.dumps(stamp_data(config), indent=2) + "\n")
+    if facts is not None and not os.path.exists(workdir / _FACTS):
+        write_text(workdir / _FACTS, json.dumps(facts) + "\n")
 
 
 def check_stamp(workdir: PathLike, config: ConfigDict) -> None:
@@ -60,13 +62,6 @@ def _are_there(workdir: PathLike, config: ConfigDict) -> bool:
     """Return whether all paths in a run's stamp exist; not every fact needs all of them."""
     places = (key.split(".") for key in read_object(pathlib.Path(workdir) / _STAMP))
     return all(os.path.exists(config[group][name]) for group, name in places)
-
-
-def save_facts(workdir: PathLike, facts: Facts) -> None:
-    """Write what a run's Model needs to know about the data to workdir/facts.json, once."""
-    path = pathlib.Path(workdir) / _FACTS
-    if not os.path.exists(path):
-        write_text(path, json.dumps(facts) + "\n")
 
 
 def read_facts(workdir: PathLike, config: ConfigDict) -> Facts | None:

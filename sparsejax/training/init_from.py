@@ -10,7 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from sparsejax.configuration import asked_level, structure_words
+from sparsejax.configuration import asked_level, structure_name, structure_words
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model, network_arguments
 from sparsejax.sparse_files import is_sparse_file
@@ -49,14 +49,14 @@ def other_weights(config: ml_collections.ConfigDict, model: Model) -> tuple[Para
         params = _load_weights(model.load, path)
     _compare_network(config, other, path)
     compare_diffusion(config, model, other, path)
+    keeps_masks = other is not None and same_masks(config.sparsity, other.sparsity)
     expected = jax.eval_shape(model.init, jax.random.key(0))
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
         require(False, "checkpoint.init_from", str(path), "weights of a network of the same shape")
     params = jax.tree.map(lambda param, ours: np.asarray(param, ours.dtype), params, expected)
     if other is not None:
-        params, masks = complete_units(other.sparsity, model, params, masks)
-    if other is None or not same_masks(config.sparsity, other.sparsity):
-        masks = None
+        params, masks = complete_units(structure_name(other.sparsity), model, params, masks)
+    masks = masks if keeps_masks else None
     logger.info("weights%s from %s", "" if masks is None else " and masks", path)
     return params, masks
 

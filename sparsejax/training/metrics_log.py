@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn, TypeAlias
 
 import jax
-from ml_collections import ConfigDict
 
 from sparsejax.atomic import replacing
 from sparsejax.training import checkpoints
 from sparsejax.training.memory import peak_memory
-from sparsejax.training.optimizers import learning_rate_schedule
 from sparsejax.training.steps import STEP_METRICS
-from sparsejax.types import Metrics, PathLike, PRNGKey, PyTree, Value
+from sparsejax.types import Metrics, PathLike, PRNGKey, PyTree, Schedule, Value
 
 # Fields that differ between two equal runs.
 WALL_CLOCK = ("seconds", "steps_per_second", "interval_seconds", "peak_memory_bytes")
@@ -134,20 +132,30 @@ class MetricsLog:
 
     def __init__(
         self,
-        config: ConfigDict,
         workdir: pathlib.Path,
         start: int,
         pending: Iterable[tuple[int, Metrics | Line]],
         steps_key: PRNGKey,
+        learning_rate: Schedule,
+        tensorboard: bool = True,
     ) -> None:
-        """Continue after step `start`, with the pending metrics of its checkpoint."""
+        """Continue after step `start`, with the pending metrics of its checkpoint.
+
+        Args:
+          workdir: the run's folder.
+          start: steps taken.
+          pending: pairs of a step and its metrics, not written yet.
+          steps_key: key of all steps, for the error about a loss that is not finite.
+          learning_rate: schedule over global steps.
+          tensorboard: whether to write to TensorBoard too.
+        """
         self._workdir, self._steps_key = workdir, steps_key
-        self._learning_rate = learning_rate_schedule(config)
+        self._learning_rate = learning_rate
         self._writer: MetricsWriter | None = None
         self._pending: list[tuple[int, Any]] = [(step, metrics) for step, metrics in pending]
         if jax.process_index() == 0:
             first = min([start + 1, *(step for step, _ in self._pending)])
-            self._writer = MetricsWriter(workdir, first, config.log.tensorboard)
+            self._writer = MetricsWriter(workdir, first, tensorboard)
         self._clock = self._interval = time.monotonic()
         self._clock_step = start
 

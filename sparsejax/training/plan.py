@@ -54,8 +54,8 @@ class Plan(NamedTuple):
       drop_fraction: optax schedule over global steps.
       compact: `compact(masks)` returns the compact network of concrete masks, or None if no layer
         would become smaller.
-      trains_compact: whether the compact network is the one that is trained; only if masks never
-        change, since they are constants of the program.
+      trains_compact: whether the compact network is the one that is trained: its shapes must never
+        change, so a dynamic method needs channels or blocks with constant fan-in.
       log: `log()` logs what the structure leaves out, and which config keys are ignored.
     """
 
@@ -176,14 +176,14 @@ def compact_network(sparsity: ConfigDict, model: Model, masks: Masks) -> Compact
 
 
 def complete_units(
-    sparsity: ConfigDict, model: Model, params: Params, masks: Masks
+    structure: str, model: Model, params: Params, masks: Masks
 ) -> tuple[Params, Masks]:
     """Return params and masks in which inactive channels have no biases and scales.
 
     Older versions left these dense.
 
     Args:
-      sparsity: `config.sparsity`, resolved; its method need not be registered here.
+      structure: `weight`, `block` or `channel`.
       model: Model.
       params: params, host arrays.
       masks: their masks, host arrays.
@@ -191,9 +191,10 @@ def complete_units(
     Returns:
       Tuple of params and masks, host arrays; those that were given if nothing is missing.
     """
-    if structure_name(sparsity) != "channel":
+    if structure != "channel":
         return params, masks
-    whole = channels.complete(_groups(model, params), masks, params)
+    groups = _groups(model, params)
+    whole = channels.complete(groups, masks, params)
     if whole is masks:
         return params, masks
     return jax.device_get((apply_masks(params, whole), whole))

@@ -13,8 +13,6 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from sparsejax.atomic import write_text
 from sparsejax.configuration import (
-    FREE_ON_RESUME,
-    PLACES,
     Saved,
     differing_keys,
     resolve,
@@ -26,6 +24,7 @@ from sparsejax.configuration import (
 from sparsejax.errors import ConfigError
 from sparsejax.families import Facts, Model, build_model, check_facts
 from sparsejax.plugins import import_modules
+from sparsejax.schema import PLACES
 from sparsejax.sparse_files import Sizes, load_sparse, save_sparse
 from sparsejax.sparsity.blocks import block_of
 from sparsejax.sparsity.distributions import DISTRIBUTIONS
@@ -78,15 +77,16 @@ def resolve_for(workdir: PathLike, config: ConfigDict) -> ConfigDict:
     if saved:
         # Runs of versions that saved no stamp must find their data in the same place.
         stamped = facts.has_stamp(workdir)
-        free = (*FREE_ON_RESUME, *PLACES) if stamped else FREE_ON_RESUME
-        differing = differing_keys(config, saved, free)
-        if differing:
+        free = PLACES if stamped else ()
+        differing = differing_keys(config, saved)
+        refused = [f"{key}: {how}" for key, how in differing.items() if key not in free]
+        if refused:
             raise ConfigError(
-                f"workdir {workdir} holds a run with a different config ({'; '.join(differing)}); "
+                f"workdir {workdir} holds a run with a different config ({'; '.join(refused)}); "
                 "accepted: another --workdir, or the same config to resume that run"
             )
         is_trained = checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
-        if stamped and (differing_keys(config, saved) or not is_trained):
+        if stamped and (differing or not is_trained):
             facts.check_stamp(workdir, config)
     return config
 
@@ -118,14 +118,20 @@ def saved_config(workdir: PathLike) -> Saved | None:
     return _read_saved(path) if os.path.exists(path) else None
 
 
-def save_config(workdir: PathLike, config: ConfigDict) -> None:
-    """Write the resolved config to workdir/config.json; once, a stamp of the data to data.json."""
+def save_config(workdir: PathLike, config: ConfigDict, known: Facts | None = None) -> None:
+    """Write the resolved config to config.json; once, what identifies and describes its data.
+
+    Args:
+      workdir: path; created if need be.
+      config: resolved ConfigDict.
+      known: what the Model needs to know about the data, for facts.json; None to leave it out.
+    """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     path, text = workdir / "config.json", to_json(config)
     if not path.exists() or path.read_bytes() != text.encode():  # the disk may be read-only
         write_text(path, text)
-    facts.save_stamp(workdir, config)
+    facts.save_facts(workdir, config, known)
 
 
 def read_config(workdir: PathLike) -> ConfigDict:
@@ -185,30 +191,33 @@ def _tuples(value: Value) -> Value:
 
 
 def restore_state(
-    workdir: PathLike, config: ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
-) -> tuple[TrainState, dict[str, Value]] | None:
+    workdir: PathLike, model: Model, plan: Plan, optimizer: Optimizer
+) -> tuple[TrainState, list[Value]] | None:
     """Restore the newest intact checkpoint of a run.
 
     Args:
       workdir: path.
-      config: its resolved config.
       model: its Model.
       plan: its Plan.
       optimizer: the optax transformation of the train step.
 
     Returns:
-      Tuple of TrainState (host arrays) and the checkpoint's extra dictionary, or None.
+      Tuple of TrainState (host arrays) and the metrics of single steps that weren't written yet;
+      None if the run has no checkpoint.
+
+    Raises:
+      ConfigError: there are checkpoints, but none is intact.
     """
     folder = pathlib.Path(workdir) / "checkpoints"
     if not checkpoints.list_steps(folder):
         return None
-    example = abstract_state(config, model, plan, optimizer)
+    example = abstract_state(model, plan, optimizer)
     restored = checkpoints.restore_newest(folder, example)
     if restored is None:
         return None
     state, extra = restored
-    complete = functools.partial(complete_units, config.sparsity, model)
-    return complete_state(state, complete, optimizer), extra
+    complete = functools.partial(complete_units, plan.structure, model)
+    return complete_state(state, complete, optimizer), extra["pending"]
 
 
 def require_checkpoint(workdir: PathLike) -> None:
@@ -258,7 +267,7 @@ def load_state_of(workdir: PathLike, config: ConfigDict, model: Model) -> TrainS
       ConfigError: the workdir holds no intact checkpoint.
     """
     plan, optimizer = build_plan(config, model), build_optimizer(config)
-    restored = restore_state(workdir, config, model, plan, optimizer)
+    restored = restore_state(workdir, model, plan, optimizer)
     if restored is None:
         raise _no_checkpoint(workdir)
     return restored[0]
@@ -423,7 +432,7 @@ def load_sparse_run(path: PathLike) -> tuple[Model, Params, Masks]:
     config, known, params, masks = read_sparse(path)
     model = facts.build_model_of(config, known, path)
     check_weights(path, model, params)
-    return model, *complete_units(config.sparsity, model, params, masks)
+    return model, *complete_units(structure_name(config.sparsity), model, params, masks)
 
 
 def check_weights(path: PathLike, model: Model, params: Params) -> None:

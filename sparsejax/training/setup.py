@@ -9,13 +9,14 @@ import ml_collections
 
 from sparsejax.errors import require
 from sparsejax.families import Data, Facts, Model, build_data, build_model
-from sparsejax.training import checkpoints, runs
+from sparsejax.training import runs
 from sparsejax.training.facts import read_facts
 from sparsejax.training.init_from import other_weights
-from sparsejax.training.optimizers import build_optimizer
+from sparsejax.training.keys import RunKeys, run_keys
+from sparsejax.training.optimizers import build_optimizer, learning_rate_schedule
 from sparsejax.training.plan import Plan, build_plan
-from sparsejax.training.state import TrainState, create_state, state_from
-from sparsejax.types import Optimizer, PathLike, Value
+from sparsejax.training.state import TrainState, create_state
+from sparsejax.types import Optimizer, PathLike, Schedule, Value
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,12 @@ class Setup(NamedTuple):
       config: resolved config.
       workdir: where everything is written.
       model: what is trained.
-      data: what it is trained on; None if no step is left.
+      data: what it is trained on; None for a finished run that needs none of it.
       facts: what the Model needs to know about the data; None if there are none.
       plan: how it is sparse.
+      learning_rate: schedule of the learning rate over global steps.
       optimizer: optimizer of the train step.
+      keys: PRNG keys by purpose.
       state: the TrainState to continue from.
       pending: metrics of single steps that are not written yet.
       steps_before: `config.steps` when the run was last started; None for a new run.
@@ -42,7 +45,9 @@ class Setup(NamedTuple):
     data: Data | None
     facts: Facts | None
     plan: Plan
+    learning_rate: Schedule
     optimizer: Optimizer
+    keys: RunKeys
     state: TrainState
     pending: list[Value]
     steps_before: int | None
@@ -63,90 +68,62 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
         different data.
     """
     workdir = pathlib.Path(workdir)
-    config = runs.resolve_for(workdir, config)
-    check_batch(config)
+    config = resolve_run(workdir, config)
     before = runs.saved_config(workdir)
-    is_trained = before and checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
-    # A finished run needs its data only for another reference split.
-    is_needed = (
-        not before
-        or not is_trained
-        or before["task"]["reference_split"] != config.task.reference_split
-    )
-    data = build_data(config) if is_needed else None
     facts = read_facts(workdir, config)
     model = build_model(config, facts)
-    plan, optimizer = build_plan(config, model), build_optimizer(config)
-    if data is not None:
-        _prepare(data, workdir)
-    state, pending = first_state(config, workdir, model, plan, optimizer)
-    start = int(state.step)
+    keys, plan = run_keys(config.seed), build_plan(config, model)
+    learning_rate, optimizer = learning_rate_schedule(config), build_optimizer(config)
+    restored = runs.restore_state(workdir, model, plan, optimizer)
+    start = int(restored[0].step) if restored else 0
     accepted = f"{start} or more: {workdir} has been trained that far"
     require(config.steps >= start, "steps", config.steps, accepted)
-    if data is None and start < config.steps:  # the last checkpoint is damaged
+    data = None
+    split = config.task.reference_split  # all that a finished run needs its data for, if it changed
+    if start < config.steps or not before or before["task"]["reference_split"] != split:
         data = build_data(config)
-        _prepare(data, workdir)
-    if data is not None:
+        if jax.process_index() == 0:
+            runs.check_writable(workdir)
+        data.prepare()
         facts = data.facts() if facts is None else facts
         model = build_model(config, facts)
-    steps_before = before["steps"] if before else None
-    return Setup(config, workdir, model, data, facts, plan, optimizer, state, pending, steps_before)
+    if restored:
+        state, pending = restored
+        logger.info("resumed %s after step %d", workdir, start)
+    else:
+        weights = other_weights(config, model) if config.checkpoint.init_from else None
+        state, pending = create_state(keys, model, plan, optimizer, weights), []
+    return Setup(
+        config=config,
+        workdir=workdir,
+        model=model,
+        data=data,
+        facts=facts,
+        plan=plan,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        keys=keys,
+        state=state,
+        pending=pending,
+        steps_before=before["steps"] if before else None,
+    )
 
 
-def _prepare(data: Data, workdir: pathlib.Path) -> None:
-    """Prepare data on disk, after checking that the workdir can be written to."""
-    if jax.process_index() == 0:
-        runs.check_writable(workdir)
-    data.prepare()
-
-
-def check_batch(config: ml_collections.ConfigDict) -> None:
-    """Check that batches divide among all devices and microbatches.
-
-    Args:
-      config: resolved ConfigDict.
-
-    Raises:
-      ConfigError: they don't; names `batch_size`.
-    """
-    parts = jax.device_count() * config.optimizer.accumulate
-    accepted = f"multiples of {parts}: devices times optimizer.accumulate"
-    size = config.batch_size
-    require(size >= parts and size % parts == 0, "batch_size", size, accepted)
-
-
-def first_state(
-    config: ml_collections.ConfigDict,
-    workdir: PathLike,
-    model: Model,
-    plan: Plan,
-    optimizer: Optimizer,
-) -> tuple[TrainState, list[Value]]:
-    """Return the state to start from and the metrics not yet written at that point.
+def resolve_run(workdir: PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Resolve a config against the run in a workdir, if any, and the devices of all processes.
 
     Args:
-      config: resolved ConfigDict.
-      workdir: of the run; its newest intact checkpoint is restored, if there is one.
-      model: Model.
-      plan: its Plan.
-      optimizer: the optax transformation of the train step.
+      workdir: path.
+      config: ConfigDict with the schema of `configuration.default_config`.
 
     Returns:
-      Tuple of a TrainState (host arrays if restored) and the metrics of single steps.
+      The resolved config.
 
     Raises:
-      ConfigError: no checkpoint is intact, or `checkpoint.init_from` names no weights of this
-        network.
+      ConfigError: see `runs.resolve_for`; or batches don't divide among devices and microbatches.
     """
-    restored = runs.restore_state(workdir, config, model, plan, optimizer)
-    if restored is not None:
-        state, extra = restored
-        logger.info("resumed %s after step %d", workdir, int(state.step))
-        return state, extra["pending"]
-    weights = other_weights(config, model) if config.checkpoint.init_from else None
-    state = create_state(config, model, plan, optimizer)
-    if weights is not None:
-        params, masks = weights
-        masks = state.masks if masks is None else masks
-        state = state_from(params, masks, optimizer, plan.flat_counts)
-    return state, []
+    config = runs.resolve_for(workdir, config)
+    size, parts = config.batch_size, jax.device_count() * config.optimizer.accumulate
+    accepted = f"multiples of {parts}: devices times optimizer.accumulate"
+    require(size >= parts and size % parts == 0, "batch_size", size, accepted)
+    return config

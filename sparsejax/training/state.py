@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from sparsejax.families import Model
 from sparsejax.sparsity.flat import active_indices, to_flat, whole_indices
 from sparsejax.sparsity.masks import apply_masks, pack_bits
 from sparsejax.sparsity.transforms import FlatTransformation
-from sparsejax.training.keys import named_key
+from sparsejax.training.keys import RunKeys
 from sparsejax.training.plan import Plan
 from sparsejax.types import Array, Masks, NumpyArray, Optimizer, OptState, Params, PRNGKey, PyTree
 
@@ -49,29 +48,37 @@ class TrainState(NamedTuple):
 
 
 def create_state(
-    config: ml_collections.ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
+    keys: RunKeys,
+    model: Model,
+    plan: Plan,
+    optimizer: Optimizer,
+    weights: tuple[Params, Masks | None] | None = None,
 ) -> TrainState:
     """Return the state before the first step: masks drawn, params masked, EMA equal to params.
 
     Args:
-      config: resolved ConfigDict.
+      keys: of the run.
       model: Model.
       plan: its Plan.
       optimizer: the optax transformation of the train step.
+      weights: params and masks to start from; without masks, those are drawn (default: all of it
+        is).
 
     Returns:
       TrainState on the default device; its optimizer state and EMA are flat where the plan says.
     """
-    return jax.jit(_creation(model, plan, optimizer))(*_first_keys(config))
+    state = jax.jit(_creation(model, plan, optimizer))(keys.init, keys.masks)
+    if weights is None:
+        return state
+    params, masks = weights
+    masks = state.masks if masks is None else masks
+    return state_from(params, masks, optimizer, plan.flat_counts)
 
 
-def abstract_state(
-    config: ml_collections.ConfigDict, model: Model, plan: Plan, optimizer: Optimizer
-) -> TrainState:
+def abstract_state(model: Model, plan: Plan, optimizer: Optimizer) -> TrainState:
     """Return the shapes of what `create_state` returns, without computing anything.
 
     Args:
-      config: resolved ConfigDict.
       model: Model.
       plan: its Plan.
       optimizer: the optax transformation of the train step.
@@ -79,11 +86,8 @@ def abstract_state(
     Returns:
       TrainState of `jax.ShapeDtypeStruct`.
     """
-    return jax.eval_shape(_creation(model, plan, optimizer), *_first_keys(config))
-
-
-def _first_keys(config: ml_collections.ConfigDict) -> tuple[PRNGKey, PRNGKey]:
-    return named_key(config.seed, "init"), named_key(config.seed, "masks")
+    key = jax.random.key(0)
+    return jax.eval_shape(_creation(model, plan, optimizer), key, key)
 
 
 def _creation(
@@ -120,9 +124,9 @@ def state_from(
     if isinstance(optimizer, FlatTransformation):
         raise ValueError("optimizer is packed; accepted: sparse_updates, with counts= for flat")
     params = apply_masks(params, masks)
+    ever_active = jax.tree.map(jnp.copy, pack_bits(masks))
     indices = whole_indices(params) if counts is None else active_indices(masks, counts)
     ours = to_flat(params, indices)
-    ever_active = jax.tree.map(jnp.copy, pack_bits(masks))
     return TrainState(
         step=jnp.int32(0),
         params=params,

@@ -13,15 +13,17 @@ import ml_collections
 import numpy as np
 
 from sparsejax.compact.states import without_inactive
-from sparsejax.configuration import check_value, set_key
+from sparsejax.configuration import set_key, structure_name
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model
+from sparsejax.schema import BY_PATH
 from sparsejax.training import runs
 from sparsejax.training.facts import build_model_of, read_facts
 from sparsejax.training.plan import compact_network, complete_units
 from sparsejax.training.sampling import make_keyed_sampler
 from sparsejax.training.state import ema_params_of
 from sparsejax.types import Masks, NumpyArray, Params, PathLike, PRNGKey, Value
+from sparsejax.values import check_value
 
 T = TypeVar("T")
 
@@ -129,7 +131,7 @@ def _read(
         config = _changed(config, *changes)
         model = build_model_of(config, known, path)
         _named(runs.check_weights, path, model, params)
-        return config, model, *complete_units(config.sparsity, model, params, masks)
+        return config, model, *complete_units(structure_name(config.sparsity), model, params, masks)
     config = runs.read_config(path)
     known = read_facts(path, config)
     config = _changed(config, *changes)
@@ -166,7 +168,7 @@ def _changed(
         else:
             accepted = f"the default of a run whose sample.sampler is {sampler}"
             require(sampler == "ddim", key, value, accepted)
-        set_key(changed, key, check_value(key, value))
+        set_key(changed, key, check_value(BY_PATH[key], value))
     return ml_collections.FrozenConfigDict(changed)
 
 

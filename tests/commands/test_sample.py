@@ -18,8 +18,8 @@ from sparsejax.configuration import resolve, to_json
 from sparsejax.families import build_model
 from sparsejax.sparse_files import save_sparse
 from sparsejax.training import load_run, save_sparse_run
+from sparsejax.training.keys import named_key
 from sparsejax.training.sampling import make_sampler
-from sparsejax.training.state import named_key
 from tests.training.tiny import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

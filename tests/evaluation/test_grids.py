@@ -11,6 +11,7 @@ from sparsejax.evaluation.baselines import planned_costs, small_dense
 from sparsejax.evaluation.closing import run_costs
 from sparsejax.evaluation.grids import grid
 from sparsejax.families import build_model
+from sparsejax.training.keys import run_keys
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
 from sparsejax.training.state import create_state
@@ -131,7 +132,7 @@ def test_planned_costs_are_those_of_the_model_that_is_built():
     config = resolve(tiny_config(**{"sparsity.level": 0.9}))
     model = build_model(config)
     plan = build_plan(config, model)
-    state = create_state(config, model, plan, build_optimizer(config))
+    state = create_state(run_keys(0), model, plan, build_optimizer(config))
     built = run_costs(config, model, plan, state.params, state.masks)
     planned = planned_costs(config)
     assert planned["parameters"] == built["active_parameters"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sparsejax.sparsity import channels, get_method, reset_inactive, sparse_updates, structure
 from sparsejax.sparsity.channel_trees import channel_trees
 from sparsejax.sparsity.masks import apply_masks
-from sparsejax.training.steps import move_ema
+from sparsejax.training.ema import move_ema
 from tests.sparsity.channel_net import GROUPS, forward, init
 from tests.sparsity.strategies import random_like
 

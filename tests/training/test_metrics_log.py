@@ -6,16 +6,13 @@ import math
 import jax
 import pytest
 
-from sparsejax.configuration import resolve
 from sparsejax.evaluation import closing
 from sparsejax.reports import plots
 from sparsejax.training import metrics_log
 from sparsejax.training.metrics_log import WALL_CLOCK, MetricsLog, MetricsWriter, read_metrics
 from sparsejax.training.plan import build_plan
 from sparsejax.training.steps import STEP_METRICS
-from tests.training.tiny import tiny_config
 
-CONFIG = resolve(tiny_config(**{"log.tensorboard": False}))
 GOOD = [{"step": step, "loss": 1.0 / step} for step in (10, 20, 30, 40)]
 DAMAGE = {
     "torn": b'{"step": 20, "lo',
@@ -34,6 +31,10 @@ DAMAGE = {
     "digits": b'{"step": ' + b"1" * 10_000 + b"}",
     "two on a line": b'{"step": 15, "loss": 1.5}{"step": 20, "loss": 1.5}',
 }
+
+
+def open_log(workdir, start=0, pending=(), key=None):
+    return MetricsLog(workdir, start, pending, key, lambda step: 0.1, tensorboard=False)
 
 
 def lines_of(values):
@@ -105,9 +106,9 @@ def take_steps(log, first, last, save_at=None):
 @pytest.mark.parametrize("save_at", [3, 4, 5, 10, 12, 15, 19])
 def test_a_resumed_run_repeats_no_line(save_at, tmp_path):
     """Whatever was written after the checkpoint, and whatever the checkpoint had pending."""
-    pending = take_steps(MetricsLog(CONFIG, tmp_path, 0, [], None), 1, 20, save_at)
+    pending = take_steps(open_log(tmp_path), 1, 20, save_at)
     whole = read_metrics(tmp_path / "metrics.jsonl")
-    take_steps(MetricsLog(CONFIG, tmp_path, save_at, pending, None), save_at + 1, 20)
+    take_steps(open_log(tmp_path, save_at, pending), save_at + 1, 20)
     resumed = read_metrics(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in resumed if "replaced" in line] == [4, 8, 12, 16, 20]
     for line in (*whole, *resumed):
@@ -118,7 +119,7 @@ def test_a_resumed_run_repeats_no_line(save_at, tmp_path):
 
 def test_what_the_steps_return_is_averaged_and_the_rest_stands_alone(tmp_path):
     """By no other name than those of the train step."""
-    log = MetricsLog(CONFIG, tmp_path, 0, [], None)
+    log = open_log(tmp_path)
     log.add(1, {"loss": 1.0, "grad_norm": 5.0})
     log.add(2, {"loss": 2.0, "grad_norm": 7.0, "mine": 0.25})
     log.flush()
@@ -131,7 +132,7 @@ def test_what_the_steps_return_is_averaged_and_the_rest_stands_alone(tmp_path):
 
 @pytest.mark.parametrize("name", STEP_METRICS)
 def test_metrics_of_steps_have_to_be_finite(name, tmp_path):
-    log = MetricsLog(CONFIG, tmp_path, 0, [], jax.random.key(0))
+    log = open_log(tmp_path, key=jax.random.key(0))
     log.add(1, {"loss": 1.0, "grad_norm": 1.0, "mine": math.nan} | {name: math.inf})
     with pytest.raises(FloatingPointError, match=f"{name} is inf.* at step 1; "):
         log.flush()
@@ -151,7 +152,7 @@ def test_a_speed_is_of_steps_alone(tmp_path, monkeypatch):
         log.add(step, {"loss": 1.0, "grad_norm": 1.0})
         return log.flush()[1] if step % 10 == 0 else None
 
-    log = MetricsLog(CONFIG, tmp_path, 5, [], None)
+    log = open_log(tmp_path, 5)
     train_step, update = log.without_first(pass_seconds, steps=1), log.without_first(pass_seconds)
     speeds = []
     for step in range(6, 41):
@@ -172,7 +173,7 @@ def test_a_speed_is_of_steps_alone(tmp_path, monkeypatch):
 
 
 def test_where_only_the_first_step_was_taken_there_is_no_speed(tmp_path):
-    log = MetricsLog(CONFIG, tmp_path, 9, [], None)
+    log = open_log(tmp_path, 9)
     log.without_first(lambda state: state, steps=1)(())
     log.add(10, {"loss": 1.0, "grad_norm": 1.0})
     assert log.flush() == (1.0, None)

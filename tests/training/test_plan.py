@@ -5,7 +5,7 @@ import re
 import jax
 import pytest
 
-from sparsejax import schema
+from sparsejax import schema, values
 from sparsejax.configuration import default_config, resolve, set_sparsity
 from sparsejax.errors import ConfigError
 from sparsejax.families import build_model
@@ -125,7 +125,7 @@ def test_a_size_that_gives_another_density_is_refused_with_one_that_works(size, 
         plan_of(block_size=size, level=level)
     found = re.search(message, str(error.value))
     assert found, error.value
-    plan_of(block_size=schema.parse(schema.SIZE, found[1]), level=level)
+    plan_of(block_size=values.parse(schema.SIZE, found[1]), level=level)
 
 
 def test_fan_ins_come_as_near_to_the_requested_density_as_is_promised():

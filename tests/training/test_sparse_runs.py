@@ -11,10 +11,11 @@ from sparsejax.families import build_model
 from sparsejax.models.unet import UNet
 from sparsejax.sparse_files import load_sparse, save_sparse
 from sparsejax.training import load_run, load_sparse_run, save_sparse_run
-from sparsejax.training.init_from import same_masks
+from sparsejax.training.init_from import other_weights, same_masks
+from sparsejax.training.keys import run_keys
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
-from sparsejax.training.setup import first_state
+from sparsejax.training.state import create_state
 from tests.training.tiny import tiny_config
 
 
@@ -34,8 +35,7 @@ def begin(init_from, **changes):
     config = resolve(tiny_config(**{"checkpoint.init_from": str(init_from)} | changes))
     model = build_model(config)
     plan, optimizer = build_plan(config, model), build_optimizer(config)
-    state, _ = first_state(config, "nowhere", model, plan, optimizer)
-    return state
+    return create_state(run_keys(config.seed), model, plan, optimizer, other_weights(config, model))
 
 
 def test_the_file_alone_rebuilds_network_weights_and_masks(tiny_run, path):

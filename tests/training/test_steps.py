@@ -17,7 +17,9 @@ from sparsejax.sparsity import distributions, flat, masks, topology
 from sparsejax.sparsity.methods import Method, get_method
 from sparsejax.sparsity.transforms import packed, sparse_updates
 from sparsejax.training import steps
-from sparsejax.training.state import ema_params_of, named_key, state_from
+from sparsejax.training.ema import ema_decay, update_ema
+from sparsejax.training.keys import named_key
+from sparsejax.training.state import ema_params_of, state_from
 
 WIDTH = 8
 KEY = named_key(0, "steps")
@@ -325,7 +327,7 @@ def test_ema_equals_the_reference(golden):
     for i, (params, expected) in enumerate(
         zip(arrays["params_weight"], arrays["ema_weight"], strict=True), 1
     ):
-        decay = steps.ema_decay(i, 0.9999)
+        decay = ema_decay(i, 0.9999)
         np.testing.assert_allclose(decay, arrays["effective_decay"][i - 1], rtol=1e-6)
-        ema = steps.update_ema(ema, jnp.asarray(params), decay)
+        ema = update_ema(ema, jnp.asarray(params), decay)
         np.testing.assert_allclose(ema, expected, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,171 @@
+"""What the training loop calls: the functions of the network that is trained, whole or compact."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from PIL import Image
+
+from sparsejax.compact.network import CompactNetwork
+from sparsejax.compact.states import paired_model, shrink_state, state_expander
+from sparsejax.errors import require
+from sparsejax.families import Model
+from sparsejax.parallel import data_parallel, replicate
+from sparsejax.sparsity.costs import forward_flops
+from sparsejax.sparsity.methods import Method
+from sparsejax.training.sampling import frozen_of, make_sampler
+from sparsejax.training.setup import Setup
+from sparsejax.training.state import TrainState, ema_params_of
+from sparsejax.training.steps import make_topology_update, make_train_step
+from sparsejax.types import Batch, Metrics, PRNGKey, PyTree
+
+logger = logging.getLogger(__name__)
+
+
+class Program(NamedTuple):
+    """The functions of a run, compiled at their first calls, and the state to call them with.
+
+    Attributes:
+      state: TrainState, on all devices; that of the compact network if it is what is trained.
+      train_step: see `steps.make_train_step`.
+      topology_update: see `steps.make_topology_update`.
+      whole: `whole(state)` returns a state as checkpoints hold it, of full shape.
+      save_samples: `save_samples(step, state)` writes a grid of samples, in the first process only.
+    """
+
+    state: TrainState
+    train_step: Callable
+    topology_update: Callable
+    whole: Callable[[TrainState], TrainState]
+    save_samples: Callable[[int, TrainState], None]
+
+
+def build_program(run: Setup) -> Program:
+    """Return the Program of a run.
+
+    Args:
+      run: Setup of a run that has steps left.
+    """
+    plan, optimizer, accumulate = run.plan, run.optimizer, run.config.optimizer.accumulate
+    network = plan.compact(run.state.masks) if plan.trains_compact else None
+    state, whole, model = run.state, _unchanged, run.model
+    if network:
+        logger.info("%d layers are trained without their inactive parts", len(network.layers))
+        state = shrink_state(network, state)
+        _require_units(plan.method, state)
+        whole, model = _expander(run, network), paired_model(network, model)
+    state = replicate(state)
+    train_step = make_train_step(
+        run.model,
+        optimizer,
+        ema_limit=run.config.ema.decay,
+        accumulate=accumulate,
+        network=network,
+    )
+    topology_update = make_topology_update(
+        run.model,
+        optimizer,
+        plan.method,
+        plan.drop_fraction,
+        density=jax.tree.map(lambda sparsity: 1.0 - sparsity, plan.sparsities),
+        accumulate=accumulate,
+        trees=network.trees if network else None,
+    )
+    train_step = data_parallel(train_step, donate_state=True)
+    topology_update = data_parallel(topology_update, donate_state=True)
+    if plan.method.changes_density:
+        topology_update = _recording_flops(topology_update, run.model)
+    if network:
+        topology_update = _checking_first(topology_update, plan.method)
+    params_of = _ema_and_indices if network else ema_params_of
+    save_samples = _sample_writer(run, model, params_of)
+    return Program(state, train_step, topology_update, whole, save_samples)
+
+
+def _unchanged(state: TrainState) -> TrainState:
+    return state
+
+
+def _expander(run: Setup, network: CompactNetwork) -> Callable[[TrainState], TrainState]:
+    """Return `whole(state)` for compact states, which checks that they hold all units."""
+    expand = state_expander(network, run.optimizer)
+
+    def whole(state: TrainState) -> TrainState:
+        _require_units(run.plan.method, state)
+        return expand(state)
+
+    return whole
+
+
+def _require_units(method: Method, state: TrainState) -> None:
+    """Check that a compact state holds all that the method left active.
+
+    Raises:
+      ConfigError: it doesn't; names the method.
+    """
+    units = "blocks of each output block and channels of each group"
+    accepted = f"methods that keep the number of active {units}, or sparsity.compact False"
+    require(not int(state.masks.lost), "sparsity.method", method.name, accepted)
+
+
+def _ema_and_indices(state: TrainState) -> PyTree:
+    """Return what a `paired_model` has in place of params."""
+    return state.ema_params, state.masks.indices
+
+
+def _checking_first(topology_update: Callable, method: Method) -> Callable:
+    """Check the units after the first update, which is waited for anyway."""
+    is_first = True
+
+    def update(
+        state: TrainState, batch: Batch, keys: tuple[PRNGKey, PRNGKey]
+    ) -> tuple[TrainState, Metrics]:
+        nonlocal is_first
+        state, metrics = topology_update(state, batch, keys)
+        if is_first:
+            _require_units(method, state)
+        is_first = False
+        return state, metrics
+
+    return update
+
+
+def _recording_flops(topology_update: Callable, model: Model) -> Callable:
+    """Add to an update's metrics the FLOPs of a forward pass in the steps before it."""
+    layer_flops = model.layer_flops(jax.eval_shape(model.init, jax.random.key(0)))
+
+    def update(
+        state: TrainState, batch: Batch, keys: tuple[PRNGKey, PRNGKey]
+    ) -> tuple[TrainState, Metrics]:
+        before = forward_flops(layer_flops, state.masks)
+        state, metrics = topology_update(state, batch, keys)
+        return state, metrics | {"forward_flops_before": before}
+
+    return update
+
+
+def _sample_writer(
+    run: Setup, model: Model, params_of: Callable[[TrainState], PyTree]
+) -> Callable[[int, TrainState], None]:
+    """Return `save_samples(step, state)`, which writes a grid of samples to the workdir.
+
+    Args:
+      run: Setup.
+      model: Model that draws.
+      params_of: returns what `model` draws with.
+    """
+    folder, count, data = run.workdir / "samples", run.config.sample.count, run.data
+    assert data is not None, "steps are left, so there are data"
+    key = run.keys.samples
+    sampler = functools.cache(lambda: make_sampler(model, frozen_of(model, data), key, count))
+
+    def save_samples(step: int, state: TrainState) -> None:
+        if jax.process_index() != 0:
+            return
+        folder.mkdir(exist_ok=True)
+        grid = model.render(sampler()(jax.device_get(params_of(state))))
+        Image.fromarray(grid).save(folder / f"{step:08d}.png")
+
+    return save_samples
