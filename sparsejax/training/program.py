@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 from PIL import Image
 
-from sparsejax.compact.network import CompactNetwork
 from sparsejax.compact.states import paired_model, shrink_state, state_expander
 from sparsejax.errors import require
 from sparsejax.families import Model
@@ -54,8 +53,7 @@ def build_program(run: Setup) -> Program:
     if network:
         logger.info("%d layers are trained without their inactive parts", len(network.layers))
         state = shrink_state(network, state)
-        _require_units(plan.method, state)
-        whole, model = _expander(run, network), paired_model(network, model)
+        whole, model = state_expander(network, optimizer), paired_model(network, model)
     state = replicate(state)
     train_step = make_train_step(
         run.model,
@@ -77,59 +75,19 @@ def build_program(run: Setup) -> Program:
     topology_update = data_parallel(topology_update, donate_state=True)
     if plan.method.changes_density:
         topology_update = _recording_flops(topology_update, run.model)
-    if network:
-        topology_update = _checking_first(topology_update, plan.method)
     params_of = _ema_and_indices if network else ema_params_of
     save_samples = _sample_writer(run, model, params_of)
-    return Program(state, train_step, topology_update, whole, save_samples)
+    program = Program(state, train_step, topology_update, whole, save_samples)
+    return _checking_units(program, plan.method) if network else program
 
 
 def _unchanged(state: TrainState) -> TrainState:
     return state
 
 
-def _expander(run: Setup, network: CompactNetwork) -> Callable[[TrainState], TrainState]:
-    """Return `whole(state)` for compact states, which checks that they hold all units."""
-    expand = state_expander(network, run.optimizer)
-
-    def whole(state: TrainState) -> TrainState:
-        _require_units(run.plan.method, state)
-        return expand(state)
-
-    return whole
-
-
-def _require_units(method: Method, state: TrainState) -> None:
-    """Check that a compact state holds all that the method left active.
-
-    Raises:
-      ConfigError: it doesn't; names the method.
-    """
-    units = "blocks of each output block and channels of each group"
-    accepted = f"methods that keep the number of active {units}, or sparsity.compact False"
-    require(not int(state.masks.lost), "sparsity.method", method.name, accepted)
-
-
 def _ema_and_indices(state: TrainState) -> PyTree:
     """Return what a `paired_model` has in place of params."""
     return state.ema_params, state.masks.indices
-
-
-def _checking_first(topology_update: Callable, method: Method) -> Callable:
-    """Check the units after the first update, which is waited for anyway."""
-    is_first = True
-
-    def update(
-        state: TrainState, batch: Batch, keys: tuple[PRNGKey, PRNGKey]
-    ) -> tuple[TrainState, Metrics]:
-        nonlocal is_first
-        state, metrics = topology_update(state, batch, keys)
-        if is_first:
-            _require_units(method, state)
-        is_first = False
-        return state, metrics
-
-    return update
 
 
 def _recording_flops(topology_update: Callable, model: Model) -> Callable:
@@ -169,3 +127,40 @@ def _sample_writer(
         Image.fromarray(grid).save(folder / f"{step:08d}.png")
 
     return save_samples
+
+
+def _checking_units(program: Program, method: Method) -> Program:
+    """Return a Program of a compact network that checks that its states lose no active unit.
+
+    Checked are the first state, that after the first update (which is waited for anyway), and
+    every state before it is saved.
+    """
+    is_first = True
+
+    def topology_update(
+        state: TrainState, batch: Batch, keys: tuple[PRNGKey, PRNGKey]
+    ) -> tuple[TrainState, Metrics]:
+        nonlocal is_first
+        state, metrics = program.topology_update(state, batch, keys)
+        if is_first:
+            _require_units(method, state)
+        is_first = False
+        return state, metrics
+
+    def whole(state: TrainState) -> TrainState:
+        _require_units(method, state)
+        return program.whole(state)
+
+    _require_units(method, program.state)
+    return program._replace(topology_update=topology_update, whole=whole)
+
+
+def _require_units(method: Method, state: TrainState) -> None:
+    """Check that a compact state holds all that the method left active.
+
+    Raises:
+      ConfigError: it doesn't; names the method.
+    """
+    units = "blocks of each output block and channels of each group"
+    accepted = f"methods that keep the number of active {units}, or sparsity.compact False"
+    require(not int(state.masks.lost), "sparsity.method", method.name, accepted)
