@@ -49,7 +49,8 @@ def build_program(run: Setup) -> Program:
     """
     plan, optimizer, accumulate = run.plan, run.optimizer, run.config.optimizer.accumulate
     network = plan.compact(run.state.masks) if plan.trains_compact else None
-    state, whole, model = run.state, _unchanged, run.model
+    state, model = run.state, run.model
+    whole: Callable[[TrainState], TrainState] = _unchanged
     if network:
         logger.info("%d layers are trained without their inactive parts", len(network.layers))
         state = shrink_state(network, state)
