@@ -14,6 +14,8 @@ import pytest
 
 from sparsejax.sparse_files import save_sparse
 from sparsejax.sparsity.masks import path_name
+from sparsejax.training import load_run, save_sparse_run
+from tests.training.tiny import tiny_config, write_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -109,20 +111,66 @@ def test_the_readme_holds_the_two_commands():
     assert "pip install -e '.[test]' && pytest" in lines
 
 
+SPARSE_FILES = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs" / "sparse_files.md").read_text(), re.DOTALL
+)
+
+
+def assert_reads(params):
+    """The reader in numpy that the docs show finds these params in model.safetensors."""
+    names = {}
+    exec(SPARSE_FILES[-1], names)
+    expected = {path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    assert names["params"].keys() == expected.keys()
+    for name, leaf in expected.items():
+        assert names["params"][name].dtype == leaf.dtype
+        np.testing.assert_array_equal(names["params"][name], leaf)
+
+
 def test_the_reader_in_numpy_that_the_docs_show_reads_a_sparse_file(tmp_path, monkeypatch):
-    text = (ROOT / "docs" / "sparse_files.md").read_text()
-    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
     mask = np.arange(35).reshape(5, 7) % 3 == 0
     params = {"a": {"kernel": np.where(mask, np.float16(1.5), 0), "bias": np.arange(3.0)}}
     masks = {"a": {"kernel": mask, "bias": np.array(True)}}
     save_sparse(tmp_path / "model.safetensors", params, masks)
     monkeypatch.chdir(tmp_path)
+    assert_reads(params)
+
+
+STRUCTURES = {
+    "block": {"sparsity.structure": "block", "sparsity.block_size": (8, 16)},
+    "channel": {"sparsity.structure": "channel"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_examples_of_sparse_files_run_with_blocks_and_channels(
+    structure, tmp_path, monkeypatch
+):
+    """All in turn, with a run of that structure in place of theirs."""
+    monkeypatch.chdir(tmp_path)
+    workdir = tmp_path / "runs" / "digits-rigl-0.75-0"
+    write_run(workdir, tiny_config(**STRUCTURES[structure], **{"model.num_res_blocks": 1}))
+    run, library, _ = SPARSE_FILES
     names = {}
-    exec(code, names)
-    assert names["params"].keys() == {"a/kernel", "a/bias"}
-    for name, leaf in params["a"].items():
-        assert names["params"][f"a/{name}"].dtype == leaf.dtype
-        np.testing.assert_array_equal(names["params"][f"a/{name}"], leaf)
+    exec(run, names)
+    _, params, masks = load_run(workdir)
+    assert names["samples"].shape == (16, 8, 8, 1)
+    assert names["sizes"].file < 0.6 * names["sizes"].dense
+    jax.tree.map(np.testing.assert_array_equal, (names["params"], names["masks"]), (params, masks))
+    assert_reads(params)
+    exec(library, names)
+    jax.tree.map(np.testing.assert_array_equal, (names["params"], names["masks"]), (params, masks))
+    assert names["metadata"] == {"trained on": "digits"}
+    assert_reads(params)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_reader_in_numpy_reads_files_of_blocks_and_channels(structure, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "run", tiny_config(**STRUCTURES[structure], **{"model.num_res_blocks": 1}))
+    save_sparse_run("run", "model.safetensors")
+    assert_reads(load_run("run")[1])
 
 
 def anchors_of(document):

@@ -9,16 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from sparsejax.configuration import resolve, to_json
-from sparsejax.sparse_files import save_sparse
 from sparsejax.training import loop
 from sparsejax.training.metrics_log import read_metrics
-from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.plan import build_plan
 from sparsejax.training.runs import load_state
-from sparsejax.training.state import create_state
 from tests.families.test_strokes import tiny, write_scribbles
-from tests.training.tiny import build, tiny_config, tiny_flags, with_devices
+from tests.training.tiny import tiny_config, tiny_flags, with_devices
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEAD = tiny_config().model.num_head_channels
@@ -72,45 +67,32 @@ def without_key_bias(tree):
     return jax.tree_util.tree_map_with_path(leaf, tree)
 
 
-def an_ulp_away(config, file):
-    """Write a file of the weights that a run begins with, about half of them an ulp larger."""
-    config = resolve(config)
-    model, _ = build(config)
-    state = create_state(config, model, build_plan(config, model), build_optimizer(config))
-    rng = np.random.default_rng(0)
-
-    def nudge(x):
-        x = np.asarray(x)
-        return np.where((rng.random(x.shape) < 0.5) & (x != 0), np.nextafter(x, np.inf), x)
-
-    params = jax.tree.map(nudge, state.params)
-    save_sparse(file, params, jax.device_get(state.masks), {"config": to_json(config)})
-    return str(file)
-
-
 def deviations(one, other):
-    """Absolute differences of two trees, one array; without biases that are noise."""
+    """Absolute differences of two trees where they aren't zero; without biases that are noise."""
     pairs = zip(*(jax.tree.leaves(without_key_bias(tree)) for tree in (one, other)), strict=True)
-    return np.concatenate([np.ravel(np.abs(np.float64(a) - np.float64(b))) for a, b in pairs])
+    pairs = [(np.ravel(a).astype(float), np.ravel(b).astype(float)) for a, b in pairs]
+    return np.concatenate([np.abs(a - b)[(a != 0) | (b != 0)] for a, b in pairs])
 
 
-def assert_same_run(one, other, nudged=None):
+def assert_same_run(one, other):
     """Equal masks; equal numbers, as far as float32 determines them.
 
-    Adam divides by the root of the second moment: where the first gradients of a weight happen to
-    be near zero, their rounding moves it by up to the learning rate. How far that goes is measured:
-    `nudged` is the same run as `other`, but begun with weights an ulp away.
+    Adam divides gradients by the root of their second moment. Where the first gradients of a new
+    weight are smaller than their rounding errors, it thus moves by up to the learning rate, up or
+    down. Begun with weights an ulp away, the masked run differs in EMA and params by 5e-8 to 4e-7
+    (root mean square), but by 1.4e-5 to 9.6e-5 in the one weight that differs most. So one weight
+    in 10,000 may differ by more than 1e-5.
     """
     (state, metrics), (other_state, other_metrics) = one, other
     for name in ("masks", "ever_active"):
         trees = getattr(state, name), getattr(other_state, name)
         jax.tree.map(np.testing.assert_array_equal, *trees)
-    for name, atol in {"ema_params": 1e-5, "params": 2e-5, "opt_state": 1e-6}.items():
-        trees = [getattr(s, name) for s in (state, other_state)]
-        found = deviations(*trees)
-        noise = deviations(getattr(nudged[0], name), trees[1]).max() if nudged else 0.0
-        assert found.max() <= max(atol, noise), name
+    for name in ("ema_params", "params"):
+        found = deviations(getattr(state, name), getattr(other_state, name))
+        assert np.quantile(found, 0.9999) <= 1e-5, name
         assert np.sqrt(np.mean(found**2)) <= 1e-6, name
+        assert found.max() <= 1e-4, name
+    assert deviations(state.opt_state, other_state.opt_state).max() <= 1e-6
     assert len(metrics) == len(other_metrics)
     for line, other_line in zip(metrics, other_metrics, strict=True):
         for key in line.keys() & {"step", "loss", "drop_fraction", "replaced", "ever_active"}:
@@ -128,13 +110,9 @@ def test_a_compact_run_is_the_masked_one_and_resumes_as_either(
         return trained(CONFIGS[kind](source), tmp_path / workdir, **changes)
 
     masked = run("masked", **{"sparsity.compact": False})
-    config = CONFIGS[kind](source)
-    config.sparsity.method = method
-    file = an_ulp_away(config, tmp_path / "nudged.safetensors")
-    nudged = run("nudged", **{"sparsity.compact": False, "checkpoint.init_from": file})
     assert sum(line.get("replaced", 0) > 0 for line in masked[1]) >= 3
     with caplog.at_level("INFO", logger="sparsejax"):
-        assert_same_run(run("compact"), masked, nudged)
+        assert_same_run(run("compact"), masked)
     assert "layers are trained without their inactive parts" in caplog.text
     if method == "magran":
         return
@@ -142,7 +120,7 @@ def test_a_compact_run_is_the_masked_one_and_resumes_as_either(
     for first, then in ((True, False), (False, True)):
         name = f"begun {'compact' if first else 'masked'}"
         run(name, steps=30, **{"sparsity.compact": first})
-        assert_same_run(run(name, **{"sparsity.compact": then}), masked, nudged)
+        assert_same_run(run(name, **{"sparsity.compact": then}), masked)
 
 
 @pytest.mark.slow
