@@ -17,7 +17,7 @@ def announce(run: Setup, counts: Summary) -> None:
     """Print what is trained, before the first steps, which are slow since they compile.
 
     Args:
-      run: Setup; without a TrainState if it isn't resumed with another number of steps.
+      run: Setup; its state is read only where a run is resumed with another number of steps.
       counts: Summary of its params and masks.
     """
     config, plan, total = run.config, run.plan, counts.total
