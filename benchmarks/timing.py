@@ -12,7 +12,7 @@ import jax
 from sparsejax.evaluation.provenance import provenance
 
 
-def interleaved(functions, rounds):
+def interleaved(functions, rounds, clock=time.perf_counter):
     """Time functions in turn, so that whatever else the machine does falls on all of them.
 
     Each is called once before, to compile; every second round runs backwards.
@@ -20,6 +20,7 @@ def interleaved(functions, rounds):
     Args:
       functions: dictionary of names to callables that return when their work is done.
       rounds: times that each is timed.
+      clock: `clock() -> seconds`.
 
     Returns:
       `{name: [seconds of each round]}`.
@@ -29,9 +30,9 @@ def interleaved(functions, rounds):
     seconds = {name: [] for name in functions}
     for i in range(rounds):
         for name in list(functions)[:: -1 if i % 2 else 1]:
-            began = time.perf_counter()
+            began = clock()
             functions[name]()
-            seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(clock() - began)
     return seconds
 
 

@@ -56,6 +56,10 @@ TINY = [
     (r"^-m benchmarks\.dynamic_training", "--model-channels=32 --size=8 --batch=1 --rounds=1"),
     (r"^-m benchmarks\.dynamic_training(?!.*gru)", "--block=8x16 --models=masked:0.9,block:0.9"),
     (r"^-m benchmarks\.dynamic_training.*gru", "--models=channel:0.5"),
+    (r"^-m benchmarks\.structures ", f"{SCHEDULE} --structures=channels --methods=rigl --rounds=1"),
+    (r"^-m benchmarks\.structures .*digits", f"{UNET} --samples=8"),
+    (r"^-m benchmarks\.structures .*chirodiff", GRU),
+    (r"^-m benchmarks\.structures_report", ""),
     (r"^docs/\w+\.py", ""),
 ]
 
