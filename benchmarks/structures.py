@@ -4,11 +4,12 @@
     python -m benchmarks.structures_report FOLDER/..
 
 First the train step of every structure and the topology update of every method are timed in turn
-with the dense step, in this process (times.json). A dense run of `config.steps` steps then says how many seconds each
-run is given. Every run is trained once: it is measured after as many steps as dense takes (equal
-steps) and after as many as fit into dense's seconds (equal time). The learning rate is constant
-after its warm-up, and topology updates end at the same step in both, so the first measurement is
-that of a run that ends there. Where both numbers of steps are within 1 %, they are one.
+with the dense step, in this process (times.json). A dense run of `config.steps` steps then says how
+many seconds each run is given. Every run is trained once: it is measured after as many steps as
+dense takes (equal steps) and after as many as fit into dense's seconds (equal time). The learning
+rate is constant after its warm-up, and topology updates end at the same step in both, so the first
+measurement is that of a run that ends there. Where both numbers of steps are within 1 %, they are
+one.
 
 Held-out loss and Frechet distance are those of `evaluate`, of the EMA weights. results.jsonl gets
 a line for each measurement; the same command resumes, whole runs at a time. Blocks with constant
