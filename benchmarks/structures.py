@@ -47,7 +47,7 @@ from sparsejax.evaluation.provenance import provenance
 from sparsejax.families import build_data, build_model
 from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.rendering.pixels import to_unit_range
-from sparsejax.schema import SIZE, parse
+from sparsejax.schema import SIZE
 from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training.optimizers import build_optimizer
@@ -55,6 +55,7 @@ from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import frozen_of, make_sampler
 from sparsejax.training.state import named_key, state_from
 from sparsejax.training.steps import make_topology_update, make_train_step
+from sparsejax.values import parse
 
 SPARSE = ("channels", "square", "rectangular", "weights", "free")
 DENSE = ("dense", "small_dense")
