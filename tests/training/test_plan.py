@@ -10,6 +10,7 @@ from sparsejax.configuration import default_config, resolve, set_sparsity
 from sparsejax.errors import ConfigError
 from sparsejax.families import build_model
 from sparsejax.sparsity.masks import is_sparsifiable, summarize
+from sparsejax.training.block_sizes import check_block_size
 from sparsejax.training.plan import build_plan
 from sparsejax.training.runs import default_workdir
 from tests.training.tiny import tiny_config
@@ -126,6 +127,36 @@ def test_a_size_that_gives_another_density_is_refused_with_one_that_works(size, 
     found = re.search(message, str(error.value))
     assert found, error.value
     plan_of(block_size=values.parse(schema.SIZE, found[1]), level=level)
+
+
+@pytest.mark.parametrize(("rows", "is_fine"), [(49, False), (50, False), (51, True)])
+def test_a_density_may_be_two_percent_off(rows, is_fine):
+    """A quarter of 49, 50, 51 input blocks: 2.04, 4.0 and 1.96 % from the nearest whole number."""
+    layers = {"kernel": jax.ShapeDtypeStruct((8 * rows, 8), jax.numpy.float32)}
+    if is_fine:
+        check_block_size(layers, {"kernel": 0.75}, 8)
+        return
+    with pytest.raises(
+        ConfigError, match=r"block_size is 8; .* of the model would be [24]\.0% off"
+    ):
+        check_block_size(layers, {"kernel": 0.75}, 8)
+
+
+@pytest.mark.parametrize(("width", "is_fine"), [(42, True), (43, False)])
+def test_five_percent_of_the_weights_may_lie_outside_of_blocks(width, is_fine):
+    """42 x 10 and 43 x 10 of the weights of both layers: 4.99 and 5.10 %."""
+    shapes = {"a": {"kernel": (80, 100)}, "b": {"kernel": (width, 10)}}
+    layers = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jax.numpy.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    sparsities = jax.tree.map(lambda _: 0.75, layers)
+    if is_fine:
+        check_block_size(layers, sparsities, 4)
+        return
+    with pytest.raises(ConfigError, match="block_size is 4; .*5% of the weights lie in layers"):
+        check_block_size(layers, sparsities, 4)
 
 
 def test_fan_ins_come_as_near_to_the_requested_density_as_is_promised():
