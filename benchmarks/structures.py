@@ -50,10 +50,11 @@ from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.schema import SIZE
 from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.sparsity.masks import summarize
+from sparsejax.training.keys import named_key
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import frozen_of, make_sampler
-from sparsejax.training.state import named_key, state_from
+from sparsejax.training.state import state_from
 from sparsejax.training.steps import make_topology_update, make_train_step
 from sparsejax.values import parse
 

@@ -76,7 +76,7 @@ def test_cells_name_each_structure_once_and_configs_say_what_they_are():
         "rectangular": ("block", (4, 8), True),
         "channels": ("channel", None, None),
     }
-    with pytest.raises(ConfigError, match="--structures rows; accepted: weights, free"):
+    with pytest.raises(ConfigError, match="--structures rows; accepted: channels, square"):
         flags_of("--structures=rows")
 
 
