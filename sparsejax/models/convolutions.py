@@ -6,7 +6,6 @@ takes up to 100 times as long. So their gradients are written here as plain conv
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -18,8 +17,8 @@ from sparsejax.types import Array, Input
 Pads: TypeAlias = Sequence[tuple[int, int]]  # (low, high) of height and width
 
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
-_POSITIONS = 1024  # of a product that sums over positions: longer ones don't stay in the cache
-_MOST_PARTS = 8  # of a layer: each is a program of its own
+_LARGEST = 2**18  # numbers of x in a product that sums over positions: more leave the cache
+_MOST_PARTS = 8  # such products of a layer: each takes time to compile
 
 
 def convolve(
@@ -129,8 +128,7 @@ def _input_gradient(kernel: Array, padding: Pads, d_y: Array) -> Array:
 
 def _kernel_gradient(x: Array, padding: Pads, d_y: Array) -> Array:
     """Convolve x with the gradient: channels stand where examples were, examples where channels."""
-    most = math.prod(d_y.shape[:3]) // _POSITIONS
-    parts = max(1, min(most, len(x), _MOST_PARTS))
+    parts = max(1, min(x.size // _LARGEST, len(x), _MOST_PARTS))
     products = [
         _convolve(images.transpose(3, 1, 2, 0), maps.transpose(1, 2, 0, 3), padding)
         for images, maps in zip(jnp.array_split(x, parts), jnp.array_split(d_y, parts), strict=True)

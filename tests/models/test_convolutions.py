@@ -56,8 +56,8 @@ def test_maps_of_fewer_positions_than_channels_are_products_of_patches():
 
 
 CASES = [
-    ((3, 40, 40, 2), (3, 3), (1, 1), [(1, 1), (1, 1)]),  # in parts of 1,600 positions
-    ((5, 32, 20, 2), (3, 5), (1, 1), [(2, 0), (0, 3)]),  # in three parts of unequal numbers
+    ((3, 64, 64, 48), (3, 3), (1, 1), [(1, 1), (1, 1)]),  # in two parts
+    ((5, 64, 48, 56), (3, 5), (1, 1), [(2, 0), (0, 3)]),  # in three parts of unequal numbers
     ((2, 9, 8, 3), (3, 3), (2, 2), [(1, 1), (1, 1)]),
     ((2, 8, 8, 3), (3, 3), (2, 2), [(0, 1), (0, 1)]),
     ((1, 7, 11, 3), (3, 2), (2, 3), [(0, 0), (1, 0)]),
