@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
+from sparsejax.configuration import Saved
 from sparsejax.errors import require
 from sparsejax.families import Data, Facts, Model, build_data, build_model
-from sparsejax.training import runs
+from sparsejax.training import checkpoints, runs
 from sparsejax.training.facts import read_facts
 from sparsejax.training.init_from import other_weights
 from sparsejax.training.keys import RunKeys, run_keys
@@ -70,6 +71,8 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
     workdir = pathlib.Path(workdir)
     config = resolve_run(workdir, config)
     before = runs.saved_config(workdir)
+    # What is wrong with the data is said before anything compiles.
+    data = build_data(config) if _needs_data(config, workdir, before) else None
     facts = read_facts(workdir, config)
     model = build_model(config, facts)
     keys, plan = run_keys(config.seed), build_plan(config, model)
@@ -78,10 +81,9 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
     start = int(restored[0].step) if restored else 0
     accepted = f"{start} or more: {workdir} has been trained that far"
     require(config.steps >= start, "steps", config.steps, accepted)
-    data = None
-    split = config.task.reference_split  # all that a finished run needs its data for, if it changed
-    if start < config.steps or not before or before["task"]["reference_split"] != split:
+    if data is None and start < config.steps:  # the last checkpoint is damaged
         data = build_data(config)
+    if data is not None:
         if jax.process_index() == 0:
             runs.check_writable(workdir)
         data.prepare()
@@ -107,6 +109,15 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
         pending=pending,
         steps_before=before["steps"] if before else None,
     )
+
+
+def _needs_data(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, before: Saved | None
+) -> bool:
+    """Return whether a run needs its data: a finished one does only for another reference split."""
+    if not before or before["task"]["reference_split"] != config.task.reference_split:
+        return True
+    return checkpoints.list_steps(workdir / "checkpoints")[-1:] != [config.steps]
 
 
 def resolve_run(workdir: PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
