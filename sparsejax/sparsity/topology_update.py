@@ -51,7 +51,6 @@ def update_topology(
       step: number of optimizer steps taken, for methods that use it.
       density: requested density per layer, for methods that change it: floats in the structure
         of `params`.
-
       trees: CompactTrees, if `params`, `masks` (CompactMasks) and `opt_state` are compact; the
         gradients have full shapes in any case.
 
