@@ -207,9 +207,7 @@ def report(record):
 
 def parse():
     """Return the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser(__doc__, prog="python -m benchmarks.accelerator")
     parser.add_argument("--minutes", type=float, default=9, help="for all, from the start")
     parser.add_argument(
         "--json",

@@ -312,9 +312,7 @@ def report(arguments, figures, summary, errors):
 
 def main():
     """Measure in turn, each in a process of its own, and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser(__doc__, prog="python -m benchmarks.against_pytorch")
     parser.add_argument("--model-channels", type=count, default=128)
     parser.add_argument("--size", type=count, default=16, help="of the latents, a multiple of 8")
     parser.add_argument("--batch", type=count, default=4)

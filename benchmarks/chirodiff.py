@@ -221,9 +221,7 @@ def with_spread(values, digits, factor=1):
 
 def parse():
     """Return the arguments of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_line.Parser(__doc__, prog="python -m benchmarks.chirodiff")
     parser.add_argument("--rounds", type=count, default=3, help="processes of each library")
     parser.add_argument("--steps", type=count, default=5, help="timed steps of each bucket")
     parser.add_argument("--draws", type=count, default=2, help="timed draws of the samples")

@@ -79,7 +79,7 @@ TORCH_STEPS = 5
 
 def parse():
     """Return the arguments of the command line; `models` becomes `[(kind, level), ...]`."""
-    parser = structured.parser(__doc__)
+    parser = structured.parser(__doc__, "benchmarks.dynamic_training")
     parser.set_defaults(block=(16, 64), model_channels=None, size=None, batch=None)
     parser.add_argument("--network", choices=tuple(NETWORKS), default="unet")
     parser.add_argument("--interval", type=count, default=100, help="steps from update to update")

@@ -111,7 +111,7 @@ def matmul_peak(dtype, size=8192, repeats=20):
 
 def main():
     """Measure each method and batch in a process of its own, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.Parser(__doc__, prog="python -m benchmarks.full_unet")
     parser.add_argument("--methods", default="dense,rigl")
     parser.add_argument("--batches", type=counts, default="1", help="such as 16,32")
     parser.add_argument("--model-channels", type=count, default=224, help="224: the published UNet")

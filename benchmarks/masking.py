@@ -5,7 +5,6 @@
 Both run this project's own train step under pmap; they differ in method alone.
 """
 
-import argparse
 import os
 import statistics
 import time
@@ -52,7 +51,7 @@ def prepare(method, batch):
 
 def main():
     """Time both in turn and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.Parser(__doc__, prog="python -m benchmarks.masking")
     parser.add_argument("--rounds", type=count, default=30)
     parser.add_argument("--batch", type=count, default=64)
     arguments = parser.parse_args()

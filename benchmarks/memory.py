@@ -7,7 +7,6 @@ counted without allocating. A step is the whole of what follows the gradient: up
 parameters and EMA. Masked and flat take the same steps; how far they end apart is shown too.
 """
 
-import argparse
 import json
 import math
 import pathlib
@@ -147,7 +146,7 @@ def _normal(shapes, seed, scale):
 
 def main():
     """Count, time, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.Parser(__doc__, prog="python -m benchmarks.memory")
     parser.add_argument("--model-channels", type=count, default=128)
     parser.add_argument("--sparsity", type=level, default=0.9)
     parser.add_argument("--rounds", type=count, default=20)

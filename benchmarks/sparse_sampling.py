@@ -65,7 +65,7 @@ def prepare(arguments, structure, level, params, dense_sampler):
 
 def main():
     """Draw with all models in turn and print a table."""
-    parser = structured.parser(__doc__)
+    parser = structured.parser(__doc__, "benchmarks.sparse_sampling")
     parser.add_argument("--ddim-steps", type=count, default=5)
     arguments = parser.parse_args()
     try:

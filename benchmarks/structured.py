@@ -12,6 +12,7 @@ from rich.table import Table
 
 from benchmarks.arguments import count
 from benchmarks.timing import machine
+from sparsejax import command_line
 from sparsejax.configuration import default_config, resolve
 from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.training.plan import build_plan
@@ -30,11 +31,9 @@ def block_word(size):
     return str(size) if isinstance(size, int) else "x".join(map(str, size))
 
 
-def parser(description):
-    """Return the arguments that these benchmarks share."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser(description, module):
+    """Return the arguments that these benchmarks share, for the one named `module`."""
+    parser = command_line.Parser(description, prog=f"python -m {module}")
     parser.add_argument("--model-channels", type=count, default=128)
     parser.add_argument("--size", type=count, default=32, help="height and width of the latents")
     parser.add_argument("--batch", type=count, default=4)

@@ -6,7 +6,6 @@ Both do the same RigL update layer by layer and must agree on every mask, but fo
 score ties with the last one taken: the sort takes them all.
 """
 
-import argparse
 import os
 import statistics
 import time
@@ -41,7 +40,7 @@ def sort_rewire(param, mask, score, fraction):
 
 def main():
     """Time both, interleaved, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line.Parser(__doc__, prog="python -m benchmarks.topology")
     parser.add_argument("--repeats", type=count, default=3)
     parser.add_argument("--model-channels", type=count, default=224, help="224: the published UNet")
     parser.add_argument("--sparsity", type=level, default=0.5)

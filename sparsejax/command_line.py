@@ -55,10 +55,15 @@ class Parser(argparse.ArgumentParser):
             if word.startswith("-"):
                 self.error(f"there is no flag {word}; nearest: {nearest(word, known)}")
             self.error(f"unexpected argument {word!r}")
-        missing = [a.option_strings[0] for a in required if getattr(values, a.dest) is None]
+        missing = [_name(a) for a in required if getattr(values, a.dest) is None]
         if missing:
             self.error(f"{', '.join(missing)} must be given")
         return values
+
+
+def _name(action: argparse.Action) -> str:
+    """Return how a command line writes an argument: `--flag`, or the name of a positional one."""
+    return next(iter(action.option_strings), str(action.metavar or action.dest))
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -8,12 +8,13 @@ import pytest
 
 from benchmarks import structured
 from benchmarks.arguments import count, counts, level
+from sparsejax import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = sorted(
     path.stem
     for path in (ROOT / "benchmarks").glob("*.py")
-    if "def main(" in path.read_text() and not path.stem.endswith("_torch")
+    if "def main(" in path.read_text() and not path.stem.endswith(("_torch", "_report"))
 )
 
 
@@ -22,12 +23,12 @@ def parser_of(module, monkeypatch):
 
     found = []
 
-    def stop(parser):
+    def stop(parser, *_):
         found.append(parser)
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
         with pytest.raises(SystemExit):
             module.main()
     return found[0]
@@ -49,8 +50,8 @@ def test_counts_below_one_are_refused_with_their_flag_and_what_is_accepted(
                 module.main()
             assert stopped.value.code == 2
             last = capsys.readouterr().err.splitlines()[-1]
-            assert last.endswith(
-                f"argument {flag}: is '{value}'; accepted: a whole number, 1 or more"
+            assert last == (
+                f"error: {flag} is '{value}'; accepted: a whole number, 1 or more; see --help"
             )
 
 
@@ -85,3 +86,13 @@ def test_accepted_arguments_have_their_value(kind, text, value):
 def test_other_arguments_are_refused(kind, text):
     with pytest.raises(argparse.ArgumentTypeError, match="accepted: "):
         kind(text)
+
+
+def test_a_positional_argument_that_is_missing_is_named(capsys):
+    parser = command_line.Parser("", prog="report")
+    parser.add_argument("folder", metavar="FOLDER")
+    parser.add_argument("--output", required=True)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args([])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: FOLDER, --output must be given; see --help\n"
