@@ -25,13 +25,14 @@ TINY_DIGITS = """--config.steps=4 --config.batch_size=4 --config.optimizer.warmu
 
 def output_of(command, deadline, folder):
     """Return what a process prints; RuntimeError with its last line of errors if it fails."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         command,
         capture_output=True,
         text=True,
         check=False,
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         timeout=max(1, deadline - time.time()),
     )
     if done.returncode:

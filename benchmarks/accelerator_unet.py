@@ -22,7 +22,7 @@ from benchmarks.accelerator_layers import (
     of_peak,
     time_in_turn,
 )
-from sparsejax.compact import network as compact
+from sparsejax.compact.blocks import bind_blocks
 from sparsejax.compact.states import shrink_state, without_inactive
 from sparsejax.families import build_model
 from sparsejax.parallel import data_parallel, replicate, shard_batch
@@ -89,24 +89,8 @@ def build(settings, structure, sparsity, results):
     params = structured.mask(whole_params(settings), masks)
     form = best_form(sparsity, results) if structure == "block" else None
     if form:
-        ours = ours._replace(bind=functools.partial(bind_form, FORMS[form]))
+        ours = ours._replace(bind=functools.partial(bind_blocks, multiply=FORMS[form]))
     return Network(config, model, plan, params, masks, ours, form)
-
-
-def bind_form(form, apply, indices):
-    """Return `apply` with its compact layers run by a form, as `compact.blocks.bind_blocks`."""
-
-    def run(index, module, x):
-        x, kernel, bias = compact.operands(module, x)
-        strides, padding = compact.window(module)
-        return form(x, kernel, index, strides, tuple(padding)) + bias
-
-    layers = {
-        name.rpartition("/")[0]: functools.partial(run, index)
-        for name, index in compact.named(indices).items()
-        if np.ndim(index)
-    }
-    return compact.replace_layers(apply, layers)
 
 
 def repeating(ours, function, keys):
