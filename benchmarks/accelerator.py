@@ -26,7 +26,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.accelerator_layers import block_layer, convolutions, matrix_peak
+from benchmarks.accelerator_layers import attention, block_layers, convolutions, matrix_peak
 from benchmarks.accelerator_processes import digits, pytorch
 from benchmarks.accelerator_unet import compact_step, dense_step, sampling, topology
 from benchmarks.arguments import count
@@ -38,11 +38,12 @@ from sparsejax.atomic import write_text
 JOBS = [
     ("matrix peak", matrix_peak, 15),
     ("convolutions", convolutions, 30),
+    ("attention", attention, 15),
     ("dense step", dense_step, 90),
     ("channels 0.5, step", partial(compact_step, "channel", 0.5), 80),
     ("channels 0.75, step", partial(compact_step, "channel", 0.75), 80),
-    ("block layer 0.75", partial(block_layer, 0.75), 25),
-    ("block layer 0.9", partial(block_layer, 0.9), 25),
+    ("block layers 0.75", partial(block_layers, 0.75), 25),
+    ("block layers 0.9", partial(block_layers, 0.9), 25),
     ("blocks 0.75, step", partial(compact_step, "block", 0.75), 100),
     ("blocks 0.9, step", partial(compact_step, "block", 0.9), 100),
     ("channels 0.5, sampling", partial(sampling, "channel", 0.5), 60),

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import compare
-from sparsejax.compact.products import multiply_blocks
-from sparsejax.models.layers import convolve
+from sparsejax.compact.products import by_columns, by_patches
+from sparsejax.models.convolutions import convolve
+from sparsejax.models.layers import QKVAttention
+from sparsejax.models.platform import has_fused_attention
 from sparsejax.sparsity.blocks import block_of, fan_in_of
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -101,7 +103,7 @@ def convolutions(settings, results):
 
 
 def grouped(x, kernel, index, strides=(1, 1), padding=((0, 0), (0, 0))):
-    """Run `multiply_blocks` as one gather and one grouped convolution."""
+    """Run the product as one gather and one grouped convolution."""
     if kernel.ndim == 3:
         y = grouped(x.reshape(-1, 1, 1, x.shape[-1]), kernel[:, None, None], index)
         return y.reshape(*x.shape[:-1], -1)
@@ -119,8 +121,8 @@ def grouped(x, kernel, index, strides=(1, 1), padding=((0, 0), (0, 0))):
 
 
 FORMS = {
-    "loop of convolutions": functools.partial(multiply_blocks, platform="cpu"),
-    "product per tap": functools.partial(multiply_blocks, platform="gpu"),
+    "loop of convolutions": by_columns,
+    "product of patches": by_patches,
     "grouped convolution": grouped,
 }
 
@@ -137,11 +139,30 @@ def expand(kernel, index, width):
     return full
 
 
-def block_layer(sparsity, settings, results):
-    """A 3x3 layer of the first level by each form, against a dense convolution with its zeros."""
+def block_layers(sparsity, settings, results):
+    """3x3 layers of the first and the last level by each form, against dense convolutions."""
     del results
-    width, shape = settings.model_channels, (3, 3, settings.model_channels, settings.model_channels)
-    active, rng = fan_in_of(shape, block(settings), sparsity), np.random.default_rng(2)
+    places = sorted({0, len(multiples(settings)) - 1})
+    layers = [
+        block_layer(settings, sparsity, multiples(settings)[place], settings.size >> place)
+        for place in places
+    ]
+    texts = [f"{layer['width']}: {fastest(layer['both'])}" for layer in layers]
+    return {"layers": layers, "summary": "with gradients, times dense: " + ", ".join(texts)}
+
+
+def fastest(figures):
+    """Return the name of the fastest form and how many times as fast as dense it is."""
+    ratios = {name: figures[name].get("ratio", 0) for name in FORMS}
+    name = max(ratios, key=ratios.get)
+    return f"{name} {ratios[name]:.2f}"
+
+
+def block_layer(settings, sparsity, multiple, side):
+    """Return the figures of a layer by each form, forward and with gradients."""
+    width = multiple * settings.model_channels
+    shape, rng = (3, 3, width, width), np.random.default_rng(2)
+    active = fan_in_of(shape, block(settings), sparsity)
     if active is None:
         raise ValueError(f"{width} channels don't divide into blocks of {block(settings)}")
     inputs, outputs = block_of(shape, block(settings))
@@ -149,11 +170,8 @@ def block_layer(sparsity, settings, results):
     index = np.stack([np.sort(pick()) for _ in range(width // outputs)]).astype(np.int32)
     kernel = rng.standard_normal((len(index), 3, 3, active * inputs, outputs), np.float32)
     full = jnp.asarray(expand(kernel, index, width), settings.dtype)
-    x = normal(0, (settings.batch, settings.size, settings.size, width), settings.dtype)
+    x = normal(0, (settings.batch, side, side, width), settings.dtype)
     kernel, index = jnp.asarray(kernel, settings.dtype), jnp.asarray(index)
-
-    def layer(form):
-        return lambda x, kernel_and_index: form(x, *kernel_and_index, (1, 1), PADS)
 
     def of_kernel(form):
         return lambda x, kernel, index, cotangent: with_gradients(
@@ -163,36 +181,63 @@ def block_layer(sparsity, settings, results):
     forward = {"dense": functools.partial(jax.jit(convolution), x, full)}
     both = {"dense": functools.partial(with_gradients(convolution), x, full, x)}
     for name, form in FORMS.items():
-        forward[name] = functools.partial(jax.jit(layer(form)), x, (kernel, index))
+        run = functools.partial(form, strides=(1, 1), padding=PADS)
+        forward[name] = functools.partial(jax.jit(run), x, kernel, index)
         both[name] = functools.partial(jax.jit(of_kernel(form)), x, kernel, index, x)
     figures = {
         "forward": time_in_turn(settings, forward),
         "both": time_in_turn(settings, both),
     }
     outputs = {
-        name: np.asarray(forward[name]().astype(jnp.float32))
-        for name, f in figures["forward"].items()
-        if "seconds" in f
+        name: run() for name, run in forward.items() if "seconds" in figures["forward"][name]
     }
     expected = outputs.pop("dense")
-    differences = {
-        name: float(np.abs(y - expected).max() / np.abs(expected).max())
-        for name, y in outputs.items()
-    }
-    texts = [
-        f"{name} {f['ratio']:.2f}" if "ratio" in f else f"{name} failed"
-        for name, f in figures["both"].items()
-        if name != "dense"
-    ]
-    return figures | {
-        "density": active * inputs / width,
+    differences = {name: difference(y, expected) for name, y in outputs.items()}
+    density = active * inputs / width
+    return {"width": width, "side": side, "density": density, "differences": differences} | figures
+
+
+def difference(y, expected):
+    """Return the largest difference of two arrays, relative to the largest number."""
+    y, expected = (np.asarray(a.astype(jnp.float32)) for a in (y, expected))
+    return float(np.abs(y - expected).max() / np.abs(expected).max())
+
+
+def attend(qkv):
+    """Run attention as the UNet does."""
+    return QKVAttention().apply({}, qkv)
+
+
+def attend_in_memory(qkv):
+    """Run attention with its weights in memory, as XLA compiles it."""
+    q, k, v = (qkv[..., i, :] for i in range(3))
+    return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+
+
+def attention(settings, results):
+    """The UNet's largest attention layer with its gradient, against one that stores its weights."""
+    del results
+    heads, side = 2 * settings.model_channels // 32, settings.size // 2
+    qkv = normal(0, (settings.batch, side * side, heads, 3, 32), settings.dtype)
+    cotangent = normal(1, (*qkv.shape[:3], 32), settings.dtype)
+
+    def with_gradient(function):
+        def run(qkv, cotangent):
+            y, pull_back = jax.vjp(function, qkv)
+            return y, *pull_back(cotangent)
+
+        return functools.partial(jax.jit(run), qkv, cotangent)
+
+    runs = {"in memory": with_gradient(attend_in_memory), "here": with_gradient(attend)}
+    figures = time_in_turn(settings, runs)
+    pairs = zip(runs["here"](), runs["in memory"](), strict=True)
+    names = ("output", "gradient")
+    differences = {name: difference(*pair) for name, pair in zip(names, pairs, strict=True)}
+    f, fused = figures["here"], has_fused_attention(qkv.dtype, 32)
+    text = f"{1e3 * f['seconds']:.3g} ms, {f['ratio']:.2f} times as fast as with weights in memory"
+    return {
+        "figures": figures,
         "differences": differences,
-        "summary": "with gradients, times dense: " + ", ".join(texts),
+        "fused": fused,
+        "summary": text if fused else f"{text} (not fused here)",
     }
-
-
-def best_form(sparsity, results):
-    """Return the name of the form that was fastest with gradients; None before it was timed."""
-    timed = results.get(f"block layer {sparsity}", {"both": {}})["both"]
-    usable = {name: f["seconds"] for name, f in timed.items() if name in FORMS and "seconds" in f}
-    return min(usable, key=usable.get) if usable else None

@@ -14,15 +14,12 @@ import numpy as np
 
 from benchmarks import structured
 from benchmarks.accelerator_layers import (
-    FORMS,
     as_text,
-    best_form,
     block,
     multiples,
     of_peak,
     time_in_turn,
 )
-from sparsejax.compact.blocks import bind_blocks
 from sparsejax.compact.states import shrink_state, without_inactive
 from sparsejax.families import build_model
 from sparsejax.parallel import data_parallel, replicate, shard_batch
@@ -46,7 +43,6 @@ class Network(NamedTuple):
     params: object
     masks: object
     compact: object
-    form: str | None
 
 
 def on_host():
@@ -76,8 +72,8 @@ def whole_params(settings):
         return structured.draw_params(build_model(make_config(settings, *DENSE)))
 
 
-def build(settings, structure, sparsity, results):
-    """Return the Network of a structure; blocks run by the form that was fastest so far."""
+def build(settings, structure, sparsity):
+    """Return the Network of a structure."""
     config = make_config(settings, structure, sparsity)
     model = build_model(config)
     with on_host():
@@ -87,10 +83,7 @@ def build(settings, structure, sparsity, results):
         masks = jax.device_get(draw(jax.random.key(1)))
         ours = plan.compact(masks) if structure in ("block", "channel") else None
     params = structured.mask(whole_params(settings), masks)
-    form = best_form(sparsity, results) if structure == "block" else None
-    if form:
-        ours = ours._replace(bind=functools.partial(bind_blocks, multiply=FORMS[form]))
-    return Network(config, model, plan, params, masks, ours, form)
+    return Network(config, model, plan, params, masks, ours)
 
 
 def repeating(ours, function, keys):
@@ -145,7 +138,7 @@ def updates(ours):
 @functools.cache
 def dense_steps(settings):
     """Return the function that takes dense train steps, kept for all jobs."""
-    return train_steps(build(settings, *DENSE, {}))
+    return train_steps(build(settings, *DENSE))
 
 
 def check_loss(metrics):
@@ -180,19 +173,18 @@ def described(ours, figures, name):
     f = figures[name]
     if "failed" in f:
         raise RuntimeError(f["failed"])
-    form = {"form": ours.form or "default"} if ours.plan.structure == "block" else {}
     text = f"{1e3 * f['seconds']:.4g} ms, {f['ratio']:.2f} times dense (bound {costs['bound']:.2f})"
     return {
         "figures": figures,
         **costs,
-        **form,
-        "summary": ", ".join([text, f"compiled in {f['compile']:.0f} s", *form.values()]),
+        "summary": f"{text}, compiled in {f['compile']:.0f} s",
     }
 
 
 def compact_step(structure, sparsity, settings, results):
     """The train step of a compact network, in turn with the dense one."""
-    ours = build(settings, structure, sparsity, results)
+    del results
+    ours = build(settings, structure, sparsity)
     run = train_steps(ours)
     figures = time_in_turn(settings, {"dense": dense_steps(settings), "compact": run}, budget=1)
     result = described(ours, figures, "compact")
@@ -213,12 +205,13 @@ def draws(ours, settings):
 @functools.cache
 def dense_draws(settings):
     """Return the function that samples with the dense network, kept for all jobs."""
-    return draws(build(settings, *DENSE, {}), settings)
+    return draws(build(settings, *DENSE), settings)
 
 
 def sampling(structure, sparsity, settings, results):
     """DDIM sampling with a compact network, in turn with the dense one; seconds are of a draw."""
-    ours = build(settings, structure, sparsity, results)
+    del results
+    ours = build(settings, structure, sparsity)
     runs = {"dense": dense_draws(settings), "compact": draws(ours, settings)}
     result = described(ours, time_in_turn(settings, runs), "compact")
     return result | {"ddim_steps": ours.config.sample.steps}
@@ -226,7 +219,8 @@ def sampling(structure, sparsity, settings, results):
 
 def topology(structure, sparsity, settings, results):
     """RigL's topology update, in turn with dense train steps."""
-    ours = build(settings, structure, sparsity, results)
+    del results
+    ours = build(settings, structure, sparsity)
     runs = {"dense step": dense_steps(settings), "update": updates(ours)}
     figures = time_in_turn(settings, runs, budget=1)
     result = described(ours, figures, "update")

@@ -5,7 +5,6 @@ The indices of the active blocks are an array, traced or concrete: one program r
 
 import functools
 import logging
-from collections.abc import Callable
 
 import numpy as np
 
@@ -56,28 +55,25 @@ def compact_blocks(
     return CompactNetwork(trees, bind_blocks, layers)
 
 
-def bind_blocks(
-    apply: Apply, indices: Indices, multiply: Callable[..., Array] = multiply_blocks
-) -> Apply:
+def bind_blocks(apply: Apply, indices: Indices) -> Apply:
     """Return `apply` on params whose kernels hold only their active blocks.
 
     Args:
       apply: runs a Flax network.
       indices: in the structure of params: active input blocks [output blocks, active] int32 of
         kernels [output blocks, ..., active * inputs, outputs]; 0-d for arrays of full shape.
-      multiply: runs a layer, see `products.multiply_blocks`.
 
     Returns:
       Function with the arguments of `apply`.
     """
     layers = {
-        name.rpartition("/")[0]: functools.partial(_run_layer, multiply, index)
+        name.rpartition("/")[0]: functools.partial(_run_layer, index)
         for name, index in named(indices).items()
         if np.ndim(index)
     }
     return replace_layers(apply, layers)
 
 
-def _run_layer(multiply: Callable[..., Array], index: Array, module: Layer, x: Array) -> Array:
+def _run_layer(index: Array, module: Layer, x: Array) -> Array:
     x, kernel, bias = operands(module, x)
-    return add_bias(multiply(x, kernel, index, *window(module, x)), bias)
+    return add_bias(multiply_blocks(x, kernel, index, *window(module, x)), bias)

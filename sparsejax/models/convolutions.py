@@ -12,6 +12,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from sparsejax.models.platform import platform
 from sparsejax.types import Array, Input
 
 Pads: TypeAlias = Sequence[tuple[int, int]]  # (low, high) of height and width
@@ -53,7 +54,7 @@ def convolve(
     is_small = height < rows and width < columns or rows == columns == 1
     if is_small or batch * height * width <= channels:
         return _multiply_patches(x, kernel, window_strides, padding)
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return _on_cpu(window_strides, padding)(x, kernel)
     return _convolve(x, kernel, padding, window_strides)
 

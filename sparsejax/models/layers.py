@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.models.convolutions import convolve
+from sparsejax.models.platform import has_fused_attention
 from sparsejax.types import Array, Dtype, PRNGKey, Shape
 
 Padding: TypeAlias = int | str | Sequence[int | tuple[int, int]]  # as `nn.Conv` takes it
@@ -163,7 +164,7 @@ class QKVAttention(nn.Module):
     """Multi-head softmax attention without parameters.
 
     Call: qkv [batch, length, heads, 3, head_channels] -> [batch, length, heads,
-    head_channels]. The softmax is at least float32.
+    head_channels]. The softmax is at least float32. Where cuDNN's attention runs, it is used.
     """
 
     @nn.compact
@@ -172,6 +173,9 @@ class QKVAttention(nn.Module):
 
         Queries and keys are each scaled by head_channels ** -1/4.
         """
+        if valid is None and has_fused_attention(qkv.dtype, qkv.shape[-1]):
+            q, k, v = (qkv[..., i, :] for i in range(3))
+            return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
         # Heads before positions: faster for XLA's batched products on a CPU.
         q, k, v = (jnp.swapaxes(qkv[..., i, :], 1, 2) for i in range(3))
         scale = qkv.shape[-1] ** -0.25

@@ -1,11 +1,12 @@
-"""The product of active blocks is that of a kernel with zeros, in the form of every platform."""
+"""The product of active blocks is that of a kernel with zeros, in each of its forms."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.compact.products import multiply_blocks
+from sparsejax.compact import products
+from sparsejax.compact.products import by_columns, by_patches, multiply_blocks
 
 INPUTS, OUTPUTS = 4, 8
 INDEX = np.array([[0, 2], [1, 2], [0, 3]], np.int32)  # 2 of 4 input blocks for each of 3
@@ -49,14 +50,16 @@ def dense(name, x, kernel):
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("name", LAYERS)
-def test_it_is_the_dense_product_with_zeros_and_so_are_its_gradients(name, platform):
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [(name, by_columns) for name in LAYERS] + [(n, by_patches) for n in LAYERS if n != "dense"],
+)
+def test_it_is_the_dense_product_with_zeros_and_so_are_its_gradients(name, form):
     x, kernel, direction = draw(name)
     _, _, strides, padding = LAYERS[name]
 
     def run(x, kernel):
-        y = multiply_blocks(x, kernel, jnp.array(INDEX), strides, padding, platform=platform)
+        y = form(x, kernel, jnp.array(INDEX), strides, tuple(padding))
         return (y * direction).sum(), y
 
     def expected(x, full):
@@ -77,13 +80,13 @@ def test_it_is_the_dense_product_with_zeros_and_so_are_its_gradients(name, platf
     np.testing.assert_allclose(with_zeros(np.asarray(d_kernel), INDEX), mask * d_full, atol=1e-5)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_bfloat16_sums_in_float32(platform):
+@pytest.mark.parametrize("form", [by_columns, by_patches])
+def test_bfloat16_sums_in_float32(form):
     """Products of bfloat16 numbers differ from exact ones by the rounding of the result alone."""
     x, kernel, direction = (jnp.asarray(a, jnp.bfloat16) for a in draw("3x3"))
 
     def run(x, kernel):
-        y = multiply_blocks(x, kernel, INDEX, (1, 1), [(1, 1), (1, 1)], platform=platform)
+        y = form(x, kernel, jnp.array(INDEX), (1, 1), ((1, 1), (1, 1)))
         return (y * direction).sum(), y
 
     (_, d_kernel), y = jax.jit(jax.grad(run, (0, 1), has_aux=True))(x, kernel)
@@ -91,3 +94,13 @@ def test_bfloat16_sums_in_float32(platform):
     x, kernel, y = (np.asarray(a, np.float32) for a in (x, kernel, y))
     exact = dense("3x3", x, with_zeros(kernel, INDEX))
     np.testing.assert_allclose(y, exact, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize(("platform", "form"), [("cpu", by_columns), ("gpu", by_patches)])
+def test_small_maps_are_patches_on_an_accelerator(platform, form, monkeypatch):
+    monkeypatch.setattr(products, "platform", lambda: platform)
+    x, kernel, _ = draw("3x3")
+    args = (x, kernel, jnp.array(INDEX), (1, 1), ((1, 1), (1, 1)))
+    assert str(jax.make_jaxpr(lambda *a: multiply_blocks(*a, *args[3:]))(*args[:3])) == str(
+        jax.make_jaxpr(lambda *a: form(*a, *args[3:]))(*args[:3])
+    )
