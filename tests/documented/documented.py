@@ -12,6 +12,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 SCHEDULE = """--config.steps=4 --config.batch_size=4 --config.optimizer.warmup_steps=1
 --config.sparsity.update_interval=1 --config.checkpoint.every=2 --config.log.every=2
@@ -54,7 +55,8 @@ TINY = [
     (r"^-m benchmarks\.sparse_sampling", f"{STRUCTURED} --ddim-steps=1"),
     (r"^-m benchmarks\.accelerator", "--tiny --minutes=0"),  # tests/test_benchmarks.py runs it all
     (r"^-m benchmarks\.dynamic_training", "--model-channels=32 --size=8 --batch=1 --rounds=1"),
-    (r"^-m benchmarks\.dynamic_training(?!.*gru)", "--block=8x16 --models=masked:0.9,block:0.9"),
+    (r"^-m benchmarks\.dynamic_training(?!.*gru)", "--block=8x16 --models=block:0.9"),
+    (r"^-m benchmarks\.dynamic_training.*--json .*-128\.json", "--models=masked:0.9,channel:0.5"),
     (r"^-m benchmarks\.dynamic_training.*gru", "--models=channel:0.5"),
     (r"^-m benchmarks\.structures ", f"{SCHEDULE} --structures=channels --methods=rigl --rounds=1"),
     (r"^-m benchmarks\.structures .*digits", f"{UNET} --samples=8"),
@@ -102,15 +104,15 @@ def main(log, *arguments):
     arguments = [PLACEHOLDERS.get(argument, argument) for argument in arguments]
     command = " ".join(arguments)
     reason, flags = reason_not_to_run(command), tiny_flags(command)
-    status = 0
+    status, began = 0, time.monotonic()
     if reason is None and flags is None:
         print(f"python {command}: neither in TINY nor in NOT_RUN of {__file__}", file=sys.stderr)
         status = 2
     elif reason is None:
         status = subprocess.run([sys.executable, *arguments, *flags]).returncode
-    line = json.dumps({"command": command, "not_run": reason, "status": status})
+    line = {"command": command, "not_run": reason, "status": status}
     with pathlib.Path(log).open("a") as file:
-        file.write(line + "\n")
+        file.write(json.dumps(line | {"seconds": time.monotonic() - began}) + "\n")
     return status
 
 
