@@ -94,6 +94,14 @@ def _highest_matmul_precision():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _few_memory_maps(request):
+    """Compiled programs hold memory maps; Linux ends a process that wants more than 65,530."""
+    yield
+    if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Load a file of reference numbers by name; tests/golden/README.md says where they are from."""
