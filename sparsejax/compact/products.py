@@ -6,7 +6,6 @@ same numbers.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -48,30 +47,32 @@ def multiply_blocks(
       [batch, height / stride, width / stride, output blocks * outputs]; [..., output blocks *
       outputs] for a dense layer.
     """
-    is_window = math.prod(kernel.shape[1:-2]) > 1
-    is_small = is_window and x.size // x.shape[-1] <= _SMALL_MAPS and platform() != "cpu"
-    form = by_patches if is_small else by_columns
-    return form(x, kernel, index, strides, tuple(padding))
+    padding = tuple(padding)
+    is_small = _is_plain(kernel, strides, padding) or x.size // x.shape[-1] <= _SMALL_MAPS
+    form = by_patches if is_small and platform() != "cpu" else by_columns
+    return form(x, kernel, index, strides, padding)
+
+
+def _is_plain(kernel: Array, strides: Strides, padding: Pads) -> bool:
+    """Return whether a layer is a product of its input as it is."""
+    return kernel.shape[1:-2] in ((), (1, 1)) and strides == (1, 1) and padding == _NO_PADS
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def by_columns(x: Array, kernel: Array, index: Array, strides: Strides, padding: Pads) -> Array:
-    """Run one convolution per output block, and what is a plain product as one batched product.
+    """Run one convolution or product per output block; see `multiply_blocks`.
 
-    Libraries run a narrow convolution nearly as fast as a product, and grouped ones slowly. See
-    `multiply_blocks`.
+    Libraries run a narrow convolution nearly as fast as a product, and grouped ones slowly.
     """
     count, width = index.shape[0], kernel.shape[-2]
     blocks = x.reshape(*x.shape[:-1], -1, width // index.shape[1])
-    is_plain = kernel.shape[1:-2] in ((), (1, 1)) and strides == (1, 1) and padding == _NO_PADS
-    if is_plain:
-        taken = _take(blocks, index).reshape(-1, count, width)
-        y = jnp.einsum("njc,jcd->njd", taken, kernel.reshape(count, width, -1))
-        return y.reshape(*x.shape[:-1], -1)
     columns = []
     # Split, not sliced: the derivative is one concatenation, and no sum of padded arrays.
     for one, part in zip(index, jax.lax.split(kernel, [1] * count), strict=True):
         taken = _take(blocks, one[None]).reshape(*x.shape[:-1], width)
+        if kernel.ndim == 3:
+            columns.append(taken @ part[0])
+            continue
         numbers = ("NHWC", "HWIO", "NHWC")
         columns.append(convolve(taken, part[0], strides, list(padding), dimension_numbers=numbers))
     return jnp.concatenate(columns, axis=-1)
@@ -81,20 +82,26 @@ def by_columns(x: Array, kernel: Array, index: Array, strides: Strides, padding:
 def by_patches(x: Array, kernel: Array, index: Array, strides: Strides, padding: Pads) -> Array:
     """Run one product of all patches, batched over output blocks; see `multiply_blocks`.
 
-    For small maps on accelerators: there each convolution has too little to do.
+    For plain products and small maps on accelerators, where one output block has too little to do.
     """
-    (count, rows, columns, width, outputs), active = kernel.shape, index.shape[1]
-    blocks = x.reshape(*x.shape[:-1], -1, width // active)
-    taken = jnp.moveaxis(_take(blocks, index), -3, 0).reshape(count, *x.shape[:-1], width)
+    count, *taps, width, outputs = kernel.shape
+    blocks = x.reshape(*x.shape[:-1], -1, width // index.shape[1])
+    taken = _take(blocks, index)  # [..., count, active, inputs]
+    if _is_plain(kernel, strides, padding):
+        patches = taken.reshape(-1, count, width)
+        y = jnp.einsum("njc,jcd->njd", patches, kernel.reshape(count, width, outputs))
+        return y.reshape(*x.shape[:-1], count * outputs)
+    taken = jnp.moveaxis(taken, -3, 0).reshape(count, *x.shape[:-1], width)
     taken = jnp.pad(taken, [(0, 0), (0, 0), *padding, (0, 0)])
+    rows, columns = taps
     last = taken.shape[2] - rows + 1, taken.shape[3] - columns + 1  # exclusive
-    taps = [
+    parts = [
         taken[:, :, i : i + last[0] : strides[0], j : j + last[1] : strides[1]]
         for i in range(rows)
         for j in range(columns)
     ]
-    shape = taps[0].shape[1:-1]
-    patches = jnp.concatenate(taps, axis=-1).reshape(count, -1, rows * columns * width)
+    shape = parts[0].shape[1:-1]
+    patches = jnp.concatenate(parts, axis=-1).reshape(count, -1, rows * columns * width)
     y = jnp.einsum("jnc,jcd->njd", patches, kernel.reshape(count, -1, outputs))
     return y.reshape(*shape, count * outputs)
 
