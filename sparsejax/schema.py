@@ -18,6 +18,36 @@ STRUCTURES = ("weight", "block", "channel")
 SAMPLERS = ("ddim", "ddpm")
 # Sections that hold the arguments of a network.
 NETWORK_SECTIONS = ("model", "first_stage.model")
+# Steps are int32 on the device; larger networks than these would take forever to set up.
+_STEPS = "1 to 1000000000"
+_STEPS_OR_0 = "0 to 1000000000"
+_WIDTH = "1 to 65536"
+_DEPTH = "1 to 100"
+# What float32 can hold, and tell from 1.
+_DECAY = "[0, 0.9999999]"
+_POSITIVE = "[1e-30, 1e30]"
+# Accepted values of networks' arguments, as in `Key.accepted`.
+NETWORK_VALUES: dict[str, tuple[Value, ...] | str] = {
+    "model_channels": _WIDTH,
+    "channels": _WIDTH,
+    "z_channels": _WIDTH,
+    "in_channels": _WIDTH,
+    "out_channels": _WIDTH,
+    "num_head_channels": _WIDTH,
+    "norm_groups": _WIDTH,
+    "codes": "1 to 1000000",
+    "code_limit": _POSITIVE,
+    "hidden": _WIDTH,
+    "heads": _WIDTH,
+    "pe_dim": _WIDTH,
+    "layers": _DEPTH,
+    "num_res_blocks": _DEPTH,
+    "channel_mult": _DEPTH,
+    "dropout": "[0, 1)",
+    "norm_eps": "(0, 1]",
+    "freq_shift": (0, 1),
+    "downsample_padding": (0, 1),
+}
 # Keys that hold the path of data; a run may be resumed with the same data in another place.
 PLACES = ("task.source", "task.data_dir", "task.latents_dir", "first_stage.path")
 
@@ -57,12 +87,13 @@ KEYS = (
         "modules to import first: they register methods, data sets and families of your own",
     ),
     Key("seed", int, 0, "seed of weights, masks, data order and noise", f"0 to {MAX_SEED}"),
-    Key("steps", int, 1000, "optimizer steps", "1 or more"),
+    Key("steps", int, 1000, "optimizer steps", _STEPS),
     Key(
         "batch_size",
         int,
         128,
         "global batch size: examples per step, all devices and microbatches together",
+        _STEPS,
     ),
     Key("task.name", str, "images", "model family: images, autoencoder, latents, strokes"),
     Key("task.dataset", str, "", "name of the dataset; `files` for images of your own"),
@@ -78,7 +109,7 @@ KEYS = (
         float,
         1.0,
         "autoencoder: weight of the codebook or KL loss; 1e-6 in published KL models",
-        "0 or more",
+        "0 to 1e30",
     ),
     Key("task.latents_dir", str, "", "latents: cache folder (default: next to the first stage)"),
     Key(
@@ -86,7 +117,7 @@ KEYS = (
         float | None,
         None,
         "latents: scale factor (default: 1 / standard deviation of the latents)",
-        "more than 0",
+        _POSITIVE,
     ),
     Key(
         "task.words",
@@ -100,7 +131,7 @@ KEYS = (
         "threeseqdel",
         "strokes: offsets between points (threeseqdel) or absolute points (threeseqabs)",
     ),
-    Key("task.buckets", int, 5, "strokes: number of length buckets", "1 or more"),
+    Key("task.buckets", int, 5, "strokes: number of length buckets", "1 to 1000"),
     Key("first_stage.path", str, "", "latents: the first stage, a file or the workdir of a run"),
     Key(
         "first_stage.kind",
@@ -131,14 +162,14 @@ KEYS = (
         float,
         1e-3,
         "peak learning rate, after warm-up and before decay",
-        "more than 0",
+        "[1e-30, 1000]",
     ),
     Key(
         "optimizer.base_learning_rate",
         float | None,
         None,
         "if set, learning_rate = base_learning_rate * batch_size, as in Latent Diffusion",
-        "more than 0",
+        "[1e-30, 1000]",
     ),
     Key(
         "optimizer.schedule",
@@ -147,26 +178,24 @@ KEYS = (
         "learning-rate schedule after warm-up; cosine and linear decay to 0",
         LEARNING_RATE_SCHEDULES,
     ),
-    Key("optimizer.warmup_steps", int, 0, "linear warm-up steps", "0 or more"),
-    Key("optimizer.b1", float, 0.9, "decay rate of the first moment; momentum for sgd", "[0, 1)"),
-    Key("optimizer.b2", float, 0.999, "decay rate of the second moment", "[0, 1)"),
+    Key("optimizer.warmup_steps", int, 0, "linear warm-up steps", _STEPS_OR_0),
+    Key("optimizer.b1", float, 0.9, "decay rate of the first moment; momentum for sgd", _DECAY),
+    Key("optimizer.b2", float, 0.999, "decay rate of the second moment", _DECAY),
     Key(
         "optimizer.weight_decay",
         float,
         0.0,
         "decoupled weight decay, adamw and lion only",
-        "0 or more",
+        "0 to 1000",
     ),
     Key(
         "optimizer.clip_norm",
         float,
         0.0,
         "gradients are clipped to this global norm; 0 disables clipping",
-        "0 or more",
+        "0 to 1e30",
     ),
-    Key(
-        "optimizer.accumulate", int, 1, "gradient accumulation: microbatches per step", "1 or more"
-    ),
+    Key("optimizer.accumulate", int, 1, "gradient accumulation: microbatches per step", _STEPS),
     Key(
         "optimizer.packed",
         bool,
@@ -174,7 +203,7 @@ KEYS = (
         "store moments and EMA for active weights only, to save memory; blocks and channels that "
         "move are then trained masked",
     ),
-    Key("ema.decay", float, 0.9999, "EMA decay of the weights, after warm-up", "[0, 1)"),
+    Key("ema.decay", float, 0.9999, "EMA decay of the weights, after warm-up", _DECAY),
     Key("sparsity.method", str, "rigl", "sparse training method", METHODS),
     Key(
         "sparsity.level",
@@ -184,7 +213,7 @@ KEYS = (
         "[0, 1)",
     ),
     Key("sparsity.structure", str, "weight", "unit that is pruned and regrown", STRUCTURES),
-    Key("sparsity.block_size", SIZE, 64, "block: channels, or inputs x outputs", "1 or more"),
+    Key("sparsity.block_size", SIZE, 64, "block: channels, or inputs x outputs", _WIDTH),
     Key("sparsity.fan_in", bool | None, None, "constant fan-in (default: True; not in old runs)"),
     Key("sparsity.compact", bool, True, "with blocks or channels: train the compact network"),
     Key(
@@ -208,20 +237,20 @@ KEYS = (
         "schedule of drop_fraction; cosine and linear decay to 0 at `end`",
         DROP_SCHEDULES,
     ),
-    Key("sparsity.update_interval", int, 100, "steps between topology updates", "1 or more"),
+    Key("sparsity.update_interval", int, 100, "steps between topology updates", _STEPS),
     Key(
         "sparsity.begin",
         int | None,
         None,
         "first step with a topology update (default: update_interval)",
-        "0 or more",
+        _STEPS_OR_0,
     ),
     Key(
         "sparsity.end",
         int | None,
         None,
         "first step without topology updates (default: 0.75 * steps)",
-        "0 or more",
+        _STEPS_OR_0,
     ),
     Key(
         "sparsity.includes_end",
@@ -235,18 +264,18 @@ KEYS = (
         (),
         "per-layer sparsities ((pattern, sparsity), ...); the first match wins",
     ),
-    Key("checkpoint.every", int, 500, "steps between checkpoints; 0: only at the end", "0 or more"),
-    Key("checkpoint.keep", int, 2, "number of checkpoints to keep", "1 or more"),
+    Key("checkpoint.every", int, 500, "steps between checkpoints; 0: only at the end", _STEPS_OR_0),
+    Key("checkpoint.keep", int, 2, "number of checkpoints to keep", _STEPS),
     Key(
         "checkpoint.init_from",
         str,
         "",
         "initial weights: a workdir, a sparse file or published weights",
     ),
-    Key("log.every", int, 50, "steps between entries in metrics.jsonl", "1 or more"),
+    Key("log.every", int, 50, "steps between entries in metrics.jsonl", _STEPS),
     Key("log.tensorboard", bool, True, "also write metrics for TensorBoard"),
-    Key("sample.every", int, 500, "steps between sample grids; 0: only at the end", "0 or more"),
-    Key("sample.count", int, 64, "samples per grid", "1 or more"),
+    Key("sample.every", int, 500, "steps between sample grids; 0: only at the end", _STEPS_OR_0),
+    Key("sample.count", int, 64, "samples per grid", "1 to 100000"),
     Key("sample.sampler", str, "ddim", "sampler", SAMPLERS),
     Key("sample.steps", int, 50, "ddim: number of sampling steps"),
     Key(
@@ -257,7 +286,7 @@ KEYS = (
         float | None,
         None,
         "predicted x_0 is clipped to [-clip, clip] (default: no clipping)",
-        "more than 0",
+        _POSITIVE,
     ),
     Key(
         "sample.set_alpha_to_one",
@@ -270,7 +299,7 @@ KEYS = (
         float,
         1.0,
         "ddpm: factor on the standard deviation of the noise",
-        "0 or more",
+        "0 to 1000",
     ),
     Key(
         "sample.lengths",

@@ -116,7 +116,7 @@ def within(value: float, interval: str) -> bool:
       >>> within(1, "[0, 1)"), within(1, "1 or more"), within(0, "more than 0"), within(3, "0 to 3")
       (False, True, False, True)
     """
-    low, *high = (float(number) for number in re.findall(r"-?\d+\.?\d*", interval))
+    low, *high = (float(number) for number in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", interval))
     above = value > low if interval.startswith(("(", "more than")) else value >= low
     below = not high or (value < high[0] if interval.endswith(")") else value <= high[0])
     return above and below
@@ -202,7 +202,7 @@ def check_value(key: Key, value: Value) -> Value:
       ConfigError: the key can't hold it, whatever the other keys hold.
     """
     value = typed(key, value)
-    if key.path in (*PLACES, "checkpoint.init_from"):
+    if key.path in (*PLACES, "checkpoint.init_from", "name"):
         _check_path(key.path, value)
     check_range(key, value)
     return value

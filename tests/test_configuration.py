@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from sparsejax import configuration
+from sparsejax.errors import ConfigError
 from sparsejax.training import loop
 from tests.training.tiny import tiny_config
 
@@ -15,7 +16,7 @@ BAD = {
     "sparsity.distribution": ("gaussian", "accepted: uniform, erdos_renyi"),
     "sparsity.drop_fraction": (1.5, r"accepted: \[0, 1\]"),
     "sparsity.drop_schedule": ("step", "accepted: cosine, constant, linear"),
-    "sparsity.update_interval": (0, "accepted: 1 or more"),
+    "sparsity.update_interval": (0, "accepted: 1 to 1000000000"),
     "task.name": ("audio", "accepted: images, autoencoder, latents"),
     "task.dataset": ("mnist", "accepted: digits"),
     "task.image_size": (0, "accepted: 1 to 65536"),
@@ -31,19 +32,47 @@ BAD = {
     "optimizer.weight_decay": (0.1, "accepted: 0.0 with adam"),
     "sample.sampler": ("euler", "accepted: ddim, ddpm"),
     "sample.steps": (1001, "accepted: 1 to 1000"),
-    "ema.decay": (1.0, r"accepted: \[0, 1\)"),
-    "batch_size": (0, "accepted: multiples of 1"),
-    "steps": (0, "accepted: 1 or more"),
+    "ema.decay": (1.0, r"accepted: \[0, 0.9999999\]"),
+    "batch_size": (0, "accepted: 1 to 1000000000"),
+    "steps": (0, "accepted: 1 to 1000000000"),
     "seed": (-1, "accepted: 0 to 4294967295"),
-    "model.channel_mult": ((1, 0), "accepted: whole numbers, 1 or more"),
+    "model.channel_mult": ((1, 0), "accepted: 1 to 100"),
     "model.attention_resolutions": ((3,), r"accepted: some of \[1\], the downsampling factors"),
     "model.dropout": (1.5, r"accepted: \[0, 1\)"),
     "model.norm_eps": (0.0, r"accepted: \(0, 1\]"),
-    "model.freq_shift": (2, "accepted: 0 or 1"),
-    "model.downsample_padding": (2, "accepted: 0 or 1"),
-    "optimizer.b1": (1.5, r"accepted: \[0, 1\)"),
-    "sample.clip": (-1.0, "accepted: None, or more than 0"),
-    "sparsity.begin": (-5, "accepted: None, or 0 or more"),
+    "model.freq_shift": (2, "accepted: 0, 1"),
+    "model.downsample_padding": (2, "accepted: 0, 1"),
+    "optimizer.b1": (1.5, r"accepted: \[0, 0.9999999\]"),
+    "sample.clip": (-1.0, r"accepted: None, or \[1e-30, 1e30\]"),
+    "sparsity.begin": (-5, "accepted: None, or 0 to 1000000000"),
+}
+# Too large or too small for int32, for float32, or for anybody to wait for.
+EXTREME = {
+    "steps": 2**31,
+    "batch_size": 2**63,
+    "optimizer.warmup_steps": 2**31,
+    "optimizer.learning_rate": 1e38,
+    "optimizer.base_learning_rate": 1e-46,
+    "optimizer.b2": 0.999999999999,
+    "optimizer.weight_decay": 1e308,
+    "optimizer.clip_norm": 1e300,
+    "optimizer.accumulate": 2**70,
+    "ema.decay": 0.99999999999,
+    "task.regulariser": 1e300,
+    "task.latent_scale": 1e-46,
+    "sparsity.update_interval": 2**70,
+    "sparsity.begin": 2**31,
+    "sparsity.end": 10**20,
+    "sparsity.block_size": 2**70,
+    "checkpoint.keep": 2**70,
+    "log.every": 2**70,
+    "sample.count": 10**9,
+    "sample.clip": 1e300,
+    "sample.noise_weight": 1e300,
+    "model.model_channels": 10**9,
+    "model.num_res_blocks": 10**7,
+    "model.channel_mult": (10**9,),
+    "name": "a\0b",
 }
 
 
@@ -69,6 +98,31 @@ def test_a_value_that_cannot_work_is_refused_by_its_key(key, tmp_path, compiled)
     assert f"config.{key} is" in str(error.value)
     assert not (tmp_path / "run").exists()
     assert compiled == []
+
+
+@pytest.mark.parametrize("key", sorted(EXTREME))
+def test_an_extreme_value_is_refused_by_its_key(key, tmp_path, compiled):
+    with pytest.raises(ConfigError, match="accepted: ") as error:
+        loop.train(tiny_config(**{key: EXTREME[key]}), tmp_path / "run")
+    named = {"optimizer.base_learning_rate": "optimizer."}.get(key, f"{key} is")
+    assert f"config.{named}" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+    assert compiled == []
+
+
+@pytest.mark.parametrize(
+    ("mults", "message"),
+    [
+        ((), r"channel_mult is \(\); accepted: 1 to 16 whole numbers"),
+        ((1,) * 17, "channel_mult is .*; accepted: 1 to 16 whole numbers"),
+        ((1, 100), r"model_channels is 8192; accepted: 655 or less: 65536 channels"),
+    ],
+)
+def test_the_levels_of_a_network_are_counted_and_measured(mults, message, tmp_path):
+    changes = {"model.channel_mult": mults, "model.model_channels": 8192}
+    with pytest.raises(ConfigError, match=message):
+        loop.train(tiny_config(**changes), tmp_path / "run")
 
 
 def test_a_batch_larger_than_the_training_split_is_refused(tmp_path, compiled):

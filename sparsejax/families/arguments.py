@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 from sparsejax import values
 from sparsejax.errors import require
-from sparsejax.schema import Key
+from sparsejax.schema import NETWORK_VALUES, Key
 from sparsejax.types import Value
 
 Network = TypeVar("Network", bound=nn.Module)
 
+MAX_LEVELS, MAX_WIDTH = 16, 65_536
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -36,7 +37,8 @@ def network_keys(cls: type[nn.Module], section: str = "model") -> tuple[Key, ...
     for name, field in cls.__dataclass_fields__.items():
         if name in ("parent", "name"):
             continue
-        key = Key(f"{section}.{name}", types[name], field.default, meanings.get(name, ""))
+        meaning, accepted = meanings.get(name, ""), NETWORK_VALUES.get(name)
+        key = Key(f"{section}.{name}", types[name], field.default, meaning, accepted)
         if name == "dtype":
             key = key._replace(type=str, default="float32", accepted=tuple(DTYPES))
         keys.append(key)
@@ -74,6 +76,24 @@ def build_module(cls: type[Network], arguments: ConfigDict, section: str) -> Net
         values.require_key(path, value, known, accepted)
         arguments[name] = values.check_value(known[path], value)
     return cls(**(arguments | {"dtype": DTYPES[arguments["dtype"]]}))
+
+
+def check_widths(section: str, name: str, width: int, mults: tuple[int, ...]) -> None:
+    """Check the widths of a network's levels.
+
+    Args:
+      section: config section that holds its arguments.
+      name: argument that holds the width of the first level.
+      width: its value.
+      mults: `channel_mult`.
+
+    Raises:
+      ConfigError: there is no level, or too many, or one is too wide.
+    """
+    fits = 0 < len(mults) <= MAX_LEVELS
+    require(fits, f"{section}.channel_mult", mults, f"1 to {MAX_LEVELS} whole numbers")
+    accepted = f"{MAX_WIDTH // max(mults)} or less: {MAX_WIDTH} channels with channel_mult {mults}"
+    require(width * max(mults) <= MAX_WIDTH, f"{section}.{name}", width, accepted)
 
 
 def is_count(value: Value) -> bool:

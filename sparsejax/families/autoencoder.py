@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from sparsejax.data import images as data
 from sparsejax.data.builders import stamp
 from sparsejax.errors import ConfigError, require
-from sparsejax.families.arguments import build_module, is_count
+from sparsejax.families.arguments import build_module, check_widths
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.families.images import images_data
 from sparsejax.models.autoencoder import KLModel, VQModel
@@ -136,13 +136,7 @@ def build_autoencoder(
     """
     require(kind in KINDS, kind_key, kind, ", ".join(KINDS))
     model = build_module(KINDS[kind], arguments, key)
-    counts = ("channels", "num_res_blocks", "z_channels", "in_channels", "norm_groups")
-    for name in (*counts, "codes") if kind == "vq" else counts:
-        value = getattr(model, name)
-        require(is_count(value), f"{key}.{name}", value, "1 or more")
-    mults = model.channel_mult
-    are_counts = len(mults) > 0 and all(map(is_count, mults))
-    require(are_counts, f"{key}.channel_mult", mults, "whole numbers, 1 or more")
+    check_widths(key, "channels", model.channels, model.channel_mult)
     groups = model.norm_groups
     accepted = f"multiples of {groups} (norm_groups)"
     require(model.channels % groups == 0, f"{key}.channels", model.channels, accepted)

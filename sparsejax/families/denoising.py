@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from sparsejax.diffusion import noise_schedules, process, samplers
 from sparsejax.diffusion.noise_schedules import NoiseSchedule
 from sparsejax.errors import require
-from sparsejax.families.arguments import build_module, is_count
+from sparsejax.families.arguments import build_module, check_widths, is_count
 from sparsejax.families.family import Model
 from sparsejax.families.sampling import check_sampling, passes_per_sample, run_sampler, warnings_of
 from sparsejax.models.flops import layer_flops
@@ -229,21 +229,13 @@ def _build_network(config: ConfigDict, size: int) -> UNet:
 
 
 def _check_sizes(model: UNet) -> None:
-    counts = ("in_channels", "out_channels", "num_res_blocks", "norm_groups")
-    for key in (*counts, "num_head_channels", "model_channels"):
-        require(is_count(getattr(model, key)), f"model.{key}", getattr(model, key), "1 or more")
-    mults, width, groups = model.channel_mult, model.model_channels, model.norm_groups
-    are_counts = len(mults) > 0 and all(map(is_count, mults))
-    require(are_counts, "model.channel_mult", mults, "whole numbers, 1 or more")
+    width, groups = model.model_channels, model.norm_groups
+    check_widths("model", "model_channels", width, model.channel_mult)
     accepted = f"multiples of {groups} (norm_groups)"
     require(width % groups == 0, "model.model_channels", width, accepted)
     same = model.in_channels == model.out_channels
     accepted = f"{model.in_channels}, as model.in_channels"
     require(same, "model.out_channels", model.out_channels, accepted)
-    require(0 <= model.dropout < 1, "model.dropout", model.dropout, "[0, 1)")
-    require(0 < model.norm_eps <= 1, "model.norm_eps", model.norm_eps, "(0, 1]")
-    for key in ("freq_shift", "downsample_padding"):
-        require(getattr(model, key) in (0, 1), f"model.{key}", getattr(model, key), "0 or 1")
     accepted = "0, or 1 where model.model_channels is 4 or more"
     has_frequencies = model.freq_shift == 0 or width >= 4
     require(has_frequencies, "model.freq_shift", model.freq_shift, accepted)

@@ -399,8 +399,6 @@ def _build_network(config: ConfigDict) -> Denoiser:
         where = "diffusion" if key == "steps" else "task"
         require(given == value, f"model.{key}", given, f"{value!r} ({where}.{key}), or unset")
     model = build_module(KINDS[kind], ConfigDict(config.model.to_dict() | fixed), "model")
-    for key in ("layers", "hidden", "pe_dim", *(["heads"] if kind == "transformer" else [])):
-        require(is_count(getattr(model, key)), f"model.{key}", getattr(model, key), "1 or more")
     require(model.pe_dim % 2 == 0, "model.pe_dim", model.pe_dim, "even numbers")
     known, accepted = model.time_embedding in TIME_EMBEDDINGS, ", ".join(TIME_EMBEDDINGS)
     require(known, "model.time_embedding", model.time_embedding, accepted)

@@ -102,7 +102,7 @@ def test_the_scripts_run_their_command(name, flag):
 
 def test_the_default_config_is_the_one_of_the_checkout(tmp_path):
     done = python("-m", "sparsejax", "train", "--config.steps=0", cwd=tmp_path)
-    assert done.stderr == "error: config.steps is 0; accepted: a whole number, 1 or more\n"
+    assert done.stderr == "error: config.steps is 0; accepted: a whole number, 1 to 1000000000\n"
 
 
 def test_without_configs_the_flag_is_asked_for():

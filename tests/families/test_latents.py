@@ -159,7 +159,7 @@ BAD = {
     "first_stage.path": ("nowhere", "is 'nowhere'; accepted: a file, a diffusers folder"),
     "model.in_channels": (4, "is 4; accepted: 3, of the first stage's latents"),
     "task.image_size": (15, "is 15; accepted: multiples of 2, the first stage's factor"),
-    "task.latent_scale": (-1.0, r"is -1.0; accepted: None, or more than 0"),
+    "task.latent_scale": (-1.0, r"is -1.0; accepted: None, or \[1e-30, 1e30\]"),
     "task.reference_split": ("test", r"accepted: train \(24\), validation \(8\)"),
     "batch_size": (25, r"is 25; accepted: 24 or less, the number of examples in task.split"),
     "task.split": ("test", r"accepted: train \(24\), validation \(8\)"),

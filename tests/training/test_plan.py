@@ -20,7 +20,7 @@ from tests.training.tiny import tiny_config
     ("changes", "message"),
     [
         ({"structure": "tube"}, "config.sparsity.structure is 'tube'; accepted: weight, block"),
-        ({"block_size": 0}, "config.sparsity.block_size is 0; accepted: 1 or more"),
+        ({"block_size": 0}, "config.sparsity.block_size is 0; accepted: 1 to 65536"),
         (
             {"structure": "block", "block_size": 7, "fan_in": False},
             "config.sparsity.block_size is 7; accepted: a size that divides",
