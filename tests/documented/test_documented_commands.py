@@ -81,7 +81,7 @@ def place(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
     for name in ("train.py", "evaluate.py", "configs", "benchmarks"):
         (place / name).symlink_to(ROOT / name)
-    (place / "docs").mkdir()
+    (place / "docs" / "results").mkdir(parents=True)
     for script in (ROOT / "docs").glob("*.py"):
         shutil.copy(script, place / "docs")
     for document in DOCUMENTS:
@@ -150,7 +150,7 @@ def in_turn(document):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", map(in_turn, DOCUMENTS))
+@pytest.mark.parametrize("document", list(map(in_turn, DOCUMENTS)))
 def test_every_command_of_a_document_runs(document, shell):
     inline = [
         command
