@@ -27,6 +27,13 @@ def require(condition: object, key: str, value: object, accepted: str) -> None:
         raise ConfigError(f"config.{key} is {value!r}; accepted: {accepted}")
 
 
+def reason(error: BaseException) -> str:
+    """Return an exception's message on one line, with its type if the message isn't plain words."""
+    text = " ".join(str(error).split())
+    plain = isinstance(error, OSError | ValueError) and text
+    return text if plain else f"{type(error).__name__} {text}".strip()
+
+
 def nearest(path: str, known: Iterable[str]) -> str:
     """Return the known key most similar to a mistyped one, by its path and its last name.
 

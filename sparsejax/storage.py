@@ -6,15 +6,9 @@ import json
 import os
 import pathlib
 import tempfile
-import zipfile
-import zlib
 from typing import Any, TypeAlias
 
 from sparsejax.errors import ConfigError
-
-# What numpy raises for a file that isn't an npz, or a damaged one; RuntimeError where a flipped bit
-# of the zip says that it is encrypted or of an unknown method.
-DAMAGED = (TypeError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 JsonObject: TypeAlias = dict[str, Any]
 

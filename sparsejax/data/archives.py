@@ -11,14 +11,14 @@ Other keys are ignored.
 import functools
 import hashlib
 import pathlib
-import zipfile
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
+from sparsejax import zips
 from sparsejax.data.decoding import encode
-from sparsejax.data.items import Item, SourceError, check, check_integers, reason
+from sparsejax.data.items import Item, SourceError, check, check_count, check_integers, few
 from sparsejax.types import NumpyArray
 
 Read: TypeAlias = Callable[[int], bytes]  # an item's encoded bytes
@@ -50,20 +50,13 @@ def channels(path: pathlib.Path) -> int:
       SourceError: the file isn't an npz, is damaged, or lacks the keys.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if {"jpeg.npy", "offsets.npy"} <= set(names):
-                return 3
-            if "images.npy" not in names:
-                keys = ", ".join(name.removesuffix(".npy") for name in names)
-                raise SourceError(f"its keys are {keys or '(none)'}")
-            with archive.open("images.npy") as file:
-                np.lib.format.read_magic(file)
-                shape, _, _ = np.lib.format.read_array_header_1_0(file)
-    except SourceError:
-        raise
-    except Exception as error:  # zipfile and numpy raise many types.
-        raise SourceError(f"it isn't an npz, or is damaged ({reason(error)})") from error
+        names = zips.names(path)
+        if {"jpeg", "offsets"} <= set(names):
+            return 3
+        check("images" in names, f"its keys are {few(names)}")
+        shape, _ = zips.header(path, "images")
+    except (zips.NpzError, OSError) as error:
+        raise SourceError(zips.problem(error)) from error
     return 1 if len(shape) == 3 else _checked_images(shape)[3]
 
 
@@ -80,12 +73,12 @@ def items(path: pathlib.Path) -> list[Item]:
       SourceError: the file isn't an npz, is damaged, or has other arrays than described above.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            keys = ("images", "jpeg", "offsets", "label", "labels", "split")
-            arrays = {key: file[key] for key in keys if key in file.files}
-    except Exception as error:  # zipfile and numpy raise many types.
-        raise SourceError(f"it isn't an npz, or is damaged ({reason(error)})") from error
+        arrays = zips.read_npz(path, ("images", "jpeg", "offsets", "label", "labels", "split"))
+    except (zips.NpzError, OSError) as error:
+        raise SourceError(zips.problem(error)) from error
+    check("images" in arrays or {"jpeg", "offsets"} <= arrays.keys(), "it lacks images")
     read, count = _ragged(arrays) if {"jpeg", "offsets"} <= arrays.keys() else _pixels(arrays)
+    check_count(count, path)
     labels = arrays.get("label", arrays.get("labels", np.zeros(count, int)))
     splits = arrays.get("split", np.zeros(count, int))
     check_integers("label", labels, count)

@@ -1,11 +1,15 @@
 """Decode, crop and resize image files."""
 
+import contextlib
 import io
+import threading
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from sparsejax.limits import check_limit, limits, too_large
 from sparsejax.types import Pictures
 
 METHOD = "centre crop, bicubic"
@@ -21,6 +25,11 @@ _UPRIGHT = {
 }
 # Only the orientation in EXIF matters, so Pillow's warnings about the rest are noise.
 _EXIF_WARNINGS = "Corrupt EXIF|Metadata Warning|Tag data larger|Truncated File Read"
+# Pillow knows more formats; to read PostScript it would run another program.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "TGA", "QOI", "AVIF")
+_FORMATS += ("JPEG2000",)
+_free = threading.Condition()
+_held = 0  # pixels of the images that are being decoded
 warnings.filterwarnings("ignore", _EXIF_WARNINGS, UserWarning, r"PIL\.TiffImagePlugin")
 
 
@@ -32,8 +41,8 @@ def decode(encoded: bytes, size: int, channels: int) -> Pictures:
     applied.
 
     Args:
-      encoded: bytes of a JPEG, PNG or any other file that Pillow reads; of animations and
-        multi-page files, the first image is used.
+      encoded: bytes of a JPEG, PNG or another file of `_FORMATS`; of animations and multi-page
+        files, the first image is used.
       size: side length in pixels.
       channels: 1 (greyscale) or 3 (RGB).
 
@@ -41,25 +50,56 @@ def decode(encoded: bytes, size: int, channels: int) -> Pictures:
       [size, size, channels] uint8.
 
     Raises:
+      TooLargeError: the file has more bytes or pixels than the limits (`sparsejax.limits`).
       Exception: anything that Pillow raises for a broken file; ValueError: pixels of unknown range.
     """
-    with _open(encoded) as file:
-        image = _to_mode(_upright(file), "L" if channels == 1 else "RGB")
+    file = _open(encoded)
+    with _room(file.width * file.height):
+        image = _square(file)
+        del file  # its pixels
+        image = _to_mode(image, "L" if channels == 1 else "RGB")
+        image = image.resize((size, size), resample=Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(size, size, channels)
+
+
+@contextlib.contextmanager
+def _room(pixels: int) -> Iterator[None]:
+    """Wait until no more pixels than the limit are decoded at once, over all threads."""
+    global _held
+    most = limits().image_pixels
+    with _free:
+        _free.wait_for(lambda: not _held or _held + pixels <= most)
+        _held += pixels
+    try:
+        yield
+    finally:
+        with _free:
+            _held -= pixels
+            _free.notify_all()
+
+
+def _square(file: ImageFile.ImageFile) -> Image.Image:
+    """Load an image, close its file, and crop it to the shorter side."""
+    with file:
+        image = _upright(file)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    image = image.crop((left, top, left + side, top + side))
-    image = image.resize((size, size), resample=Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(size, size, channels)
+    return image if width == height else image.crop((left, top, left + side, top + side))
 
 
 def _open(encoded: bytes) -> ImageFile.ImageFile:
     if not encoded:
         raise ValueError("it is empty")
+    check_limit("image_bytes", len(encoded), "bytes")
     try:
-        return Image.open(io.BytesIO(encoded))
+        file = Image.open(io.BytesIO(encoded), formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise too_large("image_pixels", "pixels") from error
     except UnidentifiedImageError as error:
         raise OSError("it isn't an image that Pillow can identify") from error
+    check_limit("image_pixels", file.width * file.height, "pixels")
+    return file
 
 
 def _upright(image: ImageFile.ImageFile) -> Image.Image:

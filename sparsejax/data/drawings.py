@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from sparsejax.data.items import reason
+from sparsejax.errors import reason
 from sparsejax.types import NumpyArray, Value
 
 SPLITS = ("train", "validation", "test")

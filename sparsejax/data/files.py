@@ -1,12 +1,14 @@
 """Your own images as a tensorflow-datasets builder: a folder of images, or an npz."""
 
 import concurrent.futures
+import hashlib
 import logging
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -14,9 +16,10 @@ from tensorflow_datasets.core.utils import tqdm_utils
 
 from sparsejax.data import archives, folders
 from sparsejax.data.decoding import decode
-from sparsejax.data.items import Item, SourceError, reason
+from sparsejax.data.items import Item, SourceError
 from sparsejax.data.stamps import Stamp, stamp_file, stamp_folder
-from sparsejax.errors import ConfigError
+from sparsejax.errors import ConfigError, reason
+from sparsejax.limits import TooLargeError, changed
 from sparsejax.types import Example, Value
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,8 @@ class Files(tfds.core.GeneratorBasedBuilder):
         except SourceError as error:
             raise self._refusal(error) from error
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", short_name(source))[:50]
+        if changed():  # other limits leave out other images
+            digest = hashlib.sha256(f"{digest} {changed()}".encode()).hexdigest()
         config = tfds.core.BuilderConfig(name=f"{name}-{digest[:16]}")
         super().__init__(config=config, **kwargs)
 
@@ -97,11 +102,18 @@ class Files(tfds.core.GeneratorBasedBuilder):
             items = self._kind().items(self.path)
         except SourceError as error:
             raise self._refusal(error) from error
-        broken = _broken(items, self.channels)
+        problems = _problems(items, self.channels)
+        broken = [p for p in problems if p and not isinstance(p.error, TooLargeError)]
         if broken:
-            more = [f"and {len(broken) - _LISTED} more"] if len(broken) > _LISTED else []
-            listed = "; ".join(broken[:_LISTED] + more)
+            listed = _listed(broken)
             raise self._refusal(f"{len(broken)} of {len(items)} images can't be read: {listed}")
+        large = [problem for problem in problems if problem]
+        summary = f"{len(large)} of {len(items)} images left out: {_listed(large)}"
+        items = [item for item, problem in zip(items, problems, strict=True) if not problem]
+        if large and "train" not in {item.split for item in items}:
+            raise self._refusal(f"it has no image for train; {summary}")
+        if large:
+            logger.warning("%s: %s", self.source, summary)
         others = folders.left_out(self.path) if self.path.is_dir() else ""
         if others:
             logger.warning("%s: %s", self.source, others)
@@ -122,18 +134,32 @@ def short_name(source: str) -> str:
     return path.stem if path.suffix.lower() == ".npz" else path.name
 
 
-def _broken(items: Sequence[Item], channels: int) -> list[str]:
-    """Decode every image once; return one line per failure."""
+class _Problem(NamedTuple):
+    """An image that can't be read: its name, and what was raised."""
 
-    def problem(item: Item) -> str | None:
+    name: str
+    error: Exception
+
+
+def _listed(problems: Sequence[_Problem]) -> str:
+    """Name the first images with what is wrong with them, in one line."""
+    lines = [f"{name}: {reason(error)}" for name, error in problems[:_LISTED]]
+    more = [f"and {len(problems) - _LISTED} more"] if len(problems) > _LISTED else []
+    return "; ".join(lines + more)
+
+
+def _problems(items: Sequence[Item], channels: int) -> list[_Problem | None]:
+    """Decode every image once; return what is wrong with each, None if nothing is."""
+
+    def problem(item: Item) -> _Problem | None:
         try:
             decode(item.read(), 1, channels)
         except Exception as error:  # Pillow raises many types for broken files.
-            return f"{item.name}: {reason(error)}"
+            return _Problem(item.name, error.with_traceback(None))
         return None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        lines = tqdm_utils.tqdm(
+        found = tqdm_utils.tqdm(
             pool.map(problem, items), desc="Checking", total=len(items), unit=" images", leave=False
         )
-        return [line for line in lines if line]
+        return list(found)

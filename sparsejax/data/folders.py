@@ -10,6 +10,7 @@ from PIL import features
 
 from sparsejax.data import listing
 from sparsejax.data.items import Item, SourceError
+from sparsejax.limits import read_file
 
 EXTENSIONS: tuple[str, ...] = (
     ".jpg",
@@ -83,7 +84,12 @@ def items(folder: pathlib.Path) -> list[Item]:
         places = [parts[1:] for parts in places]
     labels = _labels(places)
     return [
-        Item(str(path.relative_to(folder)), split, label, functools.partial(path.read_bytes))
+        Item(
+            str(path.relative_to(folder)),
+            split,
+            label,
+            functools.partial(read_file, path, "image_bytes"),
+        )
         for path, split, label in zip(paths, splits, labels, strict=True)
     ]
 

@@ -1,11 +1,14 @@
 """Common types of the sources of images: items, and errors that say what is wrong."""
 
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sparsejax.types import NumpyArray
+
+_FEW, _LEAST_BYTES = 10_000, 8  # items accepted in any file; bytes per item beyond them
 
 
 class Item(NamedTuple):
@@ -21,11 +24,15 @@ class SourceError(Exception):
     """A folder or npz that can't be used; the message completes "<source>: ..."."""
 
 
-def reason(error: BaseException) -> str:
-    """Return an exception's message on one line, with its type if the message isn't plain words."""
-    text = " ".join(str(error).split())
-    plain = isinstance(error, OSError | ValueError) and text
-    return text if plain else f"{type(error).__name__} {text}".strip()
+def few(names: Sequence[str], most: int = 50) -> str:
+    """Return the first names, for messages.
+
+    Example:
+      >>> few("abc", 2), few("")
+      ('a, b, ...', '(none)')
+    """
+    more = ", ..." if len(names) > most else ""
+    return ", ".join(names[:most]) + more or "(none)"
 
 
 def check(condition: object, problem: str) -> None:
@@ -40,6 +47,19 @@ def check(condition: object, problem: str) -> None:
     """
     if not condition:
         raise SourceError(problem)
+
+
+def check_count(count: int, path: pathlib.Path) -> None:
+    """Raise a SourceError if a file has too few bytes for a number of items.
+
+    Every item takes memory, also where there is nothing in it.
+
+    Args:
+      count: number of items.
+      path: the file.
+    """
+    size = path.stat().st_size
+    check(count <= max(_FEW, size // _LEAST_BYTES), f"it has {count:,} items in {size:,} bytes")
 
 
 def check_integers(key: str, array: NumpyArray, count: int) -> None:

@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 from sparsejax.data import listing
 from sparsejax.data.drawings import Broken, Drawing, Found, as_text, attempt, split_of, with_times
-from sparsejax.data.items import SourceError, reason
+from sparsejax.data.items import SourceError
 from sparsejax.data.svg_paths import flatten
+from sparsejax.errors import reason
+from sparsejax.limits import limits, read_file
+from sparsejax.zips import read_member
 
 SPACING = 0.5
 _NAME = re.compile(r"([0-9a-fA-F]{1,8})(-[^/]+)?")
@@ -65,10 +68,12 @@ def read(path: pathlib.Path) -> Iterator[Found]:
 
     Raises:
       SourceError: the file isn't a zip or is damaged, or there is no SVG file.
+      ConfigError: the limits that the environment sets are invalid.
     """
+    limits()  # one that is set wrongly is no drawing's fault
     if path.is_dir():
         for file in files(path):
-            yield _character(file.name, file.read_bytes)
+            yield _character(file.name, functools.partial(read_file, file, "drawing_bytes"))
         return
     try:
         archive = zipfile.ZipFile(path)
@@ -76,7 +81,8 @@ def read(path: pathlib.Path) -> Iterator[Found]:
         raise SourceError(f"it isn't a zip, or is damaged ({reason(error)})") from error
     with archive:
         for member in _characters(archive.namelist()):
-            yield _character(member.rpartition("/")[2], functools.partial(archive.read, member))
+            content = functools.partial(read_member, archive, member, "drawing_bytes")
+            yield _character(member.rpartition("/")[2], content)
 
 
 def _characters(names: Iterable[str]) -> list[str]:
@@ -106,12 +112,13 @@ def _character(file: str, read_bytes: Callable[[], bytes]) -> Found:
     paths = attempt(name, lambda: _paths(read_bytes()))
     if isinstance(paths, Broken):
         return paths
-    strokes = []
+    strokes, room = [], limits().drawing_points
     for stroke, d in paths:
-        points = attempt(f"{name} {stroke}", flatten, d, SPACING)
+        points = attempt(f"{name} {stroke}", flatten, d, SPACING, room)
         if isinstance(points, Broken):
             return points
         strokes.append(points)
+        room -= len(points)
     return Drawing(name, split_of(f"{int(parts[1], 16):05x}"), 0, with_times(strokes))
 
 

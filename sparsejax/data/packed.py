@@ -14,13 +14,14 @@ Other keys are ignored. Strokes have no times: the distance travelled by the pen
 """
 
 import pathlib
-import zipfile
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from sparsejax import zips
 from sparsejax.data.drawings import SPLITS, Broken, Drawing, Found, attempt, split_of, with_times
-from sparsejax.data.items import SourceError, check, check_integers, reason
+from sparsejax.data.items import SourceError, check, check_count, check_integers, few
+from sparsejax.limits import check_limit
 from sparsejax.types import NumpyArray
 
 _KEYS = ("points", "offsets", "scale", "label", "split", "words")
@@ -36,10 +37,9 @@ def keys(path: pathlib.Path) -> set[str]:
       SourceError: the file isn't an npz or is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist()}
-    except Exception as error:  # zipfile raises many kinds.
-        raise SourceError(f"it isn't an npz, or is damaged ({reason(error)})") from error
+        return set(zips.names(path))
+    except (zips.NpzError, OSError) as error:
+        raise SourceError(zips.problem(error)) from error
 
 
 def read(path: pathlib.Path, words: Sequence[str] = ()) -> Iterator[Found]:
@@ -58,14 +58,15 @@ def read(path: pathlib.Path, words: Sequence[str] = ()) -> Iterator[Found]:
         lacks words.
     """
     present = keys(path)
-    check({"points", "offsets"} <= present, f"its keys are {', '.join(sorted(present))}")
+    check({"points", "offsets"} <= present, f"its keys are {few(sorted(present))}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in _KEYS if key in file.files}
-    except Exception as error:  # zipfile and numpy raise many kinds.
-        raise SourceError(f"it isn't an npz, or is damaged ({reason(error)})") from error
+        arrays = zips.read_npz(path, _KEYS)
+    except (zips.NpzError, OSError) as error:
+        raise SourceError(zips.problem(error)) from error
+    check({"points", "offsets"} <= arrays.keys(), "it lacks points or offsets")
     points, offsets = _points_and_offsets(arrays)
     count = offsets.size - 1
+    check_count(count, path)
     scale = arrays.get("scale", np.ones(()))
     fits = scale.size == 1 and _is_number(scale) and np.isfinite(scale).all() and scale > 0
     check(fits, "scale isn't one number above 0")
@@ -110,7 +111,7 @@ def _chosen(labels: NumpyArray, words: Sequence[str], arrays: dict[str, NumpyArr
     check("words" in arrays, "it has no key words to choose by")
     held = [str(word) for word in arrays["words"].ravel()]
     missing = sorted(set(words) - set(held))
-    check(not missing, f"it has no {', '.join(missing)}; its words are {', '.join(held)}")
+    check(not missing, f"it has no {', '.join(missing)}; its words are {few(held)}")
     fits = (labels >= 0).all() and (labels < len(held)).all()
     check(fits, f"label goes beyond the {len(held)} words")
     order = {word: label for label, word in enumerate(sorted(set(words)))}
@@ -119,6 +120,7 @@ def _chosen(labels: NumpyArray, words: Sequence[str], arrays: dict[str, NumpyArr
 
 def _strokes(drawn: NumpyArray, scale: float) -> list[NumpyArray]:
     """Split a drawing's points [points, 3] into strokes, with times."""
+    check_limit("drawing_points", len(drawn), "points")
     if not np.isfinite(drawn).all():
         raise ValueError("values that aren't finite")
     if not np.isin(drawn[:, 2], (0, 1)).all():

@@ -9,15 +9,17 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 import numpy as np
 
 from sparsejax.data import listing
 from sparsejax.data.drawings import Drawing, Found, as_text, attempt, split_of, with_times
 from sparsejax.data.items import SourceError
+from sparsejax.limits import check_limit, limits, too_large
 from sparsejax.types import NumpyArray, Value
 
-_WORD = re.compile(rb'\s*{\s*"word"\s*:\s*("(?:[^"\\]|\\.)*")')
+_WORD = re.compile(rb'\s*{\s*"word"\s*:\s*("(?:[^"\\]|\\.)*+")')
 
 
 def files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -84,7 +86,9 @@ def read(path: pathlib.Path, words: Sequence[str] = ()) -> Iterator[Found]:
         yield attempt(name, _drawing, line, name, labels.get(word or "", 0))
 
 
-def _drawing(line: bytes, name: str, label: int) -> Drawing:
+def _drawing(line: bytes | None, name: str, label: int) -> Drawing:
+    if line is None:
+        raise too_large("drawing_bytes", "bytes")
     try:
         key, strokes = _parse(line)
         return Drawing(name, split_of(key), label, strokes)
@@ -92,13 +96,26 @@ def _drawing(line: bytes, name: str, label: int) -> Drawing:
         raise ValueError("it isn't JSON in UTF-8, or is cut short") from error
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+def _lines(path: pathlib.Path) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the lines of all files with their names; None for one of too many bytes."""
     for file in files(path):
         name = as_text(file.name)
         with file.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
+            for number, line in enumerate(_bounded(lines), 1):
+                if line is None or line.strip():
                     yield f"{name} line {number}", line
+
+
+def _bounded(lines: IO[bytes]) -> Iterator[bytes | None]:
+    """Yield lines, None for one of too many bytes, of which no more is held at once."""
+    most = limits().drawing_bytes
+    while line := lines.readline(most + 1):
+        if len(line) <= most:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = lines.readline(most)
+        yield None
 
 
 def _words(path: pathlib.Path) -> set[str]:
@@ -107,14 +124,16 @@ def _words(path: pathlib.Path) -> set[str]:
     return {word for word in words if word is not None}
 
 
-def _word(line: bytes) -> str | None:
+def _word(line: bytes | None) -> str | None:
     """Return a line's word, or None; the drawing isn't parsed if `word` comes first."""
+    if line is None:
+        return None
     start = _WORD.match(line)
     try:
         word = json.loads(start[1]) if start else json.loads(line)["word"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    return word if isinstance(word, str) else None
+    return word if isinstance(word, str) and len(word) <= limits().word_letters else None
 
 
 def _parse(line: bytes) -> tuple[str, list[NumpyArray]]:
@@ -128,9 +147,11 @@ def _parse(line: bytes) -> tuple[str, list[NumpyArray]]:
     word, key, drawing = record["word"], record["key_id"], record["drawing"]
     if not isinstance(word, str) or not isinstance(key, str):
         raise ValueError("word or key_id isn't text")
+    check_limit("word_letters", len(word), "letters of its word")
     if not isinstance(drawing, list):
         raise ValueError("drawing isn't a list")
     strokes = [_stroke(stroke) for stroke in drawing]
+    check_limit("drawing_points", sum(map(len, strokes)), "points")
     columns = {stroke.shape[1] for stroke in strokes}
     if len(columns) > 1:
         raise ValueError("only some strokes have times")

@@ -19,6 +19,7 @@ from sparsejax.data.drawings import Found
 from sparsejax.data.items import SourceError
 from sparsejax.data.stamps import Stamp, stamp_file, stamp_folder
 from sparsejax.errors import ConfigError, require
+from sparsejax.limits import changed
 from sparsejax.types import Example, Value
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
             digest = self._digest()
         except SourceError as error:
             raise self._refusal(error) from error
-        content = "\0".join([digest, *sorted(set(words))])
+        # Other limits leave out other drawings.
+        content = "\0".join([digest, *sorted(set(words)), *filter(None, [changed()])])
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", self.path.name)[:50]
         config = tfds.core.BuilderConfig(name=f"{name}-{strokes.VERSION}-{digest}")

@@ -13,6 +13,7 @@ import numpy as np
 from fontTools.pens.basePen import BasePen
 from fontTools.svgLib.path import parse_path
 
+from sparsejax.limits import too_large
 from sparsejax.types import NumpyArray
 
 Point: TypeAlias = tuple[float, float]
@@ -30,7 +31,7 @@ _COMMAND = re.compile("([MmZzLlHhVvCcSsQqTtAa])")
 _CUBIC = np.array([[1, 0, 0, 0], [-3, 3, 0, 0], [3, -6, 3, 0], [-1, 3, -3, 1]])  # of 1, t, ...
 
 
-def flatten(path: str, spacing: float) -> NumpyArray:
+def flatten(path: str, spacing: float, most: int = 1_000_000) -> NumpyArray:
     """Return points along a path that is drawn without lifting the pen.
 
     Lines, quadratic and cubic curves and arcs are divided evenly in their parameter; arcs are
@@ -39,12 +40,14 @@ def flatten(path: str, spacing: float) -> NumpyArray:
     Args:
       path: `d` of an SVG path.
       spacing: maximum distance between points.
+      most: maximum number of points.
 
     Returns:
       [points, 2] float64 of x and y.
 
     Raises:
       ValueError: the path is invalid; says what is wrong.
+      TooLargeError: it has more points.
 
     Example:
       >>> flatten("M1,1h1v.5", spacing=0.5)
@@ -54,7 +57,7 @@ def flatten(path: str, spacing: float) -> NumpyArray:
              [2. , 1.5]])
     """
     pen = _Curves()
-    parse_path(_checked(path), pen)
+    parse_path(_checked(path, most), pen)
     if not pen.curves:
         return np.array([pen.start])
     curves = np.array(pen.curves)  # [curves, 4, 2]
@@ -63,8 +66,8 @@ def flatten(path: str, spacing: float) -> NumpyArray:
     # The speed of a cubic curve is at most three times its longest leg.
     legs = np.diff(curves, axis=1)
     speed = 3 * np.hypot(legs[..., 0], legs[..., 1]).max(axis=1)
-    if speed.sum() > 1e6 * spacing:
-        raise ValueError("it is too long")
+    if max(speed.sum() / spacing, len(curves)) >= most:
+        raise too_large("drawing_points", "points")
     counts = np.maximum(1, np.ceil(speed / spacing - 1e-9)).astype(int)
     ends = np.cumsum(counts)
     which = np.repeat(np.arange(len(curves)), counts)
@@ -75,8 +78,8 @@ def flatten(path: str, spacing: float) -> NumpyArray:
     return np.concatenate([curves[:1, 0], points])
 
 
-def _checked(path: str) -> str:
-    """Normalize a path: one command per set of numbers, single spaces."""
+def _checked(path: str, most: int) -> str:
+    """Normalize a path: one command per set of numbers, at most `most` of them, single spaces."""
     before, *pieces = _COMMAND.split(path)
     if not path.strip():
         raise ValueError("it is empty")
@@ -90,16 +93,17 @@ def _checked(path: str) -> str:
         if kind == "Z":
             written.append(command)
             continue
-        for numbers in _SET[kind].findall(arguments):
-            written.append(_written(command, numbers))
+        for found in _SET[kind].finditer(arguments):
+            if len(written) >= most:
+                raise too_large("drawing_points", "points")
+            written.append(_written(command, found.groups()))
             # After the first pair, M continues as L.
             command = {"M": "L", "m": "l"}.get(command, command)
     return " ".join(written)
 
 
-def _written(command: str, numbers: str | Sequence[str]) -> str:
-    """Format a command with its numbers: a tuple from `findall`, or a str if there is one."""
-    numbers = [numbers] if isinstance(numbers, str) else numbers
+def _written(command: str, numbers: Sequence[str]) -> str:
+    """Format a command with its numbers."""
     values = [repr(float(number)) for number in numbers]
     if command in "Aa":
         values[3:5] = numbers[3:5]

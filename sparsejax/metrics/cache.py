@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sparsejax.storage import DAMAGED, require_writable
+from sparsejax import zips
+from sparsejax.storage import require_writable
 from sparsejax.types import NumpyArray
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,10 @@ def load_or_compute(
     path = cache_folder() / f"{name}.npz"
     if path.exists():
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (*DAMAGED, OSError) as error:
-            logger.warning("%s is damaged and computed again: %s", path, error)
+            return zips.read_npz(path)
+        except (zips.NpzError, OSError) as error:
+            problem = zips.problem(error)
+            logger.warning("%s is damaged and computed again: %s", path, problem)
     require_writable(cache_folder(), "SPARSEJAX_CACHE")
     arrays = compute()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsejax import zips
 from sparsejax.atomic import replacing
+from sparsejax.errors import ConfigError
 from sparsejax.metrics.features import blocks, checked
-from sparsejax.storage import DAMAGED
 from sparsejax.types import NumpyArray, PathLike, Value
 
 
@@ -109,22 +110,22 @@ def load_statistics(path: PathLike) -> tuple[Statistics, dict[str, Value]]:
 
     Raises:
       ValueError: the file is damaged or not an npz, or its arrays aren't a mean and covariance.
+      OSError: the file can't be opened.
     """
     accepted = "accepted: an npz with mu [dim] and sigma [dim, dim], as pytorch-fid writes"
     try:
-        arrays = np.load(path, allow_pickle=False)
-        if not isinstance(arrays, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with arrays:
-            missing = [key for key in ("mu", "sigma") if key not in arrays]
-            if missing:
-                keys = ", ".join(arrays) or "(none)"
-                raise ValueError(f"no {' and no '.join(missing)}; its keys are {keys}")
-            mean, covariance = _as_float(arrays["mu"], "mu"), _as_float(arrays["sigma"], "sigma")
-            count = _as_count(arrays["count"]) if "count" in arrays else None
-            about = _as_about(arrays["about"]) if "about" in arrays else {}
-    except DAMAGED as error:
-        raise ValueError(f"{path}: {error}; {accepted}") from error
+        arrays = zips.read_npz(path, ("mu", "sigma", "count", "about"))
+        missing = [key for key in ("mu", "sigma") if key not in arrays]
+        if missing:
+            keys = ", ".join(zips.names(path)[:50]) or "(none)"
+            raise ValueError(f"no {' and no '.join(missing)}; its keys are {keys}")
+        mean, covariance = _as_float(arrays["mu"], "mu"), _as_float(arrays["sigma"], "sigma")
+        count = _as_count(arrays["count"]) if "count" in arrays else None
+        about = _as_about(arrays["about"]) if "about" in arrays else {}
+    except zips.NpzError as error:
+        raise ConfigError(f"{error}; {accepted}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}; {accepted}") from error
     stats = Statistics(count, mean, covariance)
     check_statistics(stats, path)
     return stats, about
@@ -181,7 +182,7 @@ def _as_count(array: NumpyArray) -> int | None:
 def _as_about(array: NumpyArray) -> dict[str, Value]:
     try:
         about = json.loads(str(array))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict):
         raise ValueError("its about is not a JSON object")

@@ -7,8 +7,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from sparsejax import zips
 from sparsejax.reports.results import Layers
-from sparsejax.storage import DAMAGED
 
 PackedMasks: TypeAlias = Mapping[str, np.ndarray]  # uint8, by layer
 
@@ -49,10 +49,9 @@ def read_masks(path: str | os.PathLike[str], layers: Layers) -> PackedMasks:
       OSError: there is no such file, or it can't be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            packed = {name: file[name] for name in layers if name in file}
-    except DAMAGED as error:
-        raise ValueError("the masks are no npz, or damaged") from error
+        packed = zips.read_npz(path, layers)
+    except zips.NpzError as error:  # without the path: it ends in a report
+        raise ValueError(f"its masks can't be read: {error.problem}") from error
     masks = {}
     for name, (active, weights) in layers.items():
         if active == weights:

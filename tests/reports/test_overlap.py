@@ -95,13 +95,13 @@ def test_masks_of_another_model_are_refused(change, message, tmp_path):
 def test_a_damaged_file_is_refused(content, tmp_path):
     path = tmp_path / "masks.npz"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="no npz, or damaged"):
+    with pytest.raises(ValueError, match="it isn.t an npz, or is damaged"):
         overlap.read_masks(path, LAYERS)
 
 
 def test_a_file_of_one_array_is_refused(tmp_path):
     np.save(tmp_path / "masks.npy", np.ones(3))
-    with pytest.raises(ValueError, match="no npz, or damaged"):
+    with pytest.raises(ValueError, match="it isn.t an npz, or is damaged"):
         overlap.read_masks(tmp_path / "masks.npy", LAYERS)
     with pytest.raises(FileNotFoundError):
         overlap.read_masks(tmp_path / "nowhere.npz", LAYERS)
