@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from sparsejax import nested
 from sparsejax.atomic import replacing
+from sparsejax.limits import VARIABLE, TooLargeError, limits
 
 FORMAT, BLOCK_FORMAT = "1", "2"  # without and with masks of one bit a block
 _FORMAT_KEY, _SHAPES_KEY, _SUMS_KEY = "sparsejax_format", "shapes", "crc32"
@@ -29,6 +30,9 @@ _DTYPES |= {
     for kind, name in (("I", "int"), ("U", "uint"))
     for bits in (8, 16, 32, 64)
 }
+
+# Of leaves: numpy's and more than networks need.
+_MOST_DIMENSIONS, _LARGEST_DIMENSION, _DEEPEST = 32, 2**40, 64
 
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -229,7 +233,10 @@ def _check_metadata(metadata: dict[str, str]) -> None:
 
 
 def _read_dictionary(metadata: dict[str, str], key: str) -> dict[str, Any]:
-    value = json.loads(metadata.pop(key, "null"))
+    try:
+        value = json.loads(metadata.pop(key, "null"))
+    except RecursionError as error:
+        raise ValueError(f"its {key} is nested too deeply") from error
     if not isinstance(value, dict):
         raise ValueError(f"its metadata has no {key}")
     return value
@@ -278,6 +285,7 @@ def _unpack(
     arrays: dict[str, Array], shapes: dict[str, Any], blocks: dict[str, Any]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """Return params and masks, `{path: array}`."""
+    _check_weights(arrays, shapes)
     params, masks, unused = {}, {}, set(arrays)
     for key, array in sorted(arrays.items()):
         kind, _, name = key.partition("/")
@@ -297,12 +305,32 @@ def _unpack(
     return params, masks
 
 
+def _check_weights(arrays: dict[str, Array], shapes: dict[str, Any]) -> None:
+    """Check shapes before anything of their size is made: a few bytes may claim any number."""
+    for name, shape in shapes.items():
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"{name} has no shape, but {shape!r:.100}")
+        if len(shape) > _MOST_DIMENSIONS or max(shape, default=0) > _LARGEST_DIMENSION:
+            raise ValueError(f"{name} has the shape {shape!r:.100}, which is too large")
+    for name in arrays:
+        if name.count("/") > _DEEPEST:
+            raise ValueError(f"{name[:100]}... is nested too deeply")
+    total = sum(map(math.prod, shapes.values()))
+    stored = sum(array.size for array in arrays.values())
+    most = max(limits().sparse_weights, limits().sparse_inflation * stored)
+    if total > most:
+        raise TooLargeError(
+            f"{stored:,} stored values for {total:,} weights; accepted: {most:,} weights, or more "
+            f"by {VARIABLE}=sparse_weights=N"
+        )
+
+
 def _unpack_mask(name: str, packed: Array | None, shape: Any, values: Array, block: Any) -> Array:
     """Return the mask of `shape`, checked against the active values."""
     if packed is None or packed.dtype != np.uint8 or packed.ndim != 1:
         raise ValueError(f"{name} has no mask of packed bits")
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"{name} has no shape, but {shape!r}")
+    if shape is None:
+        raise ValueError(f"{name} has no shape")
     grid = shape if block is None else _grid_shape(name, shape, block)
     size, what = math.prod(grid), "weights" if block is None else "blocks"
     if len(packed) != -(-size // 8):

@@ -131,8 +131,9 @@ def _read_array(archive: zipfile.ZipFile, key: str, file_size: int) -> Array:
         held = info.file_size - file.tell()
     if dtype.hasobject:
         raise ValueError(f"{key} holds Python objects")
-    needed = math.prod(shape) * dtype.itemsize
-    if needed != held or (not dtype.itemsize and math.prod(shape)):
+    count = math.prod(shape)
+    needed = count * dtype.itemsize
+    if needed != held or (count and not dtype.itemsize):
         raise ValueError(f"{key} of {dtype} {list(shape)} has {held:,} bytes, not {needed:,}")
     with _open(archive, info) as file:  # anew: zipfile checks no sum after a seek
         return np.lib.format.read_array(file, allow_pickle=False)

@@ -79,6 +79,6 @@ def read_arguments(path: PathLike) -> dict[str, Value]:
     try:
         with safe_open(path, framework="numpy") as file:
             arguments = json.loads((file.metadata() or {}).get(MODEL_KEY, "{}"))
-    except (SafetensorError, OSError, ValueError):
+    except (SafetensorError, OSError, ValueError, RecursionError):
         return {}
     return arguments if isinstance(arguments, dict) else {}

@@ -55,8 +55,8 @@ def read_description(path: PathLike) -> tuple[str, dict[str, Value]] | None:
       Tuple `(kind, arguments)`, or None if there is no description.
 
     Raises:
-      ValueError: a folder of diffusers holds no weights, or its config.json is damaged or
-        describes a network that `models.autoencoder` doesn't have.
+      ValueError: the description is damaged; or a folder of diffusers holds no weights, or its
+        config.json is damaged or describes a network that `models.autoencoder` doesn't have.
     """
     path = find_autoencoder(path)
     try:
@@ -65,11 +65,21 @@ def read_description(path: PathLike) -> tuple[str, dict[str, Value]] | None:
     except (SafetensorError, OSError):
         metadata = {}
     if "kind" in metadata and MODEL_KEY in metadata:
-        return metadata["kind"], json.loads(metadata[MODEL_KEY])
+        return metadata["kind"], _described(metadata[MODEL_KEY], path)
     config_path = path.with_name("config.json")
     if path.name.startswith(DIFFUSERS_STEM) and config_path.is_file():
         return read_config(config_path, autoencoder_arguments)
     return None
+
+
+def _described(text: str, path: PathLike) -> dict[str, Value]:
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{path} is damaged: its description is not a JSON object")
+    return arguments
 
 
 def load_first_stage(path: PathLike, model: VQModel | KLModel) -> Params:

@@ -126,13 +126,13 @@ def _svg(plot: Plot) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="', f'id="{plot.name}-', text)
-    text = re.sub(r'href="#', f'href="#{plot.name}-', text)
-    text = re.sub(r"url\(#", f"url(#{plot.name}-", text)
+    for place in ('id="', 'href="#', "url(#"):
+        # A function, since a text would be a template, in which backslashes have a meaning.
+        text = re.sub(rf"\b{re.escape(place)}", lambda found: f"{found[0]}{plot.name}-", text)
     width = round(plot.figure.get_figwidth() * 96)
     label = html.escape(plot.caption.replace("`", ""), quote=True)
     shape = f'role="img" aria-label="{label}" style="max-width:{width}px"'
-    text = re.sub(r"<svg\b", f"<svg {shape}", text, count=1)
+    text = re.sub(r"<svg\b", lambda found: f"{found[0]} {shape}", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     return f'<div class="scroll" tabindex="0" role="region" aria-label="Figure">{text}</div>'
@@ -140,8 +140,12 @@ def _svg(plot: Plot) -> str:
 
 def inline(text: str) -> str:
     """Write a paragraph's text as HTML: escaped, with `code` and **bold**."""
-    text = re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text))
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text)
+    parts = re.split(r"`([^`]*)`", text)
+    for index, part in enumerate(parts):
+        escaped = html.escape(part)
+        bold = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escaped)
+        parts[index] = f"<code>{escaped}</code>" if index % 2 else bold
+    return "".join(parts)
 
 
 _CSS = """

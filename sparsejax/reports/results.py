@@ -36,7 +36,7 @@ def read_results(path: str | os.PathLike[str]) -> list[Row]:
     path = pathlib.Path(path)
     file = path / "results.jsonl" if os.path.isdir(path) else path
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"results {str(path)!r} can't be read: {error}") from error
     rows = {}
@@ -45,11 +45,15 @@ def read_results(path: str | os.PathLike[str]) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+            # Half a pair of surrogates, which JSON can escape, is no text.
+            row = json.loads(json.dumps(row, ensure_ascii=False).encode(errors="replace"))
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{file}, line {number}: no JSON ({error})") from error
         missing = [key for key in _REQUIRED if not isinstance(row, dict) or key not in row]
         if missing:
             raise ConfigError(f"{file}, line {number}: no {', '.join(missing)}")
+        if not isinstance(row["run"], str):
+            raise ConfigError(f"{file}, line {number}: run is {row['run']!r}; accepted: text")
         rows[row["run"]] = row
     if not rows:
         raise ConfigError(f"{file} holds no runs")

@@ -41,7 +41,7 @@ def block_of(shape: Shape, size: BlockSize) -> tuple[int, int] | None:
     if isinstance(size, int):
         return (size, size) if shape[-2] % size == 0 and shape[-1] % size == 0 else None
     inputs, most = size
-    widths = [width for width in range(8, most + 1, 8) if shape[-1] % width == 0]
+    widths = [width for width in range(8, min(most, shape[-1]) + 1, 8) if shape[-1] % width == 0]
     return (inputs, widths[-1]) if widths and shape[-2] % inputs == 0 else None
 
 

@@ -8,7 +8,6 @@ import os
 import pathlib
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from sparsejax.atomic import write_text
@@ -36,6 +35,7 @@ from sparsejax.training.layouts import complete_state
 from sparsejax.training.metrics_log import Line, read_metrics
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import Plan, build_plan, complete_units
+from sparsejax.training.sparse_models import build_sparse_model
 from sparsejax.training.state import TrainState, abstract_state, ema_params_of
 from sparsejax.types import Masks, Optimizer, Params, PathLike, Value
 
@@ -393,10 +393,10 @@ def _read_weights(path: PathLike) -> tuple[FrozenConfigDict, Params, Masks, dict
         raise ValueError(f"{path} holds weights and masks, but no config of a run")
     saved = _read_json(path, metadata, "config")
     try:
-        config = with_defaults(saved, str(path))
-    except ConfigError as error:
+        config = FrozenConfigDict(_tuples(with_defaults(saved, str(path))))
+    except (ConfigError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    return FrozenConfigDict(_tuples(config)), params, masks, metadata
+    return config, params, masks, metadata
 
 
 def _read_json(path: PathLike, metadata: dict[str, str], name: str) -> dict[str, Value]:
@@ -422,25 +422,12 @@ def load_sparse_run(path: PathLike) -> tuple[Model, Params, Masks]:
       Tuple `(model, params, masks)`, as from `load_run`.
 
     Raises:
-      ConfigError: the file is from an older version, which didn't save what the model needs to know
-        about the data, and the data are missing.
-      ValueError: see `read_sparse_run`; or the weights don't fit the network of the config.
+      ConfigError: see `sparse_models.build_sparse_model`.
+      ValueError: see `read_sparse_run`.
 
     Example:
       `model, params, masks = load_sparse_run("model.safetensors")`
     """
     config, known, params, masks = read_sparse(path)
-    model = facts.build_model_of(config, known, path)
-    check_weights(path, model, params)
+    model = build_sparse_model(config, known, params, path)
     return model, *complete_units(structure_name(config.sparsity), model, params, masks)
-
-
-def check_weights(path: PathLike, model: Model, params: Params) -> None:
-    """Check that the weights of a sparse file are those of a Model's network.
-
-    Raises:
-      ValueError: their names or shapes differ; names the path.
-    """
-    expected = jax.eval_shape(model.init, jax.random.key(0))
-    if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, expected):
-        raise ValueError(f"{path} holds weights that don't fit the network of its config")

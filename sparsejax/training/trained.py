@@ -21,6 +21,7 @@ from sparsejax.training import runs
 from sparsejax.training.facts import build_model_of, read_facts
 from sparsejax.training.plan import compact_network, complete_units
 from sparsejax.training.sampling import make_keyed_sampler
+from sparsejax.training.sparse_models import build_sparse_model
 from sparsejax.training.state import ema_params_of
 from sparsejax.types import Masks, NumpyArray, Params, PathLike, PRNGKey, Value
 from sparsejax.values import check_value
@@ -129,8 +130,7 @@ def _read(
     if path.is_file():
         config, known, params, masks = _named(runs.read_sparse, path)
         config = _changed(config, *changes)
-        model = build_model_of(config, known, path)
-        _named(runs.check_weights, path, model, params)
+        model = build_sparse_model(config, known, params, path)
         return config, model, *complete_units(structure_name(config.sparsity), model, params, masks)
     config = runs.read_config(path)
     known = read_facts(path, config)
@@ -173,4 +173,4 @@ def _changed(
 
 
 def _is_there(path: str) -> bool:
-    return bool(path) and os.path.exists(path)
+    return os.path.isfile(path) or os.path.isdir(path)  # nothing that blocks

@@ -198,7 +198,7 @@ def test_an_arc_of_vast_radius_is_a_line(radius):
     "arc", ["1e200,1e200 0 1 1 3,4", "1e-320,5 0 0 1 3,4", "5,1e-200 9 0 1 3,4"]
 )
 def test_arcs_that_go_beyond_all_bounds_are_refused(arc):
-    with pytest.raises(ValueError, match="too long|finite"):
+    with pytest.raises(ValueError, match="more points|finite"):
         flatten(f"M1,2A{arc}", 0.5)
 
 
@@ -258,7 +258,7 @@ REFUSED = {
     "M1,2A5,5 0 2 1 3,4": "follows A",
     "M1,2A5,5 0 0": "follows A",
     "M1,2L1e999,4": "finite",
-    "M1,2L1e300,4": "too long",
+    "M1,2L1e300,4": "more points",
     "M1,2L3,4M5,6L7,8": "lifts",
     "M1" + "1" * 50000 + "x": "follows M",
 }

@@ -9,6 +9,8 @@ import math
 import pathlib
 import re
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import scipy.stats
@@ -16,6 +18,7 @@ from PIL import Image
 
 from sparsejax.errors import ConfigError
 from sparsejax.reports import markdown, overlap, report
+from sparsejax.reports.page import inline
 from sparsejax.reports.results import read_results
 from tests.reports.test_figures import FD, HELD_OUT, make_row, make_rows
 
@@ -423,18 +426,53 @@ def test_the_same_results_give_the_same_files(tmp_path):
 
 
 def test_text_of_the_rows_is_escaped(tmp_path):
-    evil = "<script>alert('x')</script>|`<b>"
+    evil = r"<script>alert('x')</script>|`<b>a\1b\g<x>{{x}}{x}&amp;&<!--" + '\x01\u2028"'
     row = make_row(evil, 0.5, layers=2, run=evil, reference=evil, device=evil, commit=evil)
     row["layers"] = {evil + name: [1, 9] for name in "ab"}
     row["config"] = {evil: evil}
     row["measures"] = {f"FD[{evil}]@9": 1.0}
-    markdown, page = write(tmp_path, [row], title=evil, note=evil)
+    (tmp_path / "results.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    markdown, page = write(tmp_path, read_results(tmp_path), title=evil, note=evil)
     parsed = Page(page)
-    assert not {"script", "b>"} & {name for name, _ in parsed.tags}
-    assert "<script>alert('x')</script>" in parsed.text
+    assert not {"script", "x", "b>"} & {name for name, _ in parsed.tags}
+    said = evil.replace("`", "")  # which marks code
+    for text in (said, f"FD[{said}]", json.dumps(evil, ensure_ascii=False)):
+        assert text in parsed.text
+    labels = [attributes["aria-label"] for tag, attributes in parsed.tags if tag == "svg"]
+    assert any(said in label for label in labels)
     assert "<script" not in markdown.split("```json")[0]
     for lines in re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines.splitlines()}) == 1
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(st.text(max_size=12) | st.text("<>&\"'`*{}\\[]:", max_size=8))
+def test_any_text_is_text_in_a_page(text):
+    """Its letters stay the same, but for `code` and **bold**, which are markup."""
+    text = text.replace("\r", "")  # one line end is as good as the other
+    marked = Page(f"<p>{inline(text)}</p>")
+    assert {tag for tag, _ in marked.tags} <= {"p", "code", "strong"}
+    assert "`" in text or "**" in text or marked.text == text
+    coded = text.replace("`", "'")
+    assert Page(f"<p>{inline(f'`{coded}`')}</p>").text == coded
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 100_000, "line 1: no JSON"),
+        (json.dumps(make_row(run=["a"], layers=2)), "line 1: run is .*a.*; accepted: text"),
+    ],
+)
+def test_rows_that_are_none_are_refused(line, message, tmp_path):
+    (tmp_path / "results.jsonl").write_text(line)
+    with pytest.raises(ConfigError, match=message):
+        read_results(tmp_path)
+
+
+def test_half_a_surrogate_is_replaced(tmp_path):
+    (tmp_path / "results.jsonl").write_text(json.dumps(make_row(run="a\ud800b", layers=2)))
+    assert [row["run"] for row in read_results(tmp_path)] == ["a?b"]
 
 
 def test_one_run_gives_a_report(tmp_path):
