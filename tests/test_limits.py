@@ -76,23 +76,24 @@ def test_a_limit_that_is_none_is_named(text, monkeypatch, tmp_path):
 # 459 bytes of a zip, or a few kB.
 DRAWINGS = {
     "long lines": svg(*["M0,0h160000"] * 9),
-    "many lines": svg(*["M0,0h40000"] * 60),
-    "many curves": svg("M0,0" + "h1" * 200_000),
-    "many numbers": svg("M0,0h" + "1 " * 200_000),
+    "many lines": svg(*["M0,0h4000"] * 60),
+    "many curves": svg("M0,0" + "h1" * 20_000),
+    "many numbers": svg("M0,0h" + "1 " * 20_000),
     "far away": svg("M0,0L1e300,4"),
 }
 
 
 @pytest.mark.parametrize("content", DRAWINGS.values(), ids=DRAWINGS)
-def test_an_svg_file_of_many_points_is_left_out(content, tmp_path):
+def test_an_svg_file_of_many_points_is_left_out(content, tmp_path, monkeypatch):
+    set_limits(monkeypatch, drawing_points=10_000)
     path = zipped(
         tmp_path / "a.zip", **{"05b57.svg": content, "05b58.svg": svg("M1,1h9", name="05b58")}
     )
-    with at_most(60 * MB):
+    with at_most(10 * MB):
         broken, fine = kanjivg.read(path)
     assert re.fullmatch(r"05b57 kvg:05b57-s\d+", broken.name)
     assert broken.reason == (
-        "more points than 100,000, which SPARSEJAX_LIMITS=drawing_points=N sets"
+        "more points than 10,000, which SPARSEJAX_LIMITS=drawing_points=N sets"
     )
     assert isinstance(fine, Drawing)
 
@@ -107,8 +108,8 @@ def test_points_of_a_drawing_are_counted_together(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
 def test_a_member_that_inflates_is_left_out(method, tmp_path):
-    path = zipped(tmp_path / "a.zip", method, **{"05b57.svg": bytes(30 * MB)})
-    assert path.stat().st_size < 50_000
+    path = zipped(tmp_path / "a.zip", method, **{"05b57.svg": bytes(8 * MB)})
+    assert path.stat().st_size < 10_000
     with at_most(2 * MB):
         (broken,) = kanjivg.read(path)
     assert broken.reason == (
@@ -129,7 +130,7 @@ def claim(path, size):
     [(zipfile.ZIP_DEFLATED, "Bad CRC-32"), (zipfile.ZIP_BZIP2, "neither stored nor deflated")],
 )
 def test_a_member_that_says_less_than_it_holds_is_left_out(method, reason, tmp_path):
-    path = zipped(tmp_path / "a.zip", method, **{"05b57.svg": bytes(30 * MB)})
+    path = zipped(tmp_path / "a.zip", method, **{"05b57.svg": bytes(8 * MB)})
     with at_most(2 * MB):
         (broken,) = kanjivg.read(claim(path, 1000))
     assert reason in broken.reason
@@ -140,20 +141,15 @@ def test_a_file_in_a_folder_has_the_same_limit(tmp_path):
     assert broken.reason.startswith("more bytes than 1,048,576")
 
 
+START = '{"word":"cat","key_id":"1","drawing":'
 LINES = {
     "word": (line(word="x" * 500_000), "more letters of its word than 200"),
     "escapes": (line(word="\\" * 200_000), "more letters of its word than 200"),
     "line": (line(word="x" * 3_000_000), "more bytes than 1,048,576"),
     "points": (line(drawing=[[[0] * 100_001] * 2]), "more points than 100,000"),
-    "depth": ('{"word":"cat","key_id":"1","drawing":' + "[" * 400_000, "it isn't JSON"),
-    "lists": (
-        '{"word":"cat","key_id":"1","drawing":[' + "[]," * 250_000 + "[]]}",
-        "a stroke isn't",
-    ),
-    "digits": (
-        '{"word":"cat","key_id":"1","drawing":[[[' + "1" * 900_000 + "]]]}",
-        "it isn't JSON|",
-    ),
+    "depth": (START + "[" * 400_000, "it isn't JSON"),
+    "lists": (START + "[" + "[]," * 50_000 + "[]]}", "a stroke isn't"),
+    "digits": (START + "[[[" + "1" * 900_000 + "]]]}", "Exceeds the limit"),
 }
 
 
@@ -208,9 +204,7 @@ IMAGES = {
     "16 bits": png(13_000, 13_000, 16, 0),
     "a line": png(2**31 - 1, 1),
     "more than Pillow takes": png(30_000, 30_000),
-    "tiff": encoded(pixels(0), "tiff").replace(struct.pack("<HHHH", 256, 4, 1, 0), b""),
 }
-del IMAGES["tiff"]
 
 
 @pytest.mark.parametrize("content", IMAGES.values(), ids=IMAGES)

@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import jax
@@ -297,3 +298,57 @@ def test_a_mask_that_is_not_of_such_blocks_is_refused(block, tmp_path):
     mask = np.kron(np.eye(3, 5) > 0, np.ones((4, 8), bool))
     with pytest.raises(ValueError, match="mask of a isn't constant within blocks of"):
         save_sparse(tmp_path / "model", {"a": 1.0 * mask}, {"a": mask}, {}, {"a": block})
+
+
+DEEP = "[" * 100_000
+NOTHING = {"values/a": np.ones(0, np.float32), "mask/a": np.uint8([0])}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "message"),
+    [
+        (NOTHING, {"shapes": DEEP}, "its shapes is nested too deeply"),
+        (NOTHING, {"crc32": DEEP}, "its crc32 is nested too deeply"),
+        ({"dense/" + "a/" * 5000: np.ones(1)}, {}, "nested too deeply"),
+        (
+            NOTHING,
+            {
+                "shapes": '{"a": [40000, 40000]}',
+                "mask_blocks": '{"a": [40000, 40000]}',
+                "sparsejax_format": "2",
+            },
+            "0 stored values for 1,600,000,000 weights; accepted: 16,777,216 weights, or more by",
+        ),
+        (NOTHING, {"shapes": '{"a": [4611686018427387904]}'}, "which is too large"),
+        (NOTHING, {"shapes": json.dumps({"a": [9] * 9999})}, "which is too large"),
+        (NOTHING, {"shapes": '{"a": [true]}'}, "a has no shape, but"),
+    ],
+)
+def test_what_claims_more_than_it_holds_is_refused_before_anything_is_made(
+    tensors, metadata, message, tmp_path
+):
+    sums = {name: zlib.crc32(array.tobytes()) for name, array in tensors.items()}
+    written = {"shapes": "{}", "crc32": json.dumps(sums), "sparsejax_format": "1"} | metadata
+    path = tmp_path / "odd.safetensors"
+    save_file(tensors, path, metadata=written)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"{path} is damaged: .*{message}"):
+            load_sparse(path)
+        assert tracemalloc.get_traced_memory()[1] < 5 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_very_sparse_model_is_read_within_the_limit(tmp_path, monkeypatch):
+    """Half as many weights a stored value as the limit; then a limit that says less."""
+    mask = np.zeros((100, 100), bool)
+    mask[0, :20] = True
+    path = tmp_path / "model.safetensors"
+    save_sparse(path, {"a": mask.astype(np.float32)}, {"a": mask})
+    limits = "sparse_weights=1,sparse_inflation"  # 20 values and 1,250 bytes of bits
+    monkeypatch.setenv("SPARSEJAX_LIMITS", f"{limits}=8")
+    np.testing.assert_array_equal(load_sparse(path)[1]["a"], mask)
+    monkeypatch.setenv("SPARSEJAX_LIMITS", f"{limits}=7")
+    with pytest.raises(ValueError, match="1,270 stored values for 10,000 weights; accepted: 8,890"):
+        load_sparse(path)

@@ -53,8 +53,8 @@ def described(descr, shape):
 HEADERS = {
     "cut": "{'descr': '<f8', 'fortran_order': False, 'shape': (3,)",  # TokenError
     "open": "{'descr': (((",
-    "deep": "(" * 5000,  # MemoryError of the parser
-    "deeper": "-" * 9000 + "1",  # RecursionError
+    "deep": "(" * 300,  # too many for the parser
+    "deeper": "-" * 3000 + "1",  # RecursionError
     "long": " " * 60_000,
     "fields": described("[('a',)]", "(3,)"),
     "vast": described("'|u1'", "(10000000000000,)"),  # MemoryError
@@ -132,7 +132,7 @@ WHOLE = saved()
 
 
 @hypothesis.settings(
-    max_examples=150,
+    max_examples=80,
     deadline=None,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
@@ -151,9 +151,12 @@ def test_damage_of_any_kind_gives_the_same_arrays_or_one_error(changes, end, tmp
     try:
         read = read_npz(path)
     except NpzError as error:
-        assert str(error).startswith(f"{path}: ")
-        assert "\n" not in str(error)
-        return
+        read, told = {}, str(error)
+        hypothesis.note(told)
+        ok = told.startswith(f"{path}: ") and "\n" not in told
+    else:
+        ok = True
+    assert ok
     for key, array in read.items():
         if key in ("mu", "sigma"):
             np.testing.assert_array_equal(array, np.zeros(3) if key == "mu" else np.eye(3))

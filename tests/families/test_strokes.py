@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy.spatial.distance import cdist
 
+import sparsejax
 from configs.vmnist_chirodiff import get_config
 from sparsejax.commands import sample
 from sparsejax.configuration import resolve
@@ -391,6 +392,28 @@ def test_a_file_whose_config_cannot_be_sampled_is_named(run, tmp_path, key, valu
     save_sparse(path, params, masks, metadata | {"config": json.dumps(config)})
     with pytest.raises(ConfigError, match=f"^{path}: config.sample.{key} is .*; accepted: "):
         runs.load_sparse_run(path)
+
+
+def test_a_sparse_file_is_data_whatever_its_config_says(run, source, tmp_path, monkeypatch):
+    """Nothing is written or prepared, though the data are where the config says."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    path = tmp_path / "model.safetensors"
+    runs.save_sparse_run(run[0], path)
+    params, masks, metadata = load_sparse(path)
+    config = json.loads(metadata["config"])
+    config["task"] |= {"source": str(source), "data_dir": str(tmp_path / "made")}
+    config["imports"] = ["a_module_that_does_not_exist"]
+    metadata["config"] = json.dumps(config)
+    save_sparse(path, params, masks, metadata)
+    before = sorted(tmp_path.rglob("*"))
+    assert sparsejax.load(path).model.frozen()
+    del metadata["facts"]
+    save_sparse(path, params, masks, metadata)
+    for load in (runs.load_sparse_run, sparsejax.load):
+        with pytest.raises(ConfigError, match=f"^{path}: .*older version.*exported from its run"):
+            load(path)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.usefixtures("own_logging")

@@ -1,10 +1,14 @@
 """A sparse file of a run is the run: it loads alone, and another run may begin with it."""
 
+import json
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import sparsejax
 from sparsejax.configuration import resolve
 from sparsejax.errors import ConfigError
 from sparsejax.families import build_model
@@ -131,3 +135,53 @@ def test_weights_of_a_network_that_computes_something_else_are_refused_by_key(pa
     with pytest.raises(ConfigError, match=rf"^config.model.{key} is {value}; acc.* {ours}, as in"):
         begin(path, **{f"model.{key}": value})
     begin(path, **{"model.remat": True, "model.dropout": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "accepted"),
+    [
+        ("model.num_res_blocks", 10**7, "tensors in the file"),
+        ("model.model_channels", 10**9, "largest width in the file"),
+        ("model.norm_groups", 10**9, "largest width in the file"),
+        ("model.num_head_channels", 10**12, "largest width in the file"),
+        ("model.in_channels", 10**9, "largest width in the file"),
+        ("model.channel_mult", [10**9], "largest width in the file"),
+        ("model.channel_mult", [1] * 10**5, "tensors in the file"),
+        ("model.attention_resolutions", [1] * 10**5, r"\[1\], the downsampling factors|weights"),
+        ("diffusion.steps", 10**11, "2 to 1000000"),
+        ("sample.steps", 10**11, "1 to 1000"),
+        ("task.image_size", 10**9, "67,108,864 pixels"),
+        ("task.image_size", -8, "0 or more"),
+        ("sparsity.block_size", [16, 10**12], "largest width in the file"),
+        ("sparsity.block_size", 0, "largest width in the file"),
+        ("task.name", "x", "images, autoencoder, latents, strokes"),
+    ],
+)
+def test_sizes_are_checked_against_the_tensors_before_anything_is_built(
+    key, value, accepted, path, tmp_path
+):
+    params, masks, metadata = load_sparse(path)
+    config = json.loads(metadata["config"])
+    section, name = key.split(".")
+    config[section][name] = value
+    config["sparsity"]["structure"] = "block"
+    file = tmp_path / "model.safetensors"
+    save_sparse(file, params, masks, metadata | {"config": json.dumps(config)})
+    tracemalloc.start()
+    try:
+        for load in (load_sparse_run, sparsejax.load):
+            with pytest.raises(ConfigError, match=f"^{file}.*({accepted})"):
+                load(file)
+        assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("depth", [600, 950, 100_000])
+def test_a_config_that_is_nested_deeply_is_refused(depth, path, tmp_path):
+    params, masks, metadata = load_sparse(path)
+    config = '{"model": ' + '{"a": ' * depth + "1" + "}" * (depth + 1)
+    file = tmp_path / "model.safetensors"
+    save_sparse(file, params, masks, metadata | {"config": config})
+    with pytest.raises(ConfigError, match=f"^{file}"):
+        sparsejax.load(file)
