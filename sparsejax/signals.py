@@ -43,6 +43,7 @@ _hint, _is_quiet, _is_watching = "", False, False
 _request: Request | None = None
 _last_request: Request | None = None
 _terminals: tuple[int, ...] = ()
+_at_end: list[Callable[[], object]] = []
 
 
 def watch(hint: str = "", *, quiet: bool = False) -> None:
@@ -83,6 +84,19 @@ def saving(
         _request = outer
         if uninstall:
             uninstall()
+
+
+@contextlib.contextmanager
+def at_end(function: Callable[[], object]) -> Iterator[None]:
+    """Call a function, in another thread, if a signal ends the process inside the context.
+
+    Exit handlers and `finally` don't run then. It has half a second.
+    """
+    _at_end.append(function)
+    try:
+        yield
+    finally:
+        _at_end.remove(function)
 
 
 def received() -> signal.Signals | None:
@@ -216,11 +230,12 @@ def _leave_terminals() -> None:
 
 
 def _end(signum: int, line: str) -> NoReturn:
-    # Flush buffered output first, in a thread since a full pipe would block.
-    with contextlib.suppress(RuntimeError):
-        flushing = threading.Thread(target=_flush, daemon=True)
-        flushing.start()
-        flushing.join(0.5)
+    # In threads, since a full pipe or a slow disk would block. Buffered output comes first.
+    for function in (_flush, *_at_end):
+        with contextlib.suppress(RuntimeError):
+            thread = threading.Thread(target=function, daemon=True)
+            thread.start()
+            thread.join(0.5)
     say(line)
     for fd in sorted({1, 2} & set(_terminals))[:1]:
         with contextlib.suppress(OSError):
