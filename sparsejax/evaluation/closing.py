@@ -1,5 +1,6 @@
 """Close a finished run: write its pictures and print a table of its costs."""
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -14,10 +15,12 @@ from rich.table import Table
 from sparsejax.atomic import write_text
 from sparsejax.evaluation.costs import measured, run_costs
 from sparsejax.families import build_data
+from sparsejax.lease import Guard
 from sparsejax.quantities import quantity
 from sparsejax.reports import plots
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training import runs
+from sparsejax.training.holding import hold_workdir
 from sparsejax.training.keys import named_key
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.plan import build_plan
@@ -33,25 +36,30 @@ _SHOWN |= {f"training_flops_{kind}" for kind in ("dense", "formula", "run")}
 _SHOWN |= {"step_seconds", "sampling_seconds", "peak_memory_bytes"}
 
 
-def close_run(workdir: PathLike) -> Summary:
+def close_run(workdir: PathLike, guard: Guard | None = None) -> Summary:
     """Write samples.png, curves.png, layers.png and summary.json, and print the closing table.
 
     If the run is already closed and none of its files is missing, only print the table again.
 
     Args:
       workdir: workdir of a finished run.
+      guard: guard of the workdir's lease, if the caller holds it.
 
     Returns:
       The numbers in the table, by name.
+
+    Raises:
+      ConfigError: another process writes to the workdir, or files can't be written there.
     """
     workdir = pathlib.Path(workdir)
     summary = read_summary(workdir)
     if summary is None:
-        if jax.process_index() == 0:
-            runs.check_writable(workdir)
-        summary = _close(workdir)
-        if jax.process_index() == 0:
-            write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+        with contextlib.ExitStack() as stack:
+            guard = guard or stack.enter_context(hold_workdir(workdir))
+            summary = _close(workdir, guard)
+            guard()
+            if jax.process_index() == 0:
+                write_text(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     if jax.process_index() == 0:
         print_summary(summary, workdir)
     return summary
@@ -78,7 +86,7 @@ def read_summary(workdir: PathLike) -> Summary | None:
     return summary if whole and not _SHOWN - summary.keys() else None
 
 
-def _close(workdir: pathlib.Path) -> Summary:
+def _close(workdir: pathlib.Path, guard: Guard) -> Summary:
     config = runs.read_config(workdir)
     model, params, masks = runs.load_run(workdir)
     params, masks = jax.tree.map(jax.numpy.asarray, (params, masks))
@@ -93,6 +101,7 @@ def _close(workdir: pathlib.Path) -> Summary:
     seconds = time.perf_counter() - began
 
     summary = run_costs(config, model, build_plan(config, model), params, masks, lines=lines)
+    guard()
     if jax.process_index() == 0:
         real = data.reference()[:count]
         plots.save_samples(workdir / "samples.png", model.render(samples), model.render(real))

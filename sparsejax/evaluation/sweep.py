@@ -1,11 +1,11 @@
 """Train and evaluate the runs of a grid that have no result yet, one after another.
 
 Every run has its own process: if one fails, the others continue, and the next call tries it again.
+Several sweeps, on one machine or many, can share a grid: the lease of a workdir claims its run.
 `python -m sparsejax sweep` is the command.
 """
 
-import contextlib
-import fcntl
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,11 +15,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import ml_collections
 
-from sparsejax import command_line, signals
+from sparsejax import command_line, lease, signals
 from sparsejax.atomic import write_text
 from sparsejax.configuration import FREE_ON_RESUME, differing_keys, resolve, with_defaults
 from sparsejax.errors import ConfigError
@@ -51,6 +51,9 @@ def sweep(
 ) -> dict[str, str]:
     """Train and evaluate the runs that results.jsonl doesn't hold yet.
 
+    Runs that another process is at are left to it, and named; those of dead processes are taken
+    over.
+
     Args:
       runs: runs on one dataset, as `grids.grid` lists them.
       output: folder of results.jsonl.
@@ -65,56 +68,75 @@ def sweep(
       (`signals.received`).
 
     Raises:
-      ConfigError: another sweep is running in `output`, or its results have different configs or
-        were measured differently.
+      ConfigError: the results in `output` have different configs or were measured differently.
     """
-    check_batch(batch)
-    check_seed(seed)
+    how = _how(seed, batch, options)
     output, workdirs = pathlib.Path(output), pathlib.Path(workdirs)
     require_writable(output, "--output")
     require_writable(workdirs, "--workdirs")
     output.mkdir(parents=True, exist_ok=True)
-    how = json.loads(json.dumps({"seed": seed, "batch": batch} | options))
+    results = output / "results.jsonl"
+    missing = missing_runs(runs, _read(results), how)
+    if missing:  # options that are invalid raise before anything is trained
+        meter_of(resolve(missing[0].config), **options)
+    print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {results}", flush=True)
     failed: dict[str, str] = {}
-    with only_one(output):
-        results = output / "results.jsonl"
-        missing = missing_runs(runs, _read(results), how)
-        if missing:  # options that are invalid raise before anything is trained
-            meter_of(resolve(missing[0].config), **options)
-        print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {results}", flush=True)
-        for index, run in enumerate(missing, 1):
-            print(f"run {index} of {len(missing)}: {run.name}", flush=True)
-            workdir = workdirs / run.name
-            error = run_in_own_process(run, workdir, how)
-            if error and signals.received():
-                break
+    left, count = missing, itertools.count(1)
+    # Runs that others hold come last: by then these may have ended, or turn out to be dead.
+    for patience in (None, lease.PATIENCE):
+        held: dict[str, str] = {}
+        for run in left:
+            try:
+                with lease.hold(workdirs / run.name, patience=patience) as guard:
+                    if not missing_runs([run], _read(results), how):
+                        continue  # another process has ended it
+                    print(f"run {next(count)} of {len(missing)}: {run.name}", flush=True)
+                    error = _claimed_run(run, workdirs / run.name, results, how, guard)
+            except lease.HeldError as refusal:
+                held[run.name] = str(refusal)
+                continue
+            if signals.received():
+                return failed
             if error:
                 failed[run.name] = error
                 print(f"{run.name} failed: {error}")
-            else:
-                rows = [*_read(results), json.loads((workdir / "result.json").read_text())]
-                write_text(results, "".join(json.dumps(row) + "\n" for row in rows))
-            if signals.received():
-                break
+        left = [run for run in left if run.name in held]
+    for name, message in held.items():
+        print(f"{name} is left to the process that is at it: {message}", flush=True)
     return failed
 
 
-@contextlib.contextmanager
-def only_one(folder: pathlib.Path) -> Iterator[None]:
-    """Hold the lock of a sweep's folder; it is released when the process ends, in whatever way.
-
-    Args:
-      folder: folder of results.jsonl.
+def list_missing(
+    runs: Sequence[Run], output: PathLike, *, seed: int = 0, batch: int = 256, **options: Value
+) -> list[Run]:
+    """Return the runs that results.jsonl doesn't hold yet; see `sweep` for the arguments.
 
     Raises:
-      ConfigError: another sweep holds it.
+      ConfigError: the results in `output` have different configs or were measured differently.
     """
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another sweep is running in {folder}") from error
-        yield
+    how = _how(seed, batch, options)
+    return missing_runs(runs, _read(pathlib.Path(output) / "results.jsonl"), how)
+
+
+def _how(seed: int, batch: int, options: Row) -> Row:
+    """Return the options of an evaluation, by name, as results.jsonl has them."""
+    check_batch(batch)
+    check_seed(seed)
+    return json.loads(json.dumps({"seed": seed, "batch": batch} | options))
+
+
+def _claimed_run(
+    run: Run, workdir: pathlib.Path, results: pathlib.Path, how: Row, guard: lease.Guard
+) -> str | None:
+    """Train and evaluate a run whose lease is held, and add its row; return the error, if any."""
+    error = run_in_own_process(run, workdir, how, guard)
+    guard()
+    if not error:
+        row = json.loads((workdir / "result.json").read_text())
+        with lease.hold_in_turn(results.parent):
+            rows = [other for other in _read(results) if other["run"] != run.name] + [row]
+            write_text(results, "".join(json.dumps(row) + "\n" for row in rows))
+    return error
 
 
 def _read(path: pathlib.Path) -> list[Row]:
@@ -192,19 +214,20 @@ def _recorded(how: Row) -> Row:
     return {key: value for key, value in how.items() if key != "weights"}
 
 
-def run_in_own_process(run: Run, workdir: pathlib.Path, how: Row) -> str | None:
+def run_in_own_process(run: Run, workdir: pathlib.Path, how: Row, guard: lease.Guard) -> str | None:
     """Train and evaluate a run in a process of its own, which writes result.json to the workdir.
 
     Args:
       run: a run of the grid.
       workdir: its workdir.
       how: options of the evaluation, by name.
+      guard: guard of the workdir's lease, which this process holds; it can be pickled.
 
     Returns:
       None, or the error in one line.
     """
     process = multiprocessing.get_context("spawn").Process(
-        target=_train_and_evaluate, args=(run, workdir, how)
+        target=_train_and_evaluate, args=(run, workdir, how, guard)
     )
 
     def stop() -> None:
@@ -234,32 +257,35 @@ def run_in_own_process(run: Run, workdir: pathlib.Path, how: Row) -> str | None:
     return f"exit code {process.exitcode}"
 
 
-def _train_and_evaluate(run: Run, workdir: pathlib.Path, how: Row) -> None:
+def _train_and_evaluate(run: Run, workdir: pathlib.Path, how: Row, guard: lease.Guard) -> None:
     """Write result.json, or error.txt, to the workdir."""
     signals.watch(quiet=True)
     _end_with_parent()
     command_line.show_messages()
     workdir.mkdir(parents=True, exist_ok=True)
     try:
-        loop.train(run.config, workdir)
+        loop.train(run.config, workdir, guard)
         signum = signals.received()
         if signum is not None:
             sys.exit(signals.exit_status(signum))
-        closing.close_run(workdir)
+        closing.close_run(workdir, guard)
         began = time.time()
         options = dict(how)
         drawing = {key: options.pop(key) for key in ("seed", "batch")}
+        guard()
         row = evaluate_run(workdir, meter_of(resolve(run.config), **options), **drawing)
     except Exception as error:
         first = command_line.one_line(error)
         text = f"{type(error).__name__}: {first}\n\n{traceback.format_exc()}"
         try:
+            guard()
             write_text(workdir / "error.txt", text)
-        except OSError:  # such as a full disk
+        except (OSError, lease.HeldError):  # such as a full disk
             sys.exit(f"error: {first}")
         sys.exit(1)
     row |= {"method": run.method, "sparsity": run.level, "evaluation": _recorded(how)}
     row["seconds"] = row["training_seconds"] + time.time() - began
+    guard()
     write_text(workdir / "result.json", json.dumps(row) + "\n")
 
 

@@ -1,56 +1,72 @@
 """The training loop: train steps, each followed by a topology update where one is due."""
 
 import contextlib
+import pathlib
 from collections.abc import Callable
 
 import jax
 import ml_collections
 
+from sparsejax.lease import Guard
 from sparsejax.parallel import shard_batch
 from sparsejax.signals import Request
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training import checkpoints, runs
 from sparsejax.training.announcement import announce
+from sparsejax.training.holding import hold_workdir
 from sparsejax.training.metrics_log import MetricsLog
 from sparsejax.training.program import build_program
 from sparsejax.training.progress import progress_bar
-from sparsejax.training.setup import Setup, set_up
+from sparsejax.training.setup import Setup, needs_data, resolve_run, set_up
 from sparsejax.training.stopping import stopping
 from sparsejax.types import PathLike
 
 
-def train(config: ml_collections.ConfigDict, workdir: PathLike) -> bool:
+def train(config: ml_collections.ConfigDict, workdir: PathLike, guard: Guard | None = None) -> bool:
     """Train a model, or resume its training, and write everything to the workdir.
 
     Writes config.json, data.json, facts.json, checkpoints/, metrics.jsonl, tensorboard/ and
-    samples/. A SIGTERM saves a checkpoint and ends the loop early.
+    samples/. A SIGTERM saves a checkpoint and ends the loop early. Meanwhile the workdir's lease is
+    held, so that no other process trains there.
 
     Args:
       config: ConfigDict with the schema of `configuration.default_config`.
       workdir: path; a run of the same config found there is resumed.
+      guard: guard of the workdir's lease, if the caller holds it.
 
     Returns:
       True if the run is finished, False if a signal ended it early.
 
     Raises:
       ConfigError: the config is invalid, or the workdir holds a run with a different config or
-        different data.
+        different data, or another process trains there.
       FloatingPointError: the loss is not finite; the newest checkpoint is older.
     """
-    run = set_up(config, workdir)
-    start = int(run.state.step)
-    if jax.process_index() == 0:
-        runs.save_config(run.workdir, run.config, run.facts)
-        checkpoints.set_aside_after(run.workdir / "checkpoints", start)
-    if start == run.config.steps:
-        return True
-    # From here on, a signal ends the run only after its last checkpoint is complete.
-    with stopping() as (request, is_stop_due):
+    workdir = pathlib.Path(workdir)
+    config = resolve_run(workdir, config)
+    with contextlib.ExitStack() as stack:
+        # A finished run may lie on a read-only disk.
+        if guard is None and needs_data(workdir, config):
+            guard = stack.enter_context(hold_workdir(workdir))
+        run = set_up(config, workdir)
+        if guard is None and run.data is not None:  # its last checkpoint is damaged
+            guard = stack.enter_context(hold_workdir(workdir))
+            run = set_up(config, workdir)
+        start = int(run.state.step)
+        if jax.process_index() == 0:
+            runs.save_config(run.workdir, run.config, run.facts)
+            checkpoints.set_aside_after(run.workdir / "checkpoints", start)
+        if guard is None or start == run.config.steps:
+            return True
+        # From here on, a signal ends the run only after its last checkpoint is complete.
+        request, is_stop_due = stack.enter_context(stopping())
         request.after = "compilation and the first step"
-        return _take_steps(run, request, is_stop_due)
+        return _take_steps(run, guard, request, is_stop_due)
 
 
-def _take_steps(run: Setup, request: Request, is_stop_due: Callable[[int], bool]) -> bool:
+def _take_steps(
+    run: Setup, guard: Guard, request: Request, is_stop_due: Callable[[int], bool]
+) -> bool:
     """Take the remaining steps; return whether all of them were taken."""
     config, data, keys, start = run.config, run.data, run.keys, int(run.state.step)
     assert data is not None, "steps are left, so there are data"
@@ -82,17 +98,20 @@ def _take_steps(run: Setup, request: Request, is_stop_due: Callable[[int], bool]
             log.add(step, metrics)
             last = step == config.steps
             if step % config.log.every == 0 or last:
+                guard()
                 show(step, *log.flush())
             else:
                 show(step)
             # Before the checkpoint, so that a run killed in between draws them again.
             if _is_multiple(step, config.sample.every):
                 request.after = "the pictures of this step"
+                guard()
                 with log.uncounted(state):
                     program.save_samples(step, state)
             stop = is_stop_due(step)
             if last or stop or _is_multiple(step, config.checkpoint.every):
                 pending = log.pending()
+                guard()
                 checkpoints.save(manager, program.whole(state), {"pending": pending})
             if stop and not last:
                 return False

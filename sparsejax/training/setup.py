@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import ml_collections
 
-from sparsejax.configuration import Saved
 from sparsejax.errors import require
 from sparsejax.families import Data, Facts, Model, build_data, build_model
 from sparsejax.training import checkpoints, runs
@@ -58,21 +57,19 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
     """Set up a run, new or resumed.
 
     Args:
-      config: ConfigDict with the schema of `configuration.default_config`.
+      config: config as `resolve_run` returns it.
       workdir: path; a run of the same config found there is resumed.
 
     Returns:
       Setup. Nothing is written yet, except data that are prepared on disk.
 
     Raises:
-      ConfigError: the config is invalid, or the workdir holds a run with a different config or
-        different data.
+      ConfigError: the config is invalid, or no checkpoint can be restored.
     """
     workdir = pathlib.Path(workdir)
-    config = resolve_run(workdir, config)
     before = runs.saved_config(workdir)
     # What is wrong with the data is said before anything compiles.
-    data = build_data(config) if _needs_data(config, workdir, before) else None
+    data = build_data(config) if needs_data(workdir, config) else None
     facts = read_facts(workdir, config)
     model = build_model(config, facts)
     keys, plan = run_keys(config.seed), build_plan(config, model)
@@ -84,8 +81,6 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
     if data is None and start < config.steps:  # the last checkpoint is damaged
         data = build_data(config)
     if data is not None:
-        if jax.process_index() == 0:
-            runs.check_writable(workdir)
         data.prepare()
         facts = data.facts() if facts is None else facts
         model = build_model(config, facts)
@@ -111,13 +106,17 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
     )
 
 
-def _needs_data(
-    config: ml_collections.ConfigDict, workdir: pathlib.Path, before: Saved | None
-) -> bool:
-    """Return whether a run needs its data: a finished one does only for another reference split."""
+def needs_data(workdir: PathLike, config: ml_collections.ConfigDict) -> bool:
+    """Return whether a run needs its data: a finished one does only for another reference split.
+
+    Args:
+      workdir: path.
+      config: resolved ConfigDict.
+    """
+    before = runs.saved_config(workdir)
     if not before or before["task"]["reference_split"] != config.task.reference_split:
         return True
-    return checkpoints.list_steps(workdir / "checkpoints")[-1:] != [config.steps]
+    return checkpoints.list_steps(pathlib.Path(workdir) / "checkpoints")[-1:] != [config.steps]
 
 
 def resolve_run(workdir: PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
