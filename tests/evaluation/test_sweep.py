@@ -1,5 +1,6 @@
 """Sweeps: what is missing is run, what is there stays, whatever happened in between."""
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+from sparsejax import lease
 from sparsejax.configuration import resolve
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import sweep as sweeping
@@ -126,12 +128,74 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(tmp_path)
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_sweeps_at_once_are_refused(tmp_path):
-    with (
-        sweeping.only_one(tmp_path),
-        pytest.raises(ConfigError, match="another sweep is running"),
-    ):
-        sweeping.sweep([], tmp_path, tmp_path)
+@pytest.fixture
+def stubbed(swept, monkeypatch):
+    """Runs that only write a row, copied from the real one; yields the names of those begun."""
+    folder, _, _, _ = swept
+    (row,) = map(json.loads, (folder / "out" / "results.jsonl").read_text().splitlines())
+    begun = []
+
+    def run_one(run, workdir, how, guard):
+        begun.append(run.name)
+        time.sleep(0.02)
+        ours = row | {"run": run.name, "config": resolve(run.config).to_dict()}
+        (workdir / "result.json").write_text(json.dumps(ours))
+
+    monkeypatch.setattr(sweeping, "run_in_own_process", run_one)
+    return begun
+
+
+def results_of(folder):
+    rows = map(json.loads, (folder / "results.jsonl").read_text().splitlines())
+    return sorted(row["run"] for row in rows)
+
+
+def test_sweeps_at_once_share_a_grid_and_do_each_run_once(stubbed, tmp_path):
+    """Their lines are all there, none twice: each adds its own under a lease of the folder."""
+    runs = tiny_grid(methods=["dense"], levels=[0], seeds=range(4))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        sweeps = [
+            pool.submit(sweeping.sweep, runs, tmp_path, tmp_path / "runs", **OPTIONS)
+            for _ in range(2)
+        ]
+    assert [sweep.result() for sweep in sweeps] == [{}] * 2
+    names = sorted(run.name for run in runs)
+    assert sorted(stubbed) == results_of(tmp_path) == names
+    assert not list(tmp_path.glob("**/lease-*"))
+
+
+def test_runs_that_others_are_at_are_left_to_them_and_claims_of_the_dead_are_not(
+    stubbed, tmp_path, capsys, monkeypatch
+):
+    """One holder lives; one died here; one died on another host, which its silence tells."""
+    monkeypatch.setattr(lease, "PATIENCE", 0.3)
+    living, here, elsewhere = tiny_grid(methods=["dense"], levels=[0], seeds=range(3))
+    for run, changes in ((here, {"pid": 2**31 - 1}), (elsewhere, {"host": "elsewhere"})):
+        folder = tmp_path / "runs" / run.name
+        with lease.hold(folder):
+            values = json.loads((folder / "lease-1.json").read_text())
+            (folder / "lease-2.json").write_text(json.dumps(values | changes))
+    with lease.hold(tmp_path / "runs" / living.name):
+        runs = [living, elsewhere, here]
+        assert sweeping.sweep(runs, tmp_path, tmp_path / "runs", **OPTIONS) == {}
+    assert stubbed == [here.name, elsewhere.name], "those that may be at work come last"
+    assert results_of(tmp_path) == sorted(stubbed)
+    output = capsys.readouterr().out
+    assert f"{living.name} is left to the process that is at it: " in output
+    assert f"in use by process {os.getpid()} on " in output
+
+
+def test_a_sweep_that_lost_its_claim_adds_no_row(stubbed, tmp_path, monkeypatch):
+    (run,) = tiny_grid(methods=["dense"], levels=[0])
+    stub = sweeping.run_in_own_process
+
+    def lose(run, workdir, how, guard):
+        stub(run, workdir, how, guard)
+        (workdir / "lease-1.json").rename(workdir / "taken-over")
+
+    monkeypatch.setattr(sweeping, "run_in_own_process", lose)
+    assert sweeping.sweep([run], tmp_path, tmp_path / "runs", **OPTIONS) == {}
+    assert not (tmp_path / "results.jsonl").exists()
 
 
 @pytest.mark.slow

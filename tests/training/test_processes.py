@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from sparsejax import lease
 from sparsejax.training import checkpoints
 from sparsejax.training.metrics_log import read_metrics
 from tests.training.test_loop import assert_equal_masks, final_state
@@ -50,6 +51,7 @@ def start_two(workdir, **options):
 def test_two_processes_train_as_one(tiny_run, tmp_path):
     processes = start_two(tmp_path / "two")
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert not list((tmp_path / "two").glob("lease-*"))
     one, two = final_state(tiny_run[0]), final_state(tmp_path / "two")
     assert_equal_masks(one, two)
     for a, b in zip(*map(jax.tree.leaves, (one.ema_params, two.ema_params)), strict=True):
@@ -74,3 +76,16 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(signum, tmp_path):
         assert f"Stopped by {by.name}; step {saved} is saved." in text
         assert "Traceback" not in text
     assert 10 <= saved < 40
+
+
+@pytest.mark.slow
+def test_where_another_process_trains_both_are_refused_in_one_line(tmp_path):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with lease.hold(tmp_path):
+        processes = start_two(tmp_path, **pipes)
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+    for process, text in zip(processes, errors, strict=True):
+        assert process.returncode == 2
+        (line,) = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert f"workdir {str(tmp_path)!r} is in use by process {os.getpid()} on " in line
+        assert "Traceback" not in text
