@@ -239,6 +239,10 @@ def test_who_was_replaced_notices_before_its_next_write_and_says_by_whom(tmp_pat
 
 def test_who_lost_its_file_notices(tmp_path):
     with lease.hold(tmp_path) as guard:
+        text = lease_of(tmp_path.parent, **ELSEWHERE)
+        (tmp_path / "lease-1.json").write_text(text)
+        with pytest.raises(lease.HeldError, match=r"taken over by process \d+ on elsewhere, since"):
+            guard()
         (tmp_path / "lease-1.json").unlink()
         with pytest.raises(lease.HeldError, match=r"is gone: no lease-1.json; this process writes"):
             guard()
