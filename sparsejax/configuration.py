@@ -35,6 +35,7 @@ FREE_ON_RESUME = (
     "log",
     "checkpoint.every",
     "checkpoint.keep",
+    "optimizer.skip_nonfinite",
     "sample",
     "sparsity.compact",
     "task.reference_split",

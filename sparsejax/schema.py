@@ -203,6 +203,14 @@ KEYS = (
         "store moments and EMA for active weights only, to save memory; blocks and channels that "
         "move are then trained masked",
     ),
+    Key(
+        "optimizer.skip_nonfinite",
+        int,
+        0,
+        "number of steps of the whole run that may be skipped because loss or gradient are not "
+        "finite; one more ends the run",
+        _STEPS_OR_0,
+    ),
     Key("ema.decay", float, 0.9999, "EMA decay of the weights, after warm-up", _DECAY),
     Key("sparsity.method", str, "rigl", "sparse training method", METHODS),
     Key(

@@ -332,7 +332,7 @@ def test_an_unexpected_exception_keeps_its_traceback():
 
 @pytest.mark.usefixtures("own_logging")
 def test_a_loss_that_is_not_finite_ends_in_one_line(capsys, tmp_path):
-    log = MetricsLog(tmp_path, 0, [], jax.random.key(0), lambda step: 0.1)
+    log = MetricsLog(tmp_path, 0, {}, jax.random.key(0), lambda step: 0.1)
 
     def diverge():
         log.add(1, {"loss": np.float32(np.nan), "grad_norm": np.float32(1)})
@@ -343,7 +343,9 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(capsys, tmp_path):
     log.close()
     assert exit_of.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: loss is nan, grad_norm is 1.0 at step 1; last good state in ")
+    assert line.startswith(
+        "error: loss is nan, grad_norm is 1.0 at step 1; the batch is that of st"
+    )
 
 
 @pytest.mark.usefixtures("own_logging")

@@ -107,14 +107,15 @@ def measured(lines: Sequence[Line]) -> dict[str, float | None]:
       intervals, without compilation and pictures; `training_seconds`, with both but without
       startup; `peak_memory_bytes` of the process or device that trained. None if not recorded.
     """
-    logged = [line for line in lines if "loss" in line]
+    logged = [line for line in lines if "loss" in line or "interval_seconds" in line]
+    losses = [line["loss"] for line in lines if "loss" in line]
     timed = [line for line in logged if line.get("steps_per_second")]
     # The first interval is a cold start, and in old runs it includes compilation.
     speeds = [line["steps_per_second"] for line in timed[1:] or timed]
     intervals = zip([0, *(line["step"] for line in logged)], logged, strict=False)
     memory = [line["peak_memory_bytes"] for line in logged if "peak_memory_bytes" in line]
     return {
-        "loss": logged[-1]["loss"] if logged else None,
+        "loss": losses[-1] if losses else None,
         "step_seconds": 1 / statistics.median(speeds) if speeds else None,
         "training_seconds": sum(_seconds(before, line) for before, line in intervals),
         "peak_memory_bytes": max(memory, default=None),

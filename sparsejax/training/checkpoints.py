@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from sparsejax.errors import ConfigError
 from sparsejax.training.layouts import Tree, find_layout
+from sparsejax.training.soundness import nonfinite
 from sparsejax.training.state import TrainState
 from sparsejax.types import PathLike, PyTree
 
@@ -71,7 +72,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, extra: Extra) -> Non
 def restore_newest(folder: PathLike, example: TrainState) -> tuple[TrainState, Extra] | None:
     """Restore the newest intact checkpoint; damaged ones are named in a warning and skipped.
 
-    Changes nothing on disk.
+    So are those with numbers that are not finite. Changes nothing on disk.
 
     Args:
       folder: path of the checkpoints.
@@ -143,6 +144,9 @@ def _restore(folder: pathlib.Path, step: int, example: Tree) -> tuple[Tree, Extr
         state = manager.restore(step, args=args)["state"]
     if _checksums(state) != checksums:
         raise ValueError("the checksums of its arrays do not match")
+    number = nonfinite(state)
+    if number:  # of a version that saved it all the same
+        raise ValueError(f"{number:,} of its numbers are not finite")
     return convert(state), extra
 
 

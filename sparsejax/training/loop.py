@@ -18,6 +18,7 @@ from sparsejax.training.metrics_log import MetricsLog
 from sparsejax.training.program import build_program
 from sparsejax.training.progress import progress_bar
 from sparsejax.training.setup import Setup, needs_data, resolve_run, set_up
+from sparsejax.training.steps import SKIPPED
 from sparsejax.training.stopping import stopping
 from sparsejax.types import PathLike
 
@@ -40,7 +41,8 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike, guard: Guard | N
     Raises:
       ConfigError: the config is invalid, or the workdir holds a run with a different config or
         different data, or another process trains there.
-      FloatingPointError: the loss is not finite; the newest checkpoint is older.
+      FloatingPointError: the loss or the state is not finite, or the state is damaged (see
+        `soundness.make_check`); the newest checkpoint, which the message names, is older.
     """
     workdir = pathlib.Path(workdir)
     config = resolve_run(workdir, config)
@@ -61,7 +63,14 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike, guard: Guard | N
         # From here on, a signal ends the run only after its last checkpoint is complete.
         request, is_stop_due = stack.enter_context(stopping())
         request.after = "compilation and the first step"
-        return _take_steps(run, guard, request, is_stop_due)
+        try:
+            return _take_steps(run, guard, request, is_stop_due)
+        except FloatingPointError as error:
+            # The manager is closed by now, so a checkpoint that was being written is complete.
+            folder = run.workdir / "checkpoints"
+            newest = [str(folder / str(step)) for step in checkpoints.list_steps(folder)[-1:]]
+            good = f"last good checkpoint: {newest[0] if newest else 'none'}"
+            raise FloatingPointError(f"{error}; {good}") from error
 
 
 def _take_steps(
@@ -73,14 +82,17 @@ def _take_steps(
     counts = summarize(run.state.params, run.state.masks)
     if jax.process_index() == 0:
         announce(run, counts)
-    program = build_program(run)
+    program = build_program(run, counts)
     state = program.state
+    program.check(state)  # which compiles it too
 
     with contextlib.ExitStack() as stack:
         folder = run.workdir / "checkpoints"
         manager = stack.enter_context(checkpoints.open_manager(folder, config.checkpoint.keep))
         log = MetricsLog(
-            run.workdir, start, run.pending, keys.steps, run.learning_rate, config.log.tensorboard
+            *(run.workdir, start, run.log, keys.steps, run.learning_rate),
+            tensorboard=config.log.tensorboard,
+            may_skip=config.optimizer.skip_nonfinite,
         )
         stack.callback(log.close)
         train_step = log.without_first(program.train_step, steps=1)
@@ -93,7 +105,8 @@ def _take_steps(
             state, metrics = train_step(state, batch, keys.steps)
             request.after = "this step"
             if run.plan.updates.is_due(step):
-                state, changes = topology_update(state, batch, (keys.steps, keys.topology))
+                update_keys = (keys.steps, keys.topology, metrics.get(SKIPPED))
+                state, changes = topology_update(state, batch, update_keys)
                 metrics |= changes
             log.add(step, metrics)
             last = step == config.steps
@@ -110,9 +123,10 @@ def _take_steps(
                     program.save_samples(step, state)
             stop = is_stop_due(step)
             if last or stop or _is_multiple(step, config.checkpoint.every):
-                pending = log.pending()
+                extra = log.extra()
+                program.check(state)
                 guard()
-                checkpoints.save(manager, program.whole(state), {"pending": pending})
+                checkpoints.save(manager, program.whole(state), extra)
             if stop and not last:
                 return False
     return True

@@ -7,15 +7,14 @@ import math
 import pathlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import jax
 
 from sparsejax.atomic import replacing
-from sparsejax.training import checkpoints
 from sparsejax.training.memory import peak_memory
-from sparsejax.training.steps import STEP_METRICS
+from sparsejax.training.steps import SKIPPED, STEP_METRICS
 from sparsejax.types import Metrics, PathLike, PRNGKey, PyTree, Schedule, Value
 
 # Fields that differ between two equal runs.
@@ -134,25 +133,28 @@ class MetricsLog:
         self,
         workdir: pathlib.Path,
         start: int,
-        pending: Iterable[tuple[int, Metrics | Line]],
+        saved: Mapping[str, Value],
         steps_key: PRNGKey,
         learning_rate: Schedule,
         tensorboard: bool = True,
+        may_skip: int = 0,
     ) -> None:
-        """Continue after step `start`, with the pending metrics of its checkpoint.
+        """Continue after step `start`, with what `extra` returned for its checkpoint.
 
         Args:
           workdir: the run's folder.
           start: steps taken.
-          pending: pairs of a step and its metrics, not written yet.
+          saved: `pending`, pairs of a step and its metrics, not written yet, and `skipped`, the
+            number of steps skipped before these; each may be missing.
           steps_key: key of all steps, for the error about a loss that is not finite.
-          learning_rate: schedule over global steps.
+          learning_rate: schedule over the steps that are not skipped.
           tensorboard: whether to write to TensorBoard too.
+          may_skip: number of steps of the whole run that may be skipped.
         """
-        self._workdir, self._steps_key = workdir, steps_key
-        self._learning_rate = learning_rate
+        self._steps_key, self._learning_rate = steps_key, learning_rate
+        self._may_skip, self._skipped = may_skip, saved.get("skipped", 0)
         self._writer: MetricsWriter | None = None
-        self._pending: list[tuple[int, Any]] = [(step, metrics) for step, metrics in pending]
+        self._pending: list[tuple[int, Any]] = [tuple(pair) for pair in saved.get("pending", ())]
         if jax.process_index() == 0:
             first = min([start + 1, *(step for step, _ in self._pending)])
             self._writer = MetricsWriter(workdir, first, tensorboard)
@@ -196,59 +198,89 @@ class MetricsLog:
     def pending(self) -> list[tuple[int, Line]]:
         """Fetch and return what is not yet written, as JSON-serializable data.
 
+        A skipped step has no loss and no gradient norm, which are not finite.
+
         Raises:
-          FloatingPointError: a metric of a train step is not finite.
+          FloatingPointError: a metric of a train step is not finite, and the step was not skipped
+            or is one too many.
         """
-        fetched = jax.device_get(self._pending)
-        self._pending = [(step, {k: float(v) for k, v in m.items()}) for step, m in fetched]
-        for step, metrics in self._pending:
+        fetched, skipped = jax.device_get(self._pending), self._skipped
+        self._pending = []
+        for step, arrays in fetched:
+            metrics = {name: float(value) for name, value in arrays.items()}
+            is_skipped = metrics.pop(SKIPPED, 0.0) > 0
+            skipped += is_skipped
             # Gradients that are not finite corrupt the weights even if the loss is finite.
-            if not all(math.isfinite(metrics[name]) for name in STEP_METRICS):
-                self._refuse(step, metrics)
+            is_finite = all(math.isfinite(metrics.get(name, 0.0)) for name in STEP_METRICS)
+            if not is_finite and not (is_skipped and skipped <= self._may_skip):
+                self._refuse(step, metrics, skipped - is_skipped)
+            if is_skipped:
+                metrics = {SKIPPED: 1.0} | _without(metrics, STEP_METRICS)
+            self._pending.append((step, metrics))
         return self._pending
 
-    def flush(self) -> tuple[float, float | None]:
+    def extra(self) -> dict[str, Value]:
+        """Return what a checkpoint has to hold of this log, JSON-serializable.
+
+        Raises:
+          FloatingPointError: see `pending`.
+        """
+        return {"pending": self.pending(), "skipped": self._skipped}
+
+    def flush(self) -> tuple[float | None, float | None]:
         """Write a line for each topology update, and one for the mean of `STEP_METRICS`.
 
+        The mean is that of the steps that were not skipped; if steps may be skipped, `skipped` is
+        the number of those that were.
+
         Returns:
-          Tuple of the mean loss and steps per second, None where no step was timed.
+          Tuple of the mean loss, None if all steps were skipped, and steps per second, None where
+          no step was timed.
         """
         lines = self.pending()
         step = lines[-1][0]
         now = time.monotonic()
         timed = step - self._clock_step
         speed = timed / max(now - self._clock, 1e-9) if timed else None
+        taken = [metrics for _, metrics in lines if SKIPPED not in metrics]
+        skipped = len(lines) - len(taken)
+        self._skipped += skipped
         mean = {
-            name: math.fsum(metrics[name] for _, metrics in lines) / len(lines)
-            for name in STEP_METRICS
+            name: math.fsum(metrics[name] for metrics in taken) / len(taken)
+            for name in (STEP_METRICS if taken else ())
         }
         if self._writer:
+            rate = float(self._learning_rate(max(step - 1 - self._skipped, 0)))
             for update_step, metrics in lines:
-                of_update = {k: v for k, v in metrics.items() if k not in STEP_METRICS}
+                of_update = _without(metrics, (*STEP_METRICS, SKIPPED))
                 if of_update:
                     self._writer.write(update_step, of_update)
             self._writer.write(
                 step,
                 mean
-                | {"learning_rate": float(self._learning_rate(step - 1)), "seconds": time.time()}
+                | ({SKIPPED: skipped} if self._may_skip else {})
+                | {"learning_rate": rate, "seconds": time.time()}
                 | ({} if speed is None else {"steps_per_second": speed})
                 | {"interval_seconds": now - self._interval, "peak_memory_bytes": peak_memory()},
             )
         self._pending, self._clock_step = [], step
         self._clock = self._interval = now
-        return mean["loss"], speed
+        return mean.get("loss"), speed
 
     def close(self) -> None:
         """Close the metrics files."""
         if self._writer:
             self._writer.close()
 
-    def _refuse(self, step: int, metrics: Line) -> NoReturn:
-        saved = checkpoints.list_steps(self._workdir / "checkpoints")
-        newest = f"checkpoint of step {saved[-1]}" if saved else "none"
+    def _refuse(self, step: int, metrics: Line, skipped: int) -> NoReturn:
+        before = f"; {skipped} such steps were skipped before" if skipped else ""
         key = jax.random.key_data(jax.random.fold_in(self._steps_key, step - 1)).tolist()
         raise FloatingPointError(
             f"{', '.join(f'{name} is {metrics[name]}' for name in STEP_METRICS)} at step {step}; "
-            f"last good state in {self._workdir}: {newest}; "
-            f"the batch is that of step index {step - 1}, its key {key}"
+            f"the batch is that of step index {step - 1}, its key {key}{before}; "
+            f"config.optimizer.skip_nonfinite is {self._may_skip}"
         )
+
+
+def _without(metrics: Line, names: Sequence[str]) -> Line:
+    return {name: value for name, value in metrics.items() if name not in names}

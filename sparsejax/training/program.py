@@ -13,12 +13,14 @@ from sparsejax.errors import require
 from sparsejax.families import Model
 from sparsejax.parallel import data_parallel, replicate
 from sparsejax.sparsity.costs import forward_flops
+from sparsejax.sparsity.masks import Summary
 from sparsejax.sparsity.methods import Method
 from sparsejax.training.sampling import frozen_of, make_sampler
 from sparsejax.training.setup import Setup
+from sparsejax.training.soundness import Check, make_check
 from sparsejax.training.state import TrainState, ema_params_of
-from sparsejax.training.steps import make_topology_update, make_train_step
-from sparsejax.types import Batch, Metrics, PRNGKey, PyTree
+from sparsejax.training.steps import UpdateKeys, make_topology_update, make_train_step
+from sparsejax.types import Batch, Metrics, PyTree
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class Program(NamedTuple):
       state: TrainState, on all devices; that of the compact network if it is what is trained.
       train_step: see `steps.make_train_step`.
       topology_update: see `steps.make_topology_update`.
+      check: `check(state)` raises FloatingPointError if a state must not be saved: see
+        `soundness.make_check`.
       whole: `whole(state)` returns a state as checkpoints hold it, of full shape.
       save_samples: `save_samples(step, state)` writes a grid of samples, in the first process only.
     """
@@ -37,18 +41,21 @@ class Program(NamedTuple):
     state: TrainState
     train_step: Callable
     topology_update: Callable
+    check: Check
     whole: Callable[[TrainState], TrainState]
     save_samples: Callable[[int, TrainState], None]
 
 
-def build_program(run: Setup) -> Program:
+def build_program(run: Setup, counts: Summary) -> Program:
     """Return the Program of a run.
 
     Args:
       run: Setup of a run that has steps left.
+      counts: of its masks, which each state that is saved has to have.
     """
     plan, optimizer, accumulate = run.plan, run.optimizer, run.config.optimizer.accumulate
     network = plan.compact(run.state.masks) if plan.trains_compact else None
+    trees = network.trees if network else None
     state, model = run.state, run.model
     whole: Callable[[TrainState], TrainState] = _unchanged
     if network:
@@ -62,6 +69,7 @@ def build_program(run: Setup) -> Program:
         ema_limit=run.config.ema.decay,
         accumulate=accumulate,
         network=network,
+        skips=run.config.optimizer.skip_nonfinite > 0,
     )
     topology_update = make_topology_update(
         run.model,
@@ -70,7 +78,7 @@ def build_program(run: Setup) -> Program:
         plan.drop_fraction,
         density=jax.tree.map(lambda sparsity: 1.0 - sparsity, plan.sparsities),
         accumulate=accumulate,
-        trees=network.trees if network else None,
+        trees=trees,
     )
     train_step = data_parallel(train_step, donate_state=True)
     topology_update = data_parallel(topology_update, donate_state=True)
@@ -78,7 +86,9 @@ def build_program(run: Setup) -> Program:
         topology_update = _recording_flops(topology_update, run.model)
     params_of = _ema_and_indices if network else ema_params_of
     save_samples = _sample_writer(run, model, params_of)
-    program = Program(state, train_step, topology_update, whole, save_samples)
+    active = {name: layer.active for name, layer in counts.layers.items()}
+    check = make_check(None if plan.method.changes_density else active, trees)
+    program = Program(state, train_step, topology_update, check, whole, save_samples)
     return _checking_units(program, plan.method) if network else program
 
 
@@ -95,9 +105,7 @@ def _recording_flops(topology_update: Callable, model: Model) -> Callable:
     """Add to an update's metrics the FLOPs of a forward pass in the steps before it."""
     layer_flops = model.layer_flops(jax.eval_shape(model.init, jax.random.key(0)))
 
-    def update(
-        state: TrainState, batch: Batch, keys: tuple[PRNGKey, PRNGKey]
-    ) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Batch, keys: UpdateKeys) -> tuple[TrainState, Metrics]:
         before = forward_flops(layer_flops, state.masks)
         state, metrics = topology_update(state, batch, keys)
         return state, metrics | {"forward_flops_before": before}
@@ -133,13 +141,13 @@ def _sample_writer(
 def _checking_units(program: Program, method: Method) -> Program:
     """Return a Program of a compact network that checks that its states lose no active unit.
 
-    Checked are the first state, that after the first update (which is waited for anyway), and
-    every state before it is saved.
+    Checked are the state after the first update (which is waited for anyway), and those that
+    `check` is called with.
     """
     is_first = True
 
     def topology_update(
-        state: TrainState, batch: Batch, keys: tuple[PRNGKey, PRNGKey]
+        state: TrainState, batch: Batch, keys: UpdateKeys
     ) -> tuple[TrainState, Metrics]:
         nonlocal is_first
         state, metrics = program.topology_update(state, batch, keys)
@@ -148,12 +156,11 @@ def _checking_units(program: Program, method: Method) -> Program:
         is_first = False
         return state, metrics
 
-    def whole(state: TrainState) -> TrainState:
+    def check(state: TrainState) -> None:
         _require_units(method, state)
-        return program.whole(state)
+        program.check(state)
 
-    _require_units(method, program.state)
-    return program._replace(topology_update=topology_update, whole=whole)
+    return program._replace(topology_update=topology_update, check=check)
 
 
 def _require_units(method: Method, state: TrainState) -> None:

@@ -192,7 +192,7 @@ def _tuples(value: Value) -> Value:
 
 def restore_state(
     workdir: PathLike, model: Model, plan: Plan, optimizer: Optimizer
-) -> tuple[TrainState, list[Value]] | None:
+) -> tuple[TrainState, checkpoints.Extra] | None:
     """Restore the newest intact checkpoint of a run.
 
     Args:
@@ -202,8 +202,8 @@ def restore_state(
       optimizer: the optax transformation of the train step.
 
     Returns:
-      Tuple of TrainState (host arrays) and the metrics of single steps that weren't written yet;
-      None if the run has no checkpoint.
+      Tuple of TrainState (host arrays) and what was saved with it (`MetricsLog.extra`); None if the
+      run has no checkpoint.
 
     Raises:
       ConfigError: there are checkpoints, but none is intact.
@@ -217,7 +217,7 @@ def restore_state(
         return None
     state, extra = restored
     complete = functools.partial(complete_units, plan.structure, model)
-    return complete_state(state, complete, optimizer), extra["pending"]
+    return complete_state(state, complete, optimizer), extra
 
 
 def require_checkpoint(workdir: PathLike) -> None:

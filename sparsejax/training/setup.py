@@ -16,7 +16,7 @@ from sparsejax.training.keys import RunKeys, run_keys
 from sparsejax.training.optimizers import build_optimizer, learning_rate_schedule
 from sparsejax.training.plan import Plan, build_plan
 from sparsejax.training.state import TrainState, create_state
-from sparsejax.types import Optimizer, PathLike, Schedule, Value
+from sparsejax.types import Optimizer, PathLike, Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Setup(NamedTuple):
       optimizer: optimizer of the train step.
       keys: PRNG keys by purpose.
       state: the TrainState to continue from.
-      pending: metrics of single steps that are not written yet.
+      log: what the MetricsLog of the steps before saved (`MetricsLog.extra`).
       steps_before: `config.steps` when the run was last started; None for a new run.
     """
 
@@ -49,7 +49,7 @@ class Setup(NamedTuple):
     optimizer: Optimizer
     keys: RunKeys
     state: TrainState
-    pending: list[Value]
+    log: checkpoints.Extra
     steps_before: int | None
 
 
@@ -85,11 +85,11 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
         facts = data.facts() if facts is None else facts
         model = build_model(config, facts)
     if restored:
-        state, pending = restored
+        state, log = restored
         logger.info("resumed %s after step %d", workdir, start)
     else:
         weights = other_weights(config, model) if config.checkpoint.init_from else None
-        state, pending = create_state(keys, model, plan, optimizer, weights), []
+        state, log = create_state(keys, model, plan, optimizer, weights), {}
     return Setup(
         config=config,
         workdir=workdir,
@@ -101,7 +101,7 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
         optimizer=optimizer,
         keys=keys,
         state=state,
-        pending=pending,
+        log=log,
         steps_before=before["steps"] if before else None,
     )
 

@@ -6,6 +6,7 @@ params that are already masked, so they are dense at no extra cost: the train st
 """
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,12 @@ from sparsejax.types import (
     Schedule,
 )
 
-STEP_METRICS = ("loss", "grad_norm")  # of a train step; all others are of an update
+STEP_METRICS = ("loss", "grad_norm")  # of a train step; all others are of an update,
+SKIPPED = "skipped"  # but for this one, of a train step that may be skipped
+
+
+# The keys of all steps and of all updates, and the metric `SKIPPED` where steps may be skipped.
+UpdateKeys: TypeAlias = tuple[PRNGKey, PRNGKey] | tuple[PRNGKey, PRNGKey, Array | None]
 
 
 def example_keys(key: PRNGKey, step: Array, local_batch: int) -> Keys:
@@ -141,6 +147,7 @@ def make_train_step(
     ema_limit: float,
     accumulate: int = 1,
     network: CompactNetwork | None = None,
+    skips: bool = False,
 ) -> Callable[[TrainState, Batch, PRNGKey], tuple[TrainState, Metrics]]:
     """Return `train_step(state, batch, key) -> (state, metrics)`.
 
@@ -150,10 +157,14 @@ def make_train_step(
       ema_limit: decay of the EMA after its warm-up.
       accumulate: microbatches that the device's batch is split into.
       network: the compact network, if the states are compact.
+      skips: whether a step whose loss or `grad_norm` is not finite changes nothing of the state
+        but `step`. Unlike `optax.apply_if_finite`, which in the end accepts such gradients, this
+        never does, holds the EMA too, and adds nothing to the state.
 
     Returns:
       Function of a TrainState, a device's batch [local batch, ...] and the key of all steps;
-      metrics are the float32 scalars `STEP_METRICS`; `grad_norm` is that of active weights.
+      metrics are the float32 scalars `STEP_METRICS`; `grad_norm` is that of active weights. With
+      `skips` there is `SKIPPED` too, 1 of a skipped step and otherwise 0.
     """
 
     def train_step(state: TrainState, batch: Batch, key: PRNGKey) -> tuple[TrainState, Metrics]:
@@ -161,8 +172,13 @@ def make_train_step(
         ours = compact_model(network, model, state.masks.indices) if network else model
         loss, gradients = mean_gradients(ours, accumulate, state.params, batch, keys)
         grad_norm = optax.tree.norm(apply_masks(gradients, tree_masks(state.masks)))
-        state = apply_gradients(optimizer, state, gradients, ema_limit)
-        return state, dict(zip(STEP_METRICS, (loss, grad_norm), strict=True))
+        after = apply_gradients(optimizer, state, gradients, ema_limit)
+        metrics = dict(zip(STEP_METRICS, (loss, grad_norm), strict=True))
+        if not skips:
+            return after, metrics
+        skipped = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+        after = _unless(skipped, after, state)._replace(step=after.step)
+        return after, metrics | {SKIPPED: jnp.float32(skipped)}
 
     return train_step
 
@@ -176,7 +192,7 @@ def make_topology_update(
     density: PyTree = None,
     accumulate: int = 1,
     trees: CompactTrees | None = None,
-) -> Callable[[TrainState, Batch, tuple[PRNGKey, PRNGKey]], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch, UpdateKeys], tuple[TrainState, Metrics]]:
     """Return `topology_update(state, batch, (steps_key, topology_key)) -> (state, metrics)`.
 
     It reuses the batch and the keys of the step just taken, at the params after that step.
@@ -192,15 +208,17 @@ def make_topology_update(
       trees: CompactTrees, if the states are compact.
 
     Returns:
-      Function of a TrainState, a device's batch and the two keys; metrics are float32
-      scalars: `drop_fraction`; `replaced`, the newly active share of the active weights; and
-      `ever_active`, the share of the weights that have been active at any time.
+      Function of a TrainState, a device's batch and the two keys, and after these `SKIPPED` of the
+      step just taken if it may have been skipped: then its update is too, since the gradient of
+      the same batch at the same params is not finite. Metrics are float32 scalars:
+      `drop_fraction`; `replaced`, the newly active share of the active weights; and `ever_active`,
+      the share of the weights that have been active at any time.
     """
 
     def topology_update(
-        state: TrainState, batch: Batch, keys: tuple[PRNGKey, PRNGKey]
+        state: TrainState, batch: Batch, keys: UpdateKeys
     ) -> tuple[TrainState, Metrics]:
-        steps_key, topology_key = keys
+        steps_key, topology_key, *skipped = keys
         batch_keys = example_keys(steps_key, state.step - 1, len(jax.tree.leaves(batch)[0]))
         key = jax.random.fold_in(topology_key, state.step)
         before = spread_masks(trees, state.masks) if trees else state.masks
@@ -208,19 +226,21 @@ def make_topology_update(
         probe = method.probe(key, params, before)
         _, gradients = mean_gradients(model, accumulate, probe, batch, batch_keys)
         fraction = drop_fraction(state.step)
-        params, masks, held = update_topology(
+        current = (state.params, state.masks, state.opt_state if trees else _held(state))
+        updated = update_topology(
             method,
             optimizer,
             key,
-            state.params,
-            state.masks,
-            state.opt_state if trees else _held(state),
+            *current,
             gradients,
             fraction,
             step=state.step,
             density=density,
             trees=trees,
         )
+        if skipped and skipped[0] is not None:
+            updated = _unless(skipped[0] > 0, updated, current)
+        params, masks, held = updated
         after = spread_masks(trees, masks) if trees else masks
         ever_active = jax.tree.map(jnp.bitwise_or, state.ever_active, pack_bits(after))
         metrics = {
@@ -232,6 +252,11 @@ def make_topology_update(
         return state._replace(ever_active=ever_active), metrics
 
     return topology_update
+
+
+def _unless(skipped: Array, after: PyTree, before: PyTree) -> PyTree:
+    """Return `after`, or `before` if the traced boolean `skipped` is true."""
+    return jax.tree.map(lambda new, old: jnp.where(skipped, old, new), after, before)
 
 
 def _held(state: TrainState) -> FlatState:

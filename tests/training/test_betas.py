@@ -181,7 +181,7 @@ def test_training_says_when_diffusion_does_not_end_in_noise(changes, signal, cap
     model = build_model(config)
     weights = {"kernel": np.ones((2, 2))}
     plan = build_plan(config, model)
-    run = Setup(config, None, model, None, None, plan, None, None, None, None, [], None)
+    run = Setup(config, None, model, None, None, plan, None, None, None, None, {}, None)
     announce(run, summarize(weights, dense_masks(weights)))
     lines = [line for line in warnings_in(caplog) if "sqrt(alpha_bar)" in line]
     if signal is None:

@@ -34,7 +34,8 @@ DAMAGE = {
 
 
 def open_log(workdir, start=0, pending=(), key=None):
-    return MetricsLog(workdir, start, pending, key, lambda step: 0.1, tensorboard=False)
+    saved = {"pending": pending}
+    return MetricsLog(workdir, start, saved, key, lambda step: 0.1, tensorboard=False)
 
 
 def lines_of(values):
