@@ -43,7 +43,7 @@ def made(kind):
         state = first_state(OPTIMIZER, is_flat=kind == "flat")
         return state, make_check(active_of(state.params, state.masks))
     params = {"kernel": jax.random.normal(jax.random.key(0), (16, 16)), "bias": jnp.ones(16)}
-    sparsities, unit = {"kernel": 0.5, "bias": 0.0}, structure.block((4, 4), fan_in=True)
+    sparsities, unit = {"kernel": 0.5, "bias": 0.0}, structure.block(4, fan_in=True)
     masks = get_method("rigl", unit).init(jax.random.key(1), params, sparsities)
     trees = unit.compact_trees(params, sparsities)
     ours = compact_masks(trees, masks)
@@ -63,58 +63,55 @@ def changed(tree, change, where=0):
     return jax.tree.unflatten(treedef, leaves)
 
 
-def put(value, number=1):
-    """Write a value to the first entries."""
+def put(value):
+    """Write a value to the first three entries."""
 
     def change(leaf):
-        leaf.ravel()[:number] = value
+        leaf.ravel()[:3] = value
         return leaf
 
     return change
+
+
+def moments_of(state):
+    return state.opt_state[1][0]
+
+
+def with_moments(state, **moments):
+    """The optimizer state with other moments."""
+    clip, (adam, *rest) = state.opt_state
+    return clip, (adam._replace(**moments), *rest)
 
 
 @pytest.mark.parametrize("kind", ["whole", "flat", "compact"])
 def test_a_sound_state_passes_and_numbers_that_are_not_finite_are_counted(kind):
     state, check = made(kind)
     check(state)
-    moments = state.opt_state[1][0]
-    for value in (np.nan, np.inf, -np.inf):
-        for name, fault in {
-            "params": {"params": changed(state.params, put(value, 3))},
-            "ema_params": {"ema_params": changed(state.ema_params, put(value, 3))},
-            "opt_state": {
-                "opt_state": (
-                    state.opt_state[0],
-                    (moments._replace(nu=changed(moments.nu, put(value, 3))), None, None),
-                )
-            },
-        }.items():
-            message = f"the state after step 0 isn't sound: 3 numbers of {name} are not finite"
-            with pytest.raises(FloatingPointError, match=message):
-                check(state._replace(**fault))
+    for name, fault in (
+        ("params", changed(state.params, put(np.nan))),
+        ("ema_params", changed(state.ema_params, put(np.inf))),
+        ("opt_state", with_moments(state, nu=changed(moments_of(state).nu, put(-np.inf)))),
+    ):
+        message = f"the state after step 0 isn't sound: 3 numbers of {name} are not finite"
+        with pytest.raises(FloatingPointError, match=message):
+            check(state._replace(**{name: fault}))
 
 
 def test_numbers_of_inactive_weights_have_to_be_zero():
     state, check = made("whole")
-    moments = state.opt_state[1][0]
     inactive = np.flatnonzero(~np.asarray(state.masks["in"]["kernel"]))[:2]
 
     def write(leaf):
         leaf.ravel()[inactive] = 1e-30
         return leaf
 
-    for fault in (
-        {"params": changed(state.params, write)},
-        {"ema_params": changed(state.ema_params, write)},
-        {
-            "opt_state": (
-                state.opt_state[0],
-                (moments._replace(mu=changed(moments.mu, write)), None, None),
-            )
-        },
+    for name, fault in (
+        ("params", changed(state.params, write)),
+        ("ema_params", changed(state.ema_params, write)),
+        ("opt_state", with_moments(state, mu=changed(moments_of(state).mu, write))),
     ):
         with pytest.raises(FloatingPointError, match=": 2 numbers of inactive weights are not z"):
-            check(state._replace(**fault))
+            check(state._replace(**{name: fault}))
 
 
 def test_the_number_of_active_weights_has_to_be_that_of_the_start():
