@@ -10,8 +10,8 @@ import pytest
 
 from sparsejax.sparsity import structure
 from sparsejax.sparsity.compact_trees import compact_masks
-from sparsejax.sparsity.masks import summarize
-from sparsejax.sparsity.methods import get_method
+from sparsejax.sparsity.masks import apply_masks, summarize
+from sparsejax.sparsity.methods import METHODS, Method, get_method
 from sparsejax.sparsity.transforms import sparse_updates
 from sparsejax.training import checkpoints, loop
 from sparsejax.training.keys import run_keys
@@ -23,7 +23,7 @@ from tests.training.test_steps import first_state
 from tests.training.tiny import tiny_config
 
 OPTIMIZER = sparse_updates(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1)))
-# Every step is logged and saved; the rate of the first one is 0.
+# Every step is logged and saved.
 RUN = {
     "steps": 12,
     "sparsity.end": 11,
@@ -32,7 +32,6 @@ RUN = {
     "checkpoint.every": 1,
     "checkpoint.keep": 20,
     "model.num_res_blocks": 1,
-    "optimizer.warmup_steps": 1,
 }
 
 
@@ -142,17 +141,38 @@ def test_blocks_of_a_compact_state_are_counted_too():
         check(state._replace(masks=state.masks._replace(indices=twice)))
 
 
-def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
-    """Loss and gradient of step 2 are finite; its decay is more than float32 holds."""
-    absurd = {"optimizer.name": "adamw", "optimizer.learning_rate": 1e3}
-    config = tiny_config(**RUN | absurd | {"optimizer.weight_decay": 1e38})
+def without_numbers(key, params, masks, gradients, fraction):
+    """An update that returns NaN."""
+    return jax.tree.map(lambda param: param * jnp.nan, params), masks
+
+
+def without_one(key, params, masks, gradients, fraction):
+    """An update that loses the first active weight of each layer."""
+
+    def lose(mask):
+        return mask.ravel().at[jnp.argmax(mask)].set(False).reshape(mask.shape)
+
+    masks = jax.tree.map(lambda mask: lose(mask) if mask.ndim else mask, masks)
+    return apply_masks(params, masks), masks
+
+
+@pytest.mark.parametrize(
+    ("update", "fault"),
+    [
+        (without_numbers, r"[\d,]+ numbers of params are not finite"),
+        (without_one, r"\S+/kernel has (\d+) active weights, .* at the start, which only .*"),
+    ],
+)
+def test_a_state_that_is_not_sound_is_never_saved(update, fault, tmp_path, monkeypatch):
+    """Of a method of one's own, whose update of step 2 follows a finite loss."""
+    monkeypatch.setitem(METHODS, "broken", Method("broken", update))
+    config = tiny_config(**RUN | {"sparsity.method": "broken", "sparsity.update_interval": 2})
     good = tmp_path / "checkpoints" / "1"
-    message = rf"step 2 isn't sound: [\d,]+ numbers of params .*; last good checkpoint: {good}$"
+    message = rf"^the state after step 2 isn't sound: {fault}; last good checkpoint: {good}$"
     with pytest.raises(FloatingPointError, match=message) as caught:
         loop.train(config, tmp_path)
     assert "\n" not in str(caught.value)
     assert checkpoints.list_steps(tmp_path / "checkpoints") == [1]
-    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def poisoned(monkeypatch, *steps):
