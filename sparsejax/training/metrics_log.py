@@ -154,7 +154,8 @@ class MetricsLog:
         self._steps_key, self._learning_rate = steps_key, learning_rate
         self._may_skip, self._skipped = may_skip, saved.get("skipped", 0)
         self._writer: MetricsWriter | None = None
-        self._pending: list[tuple[int, Any]] = [tuple(pair) for pair in saved.get("pending", ())]
+        pending = saved.get("pending", ())
+        self._pending: list[tuple[int, Any]] = [(step, metrics) for step, metrics in pending]
         if jax.process_index() == 0:
             first = min([start + 1, *(step for step, _ in self._pending)])
             self._writer = MetricsWriter(workdir, first, tensorboard)

@@ -1,6 +1,7 @@
 """Check training states before they are saved: finite, zero where inactive, no weight lost."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from sparsejax.sparsity.masks import path_name
 from sparsejax.training.state import TrainState
 from sparsejax.types import Array, Leaf, Masks, Params, PyTree
 
-Check = Callable[[TrainState], None]
+Check: TypeAlias = Callable[[TrainState], None]
 
 
 def make_check(active: Mapping[str, int] | None, trees: CompactTrees | None = None) -> Check:

@@ -6,7 +6,7 @@ params that are already masked, so they are dense at no extra cost: the train st
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +49,7 @@ SKIPPED = "skipped"  # but for this one, of a train step that may be skipped
 
 
 # The keys of all steps and of all updates, and the metric `SKIPPED` where steps may be skipped.
-UpdateKeys: TypeAlias = tuple[PRNGKey, PRNGKey] | tuple[PRNGKey, PRNGKey, Array | None]
+UpdateKeys: TypeAlias = tuple[Any, ...]
 
 
 def example_keys(key: PRNGKey, step: Array, local_batch: int) -> Keys:

@@ -20,7 +20,7 @@ from sparsejax.training.runs import load_state
 from sparsejax.training.soundness import make_check
 from sparsejax.training.state import state_from
 from tests.training.test_steps import first_state
-from tests.training.tiny import tiny_config
+from tests.training.tiny import tiny_config, write_run
 
 OPTIMIZER = sparse_updates(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1)))
 # Every step is logged and saved.
@@ -139,6 +139,20 @@ def test_blocks_of_a_compact_state_are_counted_too():
     assert twice["kernel"].shape == state.masks.indices["kernel"].shape
     with pytest.raises(FloatingPointError, match="kernel has 64 active weights, 128 at the start"):
         check(state._replace(masks=state.masks._replace(indices=twice)))
+
+
+def test_a_checkpoint_that_is_not_finite_is_skipped_by_name(tmp_path, caplog):
+    """As versions that did not check have saved it."""
+    write_run(tmp_path, tiny_config(**RUN))
+    _, state = load_state(tmp_path)
+    broken = state._replace(step=np.int32(1), ema_params=changed(state.ema_params, put(np.nan)))
+    with checkpoints.open_manager(tmp_path / "checkpoints") as manager:
+        checkpoints.save(manager, broken, {"pending": []})
+    assert checkpoints.list_steps(tmp_path / "checkpoints") == [0, 1]
+    assert int(load_state(tmp_path)[1].step) == 0
+    assert (
+        "checkpoints/1 is damaged or of a different model: 3 of its numbers are not" in caplog.text
+    )
 
 
 def without_numbers(key, params, masks, gradients, fraction):
