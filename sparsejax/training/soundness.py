@@ -106,16 +106,17 @@ def _nodes(state: TrainState) -> list[PyTree]:
 
 
 def _is_like(node: PyTree, params: Params) -> bool:
-    return jax.tree.structure(node) == jax.tree.structure(params)
+    treedef: object = jax.tree.structure(params)
+    return treedef == jax.tree.structure(node)
 
 
 def _is_float(leaf: Leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def _is_outside(leaf: Array, mask: Array) -> Array | bool:
+def _is_outside(leaf: Leaf, mask: Leaf) -> Array:
     """Return where a leaf is not zero although its mask is False."""
-    return ~mask & (leaf != 0) if mask.ndim else False
+    return ~mask & (leaf != 0) if mask.ndim else jnp.zeros((), bool)
 
 
 def _counted(
