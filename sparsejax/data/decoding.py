@@ -26,7 +26,20 @@ _UPRIGHT = {
 # Only the orientation in EXIF matters, so Pillow's warnings about the rest are noise.
 _EXIF_WARNINGS = "Corrupt EXIF|Metadata Warning|Tag data larger|Truncated File Read"
 # Pillow knows more formats; to read PostScript it would run another program.
-_FORMATS = "JPEG PNG WEBP GIF TIFF BMP DIB PPM TGA QOI AVIF JPEG2000".split()
+_FORMATS = [
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "TIFF",
+    "BMP",
+    "DIB",
+    "PPM",
+    "TGA",
+    "QOI",
+    "AVIF",
+    "JPEG2000",
+]
 _free = threading.Condition()
 _held = 0  # pixels of the images that are being decoded
 warnings.filterwarnings("ignore", _EXIF_WARNINGS, UserWarning, r"PIL\.TiffImagePlugin")
