@@ -17,9 +17,11 @@ from sparsejax import lease
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 HOLD = """
-import sys, time
+import os, sys, time
 from sparsejax import lease, signals
 signals.watch("More.")
+while not all(map(os.path.exists, sys.argv[2:])):
+    pass
 with lease.hold(sys.argv[1], renew_every=0.05):
     print("holds", flush=True)
     time.sleep(60)
@@ -252,7 +254,10 @@ def test_who_lost_its_file_notices(tmp_path):
 def test_of_many_that_find_it_dead_one_takes_it_and_the_highest_number_counts(start, tmp_path):
     for number in (1, 2, 9):  # takers that died, too
         leave(tmp_path, number=number, pid=2**31 - 1)
-    processes = [start(HOLD, tmp_path) for _ in range(4)]
+    go = tmp_path.with_name("go")
+    processes = [start(HOLD, tmp_path, go) for _ in range(4)]
+    time.sleep(1)
+    go.touch()
     while sum(process.poll() is None for process in processes) > 1:
         time.sleep(0.01)
     assert files(tmp_path) == ["lease-10.json"]
@@ -268,3 +273,13 @@ def test_writers_that_take_turns_lose_nothing(start, tmp_path):
     processes = [start(COUNT, tmp_path, 25) for _ in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert (tmp_path / "count").read_text() == "75"
+
+
+def test_a_listing_that_is_old_misleads_nobody(tmp_path, monkeypatch):
+    """As on shared storage, where another host's new file may be listed only later."""
+    with lease.hold(tmp_path) as guard:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "listdir", lambda _: [])
+            with pytest.raises(lease.HeldError, match="is in use by"), lease.hold(tmp_path):
+                pass
+        guard()
