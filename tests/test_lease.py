@@ -143,7 +143,7 @@ def test_a_dead_holder_on_this_host_is_replaced_at_once(start, tmp_path, is_reap
 
 @needs_proc
 def test_a_process_id_that_is_used_again_is_not_its_holder(tmp_path):
-    leave(tmp_path, pid=os.getppid())  # which is alive, but started at another time
+    leave(tmp_path, started="1")  # of a process that had the id of this one
     assert took(tmp_path, patience=None)[0]
 
 
