@@ -317,7 +317,7 @@ NOTHING = {"values/a": np.ones(0, np.float32), "mask/a": np.uint8([0])}
                 "mask_blocks": '{"a": [40000, 40000]}',
                 "sparsejax_format": "2",
             },
-            "0 stored values for 1,600,000,000 weights; accepted: 16,777,216 weights, or more by",
+            "1 stored values for 1,600,000,000 weights; accepted: 16,777,216 weights, or more by",
         ),
         (NOTHING, {"shapes": '{"a": [4611686018427387904]}'}, "which is too large"),
         (NOTHING, {"shapes": json.dumps({"a": [9] * 9999})}, "which is too large"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from sparsejax.limits import check_limit
 from sparsejax.quantities import counted
 from sparsejax.reports.documents import Part, Pictures, Section
 from sparsejax.reports.groups import Comparison, Group
@@ -51,6 +52,7 @@ def samples_section(comparison: Comparison, folder: pathlib.Path | None) -> Part
 def _picture(path: pathlib.Path, title: str) -> Picture | None:
     try:
         with Image.open(path) as file:
+            check_limit("image_pixels", file.width * file.height, "pixels")
             image = file.convert("RGB")
             if image.width > _WIDE:
                 height = max(1, round(image.height * _WIDE / image.width))

@@ -59,7 +59,7 @@ def _check_sizes(config: ConfigDict, params: Params) -> None:
     shapes = [np.shape(leaf) for leaf in flatten(params).values()]
     widest = max((size for shape in shapes for size in shape), default=0)
     for name, value in config.model.items():
-        if _is_ours(config) and name not in _PASSED_OVER:
+        if _is_ours(config):
             _check_argument(name, value, widest, len(shapes))
     if structure_name(config.sparsity) == "block":
         size = config.sparsity.block_size
@@ -73,7 +73,7 @@ def _check_sizes(config: ConfigDict, params: Params) -> None:
 def _check_argument(name: str, value: Value, widest: int, tensors: int) -> None:
     numbers = _numbers(value)
     most, what = (tensors, "tensors") if name in _DEPTHS else (widest, "largest width")
-    fits = all(number <= most for number in numbers)
+    fits = name in _PASSED_OVER or all(number <= most for number in numbers)
     require(fits, f"model.{name}", value, f"{most} or less, the {what} in the file")
     accepted = f"{tensors} numbers or fewer, the tensors in the file"
     require(len(numbers) <= tensors, f"model.{name}", f"{len(numbers)} numbers", accepted)

@@ -574,7 +574,8 @@ def test_damaged_masks_and_pictures_are_left_out(tmp_path):
     markdown, page = write(tmp_path, rows, runs=runs)
     table = next(t for t in markdown_tables(markdown) if "overlap, mean" in t[0])
     assert table[1][columns_of(table)["pairs"]] == "1"
-    assert f"masks of 1 sparse run (not there; {rows[0]['run']}: the masks are no npz" in markdown
+    told = f"(not there; {rows[0]['run']}: its masks can't be read: it isn't an npz"
+    assert f"masks of 1 sparse run {told}" in markdown
     assert [attrs["alt"] for name, attrs in Page(page).tags if name == "img"][1].count("seed 1")
 
 

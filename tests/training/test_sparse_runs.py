@@ -147,7 +147,7 @@ def test_weights_of_a_network_that_computes_something_else_are_refused_by_key(pa
         ("model.in_channels", 10**9, "largest width in the file"),
         ("model.channel_mult", [10**9], "largest width in the file"),
         ("model.channel_mult", [1] * 10**5, "tensors in the file"),
-        ("model.attention_resolutions", [1] * 10**5, r"\[1\], the downsampling factors|weights"),
+        ("model.attention_resolutions", [1] * 10**5, "tensors in the file"),
         ("diffusion.steps", 10**11, "2 to 1000000"),
         ("sample.steps", 10**11, "1 to 1000"),
         ("task.image_size", 10**9, "67,108,864 pixels"),
