@@ -174,7 +174,7 @@ def without_one(key, params, masks, gradients, fraction):
     ("update", "fault"),
     [
         (without_numbers, r"[\d,]+ numbers of params are not finite"),
-        (without_one, r"\S+/kernel has (\d+) active weights, .* at the start, which only .*"),
+        (without_one, r"\S+/kernel has [\d,]+ active weights, .* at the start, which only .*"),
     ],
 )
 def test_a_state_that_is_not_sound_is_never_saved(update, fault, tmp_path, monkeypatch):
