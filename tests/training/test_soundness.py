@@ -238,27 +238,21 @@ def test_steps_that_are_not_finite_are_skipped_up_to_a_number(tmp_path, monkeypa
     """
     poisoned(monkeypatch, 3, 5)
     one, two = (tiny_config(**RUN | {"optimizer.skip_nonfinite": number}) for number in (1, 2))
-    resumed, whole = tmp_path / "resumed", tmp_path / "whole"
     for _ in range(2):
         with pytest.raises(FloatingPointError, match="at step 5; .* 1 such steps .* is 1; ") as end:
-            loop.train(one, resumed)
-        assert str(end.value).endswith(str(resumed / "checkpoints" / "4"))
-    for workdir in (resumed, whole):
-        assert loop.train(two, workdir)
+            loop.train(one, tmp_path)
+        assert str(end.value).endswith(str(tmp_path / "checkpoints" / "4"))
+    assert loop.train(two, tmp_path)
     for before, after, differ in ((2, 3, False), (3, 4, True), (4, 5, False), (9, 10, True)):
-        old, new = restored(whole, before), restored(whole, after)
+        old, new = restored(tmp_path, before), restored(tmp_path, after)
         unequal = [name for name in old if not np.array_equal(old[name], new[name])]
         assert old["['step']"] + 1 == new["['step']"] == after
         assert (unequal == ["['step']"]) != differ
         assert any("['masks']" in name for name in unequal) == (after == 10)
-    ends = restored(resumed, 12), restored(whole, 12)
-    for name in ends[0]:
-        np.testing.assert_array_equal(ends[0][name], ends[1][name], name)
-    for workdir in (resumed, whole):
-        lines = read_metrics(workdir / "metrics.jsonl")
-        means = [line for line in lines if "interval_seconds" in line]
-        assert [line["skipped"] for line in means] == [0, 0, 1, 0, 1, *[0] * 7]
-        assert [line["step"] for line in means if "loss" not in line] == [3, 5]
-        assert np.isfinite([value for line in lines for value in line.values()]).all()
-        replaced = {line["step"]: line["replaced"] for line in lines if "replaced" in line}
-        assert {step: share > 0 for step, share in replaced.items()} == {5: False, 10: True}
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    means = [line for line in lines if "interval_seconds" in line]
+    assert [line.get("skipped") for line in means] == [0, 0, 1, 0, 1, *[0] * 7]
+    assert [line["step"] for line in means if "loss" not in line] == [3, 5]
+    assert np.isfinite([value for line in lines for value in line.values()]).all()
+    replaced = {line["step"]: line["replaced"] for line in lines if "replaced" in line}
+    assert {step: share > 0 for step, share in replaced.items()} == {5: False, 10: True}
