@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import ImageFile
 
 from sparsejax.data import archives, decoding, kanjivg, packed, quickdraw
 from sparsejax.data.builders import open_builder
@@ -236,7 +237,7 @@ def test_other_formats_of_pillow_are_no_images():
 def test_images_are_decoded_side_by_side_up_to_the_limit(monkeypatch):
     """Five of 64 pixels at 128: never more than two at once, and all of them in the end."""
     set_limits(monkeypatch, image_pixels=128)
-    now, most, load = 0, 0, decoding._upright
+    now, most, load = 0, 0, ImageFile.ImageFile.load
     lock, gate = threading.Lock(), threading.Event()
 
     def counted(file):
@@ -249,7 +250,7 @@ def test_images_are_decoded_side_by_side_up_to_the_limit(monkeypatch):
             now -= 1
         return load(file)
 
-    monkeypatch.setattr(decoding, "_upright", counted)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted)
     image, done = encoded(pixels(0)), []
     threads = [
         threading.Thread(target=lambda: done.append(decoding.decode(image, 8, 3))) for _ in range(5)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from sparsejax.sparsity import structure
@@ -225,9 +226,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_is_needed_to_look_at_i
 
 def restored(workdir, step):
     """The arrays of a checkpoint, by path."""
-    _, example = load_state(workdir)
-    state = checkpoints._restore(workdir / "checkpoints", step, example._asdict())[0]
-    leaves = jax.tree_util.tree_leaves_with_path(state)
+    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
+        parts = manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore()))
+    leaves = jax.tree_util.tree_leaves_with_path(parts["state"])
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
