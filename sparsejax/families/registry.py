@@ -80,7 +80,10 @@ def check_facts(config: ConfigDict, facts: Facts, origin: str) -> None:
     Raises:
       ConfigError: facts are missing, or `Data.facts()` can't return such values; names the file.
     """
-    family = _family(config)
+    try:
+        family = _family(config)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from error
     missing = ", ".join(name for name in family.facts if name not in facts)
     if missing:
         raise ConfigError(f"{origin} is damaged: its facts have no {missing}")
