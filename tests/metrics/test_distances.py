@@ -391,7 +391,7 @@ def test_files_of_others_hold_a_mean_and_a_covariance_only(tmp_path):
         ({"mu": np.zeros(2), "sigma": [[1, 0.5], [0, 1]]}, "from its transpose by 0.5"),
         ({"mu": np.zeros(2), "sigma": np.diag([1, -2])}, "a variance of -2"),
         ({"mu": np.array(["a", "b"]), "sigma": np.eye(2)}, "mu of dtype <U1"),
-        ({"mu": np.array([None, 1]), "sigma": np.eye(2)}, "Object arrays cannot be loaded"),
+        ({"mu": np.array([None, 1]), "sigma": np.eye(2)}, "mu holds Python objects"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "count": 1}, "too few rows, 1"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "count": 2.5}, "a count of 2.5"),
         ({"mu": np.zeros(2), "sigma": np.eye(2), "count": -3}, "a count of -3"),
