@@ -95,10 +95,19 @@ def _highest_matmul_precision():
 
 
 @pytest.fixture(autouse=True)
-def _few_memory_maps(request):
-    """Compiled programs hold memory maps; Linux ends a process that wants more than 65,530."""
+def _few_programs(request):
+    """Slow tests compile much, and what they compiled is of no use to others."""
     yield
     if request.node.get_closest_marker("slow"):
+        jax.clear_caches()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_memory_maps():
+    """Compiled programs hold memory maps; Linux ends a process that wants more than 65,530."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 30_000:
         jax.clear_caches()
 
 

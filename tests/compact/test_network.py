@@ -118,7 +118,15 @@ def draw_masks(structure, params, seed):
     return draw_blocks(params, BLOCKS[structure], rng, free=structure == "free")
 
 
-@pytest.mark.parametrize("structure", ["square", "rectangular", "channel", "free"])
+@pytest.mark.parametrize(
+    "structure",
+    [
+        pytest.param("square", marks=pytest.mark.slow),
+        "rectangular",
+        "channel",
+        pytest.param("free", marks=pytest.mark.slow),
+    ],
+)
 def test_the_unet_without_inactive_parts_is_the_masked_one(structure):
     """Outputs and gradients; but for free blocks, one program runs all topologies."""
     params, run_masked = unet()

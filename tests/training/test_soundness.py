@@ -232,6 +232,7 @@ def restored(workdir, step):
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_up_to_a_number(tmp_path, monkeypatch):
     """Steps 3 and 5, of which the second has a topology update: nothing changes but the step.
 
