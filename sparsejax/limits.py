@@ -93,7 +93,12 @@ def check_limit(name: str, value: int, what: str) -> None:
 
 
 def too_large(name: str, what: str) -> TooLargeError:
-    """Return the error of something that goes beyond a limit; see `check_limit`."""
+    """Return the error of something that goes beyond a limit.
+
+    Args:
+      name: the limit, an attribute of `Limits`.
+      what: the unit of the value, for the message.
+    """
     most = getattr(limits(), name)
     return TooLargeError(f"more {what} than {most:,}, which {VARIABLE}={name}=N sets")
 

@@ -57,6 +57,9 @@ def read_member(archive: zipfile.ZipFile, name: str, limit: str) -> bytes:
 def names(path: str | os.PathLike[str]) -> list[str]:
     """Return the names of the arrays of an npz; reads none of them.
 
+    Args:
+      path: the file.
+
     Raises:
       NpzError: the file isn't an npz or is damaged.
       OSError: it can't be opened.
@@ -67,6 +70,10 @@ def names(path: str | os.PathLike[str]) -> list[str]:
 
 def header(path: str | os.PathLike[str], key: str) -> Header:
     """Return shape and dtype of an array of an npz without reading the array.
+
+    Args:
+      path: the file.
+      key: name of the array.
 
     Raises:
       NpzError: the file isn't an npz, is damaged or has no such array.

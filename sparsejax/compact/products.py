@@ -60,29 +60,48 @@ def _is_plain(kernel: Array, strides: Strides, padding: Pads) -> bool:
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def by_columns(x: Array, kernel: Array, index: Array, strides: Strides, padding: Pads) -> Array:
-    """Run one convolution or product per output block; see `multiply_blocks`.
+    """Run one convolution or product per output block.
 
     Libraries run a narrow convolution nearly as fast as a product, and grouped ones slowly.
+
+    Args:
+      x: [batch, height, width, channels]; [..., channels] for a dense layer.
+      kernel: see `multiply_blocks`.
+      index: see `multiply_blocks`.
+      strides: of height and width.
+      padding: tuple of pairs (low, high) for height and width.
+
+    Returns:
+      See `multiply_blocks`.
     """
     count, width = index.shape[0], kernel.shape[-2]
     blocks = x.reshape(*x.shape[:-1], -1, width // index.shape[1])
-    columns = []
+    columns, numbers = [], ("NHWC", "HWIO", "NHWC")
     # Split, not sliced: the derivative is one concatenation, and no sum of padded arrays.
     for one, part in zip(index, jax.lax.split(kernel, [1] * count), strict=True):
         taken = _take(blocks, one[None]).reshape(*x.shape[:-1], width)
         if kernel.ndim == 3:
             columns.append(taken @ part[0])
             continue
-        numbers = ("NHWC", "HWIO", "NHWC")
         columns.append(convolve(taken, part[0], strides, list(padding), dimension_numbers=numbers))
     return jnp.concatenate(columns, axis=-1)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def by_patches(x: Array, kernel: Array, index: Array, strides: Strides, padding: Pads) -> Array:
-    """Run one product of all patches, batched over output blocks; see `multiply_blocks`.
+    """Run one product of all patches, batched over output blocks.
 
     For plain products and small maps on accelerators, where one output block has too little to do.
+
+    Args:
+      x: [batch, height, width, channels]; [..., channels] for a dense layer.
+      kernel: see `multiply_blocks`.
+      index: see `multiply_blocks`.
+      strides: of height and width.
+      padding: tuple of pairs (low, high) for height and width.
+
+    Returns:
+      See `multiply_blocks`.
     """
     count, *taps, width, outputs = kernel.shape
     blocks = x.reshape(*x.shape[:-1], -1, width // index.shape[1])

@@ -23,6 +23,10 @@ def has_fused_attention(dtype: Dtype, head_channels: int) -> bool:
 
     It takes half-precision numbers and NVIDIA GPUs from Ampere on
     (https://docs.nvidia.com/deeplearning/cudnn).
+
+    Args:
+      dtype: of the queries.
+      head_channels: channels of an attention head.
     """
     if dtype not in (jnp.bfloat16, jnp.float16) or head_channels % 8 or head_channels > 128:
         return False
