@@ -37,7 +37,7 @@ from sparsejax import command_line
 from sparsejax.atomic import write_text
 from sparsejax.compact.states import paired_model, shrink_state
 from sparsejax.config_flags import parse_with_config
-from sparsejax.configuration import resolve, set_key
+from sparsejax.configuration import resolve, set_key, with_defaults
 from sparsejax.data.images import load_images
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation.baselines import small_dense
@@ -191,7 +191,9 @@ def add_times(flags, cells, data, facts, path):
     times = {"settings": settings, "machine": machine(), "rows": []}
     if path.exists():
         times = json.loads(path.read_text())
-    if times["settings"] != settings:
+    saved = times["settings"]
+    saved["config"] = shared_config(with_defaults(saved["config"], str(path)))
+    if saved != settings:
         raise ConfigError(f"--output {path.parent} holds results of other settings; see {path}")
     known = {(row["structure"], row["sparsity"]) for row in times["rows"]}
     missing = [cell for cell in cells if (cell.structure, cell.level) not in known]
@@ -252,12 +254,18 @@ def in_turn(state, programs):
 
 def settings_of(flags):
     """Return what all results of a folder share, JSON-able."""
-    config = flags.config.to_dict()
-    config.pop("seed")
-    config["task"].pop("source")  # a path
-    config["task"].pop("data_dir")
+    config = shared_config(flags.config.to_dict())
     names = ("methods", "square", "rectangular", "held_out", "samples", "no_samples")
     return json.loads(json.dumps({"config": config} | {n: getattr(flags, n) for n in names}))
+
+
+def shared_config(config):
+    """Return a config without its seed and without paths, JSON-able."""
+    config = json.loads(json.dumps(config))
+    config.pop("seed")
+    for path in ("source", "data_dir"):
+        config["task"].pop(path)
+    return config
 
 
 def step_counts(times, programs, cell, steps):

@@ -151,3 +151,16 @@ def test_runs_are_measured_at_both_budgets_and_never_twice(tmp_path):
         assert np.isfinite(row["measures"]["FD[classifier:digits]@8"])
     with pytest.raises(ConfigError, match="results of other settings"):
         structures.main([*words, "--square=4"])
+
+
+def test_results_from_before_a_config_key_was_added_are_added_to(tmp_path):
+    path = tmp_path / "times.json"
+    flags = flags_of()
+    settings = structures.settings_of(flags)
+    del settings["config"]["optimizer"]["skip_nonfinite"]
+    path.write_text(json.dumps({"settings": settings, "rows": []}))
+    assert structures.add_times(flags, [], None, None, path)["rows"] == []
+    settings["config"]["optimizer"]["skip_nonfinite"] = 1
+    path.write_text(json.dumps({"settings": settings, "rows": []}))
+    with pytest.raises(ConfigError, match="other settings"):
+        structures.add_times(flags, [], None, None, path)
