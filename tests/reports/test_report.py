@@ -579,6 +579,16 @@ def test_damaged_masks_and_pictures_are_left_out(tmp_path):
     assert [attrs["alt"] for name, attrs in Page(page).tags if name == "img"][1].count("seed 1")
 
 
+def test_a_picture_beyond_the_limit_is_left_out(tmp_path, monkeypatch):
+    rows = [make_row("static", 0.5, seed, layers=1, measures={}) for seed in range(2)]
+    runs = make_runs(tmp_path / "runs", rows)
+    place = runs / rows[0]["run"] / "evaluation" / "samples.png"
+    Image.new("L", (1000, 1001)).save(place)
+    monkeypatch.setenv("SPARSEJAX_LIMITS", "image_pixels=1000000")
+    _, page = write(tmp_path, rows, runs=runs)
+    assert [attrs["alt"] for name, attrs in Page(page).tags if name == "img"][1].count("seed 1")
+
+
 def test_large_pictures_are_made_smaller(tmp_path, monkeypatch):
     monkeypatch.setattr(markdown, "SHEET_BYTES", 30_000)
     row = make_row("static", 0.5, layers=1, measures={})
