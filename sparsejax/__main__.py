@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from sparsejax import __version__, command_line, signals
 from sparsejax.errors import nearest
+from sparsejax.processes import joining, supervisor
 
 _RESUMES, _REPEATS = "The same command resumes it.", "The same command starts over."
 
@@ -50,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif name == "--version":
         print(__version__)
     elif name in COMMANDS:
+        if name == "train" and joining.are_several(rest):
+            supervisor.supervise()  # before anything that threads and forks don't share
         signals.watch(COMMANDS[name].when_stopped)  # before the imports that take seconds
         run(name, rest)
     else:

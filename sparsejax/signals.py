@@ -88,7 +88,7 @@ def saving(
 
 @contextlib.contextmanager
 def at_end(function: Callable[[], object]) -> Iterator[None]:
-    """Call a function, in another thread, if a signal ends the process inside the context.
+    """Call a function, in another thread, if a signal or `end` ends the process inside the context.
 
     Exit handlers and `finally` don't run then. It has half a second.
     """
@@ -209,7 +209,7 @@ def _receive(signum: signal.Signals) -> None:
     if signum == signal.SIGHUP:
         _leave_terminals()
     if request is None:
-        _end(signum, f"Stopped by {signum.name}. {_hint}".rstrip())
+        end(exit_status(signum), f"Stopped by {signum.name}. {_hint}".rstrip())
     elif request.signum is None:
         request.signum = signum
         at_once = "; Ctrl-C again ends at once" if signum == signal.SIGINT else ""
@@ -217,7 +217,7 @@ def _receive(signum: signal.Signals) -> None:
         if request.on_stop:
             request.on_stop()
     elif signum == signal.SIGINT:
-        _end(signum, f"Ended at once. {_hint}".rstrip())
+        end(exit_status(signum), f"Ended at once. {_hint}".rstrip())
 
 
 def _leave_terminals() -> None:
@@ -229,7 +229,15 @@ def _leave_terminals() -> None:
             os.close(null)
 
 
-def _end(signum: int, line: str) -> NoReturn:
+def end(status: int, line: str) -> NoReturn:
+    """End this process at once, from any thread, with a last line on stderr.
+
+    Exit handlers and `finally` don't run; what `at_end` was given does.
+
+    Args:
+      status: exit status.
+      line: what to say.
+    """
     # In threads, since a full pipe or a slow disk would block. Buffered output comes first.
     for function in (_flush, *_at_end):
         with contextlib.suppress(RuntimeError):
@@ -241,7 +249,7 @@ def _end(signum: int, line: str) -> NoReturn:
         with contextlib.suppress(OSError):
             os.write(fd, _SHOW_CURSOR.encode())
     # No exit handlers: they would tear down what native threads are still using.
-    os._exit(exit_status(signum))
+    os._exit(status)
 
 
 def _flush() -> None:

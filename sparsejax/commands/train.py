@@ -10,6 +10,7 @@ signal exits with 128 + the signal's number.
 """
 
 import argparse
+import contextlib
 import pathlib
 import signal
 import sys
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, NoReturn
 from sparsejax import command_line, signals
 from sparsejax.config_flags import parse_with_config
 from sparsejax.errors import ConfigError
+from sparsejax.processes import joining
+from sparsejax.processes.together import together
 from sparsejax.storage import storage_problem
 
 if TYPE_CHECKING:
@@ -39,11 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="FOLDER",
         help="Folder of the run (default: runs/<config>-<method>-<structure>-<level>-<seed>).",
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="Run as one of several processes, on TPU pods and clusters (jax.distributed).",
-    )
+    joining.add_flags(parser)
     parser.add_argument(
         "--check",
         action="store_true",
@@ -56,14 +55,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _train(flags: argparse.Namespace) -> None:
     # Imported here since they take seconds, which --help and a mistyped flag shouldn't wait for.
-    import jax
+    from sparsejax.training import runs
 
-    from sparsejax.evaluation import closing
-    from sparsejax.training import loop, runs
-
-    if flags.distributed:
-        jax.distributed.initialize()
     workdir = pathlib.Path(flags.workdir or runs.default_workdir(flags.config))
+    with contextlib.ExitStack() as stack:
+        if joining.is_asked_for(flags):
+            processes = joining.join(joining.find_processes(flags), flags.join_timeout)
+            stack.enter_context(together(processes, workdir))
+        _run(flags, workdir)
+
+
+def _run(flags: argparse.Namespace, workdir: pathlib.Path) -> None:
+    """Train in this process, one of several or alone."""
+    from sparsejax.evaluation import closing
+    from sparsejax.training import loop
+
     if flags.check:
         _check(flags.config, workdir)
         return

@@ -9,6 +9,7 @@ import ml_collections
 
 from sparsejax.lease import Guard
 from sparsejax.parallel import shard_batch
+from sparsejax.processes.together import failing
 from sparsejax.signals import Request
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training import checkpoints, runs
@@ -99,6 +100,7 @@ def _take_steps(
         topology_update = log.without_first(program.topology_update)
         density = None if run.plan.method.changes_density else counts.sparsifiable.density
         show = stack.enter_context(progress_bar(config.steps, start, density))
+        stack.enter_context(failing())  # first of all, since closing the others may wait
 
         for step, batch in enumerate(data.batches(start, config.steps), start + 1):
             batch = shard_batch(batch)

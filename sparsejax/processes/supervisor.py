@@ -1,0 +1,130 @@
+"""A small process that waits for the one that trains, to have the last word however that one ends.
+
+JAX's runtime ends a process that lost contact with process 0 by SIGABRT, from a native thread, so
+nothing in that process can say what happened. Here the process forks before anything heavy is
+imported: the child trains, and tells by a pipe who it is; the parent passes signals on to it, and
+exits with its status. A child whose parent is killed ends too.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+from typing import Any, NoReturn, TypeAlias
+
+LOST = 75  # exit status: another process was lost, and the same command goes on (EX_TEMPFAIL)
+
+Facts: TypeAlias = dict[str, Any]  # what a child has told of itself
+
+# The end of the child's pipe, which belongs to the process.
+_writer: int | None = None
+
+
+def supervise() -> None:
+    """Go on in a child process; this one waits for it, and exits as it does."""
+    global _writer
+    lives, alive = os.pipe()  # ends with the parent
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child:
+        for unused in (lives, writer):
+            os.close(unused)
+        _pass_on(child)
+        _, status = os.waitpid(child, 0)
+        _exit(os.waitstatus_to_exitcode(status), _read(reader))
+    for unused in (alive, reader):
+        os.close(unused)
+    _writer = writer
+    os.setpgid(0, 0)  # a terminal's Ctrl-C then comes by the parent alone
+    threading.Thread(target=_end_with, args=(lives,), name="supervised", daemon=True).start()
+
+
+def report(**facts: Any) -> None:
+    """Tell the parent, if there is one, of this process: JSON-serializable values by name."""
+    if _writer is not None:
+        os.write(_writer, json.dumps(facts).encode() + b"\n")
+
+
+def unreachable(address: str, timeout: float = 5.0) -> str | None:
+    """Return why nothing can connect to HOST:PORT, or None if it can."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def going_on(workdir: object) -> str:
+    """Return how to go on after a process was lost."""
+    return (
+        f"The same command in each process resumes the run{f' in {workdir}' if workdir else ''} "
+        "from its last checkpoint, also with another number of processes or devices."
+    )
+
+
+def _end_with(lives: int) -> None:
+    os.read(lives, 1)  # returns once the parent is gone
+    os._exit(128 + signal.SIGKILL)
+
+
+def _pass_on(child: int) -> None:
+    """Pass signals that ask to stop on to the child, unless they were ignored at the start."""
+    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda signum, _: os.kill(child, signum))
+
+
+def _read(reader: int) -> Facts:
+    """Return all facts that a child has reported."""
+    os.set_blocking(reader, False)  # a process that the child started may hold the other end
+    text = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(reader, 4096):
+            text += part
+    facts: Facts = {}
+    for line in text.splitlines():
+        facts |= json.loads(line)
+    return facts
+
+
+def _exit(code: int, facts: Facts) -> NoReturn:
+    """Exit as a child did, whose exit code is -N if signal N ended it; then say why."""
+    if code < 0:
+        code, line = last_word(-code, facts)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, f"error: {line}\n".encode())
+    os._exit(code)
+
+
+def last_word(signum: int, facts: Facts) -> tuple[int, str]:
+    """Return exit status and message for a child that a signal ended.
+
+    Args:
+      signum: the signal.
+      facts: what the child has reported.
+    """
+    name = signal.Signals(signum).name
+    coordinator, index, count = (facts.get(key) for key in ("coordinator", "process", "number"))
+    this = f"process {index} of {count}" if index is not None else "this process"
+    if signum != signal.SIGABRT:
+        more = " (out of memory?)" if signum == signal.SIGKILL else ""
+        return 128 + signum, f"{this} was ended by {name}{more}. {going_on(facts.get('workdir'))}"
+    problem = unreachable(coordinator) if coordinator and index else None
+    if facts.get("phase") == "joining":
+        where = f" at {coordinator}" if coordinator else ""
+        if problem:
+            return 2, f"{this} can't reach process 0{where}: {problem}"
+        return 2, (
+            f"{this} couldn't join the others{where} within {facts['timeout']} s; accepted: each "
+            "process once, all with the same number of processes (--join-timeout waits longer)"
+        )
+    if problem:
+        lost = f"process 0 of {count}, the coordinator at {coordinator}, was lost"
+        return LOST, f"{lost} ({problem}). {going_on(facts.get('workdir'))}"
+    return 128 + signum, (
+        f"the runtime ended {this}, as its lines above say: was its process id given to another "
+        f"one too? {going_on(facts.get('workdir'))}"
+    )
