@@ -138,6 +138,13 @@ def _open(
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"prepared {full_name}")
         builder = _create(dataset, source, data_dir, words)
+        if not builder.is_prepared():
+            raise ConfigError(
+                f"config.task.dataset is {dataset!r}, which process 0 prepared, but this process "
+                f"doesn't find in {builder.data_dir}; accepted: a folder of data sets "
+                "(config.task.data_dir or TFDS_DATA_DIR) on storage that all processes share, or "
+                "the data set prepared on each machine"
+            )
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if _FORMAT not in formats:
         raise ConfigError(

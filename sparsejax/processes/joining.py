@@ -33,7 +33,7 @@ class Processes(NamedTuple):
 
     Attributes:
       coordinator: HOST:PORT where process 0 listens.
-      number: of processes.
+      number: number of processes.
       process: number of this one, from 0.
     """
 

@@ -1,0 +1,95 @@
+"""How processes find each other: what flags and environment say, and what is wrong with it."""
+
+import argparse
+
+import pytest
+
+from sparsejax import command_line
+from sparsejax.errors import ConfigError
+from sparsejax.processes import joining
+from sparsejax.processes.joining import Processes
+
+VARIABLES = {
+    "JAX_COORDINATOR_ADDRESS": "train-0.train:1234",
+    "JAX_NUM_PROCESSES": "4",
+    "JAX_PROCESS_ID": "3",
+}
+FLAGS = ["--coordinator=10.0.0.1:80", "--num-processes=2", "--process-id=1"]
+
+
+def parse(words):
+    parser = command_line.Parser("")
+    joining.add_flags(parser)
+    return parser.parse_args(words)
+
+
+def find(words, environment=None):
+    return joining.find_processes(parse(words), environment or {})
+
+
+def test_flags_name_the_processes_and_go_before_the_environment():
+    assert find(FLAGS) == find(FLAGS, VARIABLES) == Processes("10.0.0.1:80", 2, 1)
+    assert find(["--distributed"], VARIABLES) == Processes("train-0.train:1234", 4, 3)
+    assert find(["--process-id=0"], VARIABLES) == Processes("train-0.train:1234", 4, 0)
+    assert find(FLAGS[:1] + FLAGS[2:], {"JAX_NUM_PROCESSES": "9"}).number == 9
+
+
+def test_without_a_number_jax_looks_for_the_processes():
+    """It reads the coordinator's address itself."""
+    assert find(["--distributed"]) is None
+    assert find(["--distributed"], {"JAX_COORDINATOR_ADDRESS": "a:1"}) is None
+
+
+@pytest.mark.parametrize("left_out", range(3))
+def test_flags_that_are_missing_are_named(left_out):
+    flags = [flag for i, flag in enumerate(FLAGS) if i != left_out]
+    with pytest.raises(ConfigError) as caught:
+        find(flags)
+    flag, variable = FLAGS[left_out].split("=")[0], list(VARIABLES)[left_out]
+    assert str(caught.value).endswith(f"missing: {flag} (or {variable})")
+
+
+def test_a_process_id_is_less_than_the_number_of_processes():
+    with pytest.raises(ConfigError, match="--process-id is 2; accepted: 0 to 1"):
+        find([*FLAGS[:2], "--process-id=2"])
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "accepted"),
+    [
+        ("JAX_NUM_PROCESSES", "0", "a whole number, 1 or more"),
+        ("JAX_PROCESS_ID", "-1", "a whole number, 0 or more"),
+        ("JAX_COORDINATOR_ADDRESS", "train-0", "HOST:PORT"),
+    ],
+)
+def test_a_wrong_variable_is_named(variable, text, accepted):
+    with pytest.raises(ConfigError, match=f"{variable} is '{text}'; accepted: {accepted}"):
+        find(["--distributed"], VARIABLES | {variable: text})
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--coordinator=a", "--coordinator=:1", "--coordinator=a:0", "--coordinator=a:65536"]
+    + ["--coordinator=http://a:1", "--num-processes=0", "--process-id=-1", "--process-id=x"],
+)
+def test_a_wrong_flag_ends_in_one_line(flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse([flag])
+    assert caught.value.code == 2
+    name, text = flag.split("=")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {name} is {text!r}; accepted: ")
+
+
+@pytest.mark.parametrize("text", ["localhost:1234", "10.0.0.1:1", "[::1]:65535", "a-b.c_d:80"])
+def test_addresses_are_a_host_and_a_port(text):
+    assert joining.address(text) == text
+
+
+def test_flags_that_ask_for_several_processes_are_known_before_they_are_parsed():
+    for words in (["--distributed"], *([flag] for flag in FLAGS), ["--num_processes", "2"]):
+        assert joining.are_several(words)
+        assert joining.is_asked_for(parse(words))
+    assert not joining.are_several(["--workdir=--distributed", "--join-timeout=3"])
+    assert not joining.is_asked_for(parse([]))
+    assert isinstance(parse([]), argparse.Namespace)
