@@ -5,6 +5,7 @@ from sklearn.datasets import load_digits
 from sparsejax.data import images as data
 from sparsejax.errors import ConfigError
 from sparsejax.rendering.pixels import to_pixels
+from tests.data.counting import counting
 from tests.data.sets import pixels, task
 
 
@@ -159,3 +160,17 @@ def test_processes_share_out_the_global_batch(monkeypatch):
     parts = zip(part(0, 2), part(1, 2), strict=True)
     for expected, pair in zip(whole, parts, strict=True):
         np.testing.assert_array_equal(np.concatenate(pair), expected)
+
+
+def test_each_process_reads_its_share_alone(monkeypatch):
+    """Of a set that isn't held in memory, nothing of the others' shares is read or decoded."""
+    monkeypatch.setattr(data.jax, "process_count", lambda: 4)
+    shares = []
+    for process in range(4):
+        monkeypatch.setattr(data.jax, "process_index", lambda process=process: process)
+        images, read = counting([{"image": image} for image in numbered(96)])
+        shown = batches(images, 16, 1, 6)
+        assert sorted(read) == sorted(np.concatenate(shown).ravel())
+        shares.append(read)
+    assert [len(read) for read in shares] == [5 * 4] * 4
+    assert len(set(sum(shares, []))) == 5 * 16

@@ -14,6 +14,7 @@ import pytest
 from sparsejax.data import latents as cache
 from sparsejax.errors import ConfigError
 from sparsejax.rendering.pixels import to_unit_range
+from tests.data.counting import counting
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IDENTITY = {"first_stage": "abc", "images": "noise 1.0.0 train", "flip": True}
@@ -188,3 +189,17 @@ def test_a_batch_is_a_function_of_its_step_and_draws_one_version_of_each_image(t
         drawn.append(version)
     assert not np.array_equal(drawn[0], drawn[1])
     assert 20 < np.sum(drawn) < 60
+
+
+def test_each_process_reads_its_share_alone(monkeypatch):
+    versions = np.arange(24, dtype=np.float32).reshape(24, 1, 1, 1, 1)
+    monkeypatch.setattr(cache.jax, "process_count", lambda: 2)
+    shares = []
+    for process in range(2):
+        monkeypatch.setattr(cache.jax, "process_index", lambda process=process: process)
+        latents, read = counting(versions)
+        shown = [b["latent"] for b in cache.latent_batches(latents, 1.0, 8, 7, 0, 3)]
+        assert sorted(read) == sorted(np.concatenate(shown).ravel())
+        shares.append(read)
+    assert [len(read) for read in shares] == [12, 12]
+    assert sorted(sum(shares, [])) == list(range(24))

@@ -67,7 +67,7 @@ TINY = [
 
 # (pattern, reason). A reason that no documented command has is an error too.
 NOT_RUN = [
-    (r"^train\.py --distributed$", "needs several processes; test_processes.py has them"),
+    (r"^train\.py .*--(distributed|coordinator)", "needs several processes; tests/faults has them"),
     (r"--config\.seed=[12]( |$)", "repeats seed 0"),
     (r"--extractor inception", "needs the published weights of Inception"),
     (r"^-m benchmarks\.against_pytorch", "needs an interpreter with PyTorch"),
