@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -57,9 +58,7 @@ def start(workdir, *more, count=2, devices=2, of_each=({}, {}, {}, {}), steps=ST
     """Start several, with variables of the environment `of_each`."""
     flags = ["--coordinator", free_address(), f"--num-processes={count}", *tiny_flags(steps=steps)]
     return [
-        start_one(
-            workdir, *flags, f"--process-id={i}", *more, devices=devices, **(of_each[i])
-        )
+        start_one(workdir, *flags, f"--process-id={i}", *more, devices=devices, **(of_each[i]))
         for i in range(count)
     ]
 
@@ -136,9 +135,7 @@ def test_two_processes_train_as_one(whole, tmp_path, kept):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_process_ends_the_other_and_the_run_goes_on_elsewhere(
-    lost, whole, tmp_path, kept
-):
+def test_a_killed_process_ends_the_other_and_the_run_goes_on_elsewhere(lost, whole, tmp_path, kept):
     workdir = tmp_path / "run"
     kept += start(workdir)
     wait_for_lines(workdir, kept)
@@ -299,3 +296,48 @@ def test_a_process_id_given_twice_ends_all_in_one_line(tmp_path, kept):
         line = text.splitlines()[-1]
         assert line.startswith(f"error: process {index} of 3 c")
         assert "Traceback" not in text
+
+
+SRUN = """
+export SLURM_STEP_NODELIST=localhost SLURM_STEP_NUM_NODES=1 SLURM_NTASKS=2
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" {flags} & pids="$pids $!"; done
+for pid in $pids; do wait $pid || status=$?; done
+exit ${{status:-0}}
+"""
+
+
+@pytest.mark.slow
+def test_the_slurm_script_of_the_docs_trains_and_is_queued_again(tmp_path, kept):
+    """With stand-ins for SLURM's own commands; JAX finds the tasks by SLURM's variables."""
+    text = (ROOT / "docs" / "running.md").read_text()
+    (script,) = re.findall(r"```shell\n(#!/bin/bash\n.*?)```", text, re.DOTALL)
+    place, workdir = tmp_path / "bin", tmp_path / "runs" / "digits"
+    place.mkdir()
+    flags = " ".join(f"'{flag}'" for flag in tiny_flags(steps=STEPS))
+    for name, lines in {
+        "srun": SRUN.format(flags=flags),
+        "scontrol": f'echo "$@" >> {tmp_path}/scontrol',
+        "python": f'exec "{sys.executable}" "$@"',
+    }.items():
+        (place / name).write_text(f"#!/bin/bash\n{lines}\n")
+        (place / name).chmod(0o755)
+    job = str(os.getpid())
+    environment = os.environ | {"PATH": f"{place}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    environment |= {"SLURM_JOB_ID": job, "XLA_FLAGS": with_devices(2)}
+
+    def start_job():
+        kept.append(subprocess.Popen(["bash", "-c", script], cwd=ROOT, env=environment, **PIPES))
+        return kept[-1]
+
+    first = start_job()
+    wait_for_lines(workdir, [first])
+    tasks = subprocess.check_output(["pgrep", "-f", f"train.py.*{workdir} "], text=True).split()
+    for task in map(int, tasks):
+        os.kill(task, signal.SIGTERM)
+    (status,), (errors,) = finish([first])
+    assert status == 128 + signal.SIGTERM, errors
+    assert (tmp_path / "scontrol").read_text() == f"requeue {job}\n"
+    (status,), (errors,) = finish([start_job()])
+    assert status == 0, errors
+    assert f"resumed {workdir} after step" in errors
+    assert int(final_state(workdir).step) == STEPS

@@ -1,13 +1,19 @@
 """How processes find each other: what flags and environment say, and what is wrong with it."""
 
 import argparse
+import pathlib
+import re
+import signal
 
 import pytest
+import yaml
 
 from sparsejax import command_line
 from sparsejax.errors import ConfigError
-from sparsejax.processes import joining
+from sparsejax.processes import joining, supervisor
 from sparsejax.processes.joining import Processes
+
+DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "running.md"
 
 VARIABLES = {
     "JAX_COORDINATOR_ADDRESS": "train-0.train:1234",
@@ -93,3 +99,28 @@ def test_flags_that_ask_for_several_processes_are_known_before_they_are_parsed()
     assert not joining.are_several(["--workdir=--distributed", "--join-timeout=3"])
     assert not joining.is_asked_for(parse([]))
     assert isinstance(parse([]), argparse.Namespace)
+
+
+def test_the_kubernetes_manifest_of_the_docs_names_its_processes():
+    (text,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    service, job = yaml.safe_load_all(text)
+    spec, name = job["spec"], job["metadata"]["name"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    program, script, *flags = container["command"]
+    assert (program, script) == ("python", "train.py")
+    assert joining.are_several(flags)
+    given = {variable["name"]: variable.get("value") for variable in container["env"]}
+    (index,) = (v["valueFrom"] for v in container["env"] if v["name"] == "JAX_PROCESS_ID")
+    path = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
+    assert index == {"fieldRef": {"fieldPath": path}}
+    for i in range(spec["completions"]):
+        found = find(flags[:1], given | {"JAX_PROCESS_ID": str(i)})
+        # A pod of an indexed job is reached as JOB-INDEX.SUBDOMAIN, by a headless service.
+        assert found == Processes(f"{name}-0.{pod['subdomain']}:1234", spec["parallelism"], i)
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert (service["spec"]["clusterIP"], spec["completionMode"]) == ("None", "Indexed")
+    assert service["spec"]["selector"] == {"job-name": name}
+    fail, again, _ = (rule.get("onExitCodes") for rule in spec["podFailurePolicy"]["rules"])
+    assert fail["values"] == [2]
+    assert again["values"] == [supervisor.LOST, 128 + signal.SIGTERM]
