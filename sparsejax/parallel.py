@@ -72,6 +72,17 @@ def replicate(tree: PyTree) -> PyTree:
     return copy(tree, jnp.zeros(devices))
 
 
+def connect_devices() -> None:
+    """Connect the devices of all processes, once these are in step.
+
+    On CPUs, the first operation that needs all devices fails if a process comes 30 seconds late,
+    as one does that has to compile what another finds in a cache; later ones wait.
+    """
+    ones = jnp.ones(jax.local_device_count())
+    total = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS, out_axes=None)(ones)
+    jax.block_until_ready(total)
+
+
 def shard_batch(batch: PyTree) -> PyTree:
     """Split the leading axis of a host batch over this process's devices.
 

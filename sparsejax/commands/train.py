@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _train(flags: argparse.Namespace) -> None:
     # Imported here since they take seconds, which --help and a mistyped flag shouldn't wait for.
+    from sparsejax.parallel import connect_devices
     from sparsejax.training import runs
 
     workdir = pathlib.Path(flags.workdir or runs.default_workdir(flags.config))
@@ -62,6 +63,7 @@ def _train(flags: argparse.Namespace) -> None:
         if joining.is_asked_for(flags):
             processes = joining.join(joining.find_processes(flags), flags.join_timeout)
             stack.enter_context(together(processes, workdir))
+            connect_devices()
         _run(flags, workdir)
 
 
