@@ -18,8 +18,10 @@ from sparsejax.errors import ConfigError, reason
 from sparsejax.processes import supervisor
 
 JOIN_TIMEOUT = 300  # seconds
-# A process that is lost is noticed by `together` first; this is for machines cut off.
-_HEARTBEAT_TIMEOUT = 60
+# JAX's own. `together` notices a lost process before, and doesn't count time in which all are
+# suspended.
+_HEARTBEAT_TIMEOUT = 300
+_SHUTDOWN_TIMEOUT = 60
 _VARIABLES = {
     "coordinator": "JAX_COORDINATOR_ADDRESS",
     "num-processes": "JAX_NUM_PROCESSES",
@@ -193,7 +195,7 @@ def join(processes: Processes | None, timeout: int = JOIN_TIMEOUT) -> Processes:
             **named,
             initialization_timeout=left,
             heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
-            shutdown_timeout_seconds=_HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
         )
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise ConfigError(_problem(processes, error)) from error
