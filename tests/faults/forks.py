@@ -4,6 +4,7 @@ JAX must not have created a backend in the parent, since its threads would be mi
 What runs in a child is what `python -m sparsejax` runs, and a child is killed as any process is.
 """
 
+import contextlib
 import os
 import pathlib
 import resource
@@ -25,18 +26,22 @@ class Ended(NamedTuple):
       output: what it wrote to stdout.
       errors: what it wrote to stderr.
       cpu: seconds of CPU time.
+      left: whether processes that it had started were still running 10 s later.
     """
 
     status: int
     output: str
     errors: str
     cpu: float
+    left: bool
 
     def problems(self, *accepted: int) -> list[str]:
         """Say what a user must never see: a traceback, another status, more than the last line."""
         found = [f"exit status {self.status}"] if self.status not in accepted else []
         if "Traceback" in self.errors + self.output:
-            found.append("a traceback: " + self.errors.strip().splitlines()[-1])
+            found.append("a traceback: " + (self.errors.strip() or self.output).splitlines()[-1])
+        if self.left:
+            found.append("a process that it had started went on without it")
         return found
 
 
@@ -70,21 +75,22 @@ def run(
         _become(paths, memory)
         _run_and_exit(call)
     began = time.monotonic()
-    try:
-        while True:
-            done, status, usage = os.wait4(pid, os.WNOHANG)
-            if done:
-                break
-            if kill_at is not None and _cpu_seconds(pid) >= kill_at:
-                os.kill(pid, signum)
-                kill_at = None
-            if time.monotonic() - began > timeout:
-                raise TimeoutError(f"still running after {timeout:.0f} s")
-            time.sleep(0.01)
-    finally:
-        _end_group(pid)
+    while True:
+        done, status, usage = os.wait4(pid, os.WNOHANG)
+        if done:
+            break
+        if kill_at is not None and _cpu_seconds(pid) >= kill_at:
+            os.kill(pid, signum)
+            kill_at = None
+        if time.monotonic() - began > timeout:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise TimeoutError(f"still running after {timeout:.0f} s")
+        time.sleep(0.01)
+    left = _end_group(pid)
     texts = (path.read_text(errors="replace") for path in paths)
-    return Ended(os.waitstatus_to_exitcode(status), *texts, usage.ru_utime + usage.ru_stime)
+    seconds = usage.ru_utime + usage.ru_stime
+    return Ended(os.waitstatus_to_exitcode(status), *texts, seconds, left)
 
 
 def _become(paths: tuple[pathlib.Path, pathlib.Path], memory: int) -> None:
@@ -121,18 +127,26 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _end_group(pid: int) -> None:
-    """Kill what is left of a process group; a sweep's run ends by itself with its sweep."""
+def _end_group(group: int) -> bool:
+    """Wait for the rest of a process group, and kill it after 10 s; return whether it had to be."""
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and _is_alive(pid):
-        time.sleep(0.02)
-    if _is_alive(pid):
-        os.killpg(pid, signal.SIGKILL)
+    while _is_alive(group):
+        if time.monotonic() > deadline:
+            os.killpg(group, signal.SIGKILL)
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _is_alive(group: int) -> bool:
+    """Return whether a process group has a process that isn't a zombie."""
     try:
         os.killpg(group, 0)
-    except (ProcessLookupError, PermissionError):
+    except ProcessLookupError:
         return False
-    return True
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, own, *_ = path.read_text(errors="replace").rpartition(")")[2].split()
+            if int(own) == group and state not in "ZX":
+                return True
+    return False

@@ -9,6 +9,7 @@ import functools
 import importlib
 import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import re
@@ -19,7 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 PHASES = ("step", "topology update", "save", "latent encoding", "sweep", "closing")
-VARIABLE = "SPARSEJAX_FAULTS_PLACE"  # for the process that a sweep starts for a run
 _CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -125,11 +125,30 @@ def arm(place: Place) -> None:
         raise ValueError(f"there is no phase {phase!r}")
 
 
-def arm_from_environment() -> None:
-    """Arm this process as its environment says: that of a sweep's run."""
-    text = os.environ.pop(VARIABLE, "")
-    if text:
-        arm(Place(*json.loads(text)))
+class _ArmedContext:
+    """A multiprocessing context whose processes are armed before they begin."""
+
+    def __init__(self, context: multiprocessing.context.BaseContext, place: Place) -> None:
+        self.context, self.place = context, place
+
+    def Process(self, target: Callable, args: tuple) -> object:  # noqa: N802  as in multiprocessing
+        return self.context.Process(target=_arm_and_call, args=(self.place, target, args))
+
+
+def arm_runs(place: Place) -> None:
+    """Arm the processes that this one, a sweep, starts for its runs."""
+    get_context = multiprocessing.get_context
+
+    def get(method: str | None = None) -> object:
+        context = get_context(method)
+        return _ArmedContext(context, place) if method == "spawn" else context
+
+    multiprocessing.get_context = get
+
+
+def _arm_and_call(place: Place, target: Callable, args: tuple) -> None:
+    arm(place)
+    target(*args)
 
 
 def _wrap_program(counter: _Counter, name: str) -> None:

@@ -1,0 +1,175 @@
+"""Try what sparsejax survives: kills, damaged files, bad input, full disks, days alone.
+
+    python -m tests.faults --kills 200 --seed 0 --json docs/results/reliability/seed0.json
+
+The same command goes on where it was stopped. It ends with status 1 if anything was lost, or came
+out that isn't the project's error.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import pathlib
+import resource
+import shlex
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+
+from tests.faults import results
+
+Case = Callable[[], results.Line]
+IMPORTED = (
+    *("jax", "matplotlib.pyplot", "sklearn.datasets", "tensorboardX"),
+    *(f"sparsejax.commands.{name}" for name in ("evaluate", "prepare", "sweep", "train")),
+    *("sparsejax.evaluation.closing", "sparsejax.evaluation.sweep", "sparsejax.families"),
+    *("sparsejax.reports.report", "sparsejax.training.check", "sparsejax.training.loop"),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what the flags ask for and isn't done yet; print and write the table."""
+    flags = _parser().parse_args(argv)
+    scratch = pathlib.Path(flags.scratch or tempfile.mkdtemp(prefix="sparsejax-faults-"))
+    lines_path = _lines_path(flags, scratch)
+    lines_path.parent.mkdir(parents=True, exist_ok=True)
+    _set_environment(scratch)
+    for name in IMPORTED:
+        importlib.import_module(name)
+    _run_kills(flags, scratch, lines_path)
+    lines = results.read(lines_path)
+    rows = results.rows(lines)
+    print(results.table(rows))
+    failures = results.failures(lines, flags.seed)
+    if flags.json:
+        _write_json(flags, rows, failures)
+    if not flags.scratch and not failures:
+        shutil.rmtree(scratch)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    if failures:
+        sys.exit(f"{len(failures)} failures; what they left is in {scratch}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--kills", type=int, default=0, metavar="N", help="kills in all phases")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn")
+    parser.add_argument("--jobs", type=int, default=2, help="cases at once")
+    parser.add_argument("--phase", help="only this phase, file kind or reader")
+    parser.add_argument("--case", type=int, help="only this case of --phase, to repeat it")
+    parser.add_argument("--json", metavar="FILE", help="write the table there; beside it, .jsonl")
+    parser.add_argument("--scratch", metavar="FOLDER", help="keep what is written there")
+    return parser
+
+
+def _lines_path(flags: argparse.Namespace, scratch: pathlib.Path) -> pathlib.Path:
+    if flags.case is not None or not flags.json:
+        return scratch / "lines.jsonl"
+    return pathlib.Path(flags.json).with_suffix(".jsonl")
+
+
+def _set_environment(scratch: pathlib.Path) -> None:
+    """One thread, compilations shared by all processes, none of the user's folders."""
+    for name in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(scratch / "compilations"))
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["TFDS_DATA_DIR"] = str(scratch / "datasets")
+    os.environ["SPARSEJAX_CACHE"] = str(scratch / "cache")
+
+
+def _run_kills(flags: argparse.Namespace, scratch: pathlib.Path, path: pathlib.Path) -> None:
+    if not flags.kills:
+        return
+    from tests.faults import kills
+
+    phases = [phase for phase in kills.ALL if flags.phase in (None, phase)]
+    kinds = list(dict.fromkeys(map(kills.kind_of, phases)))
+    kills.make_references(scratch, kinds)
+    wanted = -(-flags.kills // len(phases))
+    while True:
+        lines = results.read(path)
+        numbers = {phase: kills.chains_left(lines, wanted, phase) for phase in phases}
+        if flags.case is not None:
+            numbers = {flags.phase: [] if lines else [flags.case]}
+        cases = [
+            lambda phase=phase, number=number: kills.chain(scratch, phase, number, flags.seed)
+            for phase, chains in numbers.items()
+            for number in chains
+        ]
+        if not cases:
+            return
+        run_cases(cases, flags.jobs, scratch, path)
+
+
+def run_cases(cases: Iterable[Case], jobs: int, scratch: pathlib.Path, path: pathlib.Path) -> None:
+    """Run cases, several at once, each in a process of its own; append their lines."""
+    running: dict[int, pathlib.Path] = {}
+    for number, case in enumerate(cases):
+        if len(running) == jobs:
+            _wait(running, path)
+        answer = scratch / f"answer-{number}.json"
+        answer.unlink(missing_ok=True)
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            _answer(case, answer)
+        running[pid] = answer
+    while running:
+        _wait(running, path)
+
+
+def _wait(running: dict[int, pathlib.Path], path: pathlib.Path) -> None:
+    pid, _ = os.wait()
+    answer = running.pop(pid)
+    if not answer.exists():
+        sys.exit(f"the suite itself failed; its lines are in {path}")
+    found = json.loads(answer.read_text())
+    answer.unlink()
+    results.append(path, found)
+    bad = found["losses"] + found["unexplained"]
+    words = "; ".join(bad) or "fine"
+    print(f"{found['part']}, {found['phase']}, case {found['case']}: {words}", flush=True)
+
+
+def _answer(case: Case, path: pathlib.Path) -> None:
+    try:
+        found = case()
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        found["cpu"] = round(sum(one.ru_utime + one.ru_stime for one in used), 1)
+        text = json.dumps(found)
+        path.with_suffix(".partial").write_text(text)
+        path.with_suffix(".partial").replace(path)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def _write_json(
+    flags: argparse.Namespace, rows: Sequence[results.Line], failures: Sequence[str]
+) -> None:
+    import jax
+
+    import sparsejax
+
+    words = [f"--{name}={getattr(flags, name)}" for name in ("kills",) if getattr(flags, name)]
+    command = shlex.join(["python", "-m", "tests.faults", *words, f"--seed={flags.seed}"])
+    versions = {
+        "Python": sys.version.split()[0],
+        "jax": jax.__version__,
+        "sparsejax": sparsejax.__version__,
+    }
+    found = {"command": command, "versions": versions, "rows": rows, "failures": failures}
+    pathlib.Path(flags.json).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
