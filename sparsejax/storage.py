@@ -42,7 +42,7 @@ def require_writable(folder: str | os.PathLike[str], name: str) -> None:
     missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="partial-") as probe:
+        with tempfile.TemporaryFile(dir=folder) as probe:  # without a name, if one is killed here
             probe.write(bytes(4096))
     except OSError as error:
         reason = error.strerror or str(error)

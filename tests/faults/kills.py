@@ -57,7 +57,7 @@ def make_references(scratch: pathlib.Path, kinds: Sequence[str]) -> None:
             _require(made)
         phases = [phase for phase in PHASES if kind_of(phase) == kind]
         places = [_place(phase, folder, 0) for phase in phases]
-        ended = forks.run(_call(scratch, kind, folder, places), folder / "printed")
+        ended = forks.run(call_of(scratch, kind, folder, places), folder / "printed")
         _require(ended)
         events = {p.phase: placing.read_mark(p.mark).get("count", 0) for p in places}
         if kind == "train":
@@ -138,7 +138,7 @@ def _disturb(
     rng: np.random.Generator | None,
 ) -> tuple[forks.Ended, str]:
     """Run the command once; return how it ended, and where a signal reached it, if one did."""
-    call = _call(scratch, kind_of(phase), folder, [])
+    call = call_of(scratch, kind_of(phase), folder, [])
     if rng is None:
         return forks.run(call, folder / "printed"), ""
     if phase == MOMENTS:
@@ -148,7 +148,7 @@ def _disturb(
     place = _draw(folder, phase, reference, rng)
     pathlib.Path(place.mark).unlink(missing_ok=True)
     is_of_run = phase == "sweep" and bool(rng.integers(2))
-    call = _call(scratch, kind_of(phase), folder, [place], is_of_run)
+    call = call_of(scratch, kind_of(phase), folder, [place], is_of_run)
     ended = forks.run(call, folder / "printed")
     noted = placing.read_mark(place.mark)
     reached = "event" in noted and (ended.status != 0 or is_of_run)
@@ -208,14 +208,22 @@ def _line_with(text: str, errors: str) -> str:
     return next(one for one in errors.splitlines() if text in one)
 
 
-def _call(
+def call_of(
     scratch: pathlib.Path,
     kind: str,
     folder: pathlib.Path,
     places: Sequence[Place],
     is_of_run: bool = False,
 ) -> Callable[[], None]:
-    """Return what a process runs: a command, and the digest of what it left if it has ended."""
+    """Return what a process runs: a command, and the digest of what it left if it has ended.
+
+    Args:
+      scratch: folder of the references.
+      kind: `train`, `prepare` or `sweep`.
+      folder: folder for the digest; the command writes to `run` there.
+      places: places to arm the process with.
+      is_of_run: whether to arm the processes of a sweep's runs instead.
+    """
     target = folder / "run"
     words = {
         "train": lambda: workdirs.train_words(target),

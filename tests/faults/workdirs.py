@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -71,7 +72,7 @@ def digest(workdir: pathlib.Path) -> dict[str, str]:
     """Return what is equal in equal runs, hashed: state, metrics, pictures, summary by name."""
     _, state = runs.load_state(workdir)
     found = {"state": _hash(*(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)))}
-    lines = [_timeless(line) for line in read_metrics(workdir / "metrics.jsonl")]
+    lines = metrics_lines(workdir)
     whole = (workdir / "metrics.jsonl").read_bytes().count(b"\n")
     found["metrics.jsonl"] = _hash(json.dumps([whole, *lines]).encode())
     for name in ("config.json", "data.json", "facts.json", *_PICTURES):
@@ -82,9 +83,18 @@ def digest(workdir: pathlib.Path) -> dict[str, str]:
     return found | {"summary.json": _hash(json.dumps(summary, sort_keys=True).encode())}
 
 
+def metrics_lines(workdir: pathlib.Path) -> list[dict]:
+    """Return the metrics lines of a run without times."""
+    return [_timeless(line) for line in read_metrics(workdir / "metrics.jsonl")]
+
+
 def digest_folder(folder: pathlib.Path) -> dict[str, str]:
-    """Return the hashes of all files in a folder by name."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Return the hashes of all files in a folder by name.
+
+    A file that was being written, `partial-...`, may be left of a killed process: nobody reads it.
+    """
+    left = re.compile(r"partial.*(stamp\.json|array_record)")
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and not left.search(p.name))
     return {str(path.relative_to(folder)): _hash(path.read_bytes()) for path in paths}
 
 

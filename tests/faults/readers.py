@@ -1,0 +1,136 @@
+"""All readers of files, and how to judge what they make of a damaged one."""
+
+import json
+import pathlib
+import signal
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sparsejax.errors import ConfigError
+from tests.faults import damage, forks, reading, sources
+from tests.faults.reading import Read
+
+SECONDS = 20  # for one file of some kilobytes, on a busy machine
+
+
+class Reader(NamedTuple):
+    """A reader, and a file for it.
+
+    Attributes:
+      write: `write(folder)` writes a whole file and returns its path.
+      read: `read(path) -> {name: hash or None}`.
+      errors: what it may raise.
+      kind: how its bytes are put together, for `mutations`.
+      has_sums: whether checksums tell every changed byte.
+      is_whole: whether an item that is gone is noticed.
+    """
+
+    write: Callable[[pathlib.Path], pathlib.Path]
+    read: Callable[[pathlib.Path], Read]
+    errors: tuple[type[Exception], ...]
+    kind: str
+    has_sums: bool = False
+    is_whole: bool = False
+
+
+def readers() -> dict[str, Reader]:
+    """Return all readers by name, imported only now."""
+    from sparsejax.data.items import SourceError
+
+    source, config, value = (SourceError,), (ConfigError,), (ValueError,)
+    return {
+        "npz of images": Reader(
+            sources.write_npz_images, reading.read_npz_images, source, "zip", True, True
+        ),
+        "npz of encoded images": Reader(
+            sources.write_npz_encoded, reading.read_npz_images, source, "zip", True, True
+        ),
+        "npz of drawings": Reader(
+            sources.write_packed, reading.read_packed, source, "zip", True, True
+        ),
+        "folder of png": Reader(
+            sources.write_folder, reading.read_folder, source, "png", True, True
+        ),
+        "ndjson": Reader(sources.write_lines, reading.read_lines, source, "jsonl"),
+        "svg": Reader(sources.write_svgs, reading.read_kanji, source, "text"),
+        "zip of svg": Reader(sources.write_zip, reading.read_kanji, source, "zip", True, True),
+        "sparse file": Reader(
+            sources.write_sparse_file, reading.read_sparse_file, value, "safetensors", True, True
+        ),
+        "first stage safetensors": Reader(
+            sources.write_first_stage, reading.read_first_stage, value, "safetensors"
+        ),
+        "published weights": Reader(sources.write_unet, reading.read_unet, value, "safetensors"),
+        "published config.json": Reader(
+            sources.write_unet_config, reading.read_unet_config, value, "json"
+        ),
+        "cache npz": Reader(sources.write_cache, reading.read_cache, (), "zip", True, True),
+        "statistics npz": Reader(
+            sources.write_statistics, reading.read_statistics, value, "zip", True, True
+        ),
+        "lease file": Reader(sources.write_lease, reading.read_lease, (), "json", True, True),
+        "stamp.json": Reader(sources.write_stamp, reading.read_stamp, config, "json"),
+        "config.json": Reader(sources.write_config_json, reading.read_config_json, config, "json"),
+        "facts.json": Reader(sources.write_facts, reading.read_facts, config, "json"),
+        "summary.json": Reader(sources.write_summary, reading.read_summary, (), "json"),
+        "metrics.jsonl": Reader(sources.write_metrics, reading.read_metrics, (), "jsonl"),
+        "results.jsonl": Reader(sources.write_results, reading.read_results, config, "jsonl"),
+        "prepared data set": Reader(
+            sources.write_prepared, reading.read_prepared, config, "folder", True, True
+        ),
+    }
+
+
+def attempt(reader: Reader, path: pathlib.Path) -> tuple[Read | None, str, str]:
+    """Read a file under limits of time; returns what was read, the refusal, what is unexplained."""
+
+    def ended(signum: int, frame: object) -> None:
+        raise TimeoutError(f"not read within {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, ended)
+    signal.alarm(SECONDS)
+    try:
+        return reader.read(path), "", ""
+    except reader.errors as error:
+        return None, str(error) or type(error).__name__, ""
+    except Exception as error:  # noqa: BLE001  whatever else comes out is what we look for
+        return None, "", f"{type(error).__name__}: {str(error)[:200]}"
+    finally:
+        signal.alarm(0)
+
+
+def judge(reader: Reader, whole: Read, found: Read) -> list[str]:
+    """Say what is wrong in silence: items that differ, or are gone and not named."""
+    differing = [n for n, h in found.items() if h is not None and whole.get(n) != h]
+    gone = [name for name in whole if name not in found] if reader.is_whole else []
+    # A folder or list that names its items by position says of which it left out.
+    return [f"{name} differs" for name in differing] + [f"{name} is gone" for name in gone]
+
+
+def corrupted(
+    scratch: pathlib.Path, folder: pathlib.Path, name: str, rng: damage.Rng
+) -> dict[str, object]:
+    """Write a file, damage it, read it in a process of its own; see `results.line`."""
+    del scratch
+    reader, answer = readers()[name], folder / "answer.json"
+    path = reader.write(folder)
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    kinds = damage.OF_BINARY if reader.has_sums else damage.OF_TEXT
+
+    def call() -> None:
+        whole = reader.read(damage.copy(path, folder / f"whole-{path.name}"))
+        at = damage.damage_one(files, kinds, rng)
+        found, refusal, bad = attempt(reader, path)
+        losses = judge(reader, whole, found) if found is not None else []
+        refused = bool(refusal) or (found is not None and None in found.values())
+        told = {"losses": losses, "unexplained": [bad] if bad else [], "at": at}
+        answer.write_text(
+            json.dumps(told | {"refused": int(refused and not losses), "said": refusal})
+        )
+
+    ended = forks.run(call, folder / "printed", memory=forks.MEMORY // 2)
+    if ended.status != 0:
+        return {"unexplained": ended.problems(0)}
+    return json.loads(answer.read_text())
