@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsejax import __main__ as command
-from tests.faults import forks, placing, results, workdirs
+from tests.faults import forks, placing, results, sources, workdirs
 from tests.faults.placing import PHASES, Place
 
 CHAIN = 3
@@ -64,6 +64,7 @@ def make_references(scratch: pathlib.Path, kinds: Sequence[str]) -> None:
             shutil.copytree(folder / "run", folder / "unclosed", symlinks=True)
             for name in ("summary.json", "samples.png", "curves.png", "layers.png"):
                 (folder / "unclosed" / name).unlink()
+            _require(forks.run(lambda: sources.make_sparse_run(scratch), folder / "sparse"))
         reference = Reference(_read_digest(folder), events, ended.cpu)
         (folder / "reference.json").write_text(json.dumps(reference))
 
@@ -148,7 +149,7 @@ def _disturb(
     place = _draw(folder, phase, reference, rng)
     pathlib.Path(place.mark).unlink(missing_ok=True)
     is_of_run = phase == "sweep" and bool(rng.integers(2))
-    call = call_of(scratch, kind_of(phase), folder, [place], is_of_run)
+    call = call_of(scratch, kind_of(phase), folder, [place], is_of_run=is_of_run)
     ended = forks.run(call, folder / "printed")
     noted = placing.read_mark(place.mark)
     reached = "event" in noted and (ended.status != 0 or is_of_run)
@@ -213,6 +214,7 @@ def call_of(
     kind: str,
     folder: pathlib.Path,
     places: Sequence[Place],
+    workdir: pathlib.Path | None = None,
     is_of_run: bool = False,
 ) -> Callable[[], None]:
     """Return what a process runs: a command, and the digest of what it left if it has ended.
@@ -220,11 +222,12 @@ def call_of(
     Args:
       scratch: folder of the references.
       kind: `train`, `prepare` or `sweep`.
-      folder: folder for the digest; the command writes to `run` there.
+      folder: folder for the digest.
       places: places to arm the process with.
+      workdir: where the command writes (default: `run` in the folder).
       is_of_run: whether to arm the processes of a sweep's runs instead.
     """
-    target = folder / "run"
+    target = workdir or folder / "run"
     words = {
         "train": lambda: workdirs.train_words(target),
         "prepare": lambda: workdirs.prepare_words(scratch / "references/prepare", target),

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import shutil
 import sys
 import threading
 import time
@@ -32,7 +33,7 @@ class Place(NamedTuple):
       nth: number of the event, from 1; 0 for never, which only counts.
       delay: seconds between the event and the signal.
       waits: whether the event's thread waits meanwhile, or goes on.
-      signum: the signal.
+      signum: the signal; 0 to delete the folder instead.
       folder: folder whose files count.
       mark: file to say in that the event came.
     """
@@ -66,7 +67,12 @@ class _Counter:
 
     def _send(self) -> None:
         time.sleep(self.place.delay)
-        os.kill(os.getpid(), self.place.signum)
+        if self.place.signum:
+            os.kill(os.getpid(), self.place.signum)
+        else:
+            # Not all at once: the process may write in it meanwhile.
+            while os.path.exists(self.place.folder):
+                shutil.rmtree(self.place.folder, ignore_errors=True)
 
     def audit(self, event: str, arguments: tuple) -> None:
         """Count changes to files, if they are of this phase."""

@@ -1,5 +1,6 @@
 """All readers of files, and how to judge what they make of a damaged one."""
 
+import functools
 import json
 import pathlib
 import signal
@@ -33,8 +34,8 @@ class Reader(NamedTuple):
     is_whole: bool = False
 
 
-def readers() -> dict[str, Reader]:
-    """Return all readers by name, imported only now."""
+def readers(scratch: pathlib.Path) -> dict[str, Reader]:
+    """Return all readers by name, imported only now; `scratch` holds a run's sparse file."""
     from sparsejax.data.items import SourceError
 
     source, config, value = (SourceError,), (ConfigError,), (ValueError,)
@@ -56,6 +57,14 @@ def readers() -> dict[str, Reader]:
         "zip of svg": Reader(sources.write_zip, reading.read_kanji, source, "zip", True, True),
         "sparse file": Reader(
             sources.write_sparse_file, reading.read_sparse_file, value, "safetensors", True, True
+        ),
+        "sparse file of a run": Reader(
+            functools.partial(sources.copy_sparse_run, scratch),
+            reading.read_sparse_run,
+            value,
+            "sparse run",
+            True,
+            True,
         ),
         "first stage safetensors": Reader(
             sources.write_first_stage, reading.read_first_stage, value, "safetensors"
@@ -111,8 +120,7 @@ def corrupted(
     scratch: pathlib.Path, folder: pathlib.Path, name: str, rng: damage.Rng
 ) -> dict[str, object]:
     """Write a file, damage it, read it in a process of its own; see `results.line`."""
-    del scratch
-    reader, answer = readers()[name], folder / "answer.json"
+    reader, answer = readers(scratch)[name], folder / "answer.json"
     path = reader.write(folder)
     files = [path]
     if path.is_dir():

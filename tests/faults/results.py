@@ -77,7 +77,7 @@ def failures(lines: Iterable[Line], seed: int) -> list[str]:
     """Say what failed, each with what repeats it."""
     found = []
     for one in lines:
-        flags = f"--{one['part']}=1 --phase={one['phase']!r} --case={one['case']} --seed={seed}"
+        flags = f"--{one['part'].split()[0]}=1 --phase={one['phase']!r} --case={one['case']} --seed={seed}"
         for word in ("losses", "unexplained"):
             found += [f"{flags}: {word}: {text}" for text in one[word]]
     return found

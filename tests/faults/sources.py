@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import zipfile
 
 import numpy as np
@@ -77,6 +78,19 @@ def write_sparse_file(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def make_sparse_run(scratch: pathlib.Path) -> None:
+    """Write the reference run as a sparse file, once."""
+    from sparsejax.training import runs
+
+    target = scratch / "references/model.safetensors"
+    if not target.exists():
+        runs.save_sparse_run(scratch / "references/train/run", target)
+
+
+def copy_sparse_run(scratch: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    return pathlib.Path(shutil.copy(scratch / "references/model.safetensors", folder))
+
+
 def write_first_stage(folder: pathlib.Path) -> pathlib.Path:
     from safetensors.numpy import save_file
 
@@ -106,7 +120,7 @@ def write_unet(folder: pathlib.Path) -> pathlib.Path:
 def write_unet_config(folder: pathlib.Path) -> pathlib.Path:
     path = folder / "config.json"
     networks = json.loads((MODELS / "diffusers_configs.json").read_text())["networks"]
-    configs = [network["config"] for network in networks]
+    configs = [network["config"] for network in networks.values()]
     found = next(one for one in configs if one["_class_name"] == "UNet2DModel")
     path.write_text(json.dumps(found))
     return path
