@@ -77,7 +77,8 @@ def failures(lines: Iterable[Line], seed: int) -> list[str]:
     """Say what failed, each with what repeats it."""
     found = []
     for one in lines:
-        flags = f"--{one['part'].split()[0]}=1 --phase={one['phase']!r} --case={one['case']} --seed={seed}"
+        part = one["part"].split()[0]
+        flags = f"--{part}=1 --phase={one['phase']!r} --case={one['case']} --seed={seed}"
         for word in ("losses", "unexplained"):
             found += [f"{flags}: {word}: {text}" for text in one[word]]
     return found
@@ -85,7 +86,7 @@ def failures(lines: Iterable[Line], seed: int) -> list[str]:
 
 def table(found: Sequence[Line]) -> str:
     """Return rows as a table in Markdown, with a sum per part."""
-    heads = ("", *("cases", "went on, equal", "refused in one line", "lost", "unexplained"))
+    heads = ("", *("cases", "went on", "refused in one line", "lost", "unexplained"))
     lines = ["| " + " | ".join(heads) + " |", "|---|" + "---:|" * len(COLUMNS)]
     for part in dict.fromkeys(row["part"] for row in found):
         ours = [row for row in found if row["part"] == part]
