@@ -1,0 +1,100 @@
+"""A few cases of every kind of fault, by the command that tries thousands."""
+
+import collections
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tests.faults import corruptions, disks, fuzz, kills
+
+ROOT = pathlib.Path(__file__).parents[2]
+pytestmark = pytest.mark.faults
+
+
+def suite(*flags, **environment):
+    """Run the suite."""
+    return subprocess.run(
+        [sys.executable, "-m", "tests.faults", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=3000,
+        env=os.environ | environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """One call of the suite at a small count: its lines by part, and what it printed."""
+    results = tmp_path_factory.mktemp("faults") / "results.json"
+    counts = ("--kills=16", "--corruptions=20", "--fuzz=1150", "--disks=4", "--long=600")
+    done = suite(*counts, f"--json={results}", TMPDIR=str(results.parent))
+    lines = collections.defaultdict(list)
+    for text in results.with_suffix(".jsonl").read_text().splitlines():
+        lines[json.loads(text)["part"]].append(json.loads(text))
+    return lines, done
+
+
+def without_losses(lines):
+    """Return the number of cases by row of the table, after checking that nothing was wrong."""
+    bad = [text for line in lines for text in (*line["losses"], *line["unexplained"])]
+    assert bad == []
+    counts = collections.Counter()
+    for line in lines:
+        counts[line["phase"]] += line["count"]
+    return counts
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(found):
+    counts = without_losses(found[0]["kills"])
+    assert set(counts) == set(kills.ALL)
+    assert min(counts.values()) >= 2
+
+
+def test_no_damaged_file_stops_a_run_or_is_read_wrongly(found):
+    assert set(without_losses(found[0]["corruptions"])) == set(corruptions.SHARES)
+
+
+def test_absurd_input_is_read_or_refused(found):
+    counts = without_losses(found[0]["fuzz"])
+    assert set(counts) == set(fuzz.NAMES)
+    refused = sum(line["refused"] for line in found[0]["fuzz"])
+    assert 200 <= refused < sum(counts.values())
+
+
+def test_a_bad_disk_is_named_and_the_run_goes_on_on_a_good_one(found):
+    lines, done = found
+    counts = without_losses(lines["disks"])
+    assert {"files limited in size", "deleted workdir"} <= set(counts)
+    if set(counts) != set(disks.PHASES):
+        assert "SKIPPED, since this user may not mount" in done.stdout
+        pytest.skip("full disks and read-only folders need the right to mount a file system")
+
+
+def test_a_long_run_stays_as_it_is(found):
+    without_losses(found[0]["long run"])
+    (line,) = found[0]["long run"]
+    assert line["figures"]["topology updates"] >= 200
+    assert line["figures"]["compilations after the warm-up"] == 0
+
+
+def test_the_suite_ends_with_status_0_and_a_table(found):
+    _, done = found
+    assert done.returncode == 0, done.stderr
+    assert "| **kills** |" in done.stdout
+
+
+def test_a_loss_ends_the_suite_with_status_1_and_says_how_to_repeat_it(tmp_path):
+    """The suite itself: a line with a loss, of an earlier call, makes it fail."""
+    found = {"part": "kills", "phase": "save", "case": 7, "count": 3, "refused": 0}
+    found |= {"losses": ["checkpoint 8 is gone"], "unexplained": []}
+    (tmp_path / "a.jsonl").write_text(json.dumps(found) + "\n")
+    done = suite(f"--json={tmp_path / 'a.json'}", TMPDIR=str(tmp_path))
+    assert done.returncode == 1
+    repeat = "--kills=1 --phase='save' --case=7 --seed=0: losses: checkpoint 8 is gone"
+    assert repeat in done.stderr
+    assert json.loads((tmp_path / "a.json").read_text())["rows"][0]["losses"] == 1
