@@ -84,7 +84,7 @@ def _full(scratch: pathlib.Path, folder: pathlib.Path, rng: damage.Rng) -> dict[
 
 def _limited(scratch: pathlib.Path, folder: pathlib.Path, rng: damage.Rng) -> dict[str, object]:
     """No file may grow beyond a size; for users who may not mount anything, too."""
-    size = int(2 ** rng.uniform(8, 17))
+    size = int(2 ** rng.uniform(13, 17))
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -130,11 +130,12 @@ def _then_on(
     """Run the command twice, before and after a repair; the second time it ends as ever."""
     printed = scratch / "disks" / f"printed-{folder.name}"
     plain = call_of(scratch, "train", printed, [], folder / "run")
+    first = call_of(scratch, "train", printed, [], folder / "run", is_digested=False)
 
     def call() -> None:
         if prepare:
             prepare()
-        plain()
+        first()
 
     printed.mkdir(parents=True, exist_ok=True)
     (printed / "digest.json").unlink(missing_ok=True)

@@ -95,6 +95,9 @@ def run(
 
 def _become(paths: tuple[pathlib.Path, pathlib.Path], memory: int) -> None:
     os.setsid()
+    # Ignored ones, as those of processes in the background, would stay ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for number, path in ((0, os.devnull), (1, paths[0]), (2, paths[1])):
         flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         file = os.open(path, flags, 0o644)

@@ -152,7 +152,7 @@ def _disturb(
     call = call_of(scratch, kind_of(phase), folder, [place], is_of_run=is_of_run)
     ended = forks.run(call, folder / "printed")
     noted = placing.read_mark(place.mark)
-    reached = "event" in noted and (ended.status != 0 or is_of_run)
+    reached = "event" in noted and ended.status != 0
     # A signal that comes later than the run's end, after its delay, finds nothing to disturb.
     return ended, f"{noted['event']}, event {noted['number']}" if reached else ""
 
@@ -216,6 +216,7 @@ def call_of(
     places: Sequence[Place],
     workdir: pathlib.Path | None = None,
     is_of_run: bool = False,
+    is_digested: bool = True,
 ) -> Callable[[], None]:
     """Return what a process runs: a command, and the digest of what it left if it has ended.
 
@@ -226,6 +227,7 @@ def call_of(
       places: places to arm the process with.
       workdir: where the command writes (default: `run` in the folder).
       is_of_run: whether to arm the processes of a sweep's runs instead.
+      is_digested: whether to write the digest.
     """
     target = workdir or folder / "run"
     words = {
@@ -247,7 +249,8 @@ def call_of(
         for place in places:
             placing.arm_runs(place) if is_of_run else placing.arm(place)
         command.main(words)
-        (folder / "digest.json").write_text(json.dumps(digests[kind](target)))
+        if is_digested:
+            (folder / "digest.json").write_text(json.dumps(digests[kind](target)))
 
     return call
 

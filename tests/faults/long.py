@@ -20,7 +20,7 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Notes(NamedTuple):
-    """What a run noted of itself, every `every` steps.
+    """What a run noted of itself at each checkpoint, a twentieth of its steps apart.
 
     Attributes:
       memory: resident bytes.
@@ -43,7 +43,7 @@ def long_run(scratch: pathlib.Path, steps: int) -> results.Line:
     notes = Notes([], [], [])
 
     def call() -> None:
-        _note(notes, every)
+        _note(notes)
         from sparsejax import __main__ as command
 
         command.main(words)
@@ -82,11 +82,11 @@ def _changes(steps: int, every: int) -> dict[str, object]:
     }
 
 
-def _note(notes: Notes, every: int) -> None:
-    """Note memory, time and compilations of this process, after every so many train steps."""
+def _note(notes: Notes) -> None:
+    """Note memory, time and compilations of this process whenever it saves a checkpoint."""
     from sparsejax.training import loop
 
-    build, compiled, steps = loop.build_program, [], []
+    build, compiled, checked = loop.build_program, [], []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event) if event == _COMPILED else None
     )
@@ -94,15 +94,13 @@ def _note(notes: Notes, every: int) -> None:
     def build_noting(*arguments: object) -> object:
         program = build(*arguments)
 
-        def train_step(state: object, *others: object) -> object:
-            # Before the step: what belongs to the one before, such as its save, has been done.
-            if len(steps) % every == 0 and steps:
-                jax.block_until_ready(state)
+        def check(state: object) -> None:  # before the first step, then before each save
+            program.check(state)
+            if checked:
                 _append(notes, len(compiled))
-            steps.append(None)
-            return program.train_step(state, *others)
+            checked.append(True)
 
-        return program._replace(train_step=train_step)
+        return program._replace(check=check)
 
     loop.build_program = build_noting
 
