@@ -112,7 +112,6 @@ def judge(reader: Reader, whole: Read, found: Read) -> list[str]:
     """Say what is wrong in silence: items that differ, or are gone and not named."""
     differing = [n for n, h in found.items() if h is not None and whole.get(n) != h]
     gone = [name for name in whole if name not in found] if reader.is_whole else []
-    # A folder or list that names its items by position says of which it left out.
     return [f"{name} differs" for name in differing] + [f"{name} is gone" for name in gone]
 
 
@@ -121,22 +120,18 @@ def corrupted(
 ) -> dict[str, object]:
     """Write a file, damage it, read it in a process of its own; see `results.line`."""
     reader, answer = readers(scratch)[name], folder / "answer.json"
-    path = reader.write(folder)
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-    kinds = damage.OF_BINARY if reader.has_sums else damage.OF_TEXT
 
     def call() -> None:
+        path = reader.write(folder)
         whole = reader.read(damage.copy(path, folder / f"whole-{path.name}"))
-        at = damage.damage_one(files, kinds, rng)
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        at = damage.damage_one(files, damage.OF_BINARY if reader.has_sums else damage.OF_TEXT, rng)
         found, refusal, bad = attempt(reader, path)
         losses = judge(reader, whole, found) if found is not None else []
         refused = bool(refusal) or (found is not None and None in found.values())
         told = {"losses": losses, "unexplained": [bad] if bad else [], "at": at}
-        answer.write_text(
-            json.dumps(told | {"refused": int(refused and not losses), "said": refusal})
-        )
+        told |= {"refused": int(refused and not losses), "said": refusal.replace(str(folder), "")[:100]}
+        answer.write_text(json.dumps(told))
 
     ended = forks.run(call, folder / "printed", memory=forks.MEMORY // 2)
     if ended.status != 0:

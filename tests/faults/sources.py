@@ -72,8 +72,8 @@ def write_sparse_file(folder: pathlib.Path) -> pathlib.Path:
     from sparsejax.sparse_files import save_sparse
 
     rng, path = np.random.default_rng(0), folder / "model.safetensors"
-    mask = rng.random((4, 6)) < 0.4
-    params = {"a": {"kernel": np.where(mask, rng.normal(size=(4, 6)), 0), "bias": np.ones(6)}}
+    mask = rng.random((40, 60)) < 0.4
+    params = {"a": {"kernel": np.where(mask, rng.normal(size=(40, 60)), 0), "bias": np.ones(60)}}
     save_sparse(path, params, {"a": {"kernel": mask, "bias": np.array(True)}}, {"name": "a model"})
     return path
 
