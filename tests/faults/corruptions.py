@@ -51,9 +51,9 @@ OF_COMMANDS = (
     ),
     FileKind("config.json", "train", HALF, ("config.json",), True, True, 5),
     FileKind("metrics.jsonl", "train", HALF, ("metrics.jsonl",), True, True, 6),
-    FileKind("data.json, facts.json", "train", HALF, ("data.json", "facts.json"), True, False, 5),
+    FileKind("data.json, facts.json", "train", HALF, ("data.json", "facts.json"), True, True, 5),
     FileKind("summary.json", "train", "run", ("summary.json",), True, True, 5),
-    FileKind("results.jsonl", "sweep", "run", ("results.jsonl",), True, False, 3),
+    FileKind("results.jsonl", "sweep", "run", ("results.jsonl",), True, True, 3),
     FileKind("latent shard", "prepare", "run", ("*.array_record",), False, True, 7),
     FileKind("stamp.json", "prepare", "run", ("stamp.json",), True, True, 7),
 )
