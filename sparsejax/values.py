@@ -1,9 +1,9 @@
 """Values of config keys: their types, how texts become values, and what is wrong with them."""
 
 import ast
-import math
 import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Collection
@@ -61,6 +61,8 @@ def has_type(type_: KeyType, value: Value) -> bool:
     Example:
       >>> has_type(int, True), has_type(float, 1), has_type(tuple[int, ...], (1, 2.5))
       (False, True, False)
+      >>> has_type(float, 10**400), has_type(float, float("nan"))
+      (False, False)
     """
     if value is None:
         return is_optional(type_)
@@ -78,7 +80,8 @@ def has_type(type_: KeyType, value: Value) -> bool:
         )
     if plain is float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
+        # Not isfinite: whole numbers can be too large for a float.
+        return is_number and abs(value) <= sys.float_info.max
     if plain is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, plain)
@@ -87,7 +90,7 @@ def has_type(type_: KeyType, value: Value) -> bool:
 def as_type(type_: KeyType, value: Value) -> Value:
     """Convert a value to a key's type: whole numbers to floats, lists (from JSON) to tuples."""
     plain = without_none(type_)
-    if plain is float and has_type(int, value):
+    if plain is float and has_type(float, value):
         return float(value)
     takes_tuple = plain is tuple or plain == SIZE or typing.get_origin(plain) is tuple
     if takes_tuple and isinstance(value, list):

@@ -141,6 +141,13 @@ def test_images_that_the_unet_cannot_halve_are_refused(tmp_path):
         loop.train(tiny_config(**changes), tmp_path / "run")
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf")])
+def test_a_number_that_no_float_holds_is_refused(value):
+    """JSON may hold any of them."""
+    with pytest.raises(ConfigError, match="config.optimizer.learning_rate is .*finite number"):
+        configuration.complete({"optimizer": {"learning_rate": value}})
+
+
 @pytest.mark.parametrize(
     "custom",
     [

@@ -74,10 +74,8 @@ def _block(
         is_refused, problem, what = try_input(rng)
         if problem:
             unexplained.append(f"input {number}{what}: {problem}")
-            for path in folder.glob("input*"):
-                keep = folder / f"kept-{number}-{path.name}"
-                if path.is_file():
-                    shutil.copy(path, keep)
+            if (folder / "input").exists():
+                (folder / "input").rename(folder / f"kept-{number}")
         refused += is_refused and not problem
     return {"refused": refused, "losses": losses, "unexplained": unexplained}
 

@@ -130,7 +130,10 @@ def corrupted(
         losses = judge(reader, whole, found) if found is not None else []
         refused = bool(refusal) or (found is not None and None in found.values())
         told = {"losses": losses, "unexplained": [bad] if bad else [], "at": at}
-        told |= {"refused": int(refused and not losses), "said": refusal.replace(str(folder), "")[:100]}
+        told |= {
+            "refused": int(refused and not losses),
+            "said": refusal.replace(str(folder), "")[:100],
+        }
         answer.write_text(json.dumps(told))
 
     ended = forks.run(call, folder / "printed", memory=forks.MEMORY // 2)
