@@ -162,13 +162,15 @@ def _draw(
 ) -> Place:
     """Draw a place; half of them among the first half, so that later kills of a chain come too."""
     events = reference.events["step" if phase == SIGNALS else phase]
-    limit = events if rng.integers(2) else max(2, events // 2)
+    if phase in ("step", SIGNALS):
+        events = workdirs.STEPS - max([0, *workdirs.saved_steps(folder / "run")])
+    limit = events if rng.integers(2) else max(1, events // 2)
     waits = bool(rng.integers(2))
     longest = 0.02 if phase in ("step", "topology update", SIGNALS) else 0.3
     delay = float(rng.uniform(0, longest)) if rng.integers(2) else 0.0
     signums = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     signum = int(rng.choice(signums)) if phase == SIGNALS else int(signal.SIGKILL)
-    place = _place(phase, folder, int(rng.integers(1, limit + 1)))
+    place = _place(phase, folder, int(rng.integers(1, max(1, limit) + 1)))
     return place._replace(delay=delay, waits=waits, signum=signum)
 
 
