@@ -17,6 +17,11 @@ Layers: TypeAlias = Mapping[str, tuple[int, int]]  # (active, weights) by path
 PICTURES = "8-bit"  # what rows say whose samples were clipped and rounded
 HELD_OUT = "held-out loss"
 _REQUIRED = ("run", "method", "sparsity", "seed", "steps", "measures")
+# What the values of a row are; of those that aren't needed, None stands for "not recorded".
+_TEXTS = ("run", "method", "structure", "reference", "pictures", "commit", "device", "date")
+_NUMBERS = ("sparsity", "drop_fraction", "update_interval")
+_WHOLE = ("seed", "steps", "parameters")
+_OBJECTS = ("measures", "config", "versions", "evaluation")
 _HIGHER_IS_BETTER = ("precision", "recall", "IS")
 
 
@@ -54,10 +59,49 @@ def read_results(path: str | os.PathLike[str]) -> list[Row]:
             raise ConfigError(f"{file}, line {number}: no {', '.join(missing)}")
         if not isinstance(row["run"], str):
             raise ConfigError(f"{file}, line {number}: run is {row['run']!r}; accepted: text")
+        problem = _problem(row)
+        if problem:
+            raise ConfigError(f"{file}, line {number}: {problem}")
         rows[row["run"]] = row
     if not rows:
         raise ConfigError(f"{file} holds no runs")
     return list(rows.values())
+
+
+def _problem(row: Row) -> str:
+    """Return what is wrong with the values of a row; empty text if nothing is."""
+    for key, value in row.items():
+        fits, accepted = _fits(key, value)
+        if not fits and not (value is None and key not in _REQUIRED):
+            return f"{key} is {repr(value)[:50]}; accepted: {accepted}"
+    return ""
+
+
+def _fits(key: str, value: JSON) -> tuple[bool, str]:
+    """Return whether a key of a row can hold a value, and which ones it can."""
+    if key in _TEXTS:
+        return isinstance(value, str), "text"
+    if key in _NUMBERS:
+        return is_number(value) and not isinstance(value, bool), "a number"
+    if key in _WHOLE:
+        return _is_whole(value), "a whole number"
+    if key == "block_size":
+        pair = value if isinstance(value, list) else [value, value]
+        return len(pair) == 2 and all(map(_is_whole, pair)), "a whole number, or two"
+    if key == "layers":
+        pairs = value.values() if isinstance(value, dict) else [None]
+        return all(map(_is_count, pairs)), "an object of pairs: active weights, and all of them"
+    return isinstance(value, dict) or key not in _OBJECTS, "an object"
+
+
+def _is_whole(value: JSON) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and is_number(value)
+
+
+def _is_count(pair: JSON) -> bool:
+    if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_whole, pair)):
+        return False
+    return 0 <= pair[0] <= pair[1] and pair[1] > 0
 
 
 class Run(NamedTuple):
@@ -112,7 +156,9 @@ def read_row(row: Row) -> Run:
 
 def is_number(value: JSON) -> bool:
     """Tell whether a value from JSON is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)
+    if isinstance(value, int):
+        return abs(value) < 2**1023  # of which a float can be made
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def sparse_density(layers: Layers) -> float | None:

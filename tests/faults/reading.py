@@ -182,9 +182,10 @@ def read_metrics(path: pathlib.Path) -> Read:
 
 
 def read_results(path: pathlib.Path) -> Read:
-    from sparsejax.reports import results
+    from sparsejax.reports import groups, results
 
-    return {row["run"]: hashed(results.read_row(row).numbers) for row in results.read_results(path)}
+    compared = groups.compare(results.read_results(path))
+    return {run.name: hashed(run.numbers) for run in compared.runs}
 
 
 def read_stamp(path: pathlib.Path) -> Read:

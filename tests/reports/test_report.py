@@ -470,6 +470,37 @@ def test_rows_that_are_none_are_refused(line, message, tmp_path):
         read_results(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("seed", value) for value in (None, "0", 1.5, True, 10**400)),
+        *(("sparsity", value) for value in (None, "0.5", True, [0.5], 10**400, float("nan"))),
+        *(("measures", value) for value in (None, [], 1.0)),
+        *(("layers", {"a": value}) for value in (1, [1], [1, 2, 3], [2, 1], [0, 0], [1.0, 2])),
+        *(("block_size", value) for value in ("16", [16], {"a": 1})),
+        *(
+            ("method", []),
+            ("structure", ["block"]),
+            ("commit", {}),
+            ("versions", []),
+            ("layers", 3),
+        ),
+    ],
+)
+def test_a_value_that_no_row_has_is_named(key, value, tmp_path):
+    row = make_row(layers=2) | {key: value}
+    (tmp_path / "results.jsonl").write_text(json.dumps(row))
+    with pytest.raises(ConfigError, match=f"line 1: {key} is .*; accepted: "):
+        read_results(tmp_path)
+
+
+def test_what_is_not_recorded_may_be_none(tmp_path):
+    row = make_row(layers=2) | dict.fromkeys(("block_size", "commit", "layers", "versions"))
+    (tmp_path / "results.jsonl").write_text(json.dumps(row))
+    assert read_results(tmp_path) == [row]
+    assert write(tmp_path, [row])
+
+
 def test_half_a_surrogate_is_replaced(tmp_path):
     (tmp_path / "results.jsonl").write_text(json.dumps(make_row(run="a\ud800b", layers=2)))
     assert [row["run"] for row in read_results(tmp_path)] == ["a?b"]
