@@ -205,14 +205,12 @@ def _write(
     flags: argparse.Namespace,
 ) -> list[str]:
     """Write all files except single pictures; return the names of everything written."""
-    import numpy as np
     from PIL import Image
 
-    from sparsejax.atomic import replacing
+    from sparsejax.atomic import replacing, write_npz
 
     output.mkdir(parents=True, exist_ok=True)
-    with replacing(output / "samples.npz") as partial, open(partial, "wb") as file:
-        np.savez(file, **arrays)
+    write_npz(output / "samples.npz", arrays)
     written = ["samples.npz"]
     if run.decodes and (flags.grid or not (flags.png or flags.gif)):
         with replacing(output / "grid.png") as partial:

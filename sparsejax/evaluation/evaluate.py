@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from sparsejax.atomic import replacing, write_npz
 from sparsejax.compact.states import without_inactive
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing
@@ -193,7 +194,8 @@ def _save_artifacts(
 ) -> None:
     folder.mkdir(exist_ok=True)
     for name, examples in (("samples", samples), ("real", real)):
-        Image.fromarray(model.render(examples[:_SHOWN])).save(folder / f"{name}.png")
+        with replacing(folder / f"{name}.png") as partial:
+            Image.fromarray(model.render(examples[:_SHOWN])).save(partial)
     leaves = jax.tree_util.tree_leaves_with_path(masks)
     packed = {path_name(path): np.packbits(np.asarray(mask)) for path, mask in leaves if mask.ndim}
-    np.savez(folder / "masks.npz", **packed)  # type: ignore[arg-type]  # see metrics.cache
+    write_npz(folder / "masks.npz", packed)

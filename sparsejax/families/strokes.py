@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from sparsejax.atomic import write_text
+from sparsejax.atomic import replacing, write_text
 from sparsejax.data import sketches as data
 from sparsejax.data.builders import stamp
 from sparsejax.data.images import label
@@ -261,7 +261,8 @@ def to_drawings(points: Array, lengths: Array, representation: str) -> Array:
 
 def _illustrate(samples: Samples, folder: pathlib.Path) -> None:
     write_text(folder / "samples.svg", svg_grid(samples[:_ILLUSTRATED]))
-    to_gif(samples[:_ILLUSTRATED], folder / "samples.gif")
+    with replacing(folder / "samples.gif") as partial:
+        to_gif(samples[:_ILLUSTRATED], partial)
 
 
 def even_times(length: int, lengths: Array, representation: str) -> Array:

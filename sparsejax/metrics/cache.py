@@ -5,9 +5,8 @@ import os
 import pathlib
 from collections.abc import Callable
 
-import numpy as np
-
 from sparsejax import zips
+from sparsejax.atomic import write_npz
 from sparsejax.storage import require_writable
 from sparsejax.types import NumpyArray
 
@@ -43,7 +42,5 @@ def load_or_compute(
     require_writable(cache_folder(), "SPARSEJAX_CACHE")
     arrays = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.npz")  # several processes may compute the same
-    np.savez(partial, **arrays)  # type: ignore[arg-type]  # numpy has a flag among the names
-    partial.replace(path)
+    write_npz(path, arrays)
     return arrays

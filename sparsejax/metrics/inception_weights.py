@@ -4,7 +4,6 @@ torch-fidelity and pytorch-fid publish the same file, byte for byte, under two n
 checks it; here, no file with another hash is read.
 """
 
-import contextlib
 import hashlib
 import http.client
 import importlib.util
@@ -12,14 +11,14 @@ import logging
 import os
 import pathlib
 import shutil
-import tempfile
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from sparsejax.atomic import replacing
 from sparsejax.errors import ConfigError
 from sparsejax.metrics.cache import cache_folder
 from sparsejax.metrics.inception import parameter_shapes
@@ -117,7 +116,8 @@ def read_weights(path: PathLike, sha256: str) -> dict[str, NumpyArray]:
         state_dict = read_state_dict(path)
     except ValueError as error:
         raise ConfigError(f"Inception weights: {error}") from error
-    with _replacing(copy) as partial:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(copy) as partial:
         save_file({k: np.ascontiguousarray(v) for k, v in state_dict.items()}, partial)
     return state_dict
 
@@ -181,9 +181,10 @@ def _download(sha256: str, urls: Sequence[str]) -> pathlib.Path:
     failures = []
     for url in urls:
         path = cache_folder() / _name(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
         logger.info("downloading the Inception weights from %s", url)
         try:
-            with _replacing(path) as partial:
+            with replacing(path) as partial:
                 _fetch(url, partial)
                 found = _digest(partial)
                 if found != sha256:
@@ -198,8 +199,8 @@ def _download(sha256: str, urls: Sequence[str]) -> pathlib.Path:
     )
 
 
-def _fetch(url: str, path: pathlib.Path) -> None:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, path.open("wb") as file:
+def _fetch(url: str, partial: pathlib.Path) -> None:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, partial.open("wb") as file:
         shutil.copyfileobj(answer, file)
 
 
@@ -213,16 +214,6 @@ def _advice(sha256: str, urls: Sequence[str]) -> str:
 
 def _name(url: str) -> str:
     return url.rpartition("/")[2]
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Like `atomic.replacing`, for a file that other processes may be writing, too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="partial-") as folder:
-        partial = pathlib.Path(folder) / path.name
-        yield partial
-        partial.replace(path)
 
 
 def _inception_entry(path: KeyPath, shape: Shape) -> tuple[str, Shape]:

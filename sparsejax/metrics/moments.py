@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsejax import zips
-from sparsejax.atomic import replacing
+from sparsejax.atomic import write_npz
 from sparsejax.errors import ConfigError
 from sparsejax.metrics.features import blocks, checked
 from sparsejax.types import NumpyArray, PathLike, Value
@@ -94,9 +94,8 @@ def save_statistics(path: PathLike, stats: Statistics, /, **about: Value) -> Non
       ValueError: the Statistics are of fewer than two rows, or not a mean and covariance.
     """
     check_statistics(stats, "the statistics to save")
-    text, count = np.array(json.dumps(about)), stats.count or 0
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.savez(file, mu=stats.mean, sigma=stats.covariance, count=count, about=text)
+    text, count = np.array(json.dumps(about)), np.array(stats.count or 0)
+    write_npz(path, {"mu": stats.mean, "sigma": stats.covariance, "count": count, "about": text})
 
 
 def load_statistics(path: PathLike) -> tuple[Statistics, dict[str, Value]]:

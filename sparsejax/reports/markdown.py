@@ -8,7 +8,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
-from sparsejax.atomic import write_text
+from sparsejax.atomic import replacing, write_text
 from sparsejax.reports.documents import Block, Code, Document, Folded, Items, Plot, Table, Text
 from sparsejax.reports.page import inline
 from sparsejax.reports.sheets import Picture, sheet
@@ -50,7 +50,8 @@ def _markdown_block(block: Block, numbers: Mapping[int, str], folder: pathlib.Pa
     if isinstance(block, Table):
         return f"{caption}\n\n{_markdown_table(block)}"
     png = _plot_png(block.figure) if isinstance(block, Plot) else _pictures_png(block.pictures)
-    (folder / f"{block.name}.png").write_bytes(png)
+    with replacing(folder / f"{block.name}.png") as partial:
+        partial.write_bytes(png)
     return f"![{numbers[id(block)]}]({folder.name}/{block.name}.png)\n\n{caption}"
 
 

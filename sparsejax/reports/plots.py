@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
+from sparsejax.atomic import replacing
 from sparsejax.reports.sheets import Picture, sheet
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -44,12 +45,14 @@ def save_samples(path: PathLike, samples: np.ndarray, real: np.ndarray) -> None:
       real: [height, width, 3] uint8.
     """
     pictures = [Picture("samples", samples), Picture("real", real)]
-    Image.fromarray(sheet(pictures, widest=_WIDEST)).save(path)
+    with replacing(path) as partial:
+        Image.fromarray(sheet(pictures, widest=_WIDEST)).save(partial)
 
 
 def save_curves(path: PathLike, lines: Sequence[Mapping[str, float]]) -> None:
     """Write the picture of `curves(lines)` to the PNG file `path`."""
-    curves(lines).savefig(path, dpi=120)
+    with replacing(path) as partial:
+        curves(lines).savefig(partial, dpi=120)
 
 
 def curves(lines: Sequence[Mapping[str, float]]) -> Figure:
@@ -91,7 +94,8 @@ def curves(lines: Sequence[Mapping[str, float]]) -> Figure:
 
 def save_layer_densities(path: PathLike, layers: Mapping[str, LayerCounts], level: float) -> None:
     """Write the picture of `layer_densities(layers, level)` to the PNG file `path`."""
-    layer_densities(layers, level).savefig(path, dpi=120)
+    with replacing(path) as partial:
+        layer_densities(layers, level).savefig(partial, dpi=120)
 
 
 def layer_densities(layers: Mapping[str, LayerCounts], level: float) -> Figure:

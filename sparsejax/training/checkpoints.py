@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import itertools
 import logging
 import os
 import pathlib
@@ -16,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from sparsejax.atomic import set_aside
 from sparsejax.errors import ConfigError
 from sparsejax.training.layouts import Tree, find_layout
 from sparsejax.training.soundness import nonfinite
@@ -119,9 +119,7 @@ def set_aside_after(folder: PathLike, step: int) -> None:
     """
     folder = pathlib.Path(folder)
     for damaged in (later for later in list_steps(folder) if later > step):
-        names = (folder / f"{damaged}.damaged-{i}" for i in itertools.count(1))
-        free = next(name for name in names if not name.exists())
-        (folder / str(damaged)).rename(free)
+        free = set_aside(folder / str(damaged))
         logger.warning("checkpoint of step %d set aside as %s", damaged, free)
 
 

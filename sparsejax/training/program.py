@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 from PIL import Image
 
+from sparsejax.atomic import replacing
 from sparsejax.compact.states import paired_model, shrink_state, state_expander
 from sparsejax.errors import require
 from sparsejax.families import Model
@@ -133,7 +134,8 @@ def _sample_writer(
             return
         folder.mkdir(exist_ok=True)
         grid = model.render(sampler()(jax.device_get(params_of(state))))
-        Image.fromarray(grid).save(folder / f"{step:08d}.png")
+        with replacing(folder / f"{step:08d}.png") as partial:
+            Image.fromarray(grid).save(partial)
 
     return save_samples
 
