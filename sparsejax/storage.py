@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from sparsejax.errors import ConfigError
 
+Json: TypeAlias = Any  # a value from JSON
 JsonObject: TypeAlias = dict[str, Any]
 
 
@@ -20,11 +21,28 @@ def read_object(path: pathlib.Path) -> JsonObject:
       ConfigError: the file can't be read, or holds something else; names it.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} can't be read: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{path} is damaged: it holds no JSON object")
+    return value
+
+
+def parse_json(text: str) -> Json:
+    """Parse JSON text in which no object has two values for a key.
+
+    Raises:
+      ValueError: the text is no JSON, or a key occurs twice.
+      RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Json]]) -> JsonObject:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError(f"a key occurs twice among {', '.join(map(repr, value))}"[:200])
     return value
 
 

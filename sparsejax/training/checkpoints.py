@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import json
 import logging
 import os
 import pathlib
@@ -17,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from sparsejax.atomic import set_aside
 from sparsejax.errors import ConfigError
+from sparsejax.storage import JsonObject, read_object
 from sparsejax.training.layouts import Tree, find_layout
 from sparsejax.training.soundness import nonfinite
 from sparsejax.training.state import TrainState
@@ -65,6 +67,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, extra: Extra) -> Non
     # Host arrays: a replicated array is written once and restores on any number of devices.
     tree = jax.tree.map(np.asarray, jax.device_get(state._asdict()))
     extra = copy.deepcopy(extra) | {"checksums": _checksums(tree)}
+    extra |= {"checksum": _checksum(extra)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(extra))
     manager.save(int(tree["step"]), args=args)
 
@@ -110,6 +113,21 @@ def read_extra(folder: PathLike, step: int) -> Extra:
         return manager.restore(step, args=args)["extra"]
 
 
+def read_copies(folder: PathLike, step: int) -> dict[str, JsonObject]:
+    """Return the side files that a checkpoint holds copies of, by name; needs no orbax.
+
+    Args:
+      folder: path of the checkpoints.
+      step: step of the checkpoint, which may be damaged or of an older version.
+    """
+    try:
+        extra = read_object(pathlib.Path(folder) / str(step) / "extra" / "metadata")
+        _check_extra(extra)
+    except ValueError:
+        return {}
+    return extra.get("copies", {})
+
+
 def set_aside_after(folder: PathLike, step: int) -> None:
     """Rename checkpoints of later steps, which could not be restored; nothing is deleted.
 
@@ -136,6 +154,7 @@ def _restore(folder: pathlib.Path, step: int, example: Tree) -> tuple[Tree, Extr
         extra = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))[
             "extra"
         ]
+        _check_extra(extra)
         checksums = extra.pop("checksums")
         layout, convert = find_layout(example, len(checksums))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(layout))
@@ -146,6 +165,17 @@ def _restore(folder: pathlib.Path, step: int, example: Tree) -> tuple[Tree, Extr
     if number:  # of a version that saved it all the same
         raise ValueError(f"{number:,} of its numbers are not finite")
     return convert(state), extra
+
+
+def _check_extra(extra: Extra) -> None:
+    """Remove the checksum of an extra dictionary; raise ValueError if it is another's."""
+    written = extra.pop("checksum", None)  # older versions wrote none
+    if written not in (None, _checksum(extra)):
+        raise ValueError("the checksum of what was saved beside its arrays does not match")
+
+
+def _checksum(extra: Extra) -> int:
+    return zlib.crc32(json.dumps(extra, sort_keys=True).encode())
 
 
 def _checksums(tree: PyTree) -> list[int]:

@@ -18,25 +18,22 @@ from sparsejax.families import (
     needs_facts,
     stamp_data,
 )
-from sparsejax.storage import read_object
+from sparsejax.training.side_files import DATA, FACTS, has_side_file, read_side_file
 from sparsejax.types import PathLike
-
-_STAMP = "data.json"  # what the run is trained on, wherever it is stored
-_FACTS = "facts.json"  # what its Model needs to know about the data
 
 
 def has_stamp(workdir: PathLike) -> bool:
     """Return whether a run saved a stamp of its data; runs of older versions didn't."""
-    return os.path.exists(pathlib.Path(workdir) / _STAMP)
+    return has_side_file(workdir, DATA)
 
 
 def save_facts(workdir: PathLike, config: ConfigDict, facts: Facts | None) -> None:
     """Write a stamp of a run's data to data.json and its facts to facts.json, each once."""
     workdir = pathlib.Path(workdir)
-    if not has_stamp(workdir):
-        write_text(workdir / _STAMP, json.dumps(stamp_data(config), indent=2) + "\n")
-    if facts is not None and not os.path.exists(workdir / _FACTS):
-        write_text(workdir / _FACTS, json.dumps(facts) + "\n")
+    if not os.path.exists(workdir / DATA):
+        write_text(workdir / DATA, json.dumps(stamp_data(config), indent=2) + "\n")
+    if facts is not None and not os.path.exists(workdir / FACTS):
+        write_text(workdir / FACTS, json.dumps(facts) + "\n")
 
 
 def check_stamp(workdir: PathLike, config: ConfigDict) -> None:
@@ -45,7 +42,7 @@ def check_stamp(workdir: PathLike, config: ConfigDict) -> None:
     Raises:
       ConfigError: the data differ or are missing; names the config key.
     """
-    then, now = read_object(pathlib.Path(workdir) / _STAMP), stamp_data(config)
+    then, now = read_side_file(workdir, DATA) or {}, stamp_data(config)
     for key in sorted(then.keys() | now.keys()):
         ours, theirs = now.get(key, {}), then.get(key, {})
         if ours != theirs:
@@ -60,7 +57,7 @@ def check_stamp(workdir: PathLike, config: ConfigDict) -> None:
 
 def _are_there(workdir: PathLike, config: ConfigDict) -> bool:
     """Return whether all paths in a run's stamp exist; not every fact needs all of them."""
-    places = (key.split(".") for key in read_object(pathlib.Path(workdir) / _STAMP))
+    places = (key.split(".") for key in read_side_file(workdir, DATA) or {})
     return all(os.path.exists(config[group][name]) for group, name in places)
 
 
@@ -70,11 +67,9 @@ def read_facts(workdir: PathLike, config: ConfigDict) -> Facts | None:
     Raises:
       ConfigError: facts.json is damaged, or lacks what a Model of `config` needs.
     """
-    path = pathlib.Path(workdir) / _FACTS
-    if not os.path.exists(path):
-        return None
-    facts = read_object(path)
-    check_facts(config, facts, str(path))
+    facts = read_side_file(workdir, FACTS)
+    if facts is not None:
+        check_facts(config, facts, str(pathlib.Path(workdir) / FACTS))
     return facts
 
 

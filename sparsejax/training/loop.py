@@ -12,7 +12,7 @@ from sparsejax.parallel import shard_batch
 from sparsejax.processes.together import failing
 from sparsejax.signals import Request
 from sparsejax.sparsity.masks import summarize
-from sparsejax.training import checkpoints, runs
+from sparsejax.training import checkpoints, runs, side_files
 from sparsejax.training.announcement import announce
 from sparsejax.training.holding import hold_workdir
 from sparsejax.training.metrics_log import MetricsLog
@@ -57,6 +57,7 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike, guard: Guard | N
             run = set_up(config, workdir)
         start = int(run.state.step)
         if jax.process_index() == 0:
+            side_files.restore(run.workdir)
             runs.save_config(run.workdir, run.config, run.facts)
             checkpoints.set_aside_after(run.workdir / "checkpoints", start)
         if guard is None or start == run.config.steps:
@@ -81,7 +82,9 @@ def _take_steps(
     config, data, keys, start = run.config, run.data, run.keys, int(run.state.step)
     assert data is not None, "steps are left, so there are data"
     counts = summarize(run.state.params, run.state.masks)
-    if jax.process_index() == 0:
+    copies = {}
+    if jax.process_index() == 0:  # which alone writes them
+        copies = side_files.copies(run.workdir)
         announce(run, counts)
     program = build_program(run, counts)
     state = program.state
@@ -128,7 +131,7 @@ def _take_steps(
                 extra = log.extra()
                 program.check(state)
                 guard()
-                checkpoints.save(manager, program.whole(state), extra)
+                checkpoints.save(manager, program.whole(state), extra | {"copies": copies})
             if stop and not last:
                 return False
     return True

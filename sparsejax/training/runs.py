@@ -4,7 +4,6 @@ import difflib
 import functools
 import json
 import logging
-import os
 import pathlib
 
 import jax
@@ -12,7 +11,6 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from sparsejax.atomic import write_text
 from sparsejax.configuration import (
-    Saved,
     differing_keys,
     resolve,
     sparsity_words,
@@ -29,12 +27,13 @@ from sparsejax.sparsity.blocks import block_of
 from sparsejax.sparsity.distributions import DISTRIBUTIONS
 from sparsejax.sparsity.masks import path_name
 from sparsejax.sparsity.methods import METHODS
-from sparsejax.storage import read_object, require_writable
+from sparsejax.storage import require_writable
 from sparsejax.training import checkpoints, facts
 from sparsejax.training.layouts import complete_state
 from sparsejax.training.metrics_log import Line, read_metrics
 from sparsejax.training.optimizers import build_optimizer
 from sparsejax.training.plan import Plan, build_plan, complete_units
+from sparsejax.training.side_files import CONFIG, saved_config
 from sparsejax.training.sparse_models import build_sparse_model
 from sparsejax.training.state import TrainState, abstract_state, ema_params_of
 from sparsejax.types import Masks, Optimizer, Params, PathLike, Value
@@ -74,6 +73,13 @@ def resolve_for(workdir: PathLike, config: ConfigDict) -> ConfigDict:
     workdir = pathlib.Path(workdir)
     saved = saved_config(workdir)
     config = resolve(config, saved)
+    steps = checkpoints.list_steps(workdir / "checkpoints")
+    if steps and not saved:  # of an older version, which saved no copy either
+        logger.warning(
+            "%s is missing: whether the checkpoint of step %d was trained with this config can't "
+            "be told",
+            *(workdir / CONFIG, steps[-1]),
+        )
     if saved:
         # Runs of versions that saved no stamp must find their data in the same place.
         stamped = facts.has_stamp(workdir)
@@ -85,7 +91,7 @@ def resolve_for(workdir: PathLike, config: ConfigDict) -> ConfigDict:
                 f"workdir {workdir} holds a run with a different config ({'; '.join(refused)}); "
                 "accepted: another --workdir, or the same config to resume that run"
             )
-        is_trained = checkpoints.list_steps(workdir / "checkpoints")[-1:] == [config.steps]
+        is_trained = steps[-1:] == [config.steps]
         if stamped and (differing or not is_trained):
             facts.check_stamp(workdir, config)
     return config
@@ -108,16 +114,6 @@ def check_writable(workdir: PathLike) -> None:
             )
 
 
-def saved_config(workdir: PathLike) -> Saved | None:
-    """Return the config that the run in a workdir was last started with, or None without a run.
-
-    Raises:
-      ConfigError: config.json is damaged.
-    """
-    path = pathlib.Path(workdir) / "config.json"
-    return _read_saved(path) if os.path.exists(path) else None
-
-
 def save_config(workdir: PathLike, config: ConfigDict, known: Facts | None = None) -> None:
     """Write the resolved config to config.json; once, what identifies and describes its data.
 
@@ -128,7 +124,7 @@ def save_config(workdir: PathLike, config: ConfigDict, known: Facts | None = Non
     """
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    path, text = workdir / "config.json", to_json(config)
+    path, text = workdir / CONFIG, to_json(config)
     if not path.exists() or path.read_bytes() != text.encode():  # the disk may be read-only
         write_text(path, text)
     facts.save_facts(workdir, config, known)
@@ -146,12 +142,12 @@ def read_config(workdir: PathLike) -> ConfigDict:
     Raises:
       ConfigError: there is no run in `workdir`, or its method or distribution is not registered.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    if not os.path.exists(path):
+    path, saved = pathlib.Path(workdir) / CONFIG, saved_config(workdir)
+    if saved is None:
         raise ConfigError(
             f"workdir {str(workdir)!r} holds no run: there is no {path}; {_runs_near(workdir)}"
         )
-    config = FrozenConfigDict(_tuples(_read_saved(path)))
+    config = FrozenConfigDict(_tuples(saved))
     try:
         import_modules(config.imports)
     except ConfigError as error:
@@ -174,14 +170,6 @@ def _runs_near(workdir: PathLike) -> str:
         return f"there are no runs in {parent}"
     near = difflib.get_close_matches(pathlib.Path(workdir).name, names, n=3, cutoff=0)
     return f"runs in {parent}: {', '.join(near)}" + (", ..." if len(names) > 3 else "")
-
-
-def _read_saved(path: pathlib.Path) -> Saved:
-    saved = read_object(path)
-    try:
-        return with_defaults(saved, str(path))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _tuples(value: Value) -> Value:
