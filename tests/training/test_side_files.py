@@ -9,7 +9,7 @@ import pytest
 
 from sparsejax.configuration import resolve, to_json
 from sparsejax.errors import ConfigError
-from sparsejax.training import checkpoints, load_run, loop, runs, side_files
+from sparsejax.training import checkpoints, loop, runs, side_files
 from tests.training.test_resume import config_of, photos  # noqa: F401  a fixture
 from tests.training.tiny import tiny_config, write_run
 
