@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import logging
+import os
 import pathlib
 import sys
 import time
@@ -13,12 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from sparsejax.atomic import write_text
+from sparsejax.errors import ConfigError
 from sparsejax.evaluation.costs import measured, run_costs
 from sparsejax.families import build_data
 from sparsejax.lease import Guard
 from sparsejax.quantities import quantity
 from sparsejax.reports import plots
+from sparsejax.reports.results import is_number
 from sparsejax.sparsity.masks import summarize
+from sparsejax.storage import read_object
 from sparsejax.training import runs
 from sparsejax.training.holding import hold_workdir
 from sparsejax.training.keys import named_key
@@ -29,7 +34,10 @@ from sparsejax.types import PathLike, Value
 
 Summary: TypeAlias = dict[str, Value]  # content of summary.json
 
+logger = logging.getLogger(__name__)
+
 _PICTURES = ("samples.png", "curves.png", "layers.png")
+_MEASURED = ("loss", "step_seconds", "sampling_seconds", "peak_memory_bytes")
 _SHOWN = {"method", "sparsity", "steps", "parameters", "active_parameters", "loss"}
 _SHOWN |= {f"{what}_flops{kind}" for what in ("forward", "sampling") for kind in ("", "_dense")}
 _SHOWN |= {f"training_flops_{kind}" for kind in ("dense", "formula", "run")}
@@ -76,14 +84,33 @@ def read_summary(workdir: PathLike) -> Summary | None:
       run's config has, or if one of the files that it lists is missing.
     """
     workdir = pathlib.Path(workdir)
-    try:
-        summary = json.loads((workdir / "summary.json").read_text())
-        files = summary.get("files", _PICTURES)  # older runs don't list them
-        whole = summary["steps"] == runs.read_config(workdir).steps
-        whole &= all((workdir / name).is_file() for name in files)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    path = workdir / "summary.json"
+    if not os.path.lexists(path):
         return None
-    return summary if whole and not _SHOWN - summary.keys() else None
+    try:
+        summary = read_object(path)
+        require_summary(summary, path)
+    except ConfigError as error:
+        logger.warning("%s; it is computed again", error)
+        return None
+    files = summary.get("files", _PICTURES)  # older runs don't list them
+    whole = summary["steps"] == runs.read_config(workdir).steps
+    return summary if whole and all((workdir / name).is_file() for name in files) else None
+
+
+def require_summary(summary: Summary, path: pathlib.Path) -> None:
+    """Raise ConfigError unless a JSON object holds all that the closing table shows."""
+    for name in sorted(_SHOWN | (summary.keys() & {"density"})):
+        value = summary.get(name)
+        fits = isinstance(value, str) if name == "method" else is_number(value)
+        if name.endswith(("_dense", "parameters")):  # by some of which others are divided
+            fits = fits and value > 0
+        not_recorded = value is None and name in summary and name in _MEASURED
+        if not fits and not not_recorded:
+            raise ConfigError(f"{path} is damaged: its {name} is {repr(value)[:50]}")
+    files = summary.get("files", [])
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise ConfigError(f"{path} is damaged: its files are {repr(files)[:50]}")
 
 
 def _close(workdir: pathlib.Path, guard: Guard) -> Summary:

@@ -4,15 +4,18 @@ import contextlib
 import json
 import logging
 import math
+import os
 import pathlib
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import jax
 
-from sparsejax.atomic import replacing
+from sparsejax.atomic import set_aside, write_text
+from sparsejax.storage import parse_json
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.steps import SKIPPED, STEP_METRICS
 from sparsejax.types import Metrics, PathLike, PRNGKey, PyTree, Schedule, Value
@@ -23,6 +26,7 @@ FILE = "metrics.jsonl"
 DAMAGED_FILE = "metrics.damaged.jsonl"
 
 Line: TypeAlias = dict[str, float]  # a line of metrics.jsonl: `step` and numbers by name
+Written: TypeAlias = list[int]  # number of lines and CRC-32 of all of them
 
 logger = logging.getLogger(__name__)
 
@@ -66,44 +70,63 @@ def _parse(path: PathLike, first: int = 0) -> tuple[list[Line], list[bytes]]:
 def _parse_line(line: bytes) -> Line | None:
     """Return a line's dictionary, or None; zeros around it, left by a power cut, don't count."""
     try:
-        values = json.loads(line.strip(b"\0").decode())
+        values = parse_json(line.strip(b"\0").decode())
     except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict) or not _is_number(values.get("step"), int):
         return None
-    return values if all(map(_is_number, values.values())) else None
+    if not all(map(_is_number, values.values())):
+        return None
+    # No run writes these if they aren't finite.
+    return values if all(math.isfinite(values.get(name, 0)) for name in STEP_METRICS) else None
 
 
 def _is_number(value: Value, kinds: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
+    is_large = isinstance(value, int) and abs(value) >= 2**63  # no float may hold it
+    return isinstance(value, kinds) and not isinstance(value, bool) and not is_large
 
 
 class MetricsWriter:
     """Append metrics to workdir/metrics.jsonl and workdir/tensorboard.
 
     Opening it removes the lines of steps from `first` on, so that a resumed run repeats none, and
-    moves invalid lines to metrics.damaged.jsonl.
+    moves invalid lines to metrics.damaged.jsonl. It says if lines are missing or changed.
     """
 
-    def __init__(self, workdir: PathLike, first: int, tensorboard: bool = True) -> None:
+    def __init__(
+        self,
+        workdir: PathLike,
+        first: int,
+        tensorboard: bool = True,
+        written: Written | None = None,
+    ) -> None:
         """Open the files.
 
         Args:
           workdir: pathlib.Path.
           first: first step whose lines will be written, possibly again.
           tensorboard: whether to write to TensorBoard too.
+          written: what `written` returned when the lines before `first` had been written.
         """
         path = pathlib.Path(workdir) / FILE
-        kept, damaged = _parse(path, first)
+        try:
+            kept, damaged = _parse(path, first)
+        except OSError as error:
+            logger.warning("%s can't be read: %s; set aside as %s", path, error, set_aside(path))
+            kept, damaged = [], []
         if damaged:
             with (path.parent / DAMAGED_FILE).open("ab") as file:
                 file.write(b"".join(line + b"\n" for line in damaged))
             logger.warning(
                 "%s: %d damaged lines moved to %s", path, len(damaged), path.parent / DAMAGED_FILE
             )
-        with replacing(path) as partial:
-            lines = (json.dumps(line) + "\n" for line in kept if line["step"] < first)
-            partial.write_text("".join(lines))
+        lines = [json.dumps(line) + "\n" for line in kept if line["step"] < first]
+        self._count, self._sum = 0, 0
+        for line in lines:
+            self._add(line)
+        if written is not None:
+            _compare(path, first, written, [self._count, self._sum], len(damaged))
+        write_text(path, "".join(lines))
         self._file = path.open("a")
         self._board = None
         if tensorboard:
@@ -113,17 +136,40 @@ class MetricsWriter:
 
     def write(self, step: int, values: Line) -> None:
         """Write one line: `step` and a dictionary of floats."""
-        self._file.write(json.dumps({"step": step} | values) + "\n")
+        line = json.dumps({"step": step} | values) + "\n"
+        self._file.write(line)
         self._file.flush()
+        self._add(line)
         if self._board:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+
+    def written(self) -> Written:
+        """Force the lines to the disk; return their number and the CRC-32 of all of them."""
+        os.fsync(self._file.fileno())
+        return [self._count, self._sum]
+
+    def _add(self, line: str) -> None:
+        self._count, self._sum = self._count + 1, zlib.crc32(line.encode(), self._sum)
 
     def close(self) -> None:
         """Close the files."""
         self._file.close()
         if self._board:
             self._board.close()
+
+
+def _compare(
+    path: pathlib.Path, first: int, written: Written, found: Written, damaged: int
+) -> None:
+    """Warn if lines that a checkpoint knows of are missing or changed; damaged ones are told."""
+    missing = written[0] - found[0] - damaged
+    if missing > 0:
+        logger.warning(
+            "%s: %d of the %d lines before step %d are missing", path, missing, written[0], first
+        )
+    elif not damaged and found != written:
+        logger.warning("%s: the lines before step %d aren't as they were written", path, first)
 
 
 class MetricsLog:
@@ -145,7 +191,8 @@ class MetricsLog:
           workdir: the run's folder.
           start: steps taken.
           saved: `pending`, pairs of a step and its metrics, not written yet, and `skipped`, the
-            number of steps skipped before these; each may be missing.
+            number of steps skipped before these; `written`, of the lines written; each may be
+            missing.
           steps_key: key of all steps, for the error about a loss that is not finite.
           learning_rate: schedule over the steps that are not skipped.
           tensorboard: whether to write to TensorBoard too.
@@ -158,7 +205,7 @@ class MetricsLog:
         self._pending: list[tuple[int, Any]] = [(step, metrics) for step, metrics in pending]
         if jax.process_index() == 0:
             first = min([start + 1, *(step for step, _ in self._pending)])
-            self._writer = MetricsWriter(workdir, first, tensorboard)
+            self._writer = MetricsWriter(workdir, first, tensorboard, saved.get("written"))
         self._clock = self._interval = time.monotonic()
         self._clock_step = start
 
@@ -226,7 +273,8 @@ class MetricsLog:
         Raises:
           FloatingPointError: see `pending`.
         """
-        return {"pending": self.pending(), "skipped": self._skipped}
+        written = {"written": self._writer.written()} if self._writer else {}
+        return {"pending": self.pending(), "skipped": self._skipped} | written
 
     def flush(self) -> tuple[float | None, float | None]:
         """Write a line for each topology update, and one for the mean of `STEP_METRICS`.

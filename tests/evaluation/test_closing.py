@@ -71,7 +71,7 @@ def test_a_file_in_the_way_of_closing_is_named_before_anything_is_drawn(tiny_run
         closing.close_run(workdir)
 
 
-def test_what_closing_left_and_lost_is_made_again(tiny_run, tmp_path, capsys, monkeypatch):
+def test_what_closing_left_and_lost_is_made_again(tiny_run, tmp_path, capsys, monkeypatch, caplog):
     workdir = tmp_path / "run"
     subprocess.run(["cp", "-r", tiny_run[0], workdir], check=True)
     made = []
@@ -87,9 +87,23 @@ def test_what_closing_left_and_lost_is_made_again(tiny_run, tmp_path, capsys, mo
     (workdir / names[1]).unlink()
     closing.close_run(workdir)
     assert (workdir / names[1]).is_file()
-    for damaged in ("", "[]", '{"steps": 40}', '{"steps": 4'):
+    whole = json.loads((workdir / "summary.json").read_text())
+    texts = ["", "[]", "1e999", 40_000 * "[", '{"steps": 40}', '{"steps": 4', '{"a": 1, "a": 2}']
+    wrong = [("method", 3), ("loss", "low"), ("sparsity", None), ("parameters", 0)]
+    wrong += [("forward_flops_dense", float("nan")), ("steps", 10**400), ("density", [])]
+    wrong += [("files", {}), ("files", [3]), ("step_seconds", "fast")]
+    texts += [json.dumps(whole | {key: value}) for key, value in wrong]
+    for damaged in texts:
+        caplog.clear()
         (workdir / "summary.json").write_text(damaged)
-        assert closing.read_summary(workdir) is None
+        assert closing.read_summary(workdir) is None, damaged
+        [record] = caplog.records
+        assert record.getMessage().startswith(str(workdir / "summary.json"))
+        assert record.getMessage().endswith("; it is computed again")
+    (workdir / "summary.json").write_text(json.dumps(whole | {"step_seconds": None}))
+    assert closing.read_summary(workdir)["step_seconds"] is None
+    (workdir / "summary.json").write_text("torn")
     closing.close_run(workdir)
+    assert closing.read_summary(workdir) is not None
     assert len(made) == 3
     assert capsys.readouterr().out.count("rigl, S = 0.75, 40 steps") == 2

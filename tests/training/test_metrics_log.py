@@ -29,6 +29,10 @@ DAMAGE = {
     "no UTF-8": b'{"step": 20, "lo\xffss": 1.5}',
     "deep": b"[" * 100_000,
     "digits": b'{"step": ' + b"1" * 10_000 + b"}",
+    "a loss that overflows": b'{"step": 20, "loss": 1e999}',
+    "a loss that is none": b'{"step": 20, "loss": NaN}',
+    "too large": b'{"step": 20, "mine": ' + b"1" * 400 + b"}",
+    "a key twice": b'{"step": 15, "step": 20, "loss": 1.5}',
     "two on a line": b'{"step": 15, "loss": 1.5}{"step": 20, "loss": 1.5}',
 }
 
@@ -86,6 +90,62 @@ def test_a_torn_line_that_is_not_written_again_is_kept_beside(tmp_path):
         assert (tmp_path / "metrics.damaged.jsonl").exists() == bool(kept)
     torn = lines_of(GOOD[-1:])[:-5]
     assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == torn + b"\n"
+
+
+def logged(workdir, steps):
+    """Lines of these steps and what a checkpoint saves of them then."""
+    log = open_log(workdir)
+    for step in steps:
+        log.add(step, {"loss": 1.0 / step, "grad_norm": 1.0})
+        log.flush()
+    saved = json.loads(json.dumps(log.extra()))
+    log.close()
+    return saved
+
+
+def resumed(workdir, saved, caplog):
+    """Open the log as a run does that resumes after step 40; return the lines and warnings."""
+    caplog.clear()
+    MetricsLog(workdir, 40, saved, None, lambda step: 0.1, tensorboard=False).close()
+    return len(read_metrics(workdir / "metrics.jsonl")), [r.getMessage() for r in caplog.records]
+
+
+def test_lines_that_are_missing_or_changed_are_reported(tmp_path, caplog):
+    """A checkpoint knows how many there were, and their sum."""
+    path = tmp_path / "metrics.jsonl"
+    saved = logged(tmp_path, (10, 20, 30, 40))
+    content = path.read_bytes()
+    lines = content.splitlines(keepends=True)
+    assert resumed(tmp_path, saved, caplog) == (4, [])
+    cases = {
+        b"": (0, "4 of the 4 lines before step 41 are missing"),
+        b"".join(lines[:2]): (2, "2 of the 4 lines before step 41 are missing"),
+        content.replace(b"0.05", b"0.07"): (4, "lines before step 41 aren't as they were written"),
+    }
+    for damage, (count, expected) in cases.items():
+        path.write_bytes(damage)
+        kept, [warning] = resumed(tmp_path, saved, caplog)
+        assert kept == count
+        assert warning.startswith(f"{path}: ")
+        assert warning.endswith(expected)
+    path.write_bytes(content[: len(content) // 2])
+    _, [moved, missing] = resumed(tmp_path, saved, caplog)
+    assert "1 damaged lines moved to" in moved
+    assert "1 of the 4 lines before step 41 are missing" in missing
+    path.unlink()
+    assert "4 of the 4 lines" in resumed(tmp_path, saved, caplog)[1][0]
+    path.write_bytes(b"")
+    assert resumed(tmp_path, {}, caplog) == (0, []), "older checkpoints don't know"
+
+
+def test_metrics_that_cant_be_read_are_set_aside_whole(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").mkdir()
+    writer = MetricsWriter(tmp_path, 1, tensorboard=False)
+    writer.write(10, {"loss": 0.5})
+    writer.close()
+    assert (tmp_path / "metrics.jsonl.damaged-1").is_dir()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 10, "loss": 0.5}]
+    assert f"set aside as {tmp_path / 'metrics.jsonl.damaged-1'}" in caplog.text
 
 
 def take_steps(log, first, last, save_at=None):
