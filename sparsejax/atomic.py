@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -64,6 +64,14 @@ def write_npz(path: PathLike, arrays: Mapping[str, Array]) -> None:
     """Write an npz of arrays by name to the file `path`, which need not end in `.npz`."""
     with replacing(path) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy has a flag among the names
+
+
+def append_lines(path: PathLike, lines: Iterable[bytes]) -> None:
+    """Append lines to a file that need not exist, and force them to the disk."""
+    with open(path, "ab") as file:
+        file.write(b"".join(line + b"\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def set_aside(path: PathLike) -> pathlib.Path:

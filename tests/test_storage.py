@@ -97,7 +97,7 @@ def test_a_workdir_below_a_file_is_found_before_anything_compiles(below_a_file, 
 def test_outputs_and_caches_are_tried_first(below_a_file, monkeypatch):
     monkeypatch.setenv("SPARSEJAX_CACHE", str(below_a_file))
     with pytest.raises(ConfigError, match="SPARSEJAX_CACHE is .*Not a directory"):
-        load_or_compute("features", lambda: pytest.fail("computed in vain"))
+        load_or_compute("features", lambda: pytest.fail("computed in vain"), {})
     with pytest.raises(ConfigError, match="--output is .*Not a directory"):
         write_report(below_a_file, [{}])
 

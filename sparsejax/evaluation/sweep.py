@@ -5,8 +5,10 @@ Several sweeps, on one machine or many, can share a grid: the lease of a workdir
 `python -m sparsejax sweep` is the command.
 """
 
+import functools
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -20,18 +22,20 @@ from collections.abc import Sequence
 import ml_collections
 
 from sparsejax import command_line, lease, signals
-from sparsejax.atomic import write_text
+from sparsejax.atomic import append_lines, write_text
 from sparsejax.configuration import FREE_ON_RESUME, differing_keys, resolve, with_defaults
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing
 from sparsejax.evaluation.evaluate import check_batch, evaluate_run, meter_of
 from sparsejax.evaluation.grids import Run
 from sparsejax.rendering.pixels import PICTURES
-from sparsejax.reports.results import Row, read_results
+from sparsejax.reports.results import Row, parse_results
 from sparsejax.seeds import check_seed
 from sparsejax.storage import require_writable
 from sparsejax.training import loop
 from sparsejax.types import PathLike, Value
+
+logger = logging.getLogger(__name__)
 
 _STOPPED = {
     code: signum.name
@@ -134,13 +138,38 @@ def _claimed_run(
     if not error:
         row = json.loads((workdir / "result.json").read_text())
         with lease.hold_in_turn(results.parent):
-            rows = [other for other in _read(results) if other["run"] != run.name] + [row]
-            write_text(results, "".join(json.dumps(row) + "\n" for row in rows))
+            _add(row, results)
     return error
 
 
+def _add(row: Row, results: pathlib.Path) -> None:
+    """Add a row to results.jsonl; its damaged lines go to results.damaged.jsonl."""
+    rows, damaged = _parse(results)
+    if damaged:
+        append_lines(results.with_name("results.damaged.jsonl"), (line for line, _ in damaged))
+    rows = [other for other in rows if other["run"] != row["run"]] + [row]
+    write_text(results, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def _read(path: pathlib.Path) -> list[Row]:
-    return read_results(path) if path.exists() else []
+    """Return the rows of results.jsonl; runs whose line is damaged have no result yet."""
+    rows, damaged = _parse(path)
+    for line, problem in damaged:
+        _warn(path, line, problem)
+    return rows
+
+
+def _parse(path: pathlib.Path) -> tuple[list[Row], list[tuple[bytes, str]]]:
+    if not path.exists():
+        return [], []
+    rows, damaged = parse_results(path, also=("config",))
+    return rows, list(damaged.values())
+
+
+@functools.cache  # once for each line: the file is read before and after every run
+def _warn(path: pathlib.Path, line: bytes, problem: str) -> None:
+    del line
+    logger.warning("%s: a line is damaged and does not count: %s", path, problem)
 
 
 def missing_runs(runs: Sequence[Run], rows: Sequence[Row], how: Row) -> list[Run]:
@@ -253,7 +282,8 @@ def run_in_own_process(run: Run, workdir: pathlib.Path, how: Row, guard: lease.G
         return f"stopped by {_STOPPED[process.exitcode]}"
     path = workdir / "error.txt"
     if process.exitcode == 1 and path.exists():
-        return f"{path.read_text().splitlines()[0]}; details in {path}"
+        first = path.read_text(errors="replace").partition("\n")[0] or "an error"
+        return f"{first}; details in {path}"
     return f"exit code {process.exitcode}"
 
 

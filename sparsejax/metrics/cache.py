@@ -3,12 +3,14 @@
 import logging
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from sparsejax import zips
-from sparsejax.atomic import write_npz
+from sparsejax.atomic import set_aside, write_npz
 from sparsejax.storage import require_writable
-from sparsejax.types import NumpyArray
+from sparsejax.types import NumpyArray, Shape
 
 logger = logging.getLogger(__name__)
 
@@ -19,28 +21,47 @@ def cache_folder() -> pathlib.Path:
 
 
 def load_or_compute(
-    name: str, compute: Callable[[], dict[str, NumpyArray]]
+    name: str, compute: Callable[[], dict[str, NumpyArray]], shapes: Mapping[str, Shape]
 ) -> dict[str, NumpyArray]:
     """Return the arrays of a file in the cache folder, computing them the first time.
 
-    If the file is damaged, the arrays are computed again, with a warning.
+    If the file is damaged or holds other arrays, they are computed again, with a warning.
 
     Args:
       name: name of the file, without `.npz`; it identifies everything that the arrays depend on.
       compute: `compute() -> {name: array}`.
+      shapes: `{name: shape}` of the arrays, which are finite floats.
 
     Raises:
       ConfigError: the arrays must be computed, but the folder can't be written to.
     """
     path = cache_folder() / f"{name}.npz"
-    if path.exists():
+    if os.path.lexists(path):
         try:
-            return zips.read_npz(path)
+            arrays = zips.read_npz(path)
+            problem = _problem(arrays, shapes)
         except (zips.NpzError, OSError) as error:
             problem = zips.problem(error)
-            logger.warning("%s is damaged and computed again: %s", path, problem)
+        if not problem:
+            return arrays
+        logger.warning("%s is damaged and computed again: %s", path, problem)
     require_writable(cache_folder(), "SPARSEJAX_CACHE")
+    if path.is_dir():  # which a file can't replace
+        set_aside(path)
     arrays = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_npz(path, arrays)
     return arrays
+
+
+def _problem(arrays: Mapping[str, NumpyArray], shapes: Mapping[str, Shape]) -> str:
+    """Say what is wrong with arrays; empty if nothing is."""
+    if arrays.keys() != shapes.keys():
+        return f"it holds {', '.join(arrays) or 'nothing'} instead of {', '.join(shapes)}"
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or array.shape != shapes[name]:
+            found = f"{array.dtype} {list(array.shape)}"
+            return f"{name} is {found} instead of floats {list(shapes[name])}"
+        if not np.isfinite(array).all():
+            return f"{name} is not finite"
+    return ""

@@ -58,8 +58,10 @@ def load_classifier(name: str, images: NumpyArray, labels: NumpyArray) -> tuple[
         params = jax.device_get(train_classifier(model, images, labels))
         return flatten(params)
 
-    arrays = load_or_compute(f"classifier-{name}-{RECIPE}-{digest.hexdigest()[:16]}", train)
-    return model, nest(arrays)
+    params = jax.eval_shape(model.init, jax.random.key(0), to_unit_range(images[:1]))["params"]
+    shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
+    file = f"classifier-{name}-{RECIPE}-{digest.hexdigest()[:16]}"
+    return model, nest(load_or_compute(file, train, shapes))
 
 
 def train_classifier(

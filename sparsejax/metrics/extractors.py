@@ -99,7 +99,8 @@ def reference_features(extractor: Extractor, images: NumpyArray) -> NumpyArray:
     digest = hashlib.sha256(extractor.extract(images[:1])[0].tobytes())
     digest.update(f"{PICTURES} {images.shape}".encode() + images.tobytes())
     name = f"reference-{extractor.name}-{digest.hexdigest()[:16]}".replace(":", "-")
-    features = load_or_compute(name, lambda: {"features": extractor.extract(images)[0]})
+    shapes = {"features": (len(images), extractor.dim)}
+    features = load_or_compute(name, lambda: {"features": extractor.extract(images)[0]}, shapes)
     return features["features"]
 
 

@@ -5,7 +5,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from sparsejax.errors import ConfigError
@@ -40,32 +40,63 @@ def read_results(path: str | os.PathLike[str]) -> list[Row]:
     """
     path = pathlib.Path(path)
     file = path / "results.jsonl" if os.path.isdir(path) else path
+    rows, damaged = parse_results(file)
+    for number, (_, problem) in damaged.items():
+        raise ConfigError(f"{file}, line {number}: {problem}")
+    if not rows:
+        raise ConfigError(f"{file} holds no runs")
+    return rows
+
+
+def parse_results(
+    file: pathlib.Path, also: Sequence[str] = ()
+) -> tuple[list[Row], dict[int, tuple[bytes, str]]]:
+    """Read the lines of a results file, and those that are damaged apart.
+
+    Args:
+      file: a .jsonl file.
+      also: keys that every row needs besides those that reports need.
+
+    Returns:
+      Tuple of the rows, one per run, and `{number of a line: (the line, what is wrong with it)}`.
+
+    Raises:
+      ConfigError: the file can't be read.
+    """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"results {str(path)!r} can't be read: {error}") from error
-    rows = {}
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise ConfigError(f"results {str(file)!r} can't be read: {error}") from error
+    rows, damaged = {}, {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            # Half a pair of surrogates, which JSON can escape, is no text.
-            row = json.loads(json.dumps(row, ensure_ascii=False).encode(errors="replace"))
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{file}, line {number}: no JSON ({error})") from error
-        missing = [key for key in _REQUIRED if not isinstance(row, dict) or key not in row]
-        if missing:
-            raise ConfigError(f"{file}, line {number}: no {', '.join(missing)}")
-        if not isinstance(row["run"], str):
-            raise ConfigError(f"{file}, line {number}: run is {row['run']!r}; accepted: text")
-        problem = _problem(row)
-        if problem:
-            raise ConfigError(f"{file}, line {number}: {problem}")
-        rows[row["run"]] = row
-    if not rows:
-        raise ConfigError(f"{file} holds no runs")
-    return list(rows.values())
+            row = _parse_row(line, (*_REQUIRED, *also))
+        except ValueError as error:
+            damaged[number] = line, str(error)
+        else:
+            rows[row["run"]] = row
+    return list(rows.values()), damaged
+
+
+def _parse_row(line: bytes, required: Sequence[str]) -> Row:
+    """Return a line's row; raise ValueError if it is damaged."""
+    try:
+        row = json.loads(line.decode())
+        # Half a pair of surrogates, which JSON can escape, is no text.
+        row = json.loads(json.dumps(row, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"no JSON ({error})") from error
+    missing = [key for key in required if not isinstance(row, dict) or key not in row]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)}")
+    if not isinstance(row["run"], str):
+        raise ValueError(f"run is {row['run']!r}; accepted: text")
+    problem = _problem(row)
+    if problem:
+        raise ValueError(problem)
+    return row
 
 
 def _problem(row: Row) -> str:

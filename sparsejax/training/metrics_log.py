@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import jax
 
-from sparsejax.atomic import set_aside, write_text
+from sparsejax.atomic import append_lines, set_aside, write_text
 from sparsejax.storage import parse_json
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.steps import SKIPPED, STEP_METRICS
@@ -115,8 +115,7 @@ class MetricsWriter:
             logger.warning("%s can't be read: %s; set aside as %s", path, error, set_aside(path))
             kept, damaged = [], []
         if damaged:
-            with (path.parent / DAMAGED_FILE).open("ab") as file:
-                file.write(b"".join(line + b"\n" for line in damaged))
+            append_lines(path.parent / DAMAGED_FILE, damaged)
             logger.warning(
                 "%s: %d damaged lines moved to %s", path, len(damaged), path.parent / DAMAGED_FILE
             )

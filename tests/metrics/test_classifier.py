@@ -1,5 +1,6 @@
 """The classifier's recipe is fixed: a version, what it trains, and what is kept under its name."""
 
+import jax
 import numpy as np
 
 from sparsejax.metrics import classifier
@@ -40,13 +41,14 @@ def test_a_classifier_is_kept_under_recipe_and_data(monkeypatch, tmp_path):
 
     def train(model, images, labels):
         trained.append(len(images))
-        return {"dense": {"kernel": np.full((2, 2), len(trained), np.float32)}}
+        shapes = jax.eval_shape(model.init, jax.random.key(0), to_unit_range(images[:1]))
+        return jax.tree.map(lambda x: np.full(x.shape, len(trained), x.dtype), shapes["params"])
 
     monkeypatch.setattr(classifier, "train_classifier", train)
     images, labels = patterns()
 
     def load(images=images, labels=labels):
-        return load_classifier("patterns", images, labels)[1]["dense"]["kernel"][0, 0]
+        return load_classifier("patterns", images, labels)[1]["Dense_1"]["kernel"][0, 0]
 
     assert (load(), load()) == (1, 1)
     assert load(images=images[::-1]) == 2

@@ -184,10 +184,28 @@ def test_a_damaged_cache_is_computed_anew(digits, monkeypatch, tmp_path, caplog)
     extractor = build_extractor("pixels", "digits", None, (8, 8, 1))
     features = reference_features(extractor, images)
     (path,) = tmp_path.iterdir()
-    for damaged in (b"torn", path.read_bytes()[:-500], b""):
+    whole, others = path.read_bytes(), {}
+    for name, arrays in {
+        "of fewer images": {"features": features[1:]},
+        "not finite": {"features": np.where(features == features.max(), np.nan, features)},
+        "text": {"features": features.astype(str)},
+        "another name": {"feature": features},
+        "none": {},
+    }.items():
+        np.savez(tmp_path / "other.npz", **arrays)
+        others[name] = (tmp_path / "other.npz").read_bytes()
+        (tmp_path / "other.npz").unlink()
+    damages = [b"torn", whole[:-500], whole[: len(whole) // 2], b"", b"[]", *others.values()]
+    for damaged in damages:
         path.write_bytes(damaged)
         np.testing.assert_array_equal(reference_features(extractor, images), features)
-    assert caplog.text.count("is damaged and computed again") == 3
+        assert path.read_bytes() == whole
+    assert caplog.text.count("is damaged and computed again") == len(damages)
+    path.unlink()
+    path.mkdir()
+    np.testing.assert_array_equal(reference_features(extractor, images), features)
+    names = sorted(entry.name for entry in tmp_path.iterdir())
+    assert names == [path.name, f"{path.name}.damaged-1"]
 
 
 @pytest.mark.parametrize(
