@@ -84,6 +84,9 @@ def sweep(
     if missing:  # options that are invalid raise before anything is trained
         meter_of(resolve(missing[0].config), **options)
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {results}", flush=True)
+    if _parse(results)[1]:
+        with lease.hold_in_turn(output):
+            _write(results)
     failed: dict[str, str] = {}
     left, count = missing, itertools.count(1)
     # Runs that others hold come last: by then these may have ended, or turn out to be dead.
@@ -138,16 +141,17 @@ def _claimed_run(
     if not error:
         row = json.loads((workdir / "result.json").read_text())
         with lease.hold_in_turn(results.parent):
-            _add(row, results)
+            _write(results, [row])
     return error
 
 
-def _add(row: Row, results: pathlib.Path) -> None:
-    """Add a row to results.jsonl; its damaged lines go to results.damaged.jsonl."""
+def _write(results: pathlib.Path, added: Sequence[Row] = ()) -> None:
+    """Add rows to results.jsonl, whose lease is held; move damaged lines to another file."""
     rows, damaged = _parse(results)
     if damaged:
         append_lines(results.with_name("results.damaged.jsonl"), (line for line, _ in damaged))
-    rows = [other for other in rows if other["run"] != row["run"]] + [row]
+    names = [row["run"] for row in added]
+    rows = [row for row in rows if row["run"] not in names] + [*added]
     write_text(results, "".join(json.dumps(row) + "\n" for row in rows))
 
 

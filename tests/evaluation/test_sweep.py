@@ -93,6 +93,35 @@ def test_results_from_before_a_config_key_was_added_are_done_too(swept, tmp_path
         sweeping.sweep([blocks], tmp_path, folder / "runs", **OPTIONS)
 
 
+def test_a_damaged_line_of_the_results_stops_no_sweep(swept, tmp_path, monkeypatch, caplog):
+    """It is moved whole to another file, and its run has no result; reports name it otherwise."""
+    folder, _, good, _ = swept
+    line = (folder / "out" / "results.jsonl").read_bytes()
+    trained = []
+
+    def run_again(run, workdir, how, guard):
+        trained.append(run.name)
+        (workdir / "result.json").write_bytes(line)
+
+    monkeypatch.setattr(sweeping, "run_in_own_process", run_again)
+    path = tmp_path / "results.jsonl"
+    damages = [line[: len(line) // 2], b"\xff\n[]", line.replace(b'"measures": {', b'"n": {')]
+    damages += [line.replace(b'"config": {', b'"config": 0, "n": {')]
+    for damage in damages:
+        for content, again in ((line + damage, []), (damage, [good.name])):
+            path.write_bytes(content)
+            trained.clear()
+            assert sweeping.list_missing([good], tmp_path, **OPTIONS) == ([good] if again else [])
+            assert path.read_bytes() == content
+            assert sweeping.sweep([good], tmp_path, folder / "runs", **OPTIONS) == {}
+            assert trained == again
+            assert path.read_bytes() == line
+            kept = tmp_path / "results.damaged.jsonl"
+            assert kept.read_bytes() == damage.rstrip(b"\n") + b"\n"
+            kept.unlink()
+            assert f"{path}: a line is damaged and does not count: " in caplog.text
+
+
 def test_results_are_not_mixed(swept):
     """Another config under the same name, another sample count, another reference set."""
     folder, _, good, _ = swept
