@@ -31,6 +31,8 @@ from sparsejax.errors import ConfigError
 RENEW_EVERY = 10.0  # seconds
 PATIENCE = 60.0  # seconds without renewal after which a lease of another host is stale
 
+_SHORT = 5.0  # seconds that are waited without a word
+
 Guard: TypeAlias = Callable[[], None]  # raises HeldError once the lease is someone else's
 
 logger = logging.getLogger(__name__)
@@ -121,13 +123,17 @@ def hold(
 
 @contextlib.contextmanager
 def hold_in_turn(folder: str | os.PathLike[str]) -> Iterator[Guard]:
-    """Hold the lease of a folder for a short write, after waiting until nobody else holds it."""
+    """Hold the lease of a folder once nobody else holds it, however long that takes."""
+    began, is_told = time.monotonic(), False
     with contextlib.ExitStack() as stack:
         while True:
             try:
                 guard = stack.enter_context(hold(folder))
                 break
-            except HeldError:
+            except HeldError as refusal:
+                if not is_told and time.monotonic() > began + _SHORT:
+                    logger.info("%s; waiting until that has ended", refusal)
+                    is_told = True
                 time.sleep(random.uniform(0.05, 0.2))
         yield guard
 

@@ -2,12 +2,16 @@
 
 A cache is a folder of array_record shards with a `stamp.json` that states the first stage, the
 images and how they were prepared. Shards are written atomically, so an interrupted encoding
-resumes where it stopped; a cache whose stamp differs raises ConfigError. With flips, both versions
+resumes where it stopped; a cache whose stamp differs raises ConfigError. Damaged shards, and all
+shards if the stamp is damaged or missing, are encoded again with a warning. One process encodes a
+cache at a time; others wait for it. With flips, both versions
 of an image are encoded, because the latent of a mirrored image isn't the mirrored latent.
 """
 
 import json
+import logging
 import math
+import os
 import pathlib
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
@@ -15,21 +19,23 @@ from typing import TypeAlias
 import grain
 import jax
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from rich.progress import track
 
-from sparsejax.atomic import replacing, write_text
+from sparsejax import lease
+from sparsejax.atomic import set_aside, write_text
+from sparsejax.data.shards import PATTERN, Latents, is_whole, shard_path, split, write_shard
 from sparsejax.data.stamps import Stamp
 from sparsejax.errors import ConfigError
 from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.seeds import check_seed
-from sparsejax.storage import require_writable
-from sparsejax.types import ArrayLike, Batch, Batches, NumpyArray, PathLike, Shape
+from sparsejax.storage import checksum, read_object, require_writable
+from sparsejax.types import ArrayLike, Batch, Batches, NumpyArray, PathLike, Shape, Value
 
 Encode: TypeAlias = Callable[[NumpyArray], ArrayLike]
 
-SHARD = 1024  # images
-_FORMAT = 1
+logger = logging.getLogger(__name__)
+
+_FORMAT, _STAMP = 1, "stamp.json"
 
 
 def encode_dataset(
@@ -59,27 +65,70 @@ def encode_dataset(
         have another name.
 
     Raises:
-      ConfigError: the folder holds a cache with another identity.
+      ConfigError: the folder holds a cache with another identity, or the standard deviation of the
+        latents is no positive number.
     """
-    folder = pathlib.Path(folder)
-    stamp = _check_stamp(folder, identity, content)
-    if stamp and "std" in stamp:
+    folder, parts = pathlib.Path(folder), split(len(images))
+    wanted = {
+        "format": _FORMAT,
+        "identity": identity,
+        "record": [2 if flip else 1, *shape],
+        "shards": len(parts),
+    }
+    paths = [shard_path(folder, index, len(parts)) for index in range(len(parts))]
+    sizes = [len(part) for part in parts]
+    if _is_finished(folder, wanted, content) and all(map(is_whole, paths, sizes)):
         return
     require_writable(folder, "the folder of latents (config.task.latents_dir)")
-    folder.mkdir(parents=True, exist_ok=True)
-    shards = math.ceil(len(images) / SHARD)
-    record = (2 if flip else 1, *shape)
-    stamp = {"format": _FORMAT, "identity": identity, "record": record, "shards": shards}
-    stamp |= {"content": content} if content else {}
-    _write_stamp(folder, stamp)
-    missing = [i for i in range(shards) if not _shard_path(folder, i, shards).exists()]
-    for index in track(missing, description=f"encoding {len(images):,} images"):
-        part = images[index * SHARD : min((index + 1) * SHARD, len(images))]
-        _write_shard(
-            _shard_path(folder, index, shards), _encode_part(part, encode, flip, batch_size)
+    with lease.hold_in_turn(folder):
+        stamp = _begin(folder, wanted, content)
+        whole = list(map(is_whole, paths, sizes))
+        _warn_of_damaged(path for path, fine in zip(paths, whole, strict=True) if not fine)
+        missing = [index for index, fine in enumerate(whole) if not fine]
+        for index in track(missing, description=f"encoding {len(images):,} images"):
+            part = images[parts[index].start : parts[index].stop]
+            write_shard(paths[index], _encode_part(part, encode, flip, batch_size))
+        if "std" not in stamp:
+            std = _standard_deviation(_read_shards(folder, stamp))
+            _require_std(f"the latents of {str(folder)!r}", std)
+            _write_stamp(folder, stamp | {"std": std})
+
+
+def _is_finished(folder: pathlib.Path, wanted: Stamp, content: Stamp | None) -> bool:
+    stamp, _ = _find_stamp(folder, wanted, content)
+    return stamp is not None and "std" in stamp
+
+
+def _begin(folder: pathlib.Path, wanted: Stamp, content: Stamp | None) -> Stamp:
+    """Return the stamp of a cache to be completed, which is written if there is none.
+
+    Shards without a stamp are removed: nothing says what images and first stage they are of.
+    """
+    for partial in folder.glob("partial-*"):  # of killed processes: the lease is ours
+        partial.unlink(missing_ok=True)
+    stamp, problem = _find_stamp(folder, wanted, content)
+    if stamp is not None:
+        return stamp
+    shards = sorted(folder.glob(PATTERN))
+    if shards or problem:
+        logger.warning(
+            "latent cache %s: %s %s; all images are encoded again",
+            *(folder, _STAMP, problem or "is missing"),
         )
-    std = _standard_deviation(_read_shards(folder, stamp))
-    _write_stamp(folder, stamp | {"std": std})
+    for path in shards:
+        path.unlink()
+    if os.path.lexists(folder / _STAMP):
+        set_aside(folder / _STAMP)
+    stamp = wanted | ({"content": content} if content else {})
+    _write_stamp(folder, stamp)
+    return stamp
+
+
+def _warn_of_damaged(paths: Iterable[pathlib.Path]) -> None:
+    names = [path.name for path in paths if os.path.lexists(path)]
+    if names:
+        listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        logger.warning("%d damaged shards of latents are encoded again: %s", len(names), listed)
 
 
 def open_latents(
@@ -99,11 +148,10 @@ def open_latents(
     Raises:
       ConfigError: there is no finished cache, or it has another identity.
     """
-    stamp = _check_stamp(folder, identity, content)
+    stamp, problem = _find_stamp(folder, {"format": _FORMAT, "identity": identity}, content)
     if not stamp or "std" not in stamp:
-        raise ConfigError(
-            f"latent cache {str(folder)!r} is {'not finished' if stamp else 'absent'}"
-        )
+        found = "not finished" if stamp else f"damaged: {_STAMP} {problem}" if problem else "absent"
+        raise ConfigError(f"latent cache {str(folder)!r} is {found}")
     return _read_shards(pathlib.Path(folder), stamp), stamp["std"]
 
 
@@ -117,7 +165,7 @@ def read_std(folder: PathLike, first_stage: str) -> float:
     Raises:
       ConfigError: there is no finished cache for this first stage.
     """
-    stamp = _read_stamp(folder) or {}
+    stamp = _read_stamp(folder)[0] or {}
     if "std" not in stamp or stamp["identity"].get("first_stage") != first_stage:
         raise ConfigError(
             f"latent cache {str(folder)!r} is absent, not finished or of another first stage: "
@@ -157,22 +205,65 @@ def latent_batches(
     return iter(dataset.slice(steps).to_iter_dataset(read_options=options))
 
 
-def _read_stamp(folder: PathLike) -> Stamp | None:
-    path = pathlib.Path(folder) / "stamp.json"
-    if not path.exists():
-        return None
+def _read_stamp(folder: PathLike) -> tuple[Stamp | None, str]:
+    """Return a cache's stamp, or None and what is wrong with it, if it is there.
+
+    Raises:
+      ConfigError: its standard deviation is none.
+    """
+    path = pathlib.Path(folder) / _STAMP
+    if not os.path.lexists(path):
+        return None, ""
     try:
-        stamp = json.loads(path.read_text())
-        return stamp if isinstance(stamp["identity"], dict) else {"identity": {}}
-    except (ValueError, KeyError, TypeError):
-        return {"identity": {}}
+        stamp = read_object(path)
+    except ConfigError as error:
+        return None, str(error).removeprefix(f"{path} ")
+    if isinstance(stamp.get("identity"), dict) and stamp.get("format") != _FORMAT:
+        return stamp, ""  # of another version: it is stale, not damaged
+    if "std" in stamp:
+        _require_std(str(path), stamp["std"])
+    written = stamp.pop("checksum", None)  # older versions wrote none
+    if written not in (None, checksum(stamp)):
+        return None, "has another checksum than was written"
+    record, shards = stamp.get("record"), stamp.get("shards")
+    fits = isinstance(record, list) and len(record) > 1 and all(map(_is_count, record))
+    if not isinstance(stamp.get("identity"), dict) or not fits or not _is_count(shards):
+        return None, "says nothing of first stage, images or shape"
+    return stamp, ""
 
 
-def _check_stamp(folder: PathLike, identity: Stamp, content: Stamp | None) -> Stamp | None:
-    """Return a cache's stamp, or None; raise ConfigError if it differs from what is asked for."""
-    stamp = _read_stamp(folder)
+def _is_count(value: Value) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _require_std(name: str, std: Value) -> None:
+    """Raise ConfigError unless latents can be divided by a standard deviation."""
+    if type(std) not in (int, float) or not 1e-30 <= std <= 1e30:
+        raise ConfigError(
+            f"{name}: the standard deviation (std) is {std!r}; accepted: a number from 1e-30 to "
+            "1e30; delete the cache to encode it again"
+        )
+
+
+def _find_stamp(folder: PathLike, wanted: Stamp, content: Stamp | None) -> tuple[Stamp | None, str]:
+    """Return a cache's stamp, or None and what is wrong with it, if it is there.
+
+    Raises:
+      ConfigError: the cache is another one than `wanted`.
+    """
+    stamp, problem = _read_stamp(folder)
     if stamp is None:
-        return None
+        return None, problem
+    _check_identity(folder, stamp, wanted["identity"], content)
+    differing = [key for key in wanted if key != "identity" and stamp[key] != wanted[key]]
+    if differing:
+        key = differing[0]
+        return None, f"says {key} {stamp[key]!r} instead of {wanted[key]!r}"
+    return stamp, ""
+
+
+def _check_identity(folder: PathLike, stamp: Stamp, identity: Stamp, content: Stamp | None) -> None:
+    """Raise ConfigError if a cache is of another first stage or of other images."""
     found = stamp["identity"] | {"format": stamp.get("format")}
     wanted = identity | {"format": _FORMAT}
     if content and stamp.get("content") == content:
@@ -187,7 +278,6 @@ def _check_stamp(folder: PathLike, identity: Stamp, content: Stamp | None) -> St
             f"latent cache {str(folder)!r} is stale:\n  " + "\n  ".join(differing) + "\n"
             "Delete it, or name another folder in config.task.latents_dir."
         )
-    return stamp
 
 
 def _without_name(identity: Stamp) -> Stamp:
@@ -214,30 +304,14 @@ def _encode_part(
     return np.concatenate(encoded)
 
 
-def _shard_path(folder: PathLike, index: int, shards: int) -> pathlib.Path:
-    return pathlib.Path(folder) / f"latents-{index:05d}-of-{shards:05d}.array_record"
-
-
-def _write_shard(path: pathlib.Path, latents: NumpyArray) -> None:
-    with replacing(path) as partial:
-        # One latent per group, since they are read in random order. Latents hardly compress.
-        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-        for latent in latents:
-            writer.write(latent.tobytes())
-        writer.close()
-
-
 def _read_shards(folder: PathLike, stamp: Stamp) -> grain.MapDataset:
-    shards, shape = stamp["shards"], tuple(stamp["record"])
-    paths = [str(_shard_path(folder, index, shards)) for index in range(shards)]
-    source = grain.sources.ArrayRecordDataSource(paths)
-    return grain.MapDataset.source(source).map(
-        lambda record: np.frombuffer(record, np.float32).reshape(shape)
-    )
+    paths = [shard_path(folder, index, stamp["shards"]) for index in range(stamp["shards"])]
+    return grain.MapDataset.source(Latents(paths, tuple(stamp["record"])))
 
 
 def _write_stamp(folder: pathlib.Path, stamp: Stamp) -> None:
-    write_text(folder / "stamp.json", json.dumps(stamp, indent=2) + "\n")
+    stamp = stamp | {"checksum": checksum(stamp)}
+    write_text(folder / _STAMP, json.dumps(stamp, indent=2) + "\n")
 
 
 def _standard_deviation(latents: Iterable[NumpyArray]) -> float:
@@ -250,4 +324,5 @@ def _standard_deviation(latents: Iterable[NumpyArray]) -> float:
             total + values.sum(),
             squares + (values**2).sum(),
         )
-    return math.sqrt(squares / count - (total / count) ** 2)
+    variance = squares / count - (total / count) ** 2
+    return math.sqrt(max(variance, 0.0)) if math.isfinite(variance) else math.nan

@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import json
 import logging
 import os
 import pathlib
@@ -18,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from sparsejax.atomic import set_aside
 from sparsejax.errors import ConfigError
-from sparsejax.storage import JsonObject, read_object
+from sparsejax.storage import JsonObject, checksum, read_object
 from sparsejax.training.layouts import Tree, find_layout
 from sparsejax.training.soundness import nonfinite
 from sparsejax.training.state import TrainState
@@ -67,7 +66,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, extra: Extra) -> Non
     # Host arrays: a replicated array is written once and restores on any number of devices.
     tree = jax.tree.map(np.asarray, jax.device_get(state._asdict()))
     extra = copy.deepcopy(extra) | {"checksums": _checksums(tree)}
-    extra |= {"checksum": _checksum(extra)}
+    extra |= {"checksum": checksum(extra)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(extra))
     manager.save(int(tree["step"]), args=args)
 
@@ -170,12 +169,8 @@ def _restore(folder: pathlib.Path, step: int, example: Tree) -> tuple[Tree, Extr
 def _check_extra(extra: Extra) -> None:
     """Remove the checksum of an extra dictionary; raise ValueError if it is another's."""
     written = extra.pop("checksum", None)  # older versions wrote none
-    if written not in (None, _checksum(extra)):
+    if written not in (None, checksum(extra)):
         raise ValueError("the checksum of what was saved beside its arrays does not match")
-
-
-def _checksum(extra: Extra) -> int:
-    return zlib.crc32(json.dumps(extra, sort_keys=True).encode())
 
 
 def _checksums(tree: PyTree) -> list[int]:

@@ -1,10 +1,14 @@
 """The latent cache, with 4x4 mean pooling as the first stage."""
 
+import concurrent.futures
 import json
+import math
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import grain
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 
 from sparsejax.data import latents as cache
+from sparsejax.data import shards
 from sparsejax.errors import ConfigError
 from sparsejax.rendering.pixels import to_unit_range
 from tests.data.counting import counting
@@ -41,7 +46,7 @@ def write(folder, encode=pool, identity=IDENTITY, count=20, **options):
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch):
-    monkeypatch.setattr(cache, "SHARD", 8)
+    monkeypatch.setattr(shards, "SHARD", 8)
 
 
 def contents(folder):
@@ -58,8 +63,7 @@ def test_a_cache_holds_both_versions_of_every_image_in_order(tmp_path):
     assert std == pytest.approx(expected.astype(np.float64).std())
     assert cache.read_std(tmp_path / "new", "abc") == std
     names = sorted(path.name for path in (tmp_path / "new").iterdir())
-    shards = [f"latents-0000{i}-of-00003.array_record" for i in range(3)]
-    assert names == [*shards, "stamp.json"]
+    assert names == [f"latents-0000{i}-of-00003.array_record" for i in range(3)] + ["stamp.json"]
 
 
 def test_without_a_flip_there_is_one_version(tmp_path):
@@ -97,11 +101,10 @@ def test_a_killed_run_resumes(tmp_path):
 import sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from tests.data import test_latents as t
-t.cache.SHARD = 8
+t.shards.SHARD = 8
 t.write({str(tmp_path)!r}, lambda images: time.sleep(0.2) or t.pool(images))
 """
     process = subprocess.Popen([sys.executable, "-c", code])
-    second = tmp_path / "partial-latents-00001-of-00003.array_record"
     first = tmp_path / "latents-00000-of-00003.array_record"
     deadline = time.monotonic() + 60
     while not first.exists() and time.monotonic() < deadline:
@@ -111,9 +114,10 @@ t.write({str(tmp_path)!r}, lambda images: time.sleep(0.2) or t.pool(images))
     assert first.exists()
     written = first.stat().st_mtime_ns
     assert not (tmp_path / "latents-00002-of-00003.array_record").exists()
+    (tmp_path / "partial-1-0123abcd-latents-00001-of-00003.array_record").touch()
     write(tmp_path)
     assert first.stat().st_mtime_ns == written
-    assert not second.exists()
+    assert not list(tmp_path.glob("partial-*")) + list(tmp_path.glob("lease-*"))
     assert len(contents(tmp_path)[0]) == 20
 
 
@@ -149,13 +153,142 @@ def test_images_of_the_same_content_may_have_another_name(tmp_path):
             cache.open_latents(tmp_path, identity, other)
 
 
-def test_a_cache_without_a_readable_stamp_is_refused(tmp_path):
+def damaged_stamps(text):
+    """What may become of a stamp, but for its standard deviation."""
+    stamp = json.loads(text)
+    changes = [{"identity": 3}, {"record": "2"}, {"record": [2, 2, -2, 3]}, {"shards": 1.5}]
+    changes += [{"shards": 10**400}, {"shards": 2}, {"record": [1, 2, 2, 6]}, {"std": 1.25}]
+    changes += [{"identity": stamp["identity"] | {"flip": 1}}]
+    return [
+        *(text[: len(text) // 2], "", "[]", "null", "1e999", "{}", "[" * 100_000),
+        text.replace("{", '{"shards": 3, ', 1),
+        *(json.dumps(stamp | change) for change in changes),
+    ]
+
+
+def test_all_is_encoded_again_where_a_stamp_is_damaged_or_missing(tmp_path, caplog):
+    """Whose shards they are, nothing else says: those of another first stage are in their place."""
+    write(tmp_path / "whole")
+    text = (tmp_path / "whole" / "stamp.json").read_text()
+    latents, std = contents(tmp_path / "whole")
+    for damage in [None, *damaged_stamps(text)]:
+        folder = tmp_path / "damaged"
+        write(folder, encode=lambda images: 2 * pool(images))
+        path = folder / "stamp.json"
+        path.unlink()
+        if damage is not None:
+            path.write_text(damage)
+            with pytest.raises(ConfigError, match="is damaged: stamp.json "):
+                cache.open_latents(folder, IDENTITY)
+            assert path.read_text() == damage, "reading changed it"
+        caplog.clear()
+        write(folder)
+        [record] = caplog.records
+        assert "all images are encoded again" in record.getMessage()
+        ours, again = contents(folder)
+        np.testing.assert_array_equal(ours, latents)
+        assert again == std
+        kept = list(folder.glob("stamp.json.damaged-*"))
+        assert [other.read_text() for other in kept] == ([] if damage is None else [damage])
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("std", [math.nan, math.inf, 0, 0.0, -1.5, "0.5", None, True, [1], 1e-200])
+def test_a_standard_deviation_that_is_none_is_refused_by_name(std, tmp_path):
     write(tmp_path)
-    stamp = (tmp_path / "stamp.json").read_text()
-    for torn in (stamp[: len(stamp) // 2], json.dumps({"identity": 3}), "{}"):
-        (tmp_path / "stamp.json").write_text(torn)
-        with pytest.raises(ConfigError, match="first_stage: cached None, asked for 'abc'"):
-            cache.open_latents(tmp_path, IDENTITY)
+    stamp = json.loads((tmp_path / "stamp.json").read_text())
+    del stamp["checksum"]  # as an older version wrote it
+    (tmp_path / "stamp.json").write_text(json.dumps(stamp | {"std": std}))
+    for use in (
+        lambda: cache.open_latents(tmp_path, IDENTITY),
+        lambda: cache.read_std(tmp_path, "abc"),
+        lambda: write(tmp_path),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            use()
+        message = str(refused.value)
+        assert message.startswith(f"{tmp_path / 'stamp.json'}: the standard deviation (std) is ")
+        assert "\n" not in message
+    (tmp_path / "stamp.json").write_text(json.dumps(stamp))
+    assert cache.open_latents(tmp_path, IDENTITY)[1] == stamp["std"]
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_latents_without_a_standard_deviation_are_never_finished(value, tmp_path):
+    with pytest.raises(ConfigError, match=r"the standard deviation \(std\) is (0.0|nan)"):
+        write(tmp_path, encode=lambda images: np.full((len(images), *SHAPE), value))
+    assert "std" not in json.loads((tmp_path / "stamp.json").read_text())
+
+
+def damaged_shards(content):
+    half, noise_ = len(content) // 2, np.random.default_rng(0).bytes(len(content))
+    return {"cut": content[:half], "empty": b"", "random": noise_, "tail": content[:-5]}
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "random", "tail", "missing", "folder", "other"])
+def test_a_damaged_shard_is_encoded_again_alone(damage, tmp_path, caplog):
+    """The scale stays what it was."""
+    write(tmp_path)
+    latents, std = contents(tmp_path)
+    path = tmp_path / "latents-00001-of-00003.array_record"
+    content = path.read_bytes()
+    if damage == "other":  # a shard of fewer images
+        shutil.copy(tmp_path / "latents-00002-of-00003.array_record", path)
+    else:
+        path.unlink()
+        if damage == "folder":
+            path.mkdir()
+        elif damage != "missing":
+            path.write_bytes(damaged_shards(content)[damage])
+    calls = []
+    write(tmp_path, encode=lambda images: calls.append(1) or pool(images))
+    assert len(calls) == 6  # 8 images, two versions, three at once
+    ours, again = contents(tmp_path)
+    np.testing.assert_array_equal(ours, latents)
+    assert again == std
+    assert ("1 damaged shards of latents are encoded again" in caplog.text) == (damage != "missing")
+    write(tmp_path, encode=None)
+
+
+def test_a_shard_that_turns_out_damaged_when_read_is_named_and_encoded_again(tmp_path):
+    """Its number of images is right, and a bit has flipped in one of them."""
+    write(tmp_path)
+    latents, _ = contents(tmp_path)
+    path = tmp_path / "latents-00001-of-00003.array_record"
+    content = bytearray(path.read_bytes())
+    content[content.index(latents[11].tobytes()[:8])] ^= 1
+    path.write_bytes(content)
+    write(tmp_path, encode=None)  # which reads no latents
+    opened, _ = cache.open_latents(tmp_path, IDENTITY)
+    np.testing.assert_array_equal(opened[10], latents[10])
+    with pytest.raises(ConfigError, match=f"{path} is damaged at image 3: .* set aside as"):
+        opened[11]
+    assert path.with_name(f"{path.name}.damaged-1").read_bytes() == content
+    with pytest.raises(ConfigError, match="can't be opened"):
+        cache.open_latents(tmp_path, IDENTITY)
+    write(tmp_path)
+    np.testing.assert_array_equal(contents(tmp_path)[0], latents)
+
+
+def test_of_two_encoders_of_one_cache_one_waits_and_encodes_nothing(tmp_path):
+    begun, calls = threading.Event(), {"first": 0, "second": 0}
+
+    def encode(name):
+        def call(images):
+            calls[name] += 1
+            begun.set()
+            time.sleep(0.02)
+            return pool(images)
+
+        return call
+
+    with concurrent.futures.ThreadPoolExecutor() as pool_:
+        first = pool_.submit(write, tmp_path, encode("first"))
+        begun.wait(60)
+        pool_.submit(write, tmp_path, encode("second")).result(60)
+        first.result(60)
+    assert calls == {"first": 6 + 6 + 4, "second": 0}
+    assert len(contents(tmp_path)[0]) == 20
 
 
 def test_a_finished_cache_is_not_encoded_again(tmp_path):
