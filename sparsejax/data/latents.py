@@ -116,7 +116,7 @@ def _begin(folder: pathlib.Path, wanted: Stamp, content: Stamp | None) -> Stamp:
             *(folder, _STAMP, problem or "is missing"),
         )
     for path in shards:
-        path.unlink()
+        set_aside(path) if path.is_dir() else path.unlink()
     if os.path.lexists(folder / _STAMP):
         set_aside(folder / _STAMP)
     stamp = wanted | ({"content": content} if content else {})
@@ -166,7 +166,8 @@ def read_std(folder: PathLike, first_stage: str) -> float:
       ConfigError: there is no finished cache for this first stage.
     """
     stamp = _read_stamp(folder)[0] or {}
-    if "std" not in stamp or stamp["identity"].get("first_stage") != first_stage:
+    is_finished = "std" in stamp and stamp["format"] == _FORMAT
+    if not is_finished or stamp["identity"].get("first_stage") != first_stage:
         raise ConfigError(
             f"latent cache {str(folder)!r} is absent, not finished or of another first stage: "
             "the scale of latents can't be read; name the cache in config.task.latents_dir, or "

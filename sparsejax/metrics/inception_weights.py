@@ -12,10 +12,12 @@ import os
 import pathlib
 import shutil
 import urllib.request
+import zlib
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sparsejax.atomic import replacing
@@ -34,6 +36,7 @@ URLS = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth",
 )
+_SUM = "crc32"  # in the metadata of the converted copy
 _TIMEOUT = 60  # seconds without an answer
 
 logger = logging.getLogger(__name__)
@@ -102,24 +105,52 @@ def read_weights(path: PathLike, sha256: str) -> dict[str, NumpyArray]:
       `{name: array}`.
 
     Raises:
-      ConfigError: the file or the copy can't be read, or PyTorch is needed but not installed.
+      ConfigError: the file can't be read, or the copy can't and PyTorch, which is needed to make it
+        again, isn't installed.
     """
     copy = cache_folder() / f"inception-{sha256[:16]}.safetensors"
-    if not copy.is_file() and importlib.util.find_spec("torch") is None:
-        raise ConfigError(
-            f"reading {path} the first time needs PyTorch: pip install 'sparsejax[torch]'. "
-            f"After that, {copy} is read instead"
-        )
+    has_torch = importlib.util.find_spec("torch") is not None
     try:
         if copy.is_file():
-            return read_state_dict(copy)
+            try:
+                return _read_copy(copy)
+            except ValueError as error:
+                if not has_torch:
+                    raise
+                logger.warning("%s; it is converted again", error)
+        if not has_torch:
+            raise ConfigError(
+                f"reading {path} the first time needs PyTorch: pip install 'sparsejax[torch]'. "
+                f"After that, {copy} is read instead"
+            )
         state_dict = read_state_dict(path)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"Inception weights: {error}") from error
     copy.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.ascontiguousarray(array) for name, array in state_dict.items()}
     with replacing(copy) as partial:
-        save_file({k: np.ascontiguousarray(v) for k, v in state_dict.items()}, partial)
+        save_file(arrays, partial, metadata={_SUM: _checksum(arrays)})
     return state_dict
+
+
+def _read_copy(path: pathlib.Path) -> dict[str, NumpyArray]:
+    """Read a converted copy; raise ValueError if it is damaged."""
+    state_dict = read_state_dict(path)
+    with safe_open(path, framework="numpy") as file:
+        written = (file.metadata() or {}).get(_SUM)  # older versions wrote none
+    if written not in (None, _checksum(state_dict)):
+        raise ValueError(f"{path} is damaged: its checksum is not the one that was written")
+    return state_dict
+
+
+def _checksum(arrays: Mapping[str, NumpyArray]) -> str:
+    """Return the CRC-32 of the values of all arrays: safetensors detects no flipped bits."""
+    total = 0
+    for _, array in sorted(arrays.items()):
+        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, total)
+    return str(total)
 
 
 def inception_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:

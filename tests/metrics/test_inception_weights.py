@@ -110,10 +110,30 @@ def test_a_file_is_converted_once_and_then_needs_no_pytorch(tmp_path, cache, mon
     np.testing.assert_array_equal(read_weights(path, SHA256)["fc.bias"], tensors["fc.bias"])
     with pytest.raises(ConfigError, match=r"the first time needs PyTorch: pip install"):
         read_weights(path, WRONG)
-    (copy,) = cache.iterdir()
-    write(copy)
-    with pytest.raises(ConfigError, match=f"{copy.name} is damaged"):
+
+
+def test_a_damaged_copy_is_converted_again_where_pytorch_is(tmp_path, cache, monkeypatch, caplog):
+    path, tensors = tmp_path / "1.pth", {"fc.bias": np.arange(3, dtype=np.float32)}
+    read = inception_weights.read_state_dict
+    monkeypatch.setattr(
+        inception_weights, "read_state_dict", lambda file: tensors if file == path else read(file)
+    )
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", sys)  # any module: it is only looked for
         read_weights(path, SHA256)
+    (copy,) = cache.iterdir()
+    whole = copy.read_bytes()
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    for damage in (CONTENT, b"", whole[:-2], flipped):
+        copy.write_bytes(damage)
+        monkeypatch.setitem(sys.modules, "torch", None)
+        with pytest.raises(ConfigError, match=f"{copy.name} is damaged"):
+            read_weights(path, SHA256)
+        monkeypatch.setitem(sys.modules, "torch", sys)
+        caplog.clear()
+        np.testing.assert_array_equal(read_weights(path, SHA256)["fc.bias"], tensors["fc.bias"])
+        assert f"{copy.name} is damaged" in caplog.text
+        assert copy.read_bytes() == whole
 
 
 def test_pytorchs_file_is_read(tmp_path):
