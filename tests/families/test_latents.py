@@ -29,7 +29,7 @@ from sparsejax.training import load_run, load_sparse_run, loop, runs, save_spars
 from sparsejax.training.check import check
 from sparsejax.training.metrics_log import read_metrics
 from tests.families.first_stage import first_stage_config, second_stage_config
-from tests.training.tiny import build
+from tests.training.tiny import build, forget_copies
 
 MODEL = VQModel(channels=8, channel_mult=(1, 2), num_res_blocks=1, codes=16, norm_groups=4)
 apply = jax.jit(MODEL.apply, static_argnames="method")
@@ -332,6 +332,7 @@ def test_facts_that_cannot_be_a_run_s_are_named_with_their_file(
     elsewhere, tmp_path, name, value, message
 ):
     workdir = shutil.copytree(elsewhere[1], tmp_path / "run")
+    forget_copies(workdir)
     path = workdir / "facts.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
     with pytest.raises(ConfigError, match=f"^{path} is damaged: the fact {message}"):
@@ -342,6 +343,7 @@ def test_latents_of_another_size_than_the_first_stage_decodes_are_noticed(
     elsewhere, stages, tmp_path
 ):
     workdir = shutil.copytree(elsewhere[1], tmp_path / "run")
+    forget_copies(workdir)
     path = workdir / "facts.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"latent_size": 16}))
     with pytest.raises(ConfigError, match=r"config.task.image_size is 16; accepted: 32, "):
@@ -354,6 +356,7 @@ def test_an_older_run_is_decoded_by_the_first_stage_that_the_flag_names(
 ):
     """Though its config names one that is gone and it kept no facts: the cache has the scale."""
     workdir = shutil.copytree(elsewhere[1], tmp_path / "run")
+    forget_copies(workdir)
     (workdir / "facts.json").unlink()
     config = json.loads((workdir / "config.json").read_text())
     config["task"]["source"] = str(stages[0])
@@ -513,6 +516,7 @@ def test_a_run_that_does_not_know_its_scale_lacks_a_pipeline_alone(stages, tmp_p
     assert "from_pretrained" in capsys.readouterr().out
     assert (tmp_path / "whole/diffusers/model_index.json").is_file()
     (tmp_path / "second" / "facts.json").unlink()
+    forget_copies(tmp_path / "second")
     export.main([f"--workdir={tmp_path / 'second'}", f"--output={tmp_path / 'out'}"])
     says = capsys.readouterr().out
     assert "no diffusers pipeline was written: config.task.latent_scale is None" in says

@@ -31,7 +31,7 @@ from sparsejax.training import loop, runs
 from sparsejax.training.check import check
 from sparsejax.training.metrics_log import read_metrics
 from tests.data.sets import EXCERPTS
-from tests.training.tiny import build
+from tests.training.tiny import build, forget_copies
 
 TINY = {
     "steps": 12,
@@ -365,6 +365,7 @@ def test_facts_that_cannot_be_the_data_s_are_named_with_their_file(run, tmp_path
 def test_an_older_run_finds_its_facts_in_its_own_data_alone(run, source, tmp_path):
     """It has no facts.json; without the data, or with others, one line tells why it needs them."""
     old = shutil.copytree(run[0], tmp_path / "old")
+    forget_copies(old)
     facts = json.loads((old / "facts.json").read_text())
     (old / "facts.json").unlink()
     model, *weights = runs.load_run(old)

@@ -18,7 +18,7 @@ from sparsejax.training import init_from, load_run, runs
 from sparsejax.training.announcement import announce
 from sparsejax.training.plan import build_plan
 from sparsejax.training.setup import Setup
-from tests.training.tiny import tiny_config
+from tests.training.tiny import forget_copies, tiny_config
 
 FEW = {"diffusion.schedule": "linear", "diffusion.steps": 100}
 OLD = {"schedule": "linear", "steps": 100, "start": 1e-4, "end": 2e-2}
@@ -37,6 +37,7 @@ def old_run(tiny_run, tmp_path):
     """A finished run of 100 diffusion steps as it was saved before: start and end are null."""
     workdir = tmp_path / "old"
     shutil.copytree(tiny_run[0], workdir)
+    forget_copies(workdir)
     saved = json.loads((workdir / "config.json").read_text())
     saved["diffusion"] = {"schedule": "linear", "steps": 100, "start": None, "end": None}
     (workdir / "config.json").write_text(json.dumps(saved))

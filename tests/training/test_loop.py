@@ -24,7 +24,7 @@ from sparsejax.training.announcement import announce_other_steps
 from sparsejax.training.metrics_log import WALL_CLOCK, read_metrics
 from sparsejax.training.optimizers import update_schedule
 from sparsejax.training.plan import build_plan
-from tests.training.tiny import tiny_config, tiny_flags, with_devices
+from tests.training.tiny import forget_copies, tiny_config, tiny_flags, with_devices
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEAD = tiny_config().model.num_head_channels
@@ -323,6 +323,7 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(tiny_run, tmp_path, name, 
 def test_a_run_that_is_older_than_a_config_key_has_its_default(tiny_run, tmp_path):
     older = tmp_path / "older"
     subprocess.run(["cp", "-r", tiny_run[0], older], check=True)
+    forget_copies(older)
     config = json.loads((older / "config.json").read_text())
     del config["task"]["words"], config["sample"]["noise_weight"]
     (older / "config.json").write_text(json.dumps(config))
@@ -334,6 +335,7 @@ def test_a_run_saved_before_the_end_was_left_out_keeps_its_update_there(tiny_run
     """Of a config without `sparsity.includes_end`: its costs count the update at `end`."""
     older = tmp_path / "older"
     subprocess.run(["cp", "-r", tiny_run[0], older], check=True)
+    forget_copies(older)
     config = json.loads((older / "config.json").read_text())
     assert config["sparsity"].pop("includes_end") is False
     (older / "config.json").write_text(json.dumps(config))
@@ -349,6 +351,7 @@ def test_a_run_saved_before_the_end_was_left_out_keeps_its_update_there(tiny_run
 def test_a_run_saved_before_constant_fan_in_keeps_its_free_blocks(tiny_run, tmp_path):
     older = tmp_path / "older"
     subprocess.run(["cp", "-r", tiny_run[0], older], check=True)
+    forget_copies(older)
     config = json.loads((older / "config.json").read_text())
     assert config["sparsity"].pop("fan_in") is True
     config["sparsity"]["compiled"] = config["sparsity"].pop("compact")

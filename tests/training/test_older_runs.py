@@ -12,7 +12,7 @@ from sparsejax.training import checkpoints, loop
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.runs import load_state
 from tests.families.test_strokes import tiny, write_scribbles
-from tests.training.tiny import tiny_config
+from tests.training.tiny import forget_copies, tiny_config
 
 SIZE = 16
 RUN = {
@@ -59,6 +59,7 @@ def test_a_run_of_free_blocks_of_an_older_version_goes_on_with_free_blocks(
 
     expected = train("free", **{"sparsity.fan_in": False})
     begun = train("older", **{"sparsity.fan_in": False, "steps": 3})
+    forget_copies(tmp_path / "older")
     path = tmp_path / "older" / "config.json"
     saved = json.loads(path.read_text())
     assert saved["sparsity"].pop("fan_in") is False

@@ -11,7 +11,7 @@ from sparsejax.configuration import resolve, to_json
 from sparsejax.errors import ConfigError
 from sparsejax.training import checkpoints, loop, runs, side_files
 from tests.training.test_resume import config_of, photos  # noqa: F401  a fixture
-from tests.training.tiny import tiny_config, write_run
+from tests.training.tiny import forget_copies, tiny_config, write_run
 
 NAMES = ("config.json", "data.json", "facts.json")
 DAMAGE = {
@@ -32,14 +32,6 @@ DAMAGE = {
 @pytest.fixture
 def run(tiny_run, tmp_path):
     return shutil.copytree(tiny_run[0], tmp_path / "run")
-
-
-def forget_copies(workdir):
-    """Leave the checkpoints as versions wrote them that saved no copies and no checksum."""
-    for path in workdir.glob("checkpoints/*/extra/metadata"):
-        extra = json.loads(path.read_text())
-        del extra["copies"], extra["checksum"]
-        path.write_text(json.dumps(extra))
 
 
 def contents(workdir):

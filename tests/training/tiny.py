@@ -1,5 +1,6 @@
 """A config small enough to train in seconds: the digits, a UNet of one resolution."""
 
+import json
 import os
 
 import jax
@@ -52,6 +53,14 @@ def build(config):
     """The Model and the Data of a resolved config, as training builds them."""
     data = build_data(config)
     return build_model(config, data.facts()), data
+
+
+def forget_copies(workdir):
+    """Leave the checkpoints of a run as versions wrote them that saved no copies and no sum."""
+    for path in workdir.glob("checkpoints/*/extra/metadata"):
+        extra = json.loads(path.read_text())
+        kept = {key: extra[key] for key in extra if key not in ("copies", "checksum", "written")}
+        path.write_text(json.dumps(kept))
 
 
 def write_run(workdir, config):
