@@ -67,7 +67,8 @@ def parse_results(
         lines = file.read_bytes().split(b"\n")
     except OSError as error:
         raise ConfigError(f"results {str(file)!r} can't be read: {error}") from error
-    rows, damaged = {}, {}
+    rows: dict[str, Row] = {}
+    damaged: dict[int, tuple[bytes, str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

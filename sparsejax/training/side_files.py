@@ -99,7 +99,9 @@ def copies(workdir: PathLike) -> dict[str, JsonObject]:
 
 def _find(workdir: pathlib.Path, name: str) -> _Found:
     path = workdir / name
-    value, problem, refusal = None, "is missing", None
+    value: JsonObject | None = None
+    refusal: ConfigError | None = None
+    problem = "is missing"
     if os.path.lexists(path):
         try:
             value, problem = _parse(path, read_object(path)), ""
@@ -134,7 +136,7 @@ def _parse(path: pathlib.Path, value: JsonObject) -> JsonObject:
         return value
     try:
         return with_defaults(value, str(path))
-    except ConfigError as error:
+    except (ConfigError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 

@@ -25,6 +25,8 @@ DAMAGE = {
     "no UTF-8": b'{"seed": "\xff"}',
     "deep": b"[" * 100_000,
     "deep objects": b'{"a": ' * 100_000 + b"1" + b"}" * 100_000,
+    "deep, but JSON": b'{"a": ' * 900 + b"1" + b"}" * 900,
+    "unknown keys": b'{"sede": 0, "1": {"": null}}',
     "digits": b'{"seed": ' + b"1" * 10_000 + b"}",
 }
 
