@@ -9,6 +9,7 @@ import pytest
 
 from sparsejax.configuration import resolve, to_json
 from sparsejax.errors import ConfigError
+from sparsejax.families import stamp_data
 from sparsejax.training import checkpoints, loop, runs, side_files
 from tests.training.test_resume import config_of, photos  # noqa: F401  a fixture
 from tests.training.tiny import forget_copies, tiny_config, write_run
@@ -128,7 +129,7 @@ def test_other_data_are_refused_whatever_became_of_the_stamp(tmp_path, photos): 
     """Of a missing stamp, and of one that was changed to fit the other data."""
     workdir, config = tmp_path / "run", config_of(photos)
     write_run(workdir, config)
-    stamp, other = (workdir / "data.json").read_text(), tmp_path / "other"
+    other = tmp_path / "other"
     with checkpoints.open_manager(workdir / "checkpoints") as manager:
         state = runs.load_state(workdir)[1]
         copies = side_files.copies(workdir)
@@ -136,8 +137,8 @@ def test_other_data_are_refused_whatever_became_of_the_stamp(tmp_path, photos): 
     shutil.copytree(photos, other)
     (other / "1/1.png").unlink()
     runs.resolve_for(workdir, config_of(shutil.copytree(photos, tmp_path / "moved")))
-    for content in (None, stamp.replace('"files": 6', '"files": 5'), "[]"):
-        (workdir / "data.json").unlink()
+    for content in (None, json.dumps(stamp_data(resolve(config_of(other)))), "[]"):
+        (workdir / "data.json").unlink(missing_ok=True)
         if content:
             (workdir / "data.json").write_text(content)
         with pytest.raises(ConfigError, match="which holds different data"):
