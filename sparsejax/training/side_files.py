@@ -86,6 +86,7 @@ def restore(workdir: PathLike) -> None:
         except ConfigError:  # there is no copy to write in its place
             continue
         if problem:
+            _warn(path, problem, step)  # a finished run may not have read it
             kept = f"; it was set aside as {set_aside(path)}" if os.path.lexists(path) else ""
             write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
             logger.info("%s written again from the checkpoint of step %d%s", path, step, kept)

@@ -185,5 +185,4 @@ def test_runs_of_older_versions_are_read_as_before(run, caplog):
     assert config["sparsity"].pop("includes_end") is False
     (run / "config.json").write_text(json.dumps(config))
     assert runs.read_config(run).sparsity.includes_end
-    assert int(runs.load_state(run)[1].step) == 40
     assert caplog.text == ""
