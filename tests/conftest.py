@@ -51,6 +51,11 @@ def pytest_configure(config):
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with tests that need no run: else the workers would wait for one to train it."""
+    items.sort(key=lambda item: "compact" not in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_folders(tmp_path_factory):
     """Nothing is read from or written to the user's folders; runs share compilations."""

@@ -15,6 +15,7 @@ import pytest
 from sparsejax.sparse_files import save_sparse
 from sparsejax.sparsity.masks import path_name
 from sparsejax.training import load_run, save_sparse_run
+from tests.training.test_structured_runs import CHANGES, LEVEL
 from tests.training.tiny import tiny_config, write_run
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -136,10 +137,8 @@ def test_the_reader_in_numpy_that_the_docs_show_reads_a_sparse_file(tmp_path, mo
     assert_reads(params)
 
 
-STRUCTURES = {
-    "block": {"sparsity.structure": "block", "sparsity.block_size": (8, 16)},
-    "channel": {"sparsity.structure": "channel"},
-}
+# Of which another test has runs too.
+STRUCTURES = {name: changes | {"sparsity.level": LEVEL} for name, changes in CHANGES.items()}
 
 
 @pytest.mark.slow

@@ -250,10 +250,12 @@ class VQModel(_Autoencoder):
 
     Example:
       >>> model = VQModel(channels=32, channel_mult=(1, 2), num_res_blocks=1, codes=16)
-      >>> x = jnp.zeros((1, 8, 8, 3))
-      >>> params = model.init(jax.random.key(0), x)["params"]
-      >>> z = model.apply({"params": params}, x, method="encode")
-      >>> z.shape, model.apply({"params": params}, z, method="decode").shape
+      >>> def reconstruct(key, x):
+      ...     params = model.init(key, x)["params"]
+      ...     z = model.apply({"params": params}, x, method="encode")
+      ...     return z, model.apply({"params": params}, z, method="decode")
+      >>> z, y = jax.eval_shape(reconstruct, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+      >>> z.shape, y.shape
       ((1, 4, 4, 3), (1, 8, 8, 3))
     """
 

@@ -23,7 +23,8 @@ from sparsejax.sparsity.channels import Member
 HIDDEN = 6
 GRU = BiGRUDenoiser(hidden=HIDDEN, layers=2, steps=10)
 HEAD, NORM = 8, 4  # channels of an attention head, groups of a GroupNorm
-UNET = UNet(1, 1, 16, 1, (2,), (1, 2), HEAD, norm_groups=NORM)
+# Two resolutions; attention in the middle alone.
+UNET = UNet(1, 1, 16, 1, (), (1, 2), HEAD, norm_groups=NORM)
 X, T = np.random.default_rng(1).standard_normal((3, 4, 4, 1), np.float32), np.array([0, 10, 999])
 BLOCKS = {"square": 8, "rectangular": (4, 16), "free": 8}
 

@@ -31,18 +31,14 @@ def masked_model(config):
     rng = np.random.default_rng(0)
     params = treedef.unflatten([0.1 * rng.standard_normal(x.shape, np.float32) for x in leaves])
     plan = build_plan(config, model)
-    masks = jax.device_get(plan.method.init(jax.random.key(1), params, plan.sparsities))
+    draw = jax.jit(lambda key: plan.method.init(key, params, plan.sparsities))
+    masks = jax.device_get(draw(jax.random.key(1)))
     return config, model, jax.device_get(apply_masks(params, masks)), masks
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_the_unet_without_inactive_parts_computes_the_same(structure):
-    changes = {
-        "sparsity.level": 0.75,
-        "model.channel_mult": (1, 2),
-        "model.attention_resolutions": (2,),
-    }
-    config, model, params, masks = masked_model(tiny_config(**changes, **STRUCTURES[structure]))
+    config, model, params, masks = masked_model(tiny_config(**STRUCTURES[structure]))
     x = jax.random.normal(jax.random.key(2), (3, 8, 8, 1))
     t = jnp.array([0, 10, 999])
     network = build_plan(config, model).compact(masks)

@@ -129,7 +129,7 @@ def test_a_grid_that_cannot_run_is_refused_before_it_begins(axes, message):
 
 
 def test_planned_costs_are_those_of_the_model_that_is_built():
-    config = resolve(tiny_config(**{"sparsity.level": 0.9}))
+    config = resolve(tiny_config())
     model = build_model(config)
     plan = build_plan(config, model)
     state = create_state(run_keys(0), model, plan, build_optimizer(config))

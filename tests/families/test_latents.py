@@ -84,7 +84,8 @@ def test_samples_are_decoded_latents(stages, first_params, latents_cache):
         return jnp.zeros_like(x)
 
     key = jax.random.key(5)
-    samples = model.sample(noiseless, None, model.frozen(), key, 3, start=1)
+    sample = jax.jit(lambda frozen, key: model.sample(noiseless, None, frozen, key, 3, start=1))
+    samples = sample(model.frozen(), key)
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(1 + jnp.arange(3))
     start = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, 0), (8, 8, 3)))(keys)
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 2e-2, 1000))

@@ -60,11 +60,19 @@ def channels_setup():
 
 @functools.cache
 def made(kind, name, optimizer):
-    """Two topology updates in turn, compact and whole, compiled; trees and initial masks."""
+    """Trees, optimizer, and compiled: initial masks, steps, topology updates of both kinds."""
     unit, params, sparsities = {"block": blocks_setup, "channel": channels_setup}[kind]()
     method = methods.get_method(name, unit)
     trees = unit.compact_trees(params, sparsities)
     inner = transforms.sparse_updates(OPTIMIZERS[optimizer])
+
+    def some_steps(params, masks, several):
+        """Moments of many values."""
+        state = inner.init(params)
+        for gradients in several:
+            updates, state = inner.update(gradients, state, params, masks=masks)
+            params = optax.apply_updates(params, updates)
+        return params, state
 
     def whole(key, params, masks, state, gradients):
         return update_topology(method, inner, key, params, masks, state, gradients, 0.5)
@@ -80,7 +88,7 @@ def made(kind, name, optimizer):
         return update_topology(method, inner, key, params, ours, state, gradients, 0.5, trees=trees)
 
     draw = jax.jit(lambda key: method.init(key, params, sparsities))
-    return trees, inner, draw, jax.jit(whole), jax.jit(compact)
+    return trees, inner, draw, *map(jax.jit, (some_steps, whole, compact))
 
 
 def is_like(params, node):
@@ -89,18 +97,15 @@ def is_like(params, node):
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_a_topology_update_of_compact_trees_is_that_of_whole_trees(case):
-    trees, inner, draw, whole, compact = made(*case)
+    trees, inner, draw, some_steps, whole, compact = made(*case)
     setup = {"block": blocks_setup, "channel": channels_setup}[case[0]]
     shapes = jax.tree.map(np.shape, setup()[1])
     moved = 0
     for seed in range(4):
         masks = draw(jax.random.key(100 + seed))
         params = apply_masks(random_tree(shapes, seed), masks)
-        state = inner.init(params)
-        for i in range(3):  # moments of many values
-            gradients = random_like(params, seed + i)
-            updates, state = inner.update(gradients, state, params, masks=masks)
-            params = optax.apply_updates(params, updates)
+        several = [random_like(params, seed + i) for i in range(3)]
+        params, state = some_steps(params, masks, several)
         inputs = jax.random.key(seed), params, masks, state, random_like(params, seed + 9)
         expected_params, expected_masks, expected_state = whole(*inputs)
         moved += sum(
@@ -138,15 +143,16 @@ def test_compact_masks_count_what_a_method_left_that_they_cannot_hold(update, is
     method = methods.get_method("magran", unit)
     if not is_kept:
         method = dataclasses.replace(method, update=update)
-    masks = compact_masks(trees, method.init(jax.random.key(0), params, sparsities))
+    drawn = jax.jit(lambda key: method.init(key, params, sparsities))(jax.random.key(0))
+    masks = compact_masks(trees, drawn)
     assert int(masks.lost) == 0
+    ours = jax.jit(functools.partial(update_topology, method, inner, trees=trees))
+    wanted_of = jax.jit(method.update)
     params, state, lost = trees.shrink(params, masks.indices), inner.init(params), 0
     for seed in range(2):
         key, whole = jax.random.key(seed), trees.expand(params, masks.indices)
-        _, wanted = method.update(key, whole, spread_masks(trees, masks), whole, 0.5)
-        params, masks, _ = update_topology(
-            method, inner, key, params, masks, state, whole, 0.5, trees=trees
-        )
+        _, wanted = wanted_of(key, whole, spread_masks(trees, masks), whole, 0.5)
+        params, masks, _ = ours(key, params, masks, state, whole, 0.5)
         held = spread_masks(trees, masks)
         pairs = zip(*map(jax.tree.leaves, (wanted, held)), strict=True)
         lost += sum(int(np.sum(np.asarray(a) != np.asarray(b))) for a, b in pairs)
@@ -187,8 +193,9 @@ def test_compact_trees_of_blocks_against_loops():
 def test_moved_entries_keep_their_value_if_they_stay_and_are_fresh_if_they_are_new(setup):
     unit, params, sparsities = setup()
     trees = unit.compact_trees(params, sparsities)
-    draw = methods.get_method("static", unit).init
-    old, new = (draw(jax.random.key(i), params, sparsities) for i in (1, 2))
+    init = methods.get_method("static", unit).init
+    draw = jax.jit(lambda key: init(key, params, sparsities))
+    old, new = (draw(jax.random.key(i)) for i in (1, 2))
     before, after = (compact_masks(trees, masks).indices for masks in (old, new))
     minus = jax.tree.map(lambda x: jnp.full_like(x, -1), trees.shrink(params, after))
     moved = trees.expand(trees.move(trees.shrink(params, before), minus, before, after), after)

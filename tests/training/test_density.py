@@ -1,6 +1,5 @@
 """A method that changes density: what it costs is summed over what each step had."""
 
-import json
 import shutil
 
 import jax
@@ -117,8 +116,11 @@ def test_costs_are_summed_over_the_density_of_each_step(pruned):
     assert costs["training_flops_dense"] == 3 * dense * 12 * config.batch_size
 
 
-def test_costs_survive_a_kill(pruned, tmp_path):
-    """Killed after step 10, before a line of metrics was written; then resumed."""
+def test_costs_survive_a_kill(pruned, tmp_path, capsys):
+    """Killed after step 10, before a line of metrics was written; then resumed.
+
+    The resumed run prints no density, which it doesn't keep.
+    """
     killed = tmp_path / "killed"
     shutil.copytree(pruned, killed)
     (killed / "metrics.jsonl").unlink()
@@ -126,7 +128,10 @@ def test_costs_survive_a_kill(pruned, tmp_path):
     whole = costs_of(pruned)["training_flops_run"]
     now = 2 * 3 * costs_of(pruned)["forward_flops"] * tiny_config().batch_size
     assert costs_of(killed, 10)["training_flops_run"] == pytest.approx(whole - now, rel=1e-12)
+    capsys.readouterr()
     assert loop.train(tiny_config(**CHANGES), killed)
+    assert "step 12/12" in (printed := capsys.readouterr().out)
+    assert "density" not in printed
     assert costs_of(killed) == costs_of(pruned)
 
 
@@ -179,10 +184,6 @@ def test_a_run_of_a_method_that_is_not_registered_is_refused_in_a_line(pruned, t
         assert not same_masks(resolve(tiny_config()).sparsity, other.sparsity)
 
 
-def test_the_run_says_no_density_that_it_does_not_keep(pruned, capsys, tmp_path):
-    shutil.copytree(pruned, tmp_path / "longer")
-    assert loop.train(tiny_config(**CHANGES | {"steps": 13}), tmp_path / "longer")
-    assert "step 13/13" in (printed := capsys.readouterr().out)
-    assert "density" not in printed
-    lines = (tmp_path / "longer" / "metrics.jsonl").read_text().splitlines()
-    assert sum("forward_flops_before" in json.loads(line) for line in lines) == 4
+def test_every_update_writes_what_the_steps_before_it_cost(pruned):
+    lines = runs.read_metrics_until(pruned, 12)
+    assert [line["step"] for line in lines if "forward_flops_before" in line] == [2, 4, 6, 8]

@@ -13,7 +13,7 @@ from sparsejax.training.metrics_log import read_metrics
 from tests.training.test_loop import assert_equal_runs, start
 from tests.training.tiny import tiny_config
 
-SHORT = {"steps": 4, "checkpoint.every": 2, "log.every": 2, "sparsity.method": "static"}
+SHORT = {"checkpoint.every": 2, "log.every": 2}
 
 
 def test_a_second_trainer_is_refused_before_it_reads_or_writes_anything(tmp_path):

@@ -157,7 +157,7 @@ def test_topology_update_uses_the_dense_gradient_of_the_same_batch_at_the_new_pa
     x, noise = batch_of(1)["x"], numpy_noise(1, 12)
     gradients = jax.grad(lambda p: jnp.mean((apply(p, x + noise) - noise) ** 2))(state.params)
     scores = jax.tree.map(jnp.abs, gradients)
-    expected = topology.rewire(state.params, state.masks, scores, 0.4)
+    expected = jax.jit(topology.rewire)(state.params, state.masks, scores, 0.4)
     replaced = active = 0
     for ours, theirs, before in zip(
         *map(jax.tree.leaves, (new.masks, expected, state.masks)), strict=True
