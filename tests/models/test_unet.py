@@ -55,6 +55,13 @@ def outputs(tiny):
     return {"loss": value, "out": out, "blocks": blocks, "gradients": gradients}
 
 
+@pytest.fixture(scope="module")
+def initial():
+    """Params of a new network."""
+    x, t = jnp.ones((1, 8, 8, 3)), jnp.zeros(1, jnp.int32)
+    return jax.jit(TINY.init)(KEY, x, t)["params"]
+
+
 def test_full_size_has_the_published_number_of_parameters():
     model = UNet()
     x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
@@ -110,11 +117,9 @@ def test_gradients_equal_the_reference(tiny, outputs):
     jax.tree_util.tree_map_with_path(check, outputs["gradients"], expected)
 
 
-def test_a_new_network_is_zero_where_the_reference_is(golden):
+def test_a_new_network_is_zero_where_the_reference_is(golden, initial):
     expected = golden("a_unet_zero_init.json")["zero_initialised"]
-    x, t = jnp.ones((1, 8, 8, 3)), jnp.zeros(1, jnp.int32)
-    params = jax.jit(TINY.init)(jax.random.key(0), x, t)["params"]
-    is_zero = jax.tree.map(lambda leaf: not np.any(leaf), jax.device_get(params))
+    is_zero = jax.tree.map(lambda leaf: not np.any(leaf), jax.device_get(initial))
     ours = {
         jax.tree_util.keystr(p, simple=True, separator="/")
         for p, zero in jax.tree_util.tree_flatten_with_path(is_zero)[0]
@@ -126,12 +131,12 @@ def test_a_new_network_is_zero_where_the_reference_is(golden):
         for p, _ in jax.tree_util.tree_flatten_with_path(named)[0]
     }
     assert ours == theirs
-    assert (jax.jit(TINY.apply)({"params": params}, x, t) == 0).all()
-
-
-def test_a_new_network_has_pytorchs_initial_spread():
     x, t = jnp.ones((1, 8, 8, 3)), jnp.zeros(1, jnp.int32)
-    conv = jax.jit(TINY.init)(jax.random.key(0), x, t)["params"]["middle_block_0"]["in_layers_2"]
+    assert (jax.jit(TINY.apply)({"params": initial}, x, t) == 0).all()
+
+
+def test_a_new_network_has_pytorchs_initial_spread(initial):
+    conv = initial["middle_block_0"]["in_layers_2"]
     limit = 1 / np.sqrt(64 * 9)
     for leaf in conv.values():
         assert abs(float(jnp.abs(leaf).max()) - limit) < 0.05 * limit

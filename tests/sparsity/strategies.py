@@ -13,13 +13,8 @@ TREE_SHAPES = (
     {"a": {"kernel": (7, 3), "scale": (3,)}, "b": [{"kernel": (2, 11)}, {"kernel": (1, 1)}]},
     {"kernel": (9, 8), "a": {"kernel": (8, 9)}},
 )
-# Each shape, each dtype, and the odd one out once more.
-KINDS = (
-    (TREE_SHAPES[0], "float32"),
-    (TREE_SHAPES[1], "bfloat16"),
-    (TREE_SHAPES[1], "float32"),
-    (TREE_SHAPES[2], "float16"),
-)
+DTYPES = ("float32", "bfloat16", "float16")
+KINDS = tuple(zip(TREE_SHAPES, DTYPES, strict=True))
 
 
 def random_tree(shapes, seed, dtype="float32"):

@@ -15,7 +15,7 @@ from tests.sparsity.strategies import active_counts, random_like, random_tree
 
 SHAPES = {"conv": {"kernel": (3, 3, 8, 12), "bias": (12,)}, "out": {"kernel": (12, 10)}}
 FRACTIONS = st.sampled_from([0.0, 0.3, 0.5, 1.0])
-LEVELS = st.sampled_from([0.1, 0.5, 0.75, 0.9])
+LEVELS = st.sampled_from([0.3, 0.5, 0.75])
 
 BLOCK, CHANNEL = structure.block(4), structure.channel(GROUPS, init)
 BUILT = {
@@ -244,12 +244,11 @@ def fan_in_model(size, level, seed):
 @settings(max_examples=20, deadline=None)
 @given(
     st.integers(0, 3),
-    st.sampled_from([(4, 0.5), (4, 0.9), ((4, 8), 0.75), ((8, 8), 0.9)]),
-    st.sampled_from(["rigl", "magran"]),
+    st.sampled_from([("rigl", 4, 0.5), ("rigl", (4, 8), 0.75), ("magran", (8, 8), 0.9)]),
     st.sampled_from([0.0, 0.1, 0.3, 1.0]),
 )
-def test_fan_in_blocks_keep_their_number_in_every_output_block(seed, kind, name, fraction):
-    size, level = kind
+def test_fan_in_blocks_keep_their_number_in_every_output_block(seed, kind, fraction):
+    name, size, level = kind
     params, before = fan_in_model(size, level, seed)
     rows = 40 // (size[0] if isinstance(size, tuple) else size)
     k = max(1, round((1 - level) * rows))
@@ -309,7 +308,7 @@ def _rewired_by_numpy(rng, shape, fraction, k):
     return scores * mask, mask, grow, after
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize(("name", "fraction"), [("rigl", 0.3), ("magran", 0.3), ("magran", 0.1)])
 def test_blocks_move_even_where_an_output_block_has_only_one(name, fraction, k):
     """S = 0.9: floors of a fraction of each column would freeze all of them."""

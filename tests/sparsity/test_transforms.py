@@ -15,7 +15,7 @@ from tests.sparsity.strategies import random_like, random_tree
 
 # Every shape is unique, so a state array tells by its shape which parameter it belongs to.
 SHAPES = {
-    "block": {"conv": {"kernel": (3, 3, 2, 5), "bias": (5,)}, "dense": {"kernel": (6, 7)}},
+    "block": {"conv": {"kernel": (3, 3, 2, 5), "bias": (5,)}},
     "kernel": (8, 9),
 }
 
