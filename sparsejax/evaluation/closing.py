@@ -104,7 +104,7 @@ def require_summary(summary: Summary, path: pathlib.Path) -> None:
         value = summary.get(name)
         fits = isinstance(value, str) if name == "method" else is_number(value)
         if name.endswith(("_dense", "parameters")):  # by some of which others are divided
-            fits = fits and value > 0
+            fits = fits and value is not None and value > 0
         not_recorded = value is None and name in summary and name in _MEASURED
         if not fits and not not_recorded:
             raise ConfigError(f"{path} is damaged: its {name} is {repr(value)[:50]}")
