@@ -83,6 +83,18 @@ def test_a_damaged_side_file_is_read_from_a_checkpoint_and_written_again(name, d
     assert (run / "config.json").read_bytes() == before["config.json"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_side_file_is_written_again(name, run, caplog):
+    before = contents(run)
+    (run / name).unlink()
+    assert side_files.read_side_file(run, name) == json.loads(before[name])
+    assert not (run / name).exists(), "reading wrote it"
+    resume(run)
+    assert json.loads((run / name).read_bytes()) == json.loads(before[name])
+    [line] = lines_about(caplog, name)
+    assert f"{name}: is missing; the copy" in line
+
+
 def test_a_run_whose_side_files_are_all_gone_or_damaged_ends_as_ever(run, caplog):
     before = contents(run)
     (run / "config.json").write_bytes(b"")
