@@ -63,7 +63,7 @@ def start(workdir, *more, count=2, devices=2, of_each=({}, {}, {}, {}), steps=ST
     ]
 
 
-def finish(processes, timeout=200):
+def finish(processes, timeout=600):
     """Return exit statuses and what was written to stderr."""
     errors = [process.communicate(timeout=timeout)[1] for process in processes]
     return [process.returncode for process in processes], errors
