@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from sparsejax.data.digits import Digits
 from sparsejax.data.files import ACCEPTED, Files
 from sparsejax.data.sketch_builders import Kanjivg, QuickdrawStrokes, Vmnist, VmnistLike
 from sparsejax.data.stamps import Stamp, stamp_splits
-from sparsejax.errors import ConfigError, require
+from sparsejax.errors import ConfigError, reason, require
 from sparsejax.storage import require_writable
 
 _FORMAT = "array_record"
@@ -174,7 +175,25 @@ def _create(
     have_source = ("files", *SKETCHES)
     accepted = f"'' with the dataset {dataset}; those with a source are {', '.join(have_source)}"
     require(not source or dataset in have_source, "task.source", source, accepted)
-    folder = data_dir or None
+    try:
+        return _build(dataset, source, data_dir or None, words)
+    except ConfigError:
+        raise
+    except Exception as error:  # tensorflow-datasets raises whatever the damage causes
+        home = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
+        folder = pathlib.Path(home).expanduser() / PUBLISHED.get(dataset, dataset).split("/")[0]
+        if not folder.exists():
+            raise
+        raise ConfigError(
+            f"config.task.dataset is {dataset!r}, whose files prepared in {folder} are damaged "
+            f"({reason(error)}); accepted: whole ones: remove that folder to prepare it anew"
+        ) from error
+
+
+def _build(
+    dataset: str, source: str, folder: str | None, words: tuple[str, ...]
+) -> tfds.core.DatasetBuilder:
+    """Return a builder; it reads what is prepared, if anything is."""
     if dataset in SKETCHES:
         where = f"with the dataset {dataset}, the path of {_SKETCH_BUILDERS[dataset].ACCEPTED}"
         require(source, "task.source", source, where)

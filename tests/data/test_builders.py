@@ -134,6 +134,18 @@ def test_preparing_digits_is_silent(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"name": "dig', b"[]", b"\0" * 64, b"\xff"])
+def test_a_prepared_set_that_is_damaged_is_named_with_its_folder(damage, tmp_path):
+    """As a disk or a kill leaves it; nothing is removed."""
+    Digits(data_dir=tmp_path).download_and_prepare(file_format="array_record")
+    (path,) = tmp_path.rglob("dataset_info.json")
+    path.write_bytes(damage)
+    with pytest.raises(ConfigError) as caught:
+        data.load_images(task(tmp_path, dataset="digits"), "train")
+    assert f"prepared in {tmp_path / 'digits'} are damaged" in str(caught.value)
+    assert path.read_bytes() == damage
+
+
 def test_a_set_that_another_process_prepares_meanwhile_is_opened(tmp_path, monkeypatch):
     """The other is done between this one's examples and the end of its preparation."""
     races = iter([True])

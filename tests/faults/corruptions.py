@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparsejax import command_line
 from tests.faults import damage, forks, readers, results, workdirs
 from tests.faults.kills import call_of, read_reference
 
@@ -132,8 +133,34 @@ def _by_command(
         differing = workdirs.differences(reference.digest, digest)
         if kind.name == "metrics.jsonl":
             differing = _unexplained_lines(scratch, run, ended, differing)
+        if kind.name == "latent shard" and differing:
+            return found | _when_read(scratch, folder, reference.digest)
         found["losses"] = [f"{name} differs, and nothing said so" for name in differing]
     return found
+
+
+def _when_read(
+    scratch: pathlib.Path, folder: pathlib.Path, expected: dict[str, str]
+) -> dict[str, object]:
+    """Read the latents, as training does: damage is named then, and encoded again by the next call.
+
+    A finished cache isn't read whole whenever a run starts.
+    """
+
+    def read() -> None:
+        from sparsejax.data import latents
+
+        stamp = json.loads((folder / "run/stamp.json").read_text())
+        found, _ = latents.open_latents(folder / "run", stamp["identity"], stamp.get("content"))
+        command_line.run(lambda: [found[index] for index in range(len(found))])
+
+    ended = forks.run(read, folder / "read")
+    problems = ended.problems(2)
+    again = forks.run(call_of(scratch, "prepare", folder, []), folder / "again")
+    problems += again.problems(0)
+    digest = json.loads((folder / "digest.json").read_text())
+    differing = [] if problems else workdirs.differences(expected, digest)
+    return {"losses": [f"{name} differs" for name in differing], "unexplained": problems}
 
 
 def _refusal(kind: FileKind, ended: forks.Ended, is_kept: bool) -> dict[str, object]:

@@ -56,6 +56,7 @@ def flipped(content: bytes, rng: Rng) -> bytes:
 Damage = Callable[[bytes, Rng], bytes]
 # Text has no checksum: of a digit that became another one nobody can tell that it is wrong.
 OF_TEXT: tuple[Damage, ...] = (empty, truncated, zeros, all_zeros, noise, longer)
+OF_ENDS: tuple[Damage, ...] = (empty, truncated, all_zeros, longer)
 OF_BINARY: tuple[Damage, ...] = (*OF_TEXT, flipped, flipped, flipped)
 
 

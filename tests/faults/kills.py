@@ -4,6 +4,7 @@ A case is a chain: one run that is killed up to `CHAIN` times, then left to end.
 uninterrupted one does, bit by bit, and no kill may cost a checkpoint that was complete before it.
 """
 
+import importlib.util
 import json
 import math
 import pathlib
@@ -245,9 +246,11 @@ def call_of(
 
     def call() -> None:
         if kind == "prepare":
-            from sparsejax.data import latents
-
-            latents.SHARD = 4  # six shards of the 24 images
+            has_shards = importlib.util.find_spec("sparsejax.data.shards")
+            home = importlib.import_module(
+                f"sparsejax.data.{'shards' if has_shards else 'latents'}"
+            )
+            home.SHARD = 4  # six shards of the 24 images
         for place in places:
             placing.arm_runs(place) if is_of_run else placing.arm(place)
         command.main(words)

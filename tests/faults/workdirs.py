@@ -91,9 +91,10 @@ def metrics_lines(workdir: pathlib.Path) -> list[dict]:
 def digest_folder(folder: pathlib.Path) -> dict[str, str]:
     """Return the hashes of all files in a folder by name.
 
-    A file that was being written, `partial-...`, may be left of a killed process: nobody reads it.
+    Left out are files that were being written when a process was killed, `partial-...`, and damaged
+    ones that were set aside: nobody reads them.
     """
-    left = re.compile(r"partial.*(stamp\.json|array_record)")
+    left = re.compile(r"partial.*(stamp\.json|array_record)|\.damaged")
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and not left.search(p.name))
     return {str(path.relative_to(folder)): _hash(path.read_bytes()) for path in paths}
 
