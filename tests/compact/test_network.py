@@ -43,6 +43,11 @@ def with_gradients(apply):
     return jax.jit(run)
 
 
+def compiled(trees):
+    """`indices`, `shrink` and `expand` of CompactTrees, one program each."""
+    return map(jax.jit, (trees.indices, trees.shrink, trees.expand))
+
+
 def members_of(groups):
     return {name: [Member(*member) for member in members] for name, members in groups.items()}
 
@@ -139,12 +144,13 @@ def test_the_unet_without_inactive_parts_is_the_masked_one(structure):
             compact, *inputs
         )
     )
+    indices_of, shrink, expand = compiled(network.trees)
     topologies = [masks] if structure == "free" else [masks, draw_masks(structure, params, 1)]
     for masks in topologies:
         ours = masked(params, masks)
         expected, gradients = run_masked(ours, X, T)
-        indices = network.trees.indices(masks)
-        small = network.trees.shrink(ours, indices)
+        indices = indices_of(masks)
+        small = shrink(ours, indices)
         # Of a layer that became smaller, nothing but what is active is held.
         sizes = [
             (leaf.size, mask.sum() if np.ndim(mask) else full.size)
@@ -156,7 +162,7 @@ def test_the_unet_without_inactive_parts_is_the_masked_one(structure):
         np.testing.assert_allclose(got, expected, atol=1e-5)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-            network.trees.expand(compact_gradients, indices),
+            expand(compact_gradients, indices),
             masked(gradients, masks),
         )
     assert run._cache_size() == 1
@@ -180,11 +186,12 @@ def test_the_gru_without_hidden_units_is_the_masked_one():
 
     network = compact_channels(params, dict.fromkeys(groups, 2 / 3), members_of(groups))
     run, run_masked = with_gradients(network.bind(apply, ())), with_gradients(apply)
+    indices_of, shrink, expand = compiled(network.trees)
     for seed in range(2):
         masks = masks_of(groups, params, draw_units(groups, np.random.default_rng(seed), 2))
         ours = masked(params, masks)
-        indices = network.trees.indices(masks)
-        small = network.trees.shrink(ours, indices)
+        indices = indices_of(masks)
+        small = shrink(ours, indices)
         assert small["rnn_l0"]["forward_hh"]["kernel"].shape == (2, 3 * 2)
         assert small["rnn_l1"]["backward_ih"]["kernel"].shape == (2 + 2, 3 * 2)
         assert small["out_proj"]["kernel"].shape == (2 + 2, HIDDEN)
@@ -194,7 +201,7 @@ def test_the_gru_without_hidden_units_is_the_masked_one():
         np.testing.assert_allclose(got, expected, atol=1e-5)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-            network.trees.expand(compact_gradients, indices),
+            expand(compact_gradients, indices),
             masked(gradients, masks),
         )
     assert run._cache_size() == 1
