@@ -15,6 +15,7 @@ import numpy as np
 from sparsejax import command_line
 from tests.faults import damage, forks, readers, results, workdirs
 from tests.faults.kills import call_of, read_reference
+from tests.faults.reading import hashed
 
 HALF = "half"  # a run killed after step 9, whose newest checkpoint is that of step 8
 
@@ -134,7 +135,7 @@ def _by_command(
         if kind.name == "metrics.jsonl":
             differing = _unexplained_lines(scratch, run, ended, differing)
         if kind.name == "latent shard" and differing:
-            return found | _when_read(scratch, folder, reference.digest)
+            return {"at": at} | _when_read(scratch, folder, reference.digest)
         found["losses"] = [f"{name} differs, and nothing said so" for name in differing]
     return found
 
@@ -144,23 +145,34 @@ def _when_read(
 ) -> dict[str, object]:
     """Read the latents, as training does: damage is named then, and encoded again by the next call.
 
-    A finished cache isn't read whole whenever a run starts.
+    A finished cache isn't read whole whenever a run starts. What is never read, such as padding,
+    may stay as it is.
     """
-
-    def read() -> None:
-        from sparsejax.data import latents
-
-        stamp = json.loads((folder / "run/stamp.json").read_text())
-        found, _ = latents.open_latents(folder / "run", stamp["identity"], stamp.get("content"))
-        command_line.run(lambda: [found[index] for index in range(len(found))])
-
-    ended = forks.run(read, folder / "read")
-    problems = ended.problems(2)
+    whole = scratch / "references/prepare/run"
+    one, other = folder / "whole.json", folder / "damaged.json"
+    reference = forks.run(lambda: _read_latents(whole, one), folder / "whole")
+    ended = forks.run(lambda: _read_latents(folder / "run", other), folder / "read")
+    problems = reference.problems(0) + ended.problems(0, 2)
+    if not problems and ended.status == 0:
+        return {"losses": [] if one.read_text() == other.read_text() else ["latents differ"]}
     again = forks.run(call_of(scratch, "prepare", folder, []), folder / "again")
     problems += again.problems(0)
     digest = json.loads((folder / "digest.json").read_text())
     differing = [] if problems else workdirs.differences(expected, digest)
     return {"losses": [f"{name} differs" for name in differing], "unexplained": problems}
+
+
+def _read_latents(cache: pathlib.Path, target: pathlib.Path) -> None:
+    """Write the hashes of all latents of a cache; errors end the process as they end a command."""
+    from sparsejax.data import latents
+
+    def read() -> None:
+        stamp = json.loads((cache / "stamp.json").read_text())
+        found, std = latents.open_latents(cache, stamp["identity"], stamp.get("content"))
+        hashes = [hashed(found[index]) for index in range(len(found))]
+        target.write_text(json.dumps([*hashes, std]))
+
+    command_line.run(read)
 
 
 def _refusal(kind: FileKind, ended: forks.Ended, is_kept: bool) -> dict[str, object]:

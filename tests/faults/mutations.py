@@ -1,5 +1,6 @@
 """Change a file as no disk would: its checksums and lengths fit, what it says is absurd."""
 
+import contextlib
 import io
 import json
 import pathlib
@@ -228,10 +229,11 @@ def mutate_file(kind: str, path: pathlib.Path, rng: Rng) -> None:
         files = sorted(one for one in path.rglob("*") if one.is_file())
         path = files[int(rng.integers(len(files)))]
     if kind == "sparse run" and rng.random() < 0.7:
-        _mutate_run(path, rng)
-    else:
-        kind = "safetensors" if kind == "sparse run" else kind
-        path.write_bytes(mutated(kind, path.read_bytes(), rng))
+        with contextlib.suppress(RecursionError):  # nested more deeply than json can write
+            _mutate_run(path, rng)
+        return
+    kind = "safetensors" if kind == "sparse run" else kind
+    path.write_bytes(mutated(kind, path.read_bytes(), rng))
 
 
 def _mutate_run(path: pathlib.Path, rng: Rng) -> None:
