@@ -96,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--kills", type=int, default=0, metavar="N", help="kills in all phases")
+    parser.add_argument(
+        "--chain", type=int, default=3, metavar="N", help="kills of one run, at most"
+    )
     parser.add_argument("--corruptions", type=int, default=0, metavar="N", help="damaged files")
     parser.add_argument("--fuzz", type=int, default=0, metavar="N", help="absurd inputs")
     parser.add_argument("--disks", type=int, default=0, metavar="N", help="full disks and the like")
@@ -131,6 +134,7 @@ def _set_environment(scratch: pathlib.Path) -> None:
 def _run_kills(run: Run) -> None:
     from tests.faults import kills
 
+    kills.CHAIN = run.flags.chain  # before the processes that run them are forked
     phases = run.chosen(kills.ALL)
     wanted = -(-run.flags.kills // max(1, len(phases)))
     kills.make_references(run.scratch, list(dict.fromkeys(map(kills.kind_of, phases))))
@@ -240,6 +244,7 @@ def _write_json(
     import sparsejax
 
     words = [f"--{name}={getattr(flags, name)}" for name in PARTS if getattr(flags, name)]
+    words += [f"--chain={flags.chain}"] if flags.chain != 3 else []
     command = shlex.join(["python", "-m", "tests.faults", *words, f"--seed={flags.seed}"])
     versions = {
         "Python": sys.version.split()[0],
