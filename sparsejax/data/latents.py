@@ -166,7 +166,7 @@ def read_std(folder: PathLike, first_stage: str) -> float:
       ConfigError: there is no finished cache for this first stage.
     """
     stamp = _read_stamp(folder)[0] or {}
-    is_finished = "std" in stamp and stamp["format"] == _FORMAT
+    is_finished = "std" in stamp and stamp.get("format") == _FORMAT
     if not is_finished or stamp["identity"].get("first_stage") != first_stage:
         raise ConfigError(
             f"latent cache {str(folder)!r} is absent, not finished or of another first stage: "
