@@ -4,7 +4,6 @@ A case is a chain: one run that is killed up to `CHAIN` times, then left to end.
 uninterrupted one does, bit by bit, and no kill may cost a checkpoint that was complete before it.
 """
 
-import importlib.util
 import json
 import math
 import pathlib
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sparsejax import __main__ as command
+from sparsejax.data import shards
 from tests.faults import forks, placing, results, sources, workdirs
 from tests.faults.placing import PHASES, Place
 
@@ -246,11 +246,7 @@ def call_of(
 
     def call() -> None:
         if kind == "prepare":
-            has_shards = importlib.util.find_spec("sparsejax.data.shards")
-            home = importlib.import_module(
-                f"sparsejax.data.{'shards' if has_shards else 'latents'}"
-            )
-            home.SHARD = 4  # six shards of the 24 images
+            shards.SHARD = 4  # six shards of the 24 images
         for place in places:
             placing.arm_runs(place) if is_of_run else placing.arm(place)
         command.main(words)

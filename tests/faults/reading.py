@@ -1,7 +1,6 @@
 """What the project's readers read, item by item: `{name: hash}`, None for what they leave out."""
 
 import hashlib
-import inspect
 import os
 import pathlib
 from collections.abc import Iterable
@@ -137,8 +136,7 @@ def read_cache(path: pathlib.Path) -> Read:
 
     os.environ["SPARSEJAX_CACHE"] = str(path.parent)
     shapes = {name: array.shape for name, array in cache_arrays().items()}
-    takes_shapes = "shapes" in inspect.signature(load_or_compute).parameters
-    found = load_or_compute(path.stem, cache_arrays, *([shapes] if takes_shapes else []))
+    found = load_or_compute(path.stem, cache_arrays, shapes)
     return {name: hashed(array) for name, array in found.items()}
 
 
