@@ -16,7 +16,8 @@ from typing import Any, NoReturn, TypeAlias
 
 LOST = 75  # exit status: another process was lost, and the same command goes on (EX_TEMPFAIL)
 
-Facts: TypeAlias = dict[str, Any]  # what a child has told of itself
+Fact: TypeAlias = Any  # what JSON can hold
+Facts: TypeAlias = dict[str, Fact]  # what a child has told of itself
 
 # The end of the child's pipe, which belongs to the process.
 _writer: int | None = None
@@ -41,7 +42,7 @@ def supervise() -> None:
     threading.Thread(target=_end_with, args=(lives,), name="supervised", daemon=True).start()
 
 
-def report(**facts: Any) -> None:
+def report(**facts: Fact) -> None:
     """Tell the parent, if there is one, of this process: JSON-serializable values by name."""
     if _writer is not None:
         os.write(_writer, json.dumps(facts).encode() + b"\n")
