@@ -66,6 +66,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, extra: Extra) -> Non
     # Host arrays: a replicated array is written once and restores on any number of devices.
     tree = jax.tree.map(np.asarray, jax.device_get(state._asdict()))
     extra = copy.deepcopy(extra) | {"checksums": _checksums(tree)}
+    extra.pop("checksum", None)  # of another checkpoint, which `read_extra` returned
     extra |= {"checksum": checksum(extra)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(extra))
     manager.save(int(tree["step"]), args=args)
