@@ -170,7 +170,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_elsewhere(lost, who
         assert_same_run(whole, copy)
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.skipif(not pathlib.Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_process_that_runs_out_of_memory_says_so_itself(tmp_path, kept):
     """Linux kills the largest process, which is the one that trains."""
