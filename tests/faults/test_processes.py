@@ -208,6 +208,18 @@ def test_a_data_set_that_one_process_lacks_ends_all_in_one_line(tmp_path, kept):
         assert "on storage that all processes share" in line
 
 
+@pytest.mark.slow
+def test_a_process_that_comes_late_to_the_first_step_is_waited_for(tmp_path, kept):
+    """As one that compiles what the other finds in a cache; a CPU's first operation waits 30 s."""
+    late = FAULTY.replace("step == 15", "step == 0").replace("raise {error}", "time.sleep(45)")
+    (tmp_path / "faulty.py").write_text(f"import time\n{late}")
+    paths = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    of_each = [paths | {"FAULTY": str(i)} for i in range(2)]
+    kept += start(tmp_path / "run", "--config.imports=('faulty',)", of_each=of_each, steps=10)
+    statuses, errors = finish(kept)
+    assert statuses == [0, 0], errors
+
+
 ERRORS = {
     "OSError(5, 'Input/output error', 'shard')": (1, "Input/output error: shard", ""),
     "__import__('sparsejax.errors').errors.ConfigError('a record\\n is bad')": (
