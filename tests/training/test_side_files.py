@@ -172,6 +172,14 @@ def test_a_damaged_copy_does_not_count_and_neither_does_its_checkpoint(run, capl
     assert "what was saved beside its arrays does not match" in caplog.text
 
 
+def test_what_was_read_from_a_checkpoint_can_be_saved_with_another(run):
+    folder, state = run / "checkpoints", runs.load_state(run)[1]
+    with checkpoints.open_manager(folder) as manager:
+        extra = checkpoints.read_extra(folder, 40)
+        checkpoints.save(manager, state._replace(step=np.int32(41)), extra)
+    assert checkpoints.read_copies(folder, 41) == checkpoints.read_copies(folder, 40) != {}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_of_older_runs_a_damaged_side_file_is_named_in_one_line(name, run):
     forget_copies(run)
