@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
-from sparsejax import nested
+from sparsejax import checksums, nested
 from sparsejax.atomic import replacing
 from sparsejax.limits import VARIABLE, TooLargeError, limits
 
@@ -94,11 +94,11 @@ def save_sparse(
             if name in blocks:
                 mask, used[name] = _to_grid(name, mask, blocks[name]), blocks[name]
             tensors[f"mask/{name}"] = np.packbits(mask)
-    sums = {name: _checksum(array) for name, array in tensors.items()}
+    sums = {name: checksums.of_array(array) for name, array in tensors.items()}
     metadata[_FORMAT_KEY] = BLOCK_FORMAT if used else FORMAT
     metadata |= {_BLOCKS_KEY: json.dumps(used)} if used else {}
     metadata |= {_SHAPES_KEY: json.dumps(shapes), _SUMS_KEY: json.dumps(sums)}
-    metadata[_METADATA_SUM_KEY] = _metadata_checksum(metadata)
+    metadata[_METADATA_SUM_KEY] = str(checksums.of_json(metadata))
     path = pathlib.Path(path)
     with replacing(path) as partial:
         save_file(tensors, partial, metadata=metadata)
@@ -217,18 +217,10 @@ def _check_leaf(name: str, param: Array, mask: Array) -> None:
         )
 
 
-def _checksum(array: Array) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-
-
-def _metadata_checksum(metadata: Mapping[str, str]) -> str:
-    return str(zlib.crc32(json.dumps(metadata, sort_keys=True).encode()))
-
-
 def _check_metadata(metadata: dict[str, str]) -> None:
     """Check the metadata against their own checksum, which files of older versions don't have."""
     written = metadata.pop(_METADATA_SUM_KEY, None)
-    if written not in (None, _metadata_checksum(metadata)):
+    if written not in (None, str(checksums.of_json(metadata))):
         raise ValueError("the checksum of its metadata is not the one that was written")
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import tempfile
-import zlib
 from typing import Any, TypeAlias
 
 from sparsejax.errors import ConfigError
@@ -45,11 +44,6 @@ def _unique(pairs: list[tuple[str, Json]]) -> JsonObject:
     if len(value) < len(pairs):
         raise ValueError(f"a key occurs twice among {', '.join(map(repr, value))}"[:200])
     return value
-
-
-def checksum(value: Json) -> int:
-    """Return the CRC-32 of a value from JSON, the same after it is written and read again."""
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def require_writable(folder: str | os.PathLike[str], name: str) -> None:

@@ -21,14 +21,14 @@ import jax
 import numpy as np
 from rich.progress import track
 
-from sparsejax import lease
+from sparsejax import checksums, lease
 from sparsejax.atomic import set_aside, write_text
 from sparsejax.data.shards import PATTERN, Latents, is_whole, shard_path, split, write_shard
 from sparsejax.data.stamps import Stamp
 from sparsejax.errors import ConfigError
 from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.seeds import check_seed
-from sparsejax.storage import checksum, read_object, require_writable
+from sparsejax.storage import read_object, require_writable
 from sparsejax.types import ArrayLike, Batch, Batches, NumpyArray, PathLike, Shape, Value
 
 Encode: TypeAlias = Callable[[NumpyArray], ArrayLike]
@@ -224,7 +224,7 @@ def _read_stamp(folder: PathLike) -> tuple[Stamp | None, str]:
     if "std" in stamp:
         _require_std(str(path), stamp["std"])
     written = stamp.pop("checksum", None)  # older versions wrote none
-    if written not in (None, checksum(stamp)):
+    if written not in (None, checksums.of_json(stamp)):
         return None, "has another checksum than was written"
     record, shards = stamp.get("record"), stamp.get("shards")
     fits = isinstance(record, list) and len(record) > 1 and all(map(_is_count, record))
@@ -311,7 +311,7 @@ def _read_shards(folder: PathLike, stamp: Stamp) -> grain.MapDataset:
 
 
 def _write_stamp(folder: pathlib.Path, stamp: Stamp) -> None:
-    stamp = stamp | {"checksum": checksum(stamp)}
+    stamp = stamp | {"checksum": checksums.of_json(stamp)}
     write_text(folder / _STAMP, json.dumps(stamp, indent=2) + "\n")
 
 

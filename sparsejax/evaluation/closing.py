@@ -99,7 +99,15 @@ def read_summary(workdir: PathLike) -> Summary | None:
 
 
 def require_summary(summary: Summary, path: pathlib.Path) -> None:
-    """Raise ConfigError unless a JSON object holds all that the closing table shows."""
+    """Raise ConfigError unless a JSON object holds all that the closing table shows.
+
+    Args:
+      summary: content of a summary.json.
+      path: of the file, for the message.
+
+    Raises:
+      ConfigError: a value is missing or of the wrong kind; names it.
+    """
     for name in sorted(_SHOWN | (summary.keys() & {"density"})):
         value = summary.get(name)
         fits = isinstance(value, str) if name == "method" else is_number(value)

@@ -12,7 +12,6 @@ import os
 import pathlib
 import shutil
 import urllib.request
-import zlib
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -20,6 +19,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from sparsejax import checksums
 from sparsejax.atomic import replacing
 from sparsejax.errors import ConfigError
 from sparsejax.metrics.cache import cache_folder
@@ -146,11 +146,8 @@ def _read_copy(path: pathlib.Path) -> dict[str, NumpyArray]:
 
 
 def _checksum(arrays: Mapping[str, NumpyArray]) -> str:
-    """Return the CRC-32 of the values of all arrays: safetensors detects no flipped bits."""
-    total = 0
-    for _, array in sorted(arrays.items()):
-        total = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, total)
-    return str(total)
+    """Return a checksum of all arrays: safetensors detects no flipped bits."""
+    return str(checksums.of_json({k: checksums.of_array(array) for k, array in arrays.items()}))
 
 
 def inception_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:

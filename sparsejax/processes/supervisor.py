@@ -49,7 +49,12 @@ def report(**facts: Fact) -> None:
 
 
 def unreachable(address: str, timeout: float = 5.0) -> str | None:
-    """Return why nothing can connect to HOST:PORT, or None if it can."""
+    """Return why nothing can connect to a machine, or None if it can.
+
+    Args:
+      address: HOST:PORT; an IPv6 host is in brackets.
+      timeout: seconds.
+    """
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout).close()

@@ -171,6 +171,10 @@ def together(processes: Processes, workdir: object) -> Iterator[None]:
     Args:
       processes: what `joining.join` returned.
       workdir: folder of the run, for the message.
+
+    Raises:
+      BaseException: what the body raises, if it is a signal's; any other exception ends the
+        process here.
     """
     global _watch
     from jax._src.distributed import global_state  # has no public name
@@ -203,6 +207,9 @@ def failing() -> Iterator[None]:
 
     Handling it may need the others, which wait for this process. In a run of one process this does
     nothing.
+
+    Raises:
+      BaseException: what the body raises.
     """
     try:
         yield

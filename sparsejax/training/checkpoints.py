@@ -6,7 +6,6 @@ import logging
 import os
 import pathlib
 import sys
-import zlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -15,9 +14,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from sparsejax import checksums
 from sparsejax.atomic import set_aside
 from sparsejax.errors import ConfigError
-from sparsejax.storage import JsonObject, checksum, read_object
+from sparsejax.storage import JsonObject, read_object
 from sparsejax.training.layouts import Tree, find_layout
 from sparsejax.training.soundness import nonfinite
 from sparsejax.training.state import TrainState
@@ -67,7 +67,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState, extra: Extra) -> Non
     tree = jax.tree.map(np.asarray, jax.device_get(state._asdict()))
     extra = copy.deepcopy(extra) | {"checksums": _checksums(tree)}
     extra.pop("checksum", None)  # of another checkpoint, which `read_extra` returned
-    extra |= {"checksum": checksum(extra)}
+    extra |= {"checksum": checksums.of_json(extra)}
     args = ocp.args.Composite(state=ocp.args.StandardSave(tree), extra=ocp.args.JsonSave(extra))
     manager.save(int(tree["step"]), args=args)
 
@@ -155,11 +155,11 @@ def _restore(folder: pathlib.Path, step: int, example: Tree) -> tuple[Tree, Extr
             "extra"
         ]
         _check_extra(extra)
-        checksums = extra.pop("checksums")
-        layout, convert = find_layout(example, len(checksums))
+        sums = extra.pop("checksums")
+        layout, convert = find_layout(example, len(sums))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(layout))
         state = manager.restore(step, args=args)["state"]
-    if _checksums(state) != checksums:
+    if _checksums(state) != sums:
         raise ValueError("the checksums of its arrays do not match")
     number = nonfinite(state)
     if number:  # of a version that saved it all the same
@@ -170,11 +170,10 @@ def _restore(folder: pathlib.Path, step: int, example: Tree) -> tuple[Tree, Extr
 def _check_extra(extra: Extra) -> None:
     """Remove the checksum of an extra dictionary; raise ValueError if it is another's."""
     written = extra.pop("checksum", None)  # older versions wrote none
-    if written not in (None, checksum(extra)):
+    if written not in (None, checksums.of_json(extra)):
         raise ValueError("the checksum of what was saved beside its arrays does not match")
 
 
 def _checksums(tree: PyTree) -> list[int]:
     """Return the CRC-32 of every array: orbax detects truncated files, but not flipped bits."""
-    flat = (np.ascontiguousarray(x).reshape(-1) for x in jax.tree.leaves(tree))
-    return [zlib.crc32(x.view(np.uint8).data) for x in flat]
+    return [checksums.of_array(leaf) for leaf in jax.tree.leaves(tree)]

@@ -72,7 +72,12 @@ def read_side_file(workdir: PathLike, name: str) -> JsonObject | None:
 
 
 def has_side_file(workdir: PathLike, name: str) -> bool:
-    """Return whether there is a side file, damaged or not, or a copy of it."""
+    """Return whether there is a side file, damaged or not, or a copy of it.
+
+    Args:
+      workdir: path of a run.
+      name: `CONFIG`, `DATA` or `FACTS`.
+    """
     workdir = pathlib.Path(workdir)
     return os.path.lexists(workdir / name) or _copy(workdir, name)[0] is not None
 
