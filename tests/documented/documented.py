@@ -68,7 +68,7 @@ TINY = [
 # (pattern, reason). A reason that no documented command has is an error too.
 NOT_RUN = [
     (r"^train\.py .*--(distributed|coordinator)", "needs several processes; tests/faults has them"),
-    (r"^-m tests\.faults", "takes half an hour; tests/faults has a few cases of each kind"),
+    (r"^-m tests\.faults", "takes long; tests/faults has a few cases of each kind"),
     (r"--config\.seed=[12]( |$)", "repeats seed 0"),
     (r"--extractor inception", "needs the published weights of Inception"),
     (r"^-m benchmarks\.against_pytorch", "needs an interpreter with PyTorch"),
