@@ -183,12 +183,12 @@ def _acquire(folder: pathlib.Path, patience: float | None) -> tuple[pathlib.Path
         file = _create(path, holder)
         if file is None:  # another process was faster
             taken = number + 1
-        elif _numbers(folder) - before - {number + 1}:
+        elif _numbers(folder) - before - {number + 1} or _has_changed(folder, number, content):
             # Others ended and began since `before` was listed, with numbers from 1 again.
             os.close(file)
             path.unlink()
         else:
-            for old in before:
+            for old in before - {number + 1}:  # it was listed, but gone when read
                 _path(folder, old).unlink(missing_ok=True)
             return path, file, holder
         time.sleep(random.uniform(0, 0.05))
@@ -236,6 +236,11 @@ def _newest(folder: pathlib.Path, numbers: set[int]) -> tuple[int, bytes | None]
         if content is not None:
             return number, content
     return 0, None
+
+
+def _has_changed(folder: pathlib.Path, number: int, content: bytes | None) -> bool:
+    """Return whether a lease that was to be taken over is another one, or renewed, by now."""
+    return number > 0 and _read(_path(folder, number)) not in (None, content)
 
 
 def _read(path: pathlib.Path) -> bytes | None:

@@ -1,10 +1,13 @@
 """One process at a time holds a folder: real processes, and files as other hosts leave them."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +117,9 @@ def test_it_is_released_however_the_body_ends(tmp_path):
     with pytest.raises(ZeroDivisionError), lease.hold(folder):
         raise ZeroDivisionError
     assert files(folder) == [], "a folder that was there stays"
+    with lease.hold(tmp_path / "c" / "d"):
+        (tmp_path / "c" / "d" / "more").touch()
+    assert files(tmp_path / "c" / "d") == ["more"], "and one that isn't empty"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -203,8 +209,14 @@ def test_a_thread_renews_it_while_the_main_thread_is_in_native_code(tmp_path):
     assert old == new
 
 
-@pytest.mark.parametrize("content", [b"", b'{"token": "abc', b"[]", b'{"pid": 1}', b"\0\xff" * 99])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"token": "abc', b"[]", b'{"pid": 1}', b"\0\xff" * 99]
+    + [{"pid": "7"}, {"pid": 0}, {"pid": 2**31}, {"host": 7}, {"started": None}],
+)
 def test_a_torn_lease_is_waited_for_and_then_replaced(tmp_path, content):
+    if isinstance(content, dict):
+        content = lease_of(tmp_path, **content).encode()
     (tmp_path / "lease-1.json").write_bytes(content)
     with pytest.raises(lease.HeldError, match="is in use by another process$"):
         lease.hold(tmp_path, patience=None).__enter__()
@@ -248,6 +260,127 @@ def test_who_lost_its_file_notices(tmp_path):
         (tmp_path / "lease-1.json").unlink()
         with pytest.raises(lease.HeldError, match=r"is gone: no lease-1.json; this process writes"):
             guard()
+
+
+def test_whose_folder_is_gone_notices(tmp_path):
+    folder = tmp_path / "run"
+    with lease.hold(folder) as guard:
+        shutil.rmtree(folder)
+        with pytest.raises(lease.HeldError, match=r"is gone: no lease-1.json; this process writes"):
+            guard()
+    assert files(tmp_path) == []
+
+
+def test_who_was_replaced_leaves_the_lease_of_the_same_number(tmp_path):
+    """Those who took it over have ended; then others began, with numbers from 1 again."""
+    path, text = tmp_path / "lease-1.json", lease_of(tmp_path, **ELSEWHERE)
+    with lease.hold(tmp_path):
+        path.unlink()
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+@contextlib.contextmanager
+def no_file_may_grow():
+    """As on a disk that is full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_lease_that_cannot_be_written_is_not_left_behind(tmp_path):
+    with (
+        no_file_may_grow(),
+        pytest.raises(OSError, match="File too large"),
+        lease.hold(tmp_path / "run"),
+    ):
+        pass
+    assert files(tmp_path / "run") == []
+
+
+def test_a_renewal_that_fails_is_not_the_last(tmp_path):
+    path = tmp_path / "lease-1.json"
+    with lease.hold(tmp_path, renew_every=0.02) as guard:
+        with no_file_may_grow():
+            time.sleep(0.2)
+            before = path.read_bytes()
+            time.sleep(0.1)
+            assert path.read_bytes() == before
+        end = time.monotonic() + 20
+        while path.read_bytes() == before and time.monotonic() < end:
+            time.sleep(0.01)
+        assert path.read_bytes() != before
+        guard()
+
+
+def test_a_folder_that_its_creator_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    """Another process had made it, and ended between our look at it and our file."""
+    folder, create = tmp_path / "run", os.open
+
+    def remove_once(path, *arguments):
+        monkeypatch.setattr(os, "open", create)
+        folder.rmdir()
+        return create(path, *arguments)
+
+    monkeypatch.setattr(os, "open", remove_once)
+    with lease.hold(folder):
+        assert files(folder) == ["lease-1.json"]
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [9, 1])
+def test_who_comes_after_others_ended_and_began_again_does_not_hold_it_too(
+    number, tmp_path, monkeypatch
+):
+    """A dead holder has number 9; ours would be 10, but meanwhile 10 came and went, and 1 came."""
+    text, create = lease_of(tmp_path), lease._create
+    leave(tmp_path, number=number, pid=2**31 - 1)
+
+    def create_late(path, holder):
+        (tmp_path / f"lease-{number}.json").unlink(missing_ok=True)
+        (tmp_path / "lease-1.json").write_text(text)
+        return create(path, holder)
+
+    monkeypatch.setattr(lease, "_create", create_late)
+    assert not took(tmp_path)[0]
+    assert files(tmp_path) == ["lease-1.json"]
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EIO])
+def test_a_file_that_another_host_removed_is_gone_and_an_error_is_none(code, tmp_path, monkeypatch):
+    """NFS has a name for it, where the file was open or known here."""
+    leave(tmp_path, **ELSEWHERE)
+    read = pathlib.Path.read_bytes
+
+    def removed(path):
+        monkeypatch.setattr(pathlib.Path, "read_bytes", read)
+        path.unlink()
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(pathlib.Path, "read_bytes", removed)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="Input/output"), lease.hold(tmp_path, patience=None):
+            pass
+    else:
+        assert took(tmp_path, patience=None)[0]
+    assert files(tmp_path) == []
+
+
+@needs_proc
+@pytest.mark.parametrize("hidden", ["processes of others", "boots"])
+def test_what_is_hidden_from_us_may_be_alive(hidden, tmp_path, monkeypatch):
+    """Neither is told then whether a holder is dead: its lease is watched."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(*((os, "kill") if hidden != "boots" else (os, "readlink")), refuse)
+    leave(tmp_path, pid=2**31 - 1)
+    assert not took(tmp_path, patience=None)[0]
+    assert took(tmp_path, patience=0.2)[0]
 
 
 @needs_proc
