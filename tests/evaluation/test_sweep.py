@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -191,6 +192,36 @@ def test_sweeps_at_once_share_a_grid_and_do_each_run_once(stubbed, tmp_path):
     names = sorted(run.name for run in runs)
     assert sorted(stubbed) == results_of(tmp_path) == names
     assert not list(tmp_path.glob("**/lease-*"))
+
+
+def test_sweeps_that_end_runs_at_once_lose_no_row(stubbed, tmp_path, monkeypatch):
+    """On a disk that takes its time: both have read the results before one of them has written.
+
+    Both find a damaged line at their start, which is moved once.
+    """
+    (tmp_path / "results.jsonl").write_text("torn\n")
+    stub, write_text = sweeping.run_in_own_process, sweeping.write_text
+    barrier = threading.Barrier(2)
+
+    def run_one(run, workdir, how, guard):
+        stub(run, workdir, how, guard)
+        barrier.wait(60)
+
+    def write_slowly(path, text):
+        time.sleep(0.3)
+        write_text(path, text)
+
+    monkeypatch.setattr(sweeping, "run_in_own_process", run_one)
+    monkeypatch.setattr(sweeping, "write_text", write_slowly)
+    runs = tiny_grid(methods=["dense"], levels=[0], seeds=range(2))
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        sweeps = [
+            pool.submit(sweeping.sweep, [run], tmp_path, tmp_path / "runs", **OPTIONS)
+            for run in runs
+        ]
+    assert [sweep.result() for sweep in sweeps] == [{}] * 2
+    assert results_of(tmp_path) == sorted(run.name for run in runs)
+    assert (tmp_path / "results.damaged.jsonl").read_text() == "torn\n"
 
 
 def test_runs_that_others_are_at_are_left_to_them_and_claims_of_the_dead_are_not(

@@ -4,7 +4,11 @@ import argparse
 import pathlib
 import re
 import signal
+import socket
+import threading
+import time
 
+import jax
 import pytest
 import yaml
 
@@ -99,6 +103,65 @@ def test_flags_that_ask_for_several_processes_are_known_before_they_are_parsed()
     assert not joining.are_several(["--workdir=--distributed", "--join-timeout=3"])
     assert not joining.is_asked_for(parse([]))
     assert isinstance(parse([]), argparse.Namespace)
+
+
+@pytest.fixture
+def used():
+    """The address of a socket that listens, in a process where JAX refuses to begin a run."""
+    assert jax.devices()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def unused():
+    assert jax.devices()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+# What JAX is asked to do it refuses here: so far it is all right.
+ASKED = "process {} of 2 can't join the others at {}: RuntimeError .* must be called before"
+
+
+def test_a_port_that_is_in_use_is_named_before_the_runtime_shares_it(used, unused):
+    named = f"^--coordinator is '{used}', but this machine can't listen on port {used[10:]}: Addr"
+    with pytest.raises(ConfigError, match=named):
+        joining.join(Processes(used, 2, 0), 1)
+    with pytest.raises(ConfigError, match=ASKED.format(0, unused)):
+        joining.join(Processes(unused, 2, 0), 1)
+
+
+def test_where_the_runtime_listens_elsewhere_the_port_is_not_looked_at(used, monkeypatch):
+    """As behind a proxy, at whose address the others reach it."""
+    monkeypatch.setenv("JAX_COORDINATOR_BIND_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ConfigError, match=ASKED.format(0, used)):
+        joining.join(Processes(used, 2, 0), 1)
+
+
+def test_a_process_waits_until_process_0_listens(unused):
+    """Longer than the first tries take; the port is that of a socket that listens later."""
+    listening = []
+
+    def listen():
+        listening.append(socket.create_server(("127.0.0.1", int(unused[10:]))))
+
+    timer = threading.Timer(0.5, listen)
+    timer.start()
+    with pytest.raises(ConfigError, match=ASKED.format(1, unused)):
+        joining.join(Processes(unused, 2, 1), 60)
+    assert listening, "it was not waited for"
+    timer.join()
+    listening[0].close()
+
+
+def test_a_process_0_that_never_listens_is_waited_for_and_named(unused):
+    began = time.monotonic()
+    named = f"^--coordinator is '{unused}', where process 0 can't be reached within 1 s: Connection"
+    with pytest.raises(ConfigError, match=named):
+        joining.join(Processes(unused, 2, 1), 1)
+    assert time.monotonic() - began >= 1
 
 
 def test_the_kubernetes_manifest_of_the_docs_names_its_processes():

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from sparsejax import signals
 from sparsejax.processes import supervisor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -112,6 +113,46 @@ time.sleep(60)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signum)
     assert end_of(process) == (100 + signum, "")
+
+
+def test_signals_that_were_ignored_at_the_start_are_not_passed_on(start):
+    """As nohup requires, whatever the process itself does with them."""
+    code = """
+for signum in (signal.SIGHUP, signal.SIGTERM):
+    signal.signal(signum, lambda signum, _: os._exit(100 + signum))
+print("ready", flush=True)
+time.sleep(60)
+"""
+    with signals.ignored(signal.SIGHUP):
+        process = start(code)
+    process.stdout.readline()
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert end_of(process) == (100 + signal.SIGTERM, "")
+
+
+def test_processes_that_it_leaves_behind_are_not_waited_for(start):
+    """They hold the other end of the pipe by which it has reported of itself."""
+    code = """
+left = os.fork()
+if left:
+    print(left, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.close(1), os.close(2)
+time.sleep(300)
+"""
+    process = start(code)
+    process.stdout.readline()
+    left = int(process.stdout.readline())
+    try:
+        status, errors = end_of(process)
+        assert is_running(left)
+    finally:
+        os.kill(left, signal.SIGKILL)
+    assert status == 137
+    assert GOES_ON in errors
 
 
 def test_a_terminals_ctrl_c_comes_once(start):

@@ -1,5 +1,6 @@
 """The loop on real data: what a run writes, how it resumes, what it refuses."""
 
+import contextlib
 import json
 import logging
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 from sparsejax.configuration import resolve
 from sparsejax.errors import ConfigError
 from sparsejax.families import build_model
+from sparsejax.processes import together
 from sparsejax.sparsity import masks
 from sparsejax.training import checkpoints, load_run, loop, runs
 from sparsejax.training.announcement import announce_other_steps
@@ -298,6 +301,35 @@ def test_four_devices_train_as_one_does_for_200_steps(tmp_path):
     for devices in (1, 4):
         train_on(devices, tmp_path / str(devices), **flags)
     assert_same_training(tmp_path / "1", tmp_path / "4")
+
+
+def test_an_error_is_told_to_other_processes_before_anything_waits_for_them(tmp_path, monkeypatch):
+    """As closing the checkpoint manager does, while they wait for this process to take a step."""
+    told, set_up, open_manager = [], loop.set_up, checkpoints.open_manager
+    error = OSError(5, "Input/output error", "shard")
+
+    def failing_batches(start, stop):
+        yield from ()
+        raise error
+
+    def set_up_failing(*arguments):
+        run = set_up(*arguments)
+        return run._replace(data=run.data._replace(batches=failing_batches))
+
+    @contextlib.contextmanager
+    def open_noting(*arguments):
+        with open_manager(*arguments) as manager:
+            try:
+                yield manager
+            finally:
+                told.append("closing")
+
+    monkeypatch.setattr(loop, "set_up", set_up_failing)
+    monkeypatch.setattr(checkpoints, "open_manager", open_noting)
+    monkeypatch.setattr(together, "_watch", types.SimpleNamespace(fail=told.append))
+    with pytest.raises(OSError, match="Input/output error"):
+        loop.train(tiny_config(), tmp_path)
+    assert told == [error, "closing"]
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"seed": 0', b"[]", b"null", b"\0" * 64, b"\xff"])
