@@ -40,6 +40,10 @@ def test_a_file_is_on_the_disk_before_it_is_named_and_its_name_after(tmp_path, c
     assert calls == 2 * ["file", "replace", "folder"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "b"]
     np.testing.assert_array_equal(np.load(tmp_path / "b")["x"], np.arange(3))
+    calls.clear()
+    atomic.append_lines(tmp_path / "c", [b"1", b"2"])
+    assert calls == ["file"]
+    assert (tmp_path / "c").read_bytes() == b"1\n2\n"
 
 
 def test_a_folder_that_cant_be_forced_to_the_disk_is_no_error_but_a_full_disk_is(
@@ -104,12 +108,22 @@ def test_what_killed_processes_left_of_a_file_goes_once_it_is_old(tmp_path):
         (tmp_path / name).write_text("torn")
         os.utime(tmp_path / name, (0, (tmp_path / name).stat().st_mtime - age))
 
-    for name in ("partial-12-0123abcd-a.json", "partial-a.json", "partial-1-0123abcd-b.json"):
+    others = {"partial-1-0123abcd-b.json", "partial-1-0123abcd-axjson", "partial-x-a.json"}
+    for name in ("partial-12-0123abcd-a.json", "partial-a.json", *others):
         leave(name, 4000)
     leave("partial-13-0123abcd-a.json", 60)  # somebody may be writing it
     atomic.write_text(tmp_path / "a.json", "{}")
-    left = {"a.json", "partial-13-0123abcd-a.json", "partial-1-0123abcd-b.json"}
+    left = {"a.json", "partial-13-0123abcd-a.json", *others}
     assert {path.name for path in tmp_path.iterdir()} == left
+
+
+def test_what_is_left_and_cannot_be_removed_is_in_nobodys_way(tmp_path):
+    left = tmp_path / "partial-12-0123abcd-a.json"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    atomic.write_text(tmp_path / "a.json", "{}")
+    assert (tmp_path / "a.json").read_text() == "{}"
+    assert left.exists()
 
 
 def test_what_is_set_aside_is_never_overwritten(tmp_path):
@@ -118,6 +132,10 @@ def test_what_is_set_aside_is_never_overwritten(tmp_path):
         atomic.set_aside(tmp_path / "a")
     names = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert names == {"a.damaged-1": "first", "a.damaged-2": "second"}
+    (tmp_path / "a").write_text("third")
+    (tmp_path / "a.damaged-3").symlink_to(tmp_path / "nowhere")
+    assert atomic.set_aside(tmp_path / "a") == tmp_path / "a.damaged-4"
+    assert (tmp_path / "a.damaged-3").is_symlink()
 
 
 # Lines that write otherwise, and why they may.

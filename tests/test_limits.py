@@ -1,6 +1,7 @@
 """Files that others made cost little memory and time: what goes beyond a limit is named."""
 
 import contextlib
+import pathlib
 import re
 import struct
 import threading
@@ -18,7 +19,7 @@ from sparsejax.data.drawings import Broken, Drawing
 from sparsejax.data.images import open_images
 from sparsejax.data.items import SourceError
 from sparsejax.errors import ConfigError
-from sparsejax.limits import Limits, TooLargeError, limits
+from sparsejax.limits import Limits, TooLargeError, limits, read_file
 from tests.data.sets import encoded, pixels, task, write
 from tests.data.sketches import line, packed_arrays, save_lines, save_packed, save_svgs, svg
 
@@ -140,6 +141,19 @@ def test_a_member_that_says_less_than_it_holds_is_left_out(method, reason, tmp_p
 def test_a_file_in_a_folder_has_the_same_limit(tmp_path):
     (broken,) = kanjivg.read(save_svgs(tmp_path, **{"05b57": svg() + " " * MB}))
     assert broken.reason.startswith("more bytes than 1,048,576")
+
+
+def test_of_a_file_no_more_is_read_than_the_limit(tmp_path, monkeypatch):
+    """Whatever size the file system tells: a large file, and one that has no size."""
+    set_limits(monkeypatch, drawing_bytes=100)
+    (tmp_path / "a").write_bytes(bytes(100))
+    assert read_file(tmp_path / "a", "drawing_bytes") == bytes(100)
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(200 * MB)  # of holes, which take no room
+    paths = [tmp_path / "a", *filter(pathlib.Path.exists, [pathlib.Path("/proc/self/maps")])]
+    for path in paths:
+        with at_most(MB), pytest.raises(TooLargeError, match="more bytes than 100"):
+            read_file(path, "drawing_bytes")
 
 
 START = '{"word":"cat","key_id":"1","drawing":'
