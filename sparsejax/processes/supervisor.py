@@ -131,6 +131,6 @@ def last_word(signum: int, facts: Facts) -> tuple[int, str]:
         lost = f"process 0 of {count}, the coordinator at {coordinator}, was lost"
         return LOST, f"{lost} ({problem}). {going_on(facts.get('workdir'))}"
     return 128 + signum, (
-        f"the runtime ended {this}, for what its lines above say: was it suspended, or its process "
-        f"id given to another one too? {going_on(facts.get('workdir'))}"
+        f"the runtime ended {this}, for what its lines above say: was it suspended, is a process "
+        f"id given twice, or is a lost process back already? {going_on(facts.get('workdir'))}"
     )
