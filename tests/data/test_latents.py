@@ -271,6 +271,33 @@ def test_a_shard_that_turns_out_damaged_when_read_is_named_and_encoded_again(tmp
     np.testing.assert_array_equal(contents(tmp_path)[0], latents)
 
 
+def test_a_storage_that_fails_for_a_moment_damages_nothing(tmp_path):
+    """Files that are open fail, as those of a server that began anew; opened again, they work."""
+    write(tmp_path)
+    latents, _ = contents(tmp_path)
+    opened = shards.Latents(sorted(tmp_path.glob(shards.PATTERN)), (2, *SHAPE))
+    before = sorted(tmp_path.iterdir())
+    opened._source = {}
+    np.testing.assert_array_equal(opened[11], latents[11])
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_damaged_shard_that_cannot_be_renamed_is_named(tmp_path, monkeypatch):
+    """As on a disk that is read-only."""
+    write(tmp_path)
+    paths = sorted(tmp_path.glob(shards.PATTERN))
+    opened = shards.Latents(paths, (2, *SHAPE))
+    opened._source = {}
+    paths[1].write_bytes(b"")
+
+    def refuse(path):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(shards, "set_aside", refuse)
+    with pytest.raises(ConfigError, match=f"{paths[1]} is damaged at image 3: .*; delete it, and"):
+        opened[11]
+
+
 def test_of_two_encoders_of_one_cache_one_waits_and_encodes_nothing(tmp_path):
     begun, calls = threading.Event(), {"first": 0, "second": 0}
 

@@ -80,7 +80,7 @@ def ended(monkeypatch):
 @pytest.fixture
 def watch(ended, monkeypatch):
     """`watch(client, index)` returns a _Watch, followed by its threads unless told otherwise."""
-    for name, value in {"POLL": 0.02, "SILENCE": 50, "SUSPECTED": 10, "GRACE": 0.2}.items():
+    for name, value in {"POLL": 0.02, "SILENCE": 40, "SUSPECTED": 20, "GRACE": 0.2}.items():
         monkeypatch.setattr(together, name, value)
     monkeypatch.setattr(together, "UNWINDING", 0.3)
     watches, threads = [], []
@@ -116,6 +116,12 @@ def wait_until(condition):
         time.sleep(0.005)
 
 
+def fail_with(error, *watches):
+    """Call `fail` of each, as their main threads do; the function that comes back waits for it."""
+    threads = in_threads(functools.partial(one.fail, error) for one in watches)
+    return lambda: [thread.join(60) for thread in threads]
+
+
 def lost(index):
     return f"error: process {index} of 3 was lost. {GOES_ON}"
 
@@ -135,7 +141,7 @@ def test_a_process_that_has_left_is_not_lost(watch, clients, ended):
     _, _, third = all_of(watch, clients)
     third.leave()
     third.ended.set()
-    time.sleep(2 * together.SILENCE * together.POLL)
+    time.sleep(1.5 * together.SILENCE * together.POLL)
     assert ended.empty()
 
 
@@ -143,22 +149,23 @@ def test_a_process_that_has_left_is_not_lost(watch, clients, ended):
 def test_while_the_store_does_not_answer_only_its_process_is_lost(index, watch, ended):
     """It belongs to process 0, which hears nothing of others then, and takes none for lost."""
     with socket.create_server(("127.0.0.1", 0)) as silent:  # as of a machine that hangs
-        watch(make_client(f"127.0.0.1:{silent.getsockname()[1]}", index), index)
+        one = watch(make_client(f"127.0.0.1:{silent.getsockname()[1]}", index), index)
         if index:
             status, line = next_of(ended)
             assert status == supervisor.LOST
             assert line.startswith(lost(0))
         else:
-            time.sleep(2 * together.SILENCE * together.POLL)
-            assert ended.empty()
+            wait_until(lambda: one.contact > 1.3 * together.SILENCE)
+            assert not one.ending.locked()
 
 
 def test_the_failure_of_one_is_that_of_all(watch, clients, ended):
     """A thread ends the one that failed, too, if it is still there after some time."""
     watches = all_of(watch, clients)
-    in_threads([lambda: watches[2].fail(OSError(5, "Input/output error", "shard"))])
+    failing = fail_with(OSError(5, "Input/output error", "shard"), watches[2])
     failure = Failure(1, "error: process 2 of 3: Input/output error: shard")
     assert [next_of(ended) for _ in range(COUNT)] == [failure] * COUNT
+    failing()
 
 
 def test_of_two_failures_the_first_is_heard(watch, clients):
@@ -195,20 +202,21 @@ def test_what_another_process_caused_is_not_said_as_an_own_failure(
         wait_until(lambda: min(first.quiet[2], second.quiet[2]) > 3 * together.SUSPECTED)
     else:
         third.post(FAILURE)
-    for one in (first, second):
-        in_threads([functools.partial(one.fail, RuntimeError("Connection closed by peer"))])
+    failing = fail_with(RuntimeError("Connection closed by peer"), first, second)
     expected = Failure(supervisor.LOST, lost(2)) if is_lost else FAILURE
     for _ in range(2 if is_lost else 3):
         status, line = next_of(ended)
         assert status == expected.status
         assert line.startswith(expected.line)
+    failing()
 
 
 def test_a_failure_of_the_own_code_is_said_once_nobody_is_lost(watch, clients, ended):
     watches = all_of(watch, clients)
-    in_threads([lambda: watches[1].fail(KeyError("image"))])
+    failing = fail_with(KeyError("image"), watches[1])
     failure = Failure(1, "error: process 1 of 3: KeyError 'image'")
     assert [next_of(ended) for _ in range(COUNT)] == [failure] * COUNT
+    failing()
 
 
 def test_process_0_ends_once_the_others_have_read_why(watch, clients, ended, monkeypatch):

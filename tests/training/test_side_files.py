@@ -95,6 +95,20 @@ def test_a_missing_side_file_is_written_again(name, run, caplog):
     assert f"{name}: is missing; the copy" in line
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_of_a_side_file_that_is_gone_the_copy_is_known(name, run):
+    (run / name).unlink()
+    assert side_files.has_side_file(run, name)
+    (run / name).symlink_to("nowhere")
+    assert side_files.has_side_file(run, name)
+    resume(run)
+    assert (run / f"{name}.damaged-1").is_symlink()
+    assert not (run / name).is_symlink()
+    (run / name).unlink()
+    forget_copies(run)
+    assert not side_files.has_side_file(run, name)
+
+
 def test_a_run_whose_side_files_are_all_gone_or_damaged_ends_as_ever(run, caplog):
     before = contents(run)
     (run / "config.json").write_bytes(b"")
@@ -180,10 +194,26 @@ def test_what_was_read_from_a_checkpoint_can_be_saved_with_another(run):
     assert checkpoints.read_copies(folder, 41) == checkpoints.read_copies(folder, 40) != {}
 
 
+def test_a_copy_that_this_version_cannot_read_does_not_count(run, caplog):
+    """A newer version went on with the run for a step; its config has a key unknown here."""
+    path = shutil.copytree(run / "checkpoints/40", run / "checkpoints/41") / "extra/metadata"
+    extra = json.loads(path.read_text())
+    extra["copies"]["config.json"]["newer"] = {"key": 1}
+    del extra["checksum"]
+    path.write_text(json.dumps(extra))
+    before = (run / "config.json").read_bytes()
+    (run / "config.json").write_bytes(b"")
+    assert to_json(runs.read_config(run)) == before.decode()
+    [line] = lines_about(caplog, "config.json")
+    assert "; the copy in the checkpoint of step 40 counts instead" in line
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_of_older_runs_a_damaged_side_file_is_named_in_one_line(name, run):
     forget_copies(run)
     (run / name).write_text('{"seed": 0, "seed": 1}')
+    side_files.restore(run)  # from nothing
+    assert (run / name).read_text() == '{"seed": 0, "seed": 1}'
     with pytest.raises(ConfigError, match=rf"^{run / name} can't be read: a key occurs twice"):
         side_files.read_side_file(run, name)
     (run / name).unlink()
