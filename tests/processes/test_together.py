@@ -6,6 +6,7 @@ import queue
 import socket
 import threading
 import time
+import types
 
 import pytest
 from jax._src.lib import _jax  # has no public name
@@ -159,6 +160,23 @@ def test_while_the_store_does_not_answer_only_its_process_is_lost(index, watch, 
             assert not one.ending.locked()
 
 
+def test_a_store_that_fails_for_a_moment_is_asked_again(watch, clients):
+    tries = []
+
+    def set_later(*arguments, **options):
+        tries.append(arguments)
+        if len(tries) < 5:
+            raise ConnectionError
+        clients[1].key_value_set(*arguments, **options)
+
+    client = types.SimpleNamespace(
+        key_value_set=set_later, key_value_dir_get=clients[1].key_value_dir_get
+    )
+    second = watch(client, 1)
+    wait_until(lambda: len(tries) >= 5 and second.contact < 3)
+    assert not second.ending.locked()
+
+
 def test_the_failure_of_one_is_that_of_all(watch, clients, ended):
     """A thread ends the one that failed, too, if it is still there after some time."""
     watches = all_of(watch, clients)
@@ -256,7 +274,7 @@ def test_an_exception_is_told_before_it_is_handled_further(
 ):
     second = watch(clients[1], 1, follow=False)
     monkeypatch.setattr(together, "_watch", second)
-    monkeypatch.setattr(together, "UNWINDING", 60)
+    monkeypatch.setattr(together, "UNWINDING", 600.0)
     with pytest.raises(type(error)), together.failing():
         raise error
     first = watch(clients[0], 0, follow=False)
@@ -268,6 +286,7 @@ def test_an_exception_is_told_before_it_is_handled_further(
 def test_a_process_that_a_signal_ends_has_not_failed(error, watch, clients, monkeypatch):
     second = watch(clients[1], 1, follow=False)
     monkeypatch.setattr(together, "_watch", second)
+    monkeypatch.setattr(together, "UNWINDING", 600.0)
     with contextlib.suppress(SystemExit), together.failing():
         raise error
     second._exchange("0", {})
