@@ -117,33 +117,44 @@ def wait_until(condition):
         time.sleep(0.005)
 
 
-def fail_with(error, *watches):
-    """Call `fail` of each, as their main threads do; the function that comes back waits for it."""
-    threads = in_threads(functools.partial(one.fail, error) for one in watches)
-    return lambda: [thread.join(60) for thread in threads]
+def fail_with(error, watch):
+    """Call `fail`, as the main thread of a process does; returns the thread."""
+    (thread,) = in_threads([lambda: watch.fail(error)])
+    return thread
+
+
+def leave(watch, client, index):
+    """A process that has left, and says nothing any more."""
+    one = watch(client, index, follow=False)
+    one.leave()
+    return one
 
 
 def lost(index):
     return f"error: process {index} of 3 was lost. {GOES_ON}"
 
 
-def test_a_process_is_lost_once_it_says_nothing_any_more(watch, clients, ended):
-    """Not while it is heard: for longer than the silence after which it is lost."""
-    _, _, third = all_of(watch, clients)
-    time.sleep(1.3 * together.SILENCE * together.POLL)
-    assert ended.empty()
+def test_a_process_is_lost_once_it_says_nothing_any_more(watch, clients, ended, monkeypatch):
+    """As long as it is heard, its silence begins anew."""
+    monkeypatch.setattr(together, "SILENCE", 10**9)
+    first, third = watch(clients[0], 0), watch(clients[2], 2)
+    leave(watch, clients[1], 1)
+    for _ in range(3):
+        wait_until(lambda: first.quiet[2])
+        wait_until(lambda: not first.quiet[2])
     third.ended.set()  # it neither speaks nor ends any more, as if it had been killed
-    for status, line in (next_of(ended), next_of(ended)):
-        assert status == supervisor.LOST
-        assert line.startswith(lost(2))
+    first.silence = 10
+    status, line = next_of(ended)
+    assert status == supervisor.LOST
+    assert line.startswith(lost(2))
 
 
-def test_a_process_that_has_left_is_not_lost(watch, clients, ended):
-    _, _, third = all_of(watch, clients)
-    third.leave()
-    third.ended.set()
-    time.sleep(1.5 * together.SILENCE * together.POLL)
-    assert ended.empty()
+def test_a_process_that_has_left_is_not_lost(watch, clients):
+    first = watch(clients[0], 0)
+    for index in (1, 2):
+        leave(watch, clients[index], index)
+    wait_until(lambda: first.quiet[2] > 1.5 * together.SILENCE)
+    assert not first.ending.locked()
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -177,13 +188,14 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(watch, clients):
     assert not second.ending.locked()
 
 
-def test_the_failure_of_one_is_that_of_all(watch, clients, ended):
+def test_the_failure_of_one_is_that_of_all(watch, clients, ended, monkeypatch):
     """A thread ends the one that failed, too, if it is still there after some time."""
+    monkeypatch.setattr(together, "SILENCE", 10**9)
     watches = all_of(watch, clients)
     failing = fail_with(OSError(5, "Input/output error", "shard"), watches[2])
     failure = Failure(1, "error: process 2 of 3: Input/output error: shard")
     assert [next_of(ended) for _ in range(COUNT)] == [failure] * COUNT
-    failing()
+    failing.join(60)
 
 
 def test_of_two_failures_the_first_is_heard(watch, clients):
@@ -195,14 +207,15 @@ def test_of_two_failures_the_first_is_heard(watch, clients):
         assert one.failure == FAILURE
 
 
-def test_a_process_that_fails_itself_says_its_own_failure(watch, clients, ended):
+def test_a_process_that_fails_itself_says_its_own_failure(watch, clients, ended, monkeypatch):
     """It hears of the other's while it unwinds."""
+    monkeypatch.setattr(together, "SILENCE", 10**9)
     second = watch(clients[1], 1)
     second.own = own = FAILURE._replace(line="error: process 1 of 3: mine")
     watch(clients[2], 2, follow=False).post(FAILURE)
     wait_until(lambda: second.failure == FAILURE)
     time.sleep(together.GRACE + 5 * together.POLL)
-    assert ended.empty()
+    assert not second.ending.locked()
     in_threads([lambda: second.end(own)])
     assert next_of(ended) == own
 
@@ -214,50 +227,54 @@ def test_what_another_process_caused_is_not_said_as_an_own_failure(
     """An operation fails because process 2 is gone: that is found out before the silence is up."""
     monkeypatch.setattr(together, "SILENCE", 10**9)
     monkeypatch.setattr(together, "UNWINDING", 600.0)
-    first, second, third = all_of(watch, clients)
+    first = watch(clients[0], 0)
+    leave(watch, clients[1], 1)
     if is_lost:
-        third.ended.set()
-        wait_until(lambda: min(first.quiet[2], second.quiet[2]) > together.SUSPECTED)
+        wait_until(lambda: first.quiet[2] > together.SUSPECTED)
     else:
-        third.post(FAILURE)
-    failing = fail_with(RuntimeError("Connection closed by peer"), first, second)
+        leave(watch, clients[2], 2).post(FAILURE)
+    failing = fail_with(RuntimeError("Connection closed by peer"), first)
     expected = Failure(supervisor.LOST, lost(2)) if is_lost else FAILURE
-    for _ in range(2 if is_lost else 3):
-        status, line = next_of(ended)
-        assert status == expected.status
-        assert line.startswith(expected.line)
-    failing()
+    status, line = next_of(ended)
+    assert status == expected.status
+    assert line.startswith(expected.line)
+    failing.join(60)
 
 
-def test_a_failure_of_the_own_code_is_said_once_nobody_is_lost(watch, clients, ended):
-    watches = all_of(watch, clients)
-    failing = fail_with(KeyError("image"), watches[1])
-    failure = Failure(1, "error: process 1 of 3: KeyError 'image'")
-    assert [next_of(ended) for _ in range(COUNT)] == [failure] * COUNT
-    failing()
+def test_a_failure_of_the_own_code_is_told_once_no_other_is_found(watch, clients, monkeypatch):
+    monkeypatch.setattr(together, "UNWINDING", 600.0)
+    first, second = (watch(clients[index], index, follow=False) for index in (0, 1))
+    failing = fail_with(KeyError("image"), second)
+    time.sleep(together.SUSPECTED * together.POLL)
+    assert failing.is_alive()
+    failing.join(60)
+    first._exchange("0", {})
+    expected = Failure(1, "error: process 1 of 3: KeyError 'image'")
+    assert first.failure == second.own == expected
 
 
 def test_process_0_ends_once_the_others_have_read_why(watch, clients, ended, monkeypatch):
     """The store ends with it. Whoever has been silent is not waited for."""
     monkeypatch.setattr(together, "GRACE", 600.0)
-    monkeypatch.setattr(together, "SILENCE", 10**9)
-    first, second, third = all_of(watch, clients)
-    third.ended.set()
-    wait_until(lambda: first.quiet[2] > together.SUSPECTED)
+    first, second = (watch(clients[index], index, follow=False) for index in (0, 1))
+    first.quiet = [0, 0, together.SUSPECTED]
     in_threads([lambda: first.end(FAILURE)])
-    wait_until(lambda: second.failure)
+    wait_until(lambda: second._exchange("0", {}) or second.failure == FAILURE)
     time.sleep(5 * together.POLL)
     assert ended.empty()
     second.leave()
+    first._exchange("0", {})
     assert next_of(ended) == FAILURE
 
 
-def test_a_process_says_one_last_line(watch, clients, ended):
-    second = watch(clients[1], 1, follow=False)
+def test_a_process_says_one_last_line_and_the_others_know_that_it_has_left(watch, clients, ended):
+    first, second = (watch(clients[index], index, follow=False) for index in (0, 1))
     in_threads([lambda: second.end(FAILURE) for _ in range(3)])
     assert next_of(ended) == FAILURE
     time.sleep(0.1)
     assert ended.empty()
+    first._exchange("0", {})
+    assert (first.failure, first.left) == (FAILURE, {1})
 
 
 @pytest.mark.parametrize(
