@@ -253,6 +253,14 @@ def test_a_failure_of_the_own_code_is_told_once_no_other_is_found(watch, clients
     assert first.failure == second.own == expected
 
 
+def test_a_failure_is_told_once_however_often_it_is_raised_again(watch, clients):
+    """The loop and the command each tell of an exception that passes them."""
+    second = watch(clients[1], 1, follow=False)
+    second.own = FAILURE
+    second.fail(RuntimeError("and what came of it"))
+    assert second.own is FAILURE
+
+
 def test_process_0_ends_once_the_others_have_read_why(watch, clients, ended, monkeypatch):
     """The store ends with it. Whoever has been silent is not waited for."""
     monkeypatch.setattr(together, "GRACE", 600.0)
