@@ -20,6 +20,7 @@ Strides: TypeAlias = tuple[int, int]
 Pads: TypeAlias = Sequence[tuple[int, int]]  # (low, high) of height and width
 
 _NO_PADS = ((0, 0), (0, 0))
+_NUMBERS = ("NHWC", "HWIO", "NHWC")
 _SMALL_MAPS = 4096  # positions of a batch
 
 
@@ -75,16 +76,21 @@ def by_columns(x: Array, kernel: Array, index: Array, strides: Strides, padding:
       See `multiply_blocks`.
     """
     count, width = index.shape[0], kernel.shape[-2]
+    is_plain, lead = _is_plain(kernel, strides, padding), x.shape[:-1]
+    if is_plain:  # as matrices: the gradients of other products transpose their operands in memory
+        x, kernel = x.reshape(-1, x.shape[-1]), kernel.reshape(count, width, -1)
     blocks = x.reshape(*x.shape[:-1], -1, width // index.shape[1])
-    columns, numbers = [], ("NHWC", "HWIO", "NHWC")
+    columns = []
     # Split, not sliced: the derivative is one concatenation, and no sum of padded arrays.
-    for one, part in zip(index, jax.lax.split(kernel, [1] * count), strict=True):
-        taken = _take(blocks, one[None]).reshape(*x.shape[:-1], width)
-        if kernel.ndim == 3:
-            columns.append(taken @ part[0])
+    parts = jax.lax.split(kernel, [1] * count)
+    for inputs, part in zip(_take_columns(blocks, index), parts, strict=True):
+        if is_plain:
+            columns.append(inputs @ part[0])
             continue
-        columns.append(convolve(taken, part[0], strides, list(padding), dimension_numbers=numbers))
-    return jnp.concatenate(columns, axis=-1)
+        pads = list(padding)
+        columns.append(convolve(inputs, part[0], strides, pads, dimension_numbers=_NUMBERS))
+    y = jnp.concatenate(columns, axis=-1)
+    return y.reshape(*lead, -1) if is_plain else y
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
@@ -151,3 +157,44 @@ def _take_backward(saved: tuple[Array, Array], d_taken: Array) -> tuple[Array, N
 
 
 _take.defvjp(_take_forward, _take_backward)
+
+
+@jax.custom_vjp
+def _take_columns(blocks: Array, index: Array) -> tuple[Array, ...]:
+    """Return the inputs of every output block, [..., active * c], from blocks [..., n, c].
+
+    The derivative adds what an output block returns to the input blocks that it took, in place.
+    """
+    shape = (*blocks.shape[:-2], -1)
+    return tuple(_take(blocks, one[None]).reshape(shape) for one in index)
+
+
+def _take_columns_forward(
+    blocks: Array, index: Array
+) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+    return _take_columns(blocks, index), (index, jnp.arange(blocks.shape[-2]))
+
+
+def _take_columns_backward(
+    saved: tuple[Array, Array], d_columns: tuple[Array, ...]
+) -> tuple[Array, None]:
+    index, inputs = saved
+    lead, active = d_columns[0].shape[:-1], index.shape[1]
+    width = d_columns[0].shape[-1] // active
+    if platform() != "cpu":
+        taken = [d_column.reshape(*lead, 1, active, width) for d_column in d_columns]
+        pairs = zip(index, taken, strict=True)
+        returned = [_take_backward((one[None], inputs), part)[0] for one, part in pairs]
+        return functools.reduce(jnp.add, returned), None
+    # Zeros made of an index, for every layer its own: constants are shared, and copied by each.
+    zero = jnp.minimum(index[0, 0], 0).astype(d_columns[0].dtype)
+    d_x = jnp.broadcast_to(zero, (*lead, len(inputs) * width))
+    for one, d_column in zip(index, d_columns, strict=True):
+        for i, part in enumerate(jnp.split(d_column, active, axis=-1)):
+            start = one[i] * width
+            part += jax.lax.dynamic_slice_in_dim(d_x, start, width, axis=-1)
+            d_x = jax.lax.dynamic_update_slice_in_dim(d_x, part, start, axis=-1)
+    return d_x.reshape(*lead, len(inputs), width), None
+
+
+_take_columns.defvjp(_take_columns_forward, _take_columns_backward)

@@ -50,9 +50,15 @@ def dense(name, x, kernel):
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
 
-@pytest.mark.parametrize("form", [by_columns, by_patches])
+@pytest.mark.parametrize(
+    ("form", "platform"), [(by_columns, "cpu"), (by_columns, "gpu"), (by_patches, "gpu")]
+)
 @pytest.mark.parametrize("name", LAYERS)
-def test_it_is_the_dense_product_with_zeros_and_so_are_its_gradients(name, form):
+def test_it_is_the_dense_product_with_zeros_and_so_are_its_gradients(
+    name, form, platform, monkeypatch
+):
+    monkeypatch.setattr(products, "platform", lambda: platform)
+    jax.clear_caches()  # of the other platform
     x, kernel, direction = draw(name)
     _, _, strides, padding = LAYERS[name]
 
