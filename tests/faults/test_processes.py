@@ -22,7 +22,7 @@ from tests.training.test_loop import assert_equal_masks, final_state
 from tests.training.tiny import tiny_flags, with_devices
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 160
+STEPS = 80
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 FAULTY = """
 import os
@@ -141,8 +141,14 @@ def test_two_processes_train_as_one(whole, tmp_path, kept):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_process_ends_the_other_and_the_run_goes_on_elsewhere(lost, whole, tmp_path, kept):
+@pytest.mark.parametrize(
+    ("lost", "elsewhere"),
+    [(0, [(1, 4)]), pytest.param(1, [(1, 1), (4, 1)], marks=pytest.mark.slow)],
+)
+def test_a_killed_process_ends_the_other_and_the_run_goes_on_elsewhere(
+    lost, elsewhere, whole, tmp_path, kept
+):
+    """With `elsewhere`, numbers of processes and of devices of each."""
     workdir = tmp_path / "run"
     kept += start(workdir)
     wait_for_lines(workdir, kept)
@@ -160,8 +166,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_elsewhere(lost, who
     assert f"resumes the run in {workdir} from its last checkpoint" in line
     saved = checkpoints.list_steps(workdir / "checkpoints")[-1]
     assert 10 <= saved < STEPS
-    # One half of the ways to go on after each.
-    for count, devices in ((1, 4), (1, 1)) if lost else ((4, 1),):
+    for count, devices in elsewhere:
         copy = tmp_path / f"{count}x{devices}"
         shutil.copytree(workdir, copy)
         statuses, errors = finish(start(copy, count=count, devices=devices))
