@@ -9,17 +9,20 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 import tempfile
 
 import jax
 import numpy as np
 import pytest
 
+from sparsejax.families.registry import FAMILIES
 from sparsejax.training import loop
 from sparsejax.training.metrics_log import read_metrics
-from tests.training.tiny import tiny_config
+from tests.training.tiny import small_config, tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+KNOWN_FAMILIES = frozenset(FAMILIES)
 # Two workers on two cores: more threads would only wait for each other, spinning.
 ONE_THREAD = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -122,6 +125,14 @@ def _few_memory_maps():
         jax.clear_caches()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _known_families():
+    """Families that a module registers are unknown to the next; importing them adds them again."""
+    yield
+    for name in FAMILIES.keys() - KNOWN_FAMILIES:
+        sys.modules.pop(FAMILIES.pop(name).model.__module__, None)
+
+
 @pytest.fixture(scope="session")
 def golden():
     """Load a file of reference numbers by name; tests/golden/README.md says where they are from."""
@@ -157,6 +168,16 @@ def tiny_run(made_once):
 
     folder = made_once("tiny_run", make)
     return folder / "tiny", json.loads((folder / "compiled.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def small_run(made_once):
+    """The workdir of an uninterrupted run of `small_config`."""
+
+    def make(folder):
+        assert loop.train(small_config(), folder / "small")
+
+    return made_once("small_run", make) / "small"
 
 
 @pytest.fixture

@@ -45,7 +45,9 @@ def folder(tmp_path, monkeypatch):
 
 def test_a_run_of_a_method_from_outside_is_trained_and_loads_again(folder):
     overrides = [(key, str(value)) for key, value in OVERRIDES.items()]
-    config = load_config(f"{DIGITS}:gumbel,0.75", [*overrides, IMPORTS])
+    imports = ("imports", "('my_method', 'tests.training.small_family')")
+    overrides += [("task.name", "small"), imports]
+    config = load_config(f"{DIGITS}:gumbel,0.75", overrides)
     assert config.sparsity.method == "gumbel"
     assert loop.train(config, "run")
     assert str(folder) not in sys.path
@@ -57,7 +59,7 @@ def test_a_run_of_a_method_from_outside_is_trained_and_loads_again(folder):
     forget()
     _, params, masks = load_run("run")
     assert "gumbel" in methods.METHODS
-    assert read_config("run").imports == ("my_method",)
+    assert read_config("run").imports[0] == "my_method"
     forget()
     (folder / "my_method.py").unlink()
     _, *loaded = load_sparse_run("model.safetensors")

@@ -3,7 +3,6 @@
 import math
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 
@@ -26,9 +25,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def sparse_file(tiny_run, tmp_path_factory):
+def sparse_file(small_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("sparse") / "model.safetensors"
-    save_sparse_run(tiny_run[0], path)
+    save_sparse_run(small_run, path)
     return path
 
 
@@ -38,16 +37,16 @@ def sample(*flags):
 
 @pytest.mark.usefixtures("own_logging")
 def test_a_workdir_and_its_sparse_file_give_the_same_samples(
-    tiny_run, sparse_file, tmp_path, monkeypatch, capsys
+    small_run, sparse_file, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    sample("--run", tiny_run[0], "--count=6", "--seed=3", "--batch=4")
+    sample("--run", small_run, "--count=6", "--seed=3", "--batch=4")
     sample("--run", sparse_file, "--count=6", "--seed=3", "--batch=4", "--output=other", "--png")
-    ours, theirs = (dict(np.load(f"{folder}/samples.npz")) for folder in ("samples/tiny", "other"))
+    ours, theirs = (dict(np.load(f"{folder}/samples.npz")) for folder in ("samples/small", "other"))
     assert list(ours) == ["images"]
     assert ours["images"].shape == (6, 8, 8, 1)
     np.testing.assert_array_equal(ours["images"], theirs["images"])
-    assert {path.name for path in pathlib.Path("samples/tiny").iterdir()} == {
+    assert {path.name for path in pathlib.Path("samples/small").iterdir()} == {
         "grid.png",
         "samples.npz",
     }
@@ -58,21 +57,21 @@ def test_a_workdir_and_its_sparse_file_give_the_same_samples(
 
 
 @pytest.mark.usefixtures("own_logging")
-def test_the_pictures_are_those_that_evaluate_measures(tiny_run, tmp_path):
+def test_the_pictures_are_those_that_evaluate_measures(small_run, tmp_path):
     evaluate = ["--samples=6", "--batch=4", "--metrics=fd", "--extractor=pixels", "--seed=3"]
-    run("evaluate", [f"--workdirs={tiny_run[0]}", "--png", f"--output={tmp_path}", *evaluate])
-    sample(f"--run={tiny_run[0]}", f"--output={tmp_path}", "--count=6", "--batch=4", "--seed=3")
-    measured = [np.asarray(Image.open(tmp_path / f"samples/tiny/{i:05d}.png")) for i in range(6)]
+    run("evaluate", [f"--workdirs={small_run}", "--png", f"--output={tmp_path}", *evaluate])
+    sample(f"--run={small_run}", f"--output={tmp_path}", "--count=6", "--batch=4", "--seed=3")
+    measured = [np.asarray(Image.open(tmp_path / f"samples/small/{i:05d}.png")) for i in range(6)]
     np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["images"][..., 0], measured)
 
 
-def test_a_run_is_sampled_in_two_lines(tiny_run, sparse_file):
+def test_a_run_is_sampled_in_two_lines(small_run, sparse_file):
     """Those of `Model.sample` itself, the masked network, whatever the batches."""
     key = jax.random.key(7)
     trained = sparsejax.load(sparse_file)
     assert not trained.is_compact
     samples = trained.sample(key, 6)
-    model, params, _ = load_run(tiny_run[0])
+    model, params, _ = load_run(small_run)
     expected = make_sampler(model, (), key, 6)(params)
     np.testing.assert_array_equal(samples, expected)
     np.testing.assert_allclose(trained.sample(key, 6, batch=4), samples, atol=1e-5)
@@ -121,8 +120,8 @@ def test_steps_and_eta_change_the_sampler(sparse_file):
     assert np.abs(one - other).max() > 0.01
 
 
-def test_an_empty_folder_with_nothing_but_a_sparse_file(sparse_file, tmp_path):
-    shutil.copy(sparse_file, tmp_path)
+def test_an_empty_folder_with_nothing_but_a_sparse_file(tiny_run, tmp_path):
+    save_sparse_run(tiny_run[0], tmp_path / "model.safetensors")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")}
     environment["TF_CPP_MIN_LOG_LEVEL"] = "3"  # XLA may complain of its compilation cache
     command = [sys.executable, "-m", "sparsejax", "sample", "--run", "model.safetensors"]
@@ -153,7 +152,7 @@ def test_import_sparsejax_stays_light():
         (["--run={file}", "--eta=nan"], "--eta is 'nan'; accepted: a finite number"),
         (["--run={file}", "--steps=1001"], "config.sample.steps is 1001; accepted: 1 to 1000"),
         (["--run={file}", "--gif"], "--gif is for drawings"),
-        (["--run={file}", "--first-stage=x"], "config.task.name is 'images'; accepted: latents"),
+        (["--run={file}", "--first-stage=x"], "config.task.name is 'small'; accepted: latents"),
         (["--run={file}", "--output=other.txt"], "--output is 'other.txt', where nothing can"),
         (["--run={file}", "--sed=1"], "there is no flag --sed; nearest: --seed"),
         ([], "--run must be given"),

@@ -71,9 +71,9 @@ def test_a_file_in_the_way_of_closing_is_named_before_anything_is_drawn(tiny_run
         closing.close_run(workdir)
 
 
-def test_what_closing_left_and_lost_is_made_again(tiny_run, tmp_path, capsys, monkeypatch, caplog):
+def test_what_closing_left_and_lost_is_made_again(small_run, tmp_path, capsys, monkeypatch, caplog):
     workdir = tmp_path / "run"
-    subprocess.run(["cp", "-r", tiny_run[0], workdir], check=True)
+    subprocess.run(["cp", "-r", small_run, workdir], check=True)
     made = []
     save = closing.plots.save_samples
     monkeypatch.setattr(closing.plots, "save_samples", lambda *a: made.append(1) or save(*a))

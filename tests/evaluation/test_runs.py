@@ -18,18 +18,18 @@ from sparsejax.evaluation.evaluate import evaluate_run, meter_of
 from sparsejax.training import loop
 from sparsejax.training.plan import build_plan
 from sparsejax.training.runs import load_state, read_config
-from tests.training.tiny import tiny_config
+from tests.training.tiny import small_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_run, tmp_path_factory):
+def runs(small_run, tmp_path_factory):
     """Two finished and closed runs: RigL and dense."""
     sparse = tmp_path_factory.mktemp("closed") / "rigl"
-    subprocess.run(["cp", "-r", tiny_run[0], sparse], check=True)
+    subprocess.run(["cp", "-r", small_run, sparse], check=True)
     dense = sparse.parent / "dense"
-    assert loop.train(tiny_config(**{"sparsity.method": "dense", "sparsity.level": 0.9}), dense)
+    assert loop.train(small_config(**{"sparsity.method": "dense", "sparsity.level": 0.9}), dense)
     return {path.name: (path, closing.close_run(path)) for path in (sparse, dense)}
 
 

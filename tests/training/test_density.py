@@ -18,7 +18,7 @@ from sparsejax.sparsity.selection import select_top
 from sparsejax.training import loop, runs
 from sparsejax.training.init_from import same_masks
 from sparsejax.training.plan import build_plan
-from tests.training.tiny import tiny_config
+from tests.training.tiny import small_config
 
 BEGIN, END = 2, 9
 CHANGES = {
@@ -69,7 +69,7 @@ def _registered():
 def pruned(tmp_path_factory, _registered):
     """A finished run, a checkpoint after every topology update."""
     workdir = tmp_path_factory.mktemp("gradual") / "whole"
-    assert loop.train(tiny_config(**CHANGES), workdir)
+    assert loop.train(small_config(**CHANGES), workdir)
     return workdir
 
 
@@ -126,10 +126,10 @@ def test_costs_survive_a_kill(pruned, tmp_path, capsys):
     (killed / "metrics.jsonl").unlink()
     shutil.rmtree(killed / "checkpoints" / "12")
     whole = costs_of(pruned)["training_flops_run"]
-    now = 2 * 3 * costs_of(pruned)["forward_flops"] * tiny_config().batch_size
+    now = 2 * 3 * costs_of(pruned)["forward_flops"] * small_config().batch_size
     assert costs_of(killed, 10)["training_flops_run"] == pytest.approx(whole - now, rel=1e-12)
     capsys.readouterr()
-    assert loop.train(tiny_config(**CHANGES), killed)
+    assert loop.train(small_config(**CHANGES), killed)
     assert "step 12/12" in (printed := capsys.readouterr().out)
     assert "density" not in printed
     assert costs_of(killed) == costs_of(pruned)
@@ -143,7 +143,7 @@ def test_costs_of_a_run_that_lost_its_metrics_are_refused(pruned):
 
 
 def test_packed_state_refuses_the_method_by_name(tmp_path):
-    config = tiny_config(**CHANGES, **{"optimizer.packed": True})
+    config = small_config(**CHANGES, **{"optimizer.packed": True})
     with pytest.raises(ConfigError, match="optimizer.packed is True; accepted: False with spars"):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -159,8 +159,8 @@ def test_masks_of_another_density_are_not_moved_into_packed_state():
 
 
 def test_masks_of_such_a_run_are_not_taken_over(pruned):
-    ours, other = resolve(tiny_config(**CHANGES)).sparsity, runs.read_config(pruned).sparsity
-    rigl = resolve(tiny_config()).sparsity
+    ours, other = resolve(small_config(**CHANGES)).sparsity, runs.read_config(pruned).sparsity
+    rigl = resolve(small_config()).sparsity
     assert not same_masks(ours, other)
     assert not same_masks(rigl, other)
     assert same_masks(rigl, rigl)
@@ -181,7 +181,7 @@ def test_a_run_of_a_method_that_is_not_registered_is_refused_in_a_line(pruned, t
             assert str(pruned / "config.json") in str(error.value)
             assert "\n" not in str(error.value)
         other, _, _ = runs.read_sparse_run(tmp_path / "file")
-        assert not same_masks(resolve(tiny_config()).sparsity, other.sparsity)
+        assert not same_masks(resolve(small_config()).sparsity, other.sparsity)
 
 
 def test_every_update_writes_what_the_steps_before_it_cost(pruned):

@@ -11,7 +11,7 @@ from sparsejax.evaluation import closing
 from sparsejax.training import checkpoints, loop
 from sparsejax.training.metrics_log import read_metrics
 from tests.training.test_loop import assert_equal_runs, start
-from tests.training.tiny import tiny_config
+from tests.training.tiny import small_config, tiny_config
 
 SHORT = {"checkpoint.every": 2, "log.every": 2}
 
@@ -48,15 +48,15 @@ def losing_at(call, workdir, guard):
 @pytest.mark.parametrize(("call", "lines", "steps"), [(2, [2], []), (3, [2], [2])])
 def test_who_lost_its_lease_writes_no_further_line_and_no_checkpoint(tmp_path, call, lines, steps):
     with lease.hold(tmp_path) as guard, pytest.raises(lease.HeldError, match="lease of .* is gone"):
-        loop.train(tiny_config(**SHORT), tmp_path, losing_at(call, tmp_path, guard))
+        loop.train(small_config(**SHORT), tmp_path, losing_at(call, tmp_path, guard))
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == lines
     assert checkpoints.list_steps(tmp_path / "checkpoints") == steps
 
 
 @pytest.mark.parametrize(("call", "has_pictures"), [(1, False), (2, True)])
-def test_who_lost_its_lease_writes_no_summary(tiny_run, tmp_path, call, has_pictures):
+def test_who_lost_its_lease_writes_no_summary(small_run, tmp_path, call, has_pictures):
     workdir = tmp_path / "run"
-    shutil.copytree(tiny_run[0], workdir)
+    shutil.copytree(small_run, workdir)
     with lease.hold(workdir) as guard, pytest.raises(lease.HeldError):
         closing.close_run(workdir, losing_at(call, workdir, guard))
     assert (workdir / "samples.png").exists() == has_pictures

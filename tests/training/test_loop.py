@@ -27,7 +27,13 @@ from sparsejax.training.announcement import announce_other_steps
 from sparsejax.training.metrics_log import WALL_CLOCK, read_metrics
 from sparsejax.training.optimizers import update_schedule
 from sparsejax.training.plan import build_plan
-from tests.training.tiny import forget_copies, tiny_config, tiny_flags, with_devices
+from tests.training.tiny import (
+    forget_copies,
+    small_config,
+    tiny_config,
+    tiny_flags,
+    with_devices,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEAD = tiny_config().model.num_head_channels
@@ -133,9 +139,9 @@ def flip_a_bit(checkpoint):
     file.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_is_named_and_skipped(tiny_run, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_named_and_skipped(small_run, tmp_path, caplog):
     """The run resumes from the checkpoint before, and nothing is deleted, twice over."""
-    workdir, _ = tiny_run
+    workdir = small_run
     damaged = tmp_path / "damaged"
     subprocess.run(["cp", "-r", workdir, damaged], check=True)
     for i, damage in enumerate((truncate, flip_a_bit), 1):
@@ -144,7 +150,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(tiny_run, tmp_path, caplog):
         assert checkpoints.list_steps(damaged / "checkpoints") == [30, 40], "reading changed it"
         caplog.clear()
         with caplog.at_level(logging.WARNING):
-            assert loop.train(tiny_config(), damaged)
+            assert loop.train(small_config(), damaged)
         assert "checkpoints/40 is damaged" in caplog.text
         assert (damaged / "checkpoints" / f"40.damaged-{i}").exists()
         assert_equal_runs(workdir, damaged)
@@ -181,12 +187,11 @@ def test_another_config_is_refused_with_the_differing_keys(tiny_run):
     assert (workdir / "config.json").read_text() == before
 
 
-def test_more_steps_and_other_logging_resume_the_run(tiny_run, tmp_path, capsys):
+def test_more_steps_and_other_logging_resume_the_run(small_run, tmp_path, capsys):
     """The topology keeps its first schedule, the learning rate doesn't; both are reported."""
-    workdir, _ = tiny_run
     longer = tmp_path / "longer"
-    subprocess.run(["cp", "-r", workdir, longer], check=True)
-    assert loop.train(tiny_config(**{"steps": 44, "log.every": 2}), longer)
+    subprocess.run(["cp", "-r", small_run, longer], check=True)
+    assert loop.train(small_config(**{"steps": 44, "log.every": 2}), longer)
     lines = read_metrics(longer / "metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line][-3:] == [40, 42, 44]
     assert [line["step"] for line in lines if "replaced" in line][-1] == 25

@@ -21,10 +21,10 @@ from sparsejax.training.runs import load_state
 from sparsejax.training.soundness import make_check
 from sparsejax.training.state import state_from
 from tests.training.test_steps import first_state
-from tests.training.tiny import tiny_config, write_run
+from tests.training.tiny import small_config, write_run
 
 OPTIMIZER = sparse_updates(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1)))
-# Every step is logged and saved; the first few compile nothing that other tiny runs don't.
+# Every step is logged and saved.
 RUN = {
     "log.every": 1,
     "log.tensorboard": False,
@@ -141,7 +141,7 @@ def test_blocks_of_a_compact_state_are_counted_too():
 
 def test_a_checkpoint_that_is_not_finite_is_skipped_by_name(tmp_path, caplog):
     """As versions that did not check have saved it."""
-    write_run(tmp_path, tiny_config(**RUN))
+    write_run(tmp_path, small_config(**RUN))
     _, state = load_state(tmp_path)
     broken = state._replace(step=np.int32(1), ema_params=changed(state.ema_params, put(np.nan)))
     with checkpoints.open_manager(tmp_path / "checkpoints") as manager:
@@ -178,7 +178,7 @@ def without_one(key, params, masks, gradients, fraction):
 def test_a_state_that_is_not_sound_is_never_saved(update, fault, tmp_path, monkeypatch):
     """Of a method of one's own, whose update of step 2 follows a finite loss."""
     monkeypatch.setitem(METHODS, "broken", Method("broken", update))
-    config = tiny_config(**RUN | {"sparsity.method": "broken", "sparsity.update_interval": 2})
+    config = small_config(**RUN | {"sparsity.method": "broken", "sparsity.update_interval": 2})
     good = tmp_path / "checkpoints" / "1"
     message = rf"^the state after step 2 isn't sound: {fault}; last good checkpoint: {good}$"
     with pytest.raises(FloatingPointError, match=message) as caught:
@@ -210,9 +210,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_is_needed_to_look_at_i
 ):
     """The checkpoint of the step before is named, although it is still being written then."""
     poisoned(monkeypatch, 3)
-    key = jax.random.fold_in(run_keys(tiny_config().seed).steps, 2)
+    key = jax.random.fold_in(run_keys(small_config().seed).steps, 2)
     with pytest.raises(FloatingPointError) as caught:
-        loop.train(tiny_config(**RUN), tmp_path)
+        loop.train(small_config(**RUN), tmp_path)
     assert str(caught.value) == (
         "loss is nan, grad_norm is nan at step 3; the batch is that of step index 2, its key "
         f"{jax.random.key_data(key).tolist()}; config.optimizer.skip_nonfinite is 0; "
@@ -237,7 +237,7 @@ def test_steps_that_are_not_finite_are_skipped_up_to_a_number(tmp_path, monkeypa
     """
     poisoned(monkeypatch, 3, 5)
     run = RUN | {"steps": 12, "sparsity.end": 11}
-    one, two = (tiny_config(**run | {"optimizer.skip_nonfinite": number}) for number in (1, 2))
+    one, two = (small_config(**run | {"optimizer.skip_nonfinite": number}) for number in (1, 2))
     for _ in range(2):
         with pytest.raises(FloatingPointError, match="at step 5; .* 1 such steps .* is 1; ") as end:
             loop.train(one, tmp_path)

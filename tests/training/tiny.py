@@ -39,6 +39,15 @@ def tiny_config(**changes):
     return config
 
 
+def small_config(**changes):
+    """The tiny config with a network that compiles in a fifth of the time.
+
+    For claims that hold of any network: of the loop, its files, costs and methods.
+    """
+    family = {"task.name": "small", "imports": ("tests.training.small_family",)}
+    return tiny_config(**family | changes)
+
+
 def tiny_flags(**changes):
     """The same, as command-line flags of train.py."""
     return [f"--config.{key}={value}" for key, value in (OVERRIDES | changes).items()]
