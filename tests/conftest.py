@@ -26,6 +26,13 @@ KNOWN_FAMILIES = frozenset(FAMILIES)
 # Two workers on two cores: more threads would only wait for each other, spinning.
 ONE_THREAD = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
+LONGEST = (
+    *("families/test_latents.py", "training/test_loop.py", "compact/test_network.py"),
+    *("families/test_strokes.py", "evaluation/test_sweep.py", "evaluation/test_runs.py"),
+    *("training/test_stopping.py", "compact/test_states.py", "sparsity/test_compact_trees.py"),
+    *("sparsity/test_structure.py", "sparsity/test_topology.py", "training/test_soundness.py"),
+)
+
 
 def pytest_configure(config):
     """Let signals through; give workers and processes that they start one compilation cache.
@@ -56,8 +63,12 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with tests that need no run: else the workers would wait for one to train it."""
-    items.sort(key=lambda item: "compact" not in item.path.parts)
+    """Begin with the longest files: neither worker is left with one when the other has ended.
+
+    Of the first two one needs no tiny run: else a worker would wait for the other to train it.
+    """
+    ranks = {ROOT / "tests" / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 def pytest_collection_finish():

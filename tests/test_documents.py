@@ -59,8 +59,15 @@ def params_and_state(library, names):
     return nnx.as_pure((nnx.state(model, nnx.Param), names["optimizer"].opt_state))
 
 
-@pytest.mark.parametrize("optimizer", ["packed", "sparse_updates"])
-@pytest.mark.parametrize("library", ["nnx", "equinox", "haiku"])
+@pytest.mark.parametrize(
+    ("library", "optimizer"),
+    [
+        *((library, "packed") for library in ("nnx", "equinox", "haiku")),
+        ("nnx", "sparse_updates"),
+        pytest.param("equinox", "sparse_updates", marks=pytest.mark.slow),
+        pytest.param("haiku", "sparse_updates", marks=pytest.mark.slow),
+    ],
+)
 def test_the_loops_of_other_libraries_learn_and_stay_sparse(library, optimizer):
     """With packed state, which moves with the topology, and with the other that they name."""
     if library != "nnx":

@@ -36,7 +36,8 @@ def masked_model(config):
     return config, model, jax.device_get(apply_masks(params, masks)), masks
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+# Of free blocks, layers alone are compared by test_layers.
+@pytest.mark.parametrize("structure", [pytest.param("block", marks=pytest.mark.slow), "channel"])
 def test_the_unet_without_inactive_parts_computes_the_same(structure):
     config, model, params, masks = masked_model(tiny_config(**STRUCTURES[structure]))
     x = jax.random.normal(jax.random.key(2), (3, 8, 8, 1))
