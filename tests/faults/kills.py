@@ -6,9 +6,12 @@ uninterrupted one does, bit by bit, and no kill may cost a checkpoint that was c
 
 import json
 import math
+import os
 import pathlib
 import shutil
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -46,28 +49,45 @@ def kind_of(phase: str) -> str:
 
 
 def make_references(scratch: pathlib.Path, kinds: Sequence[str]) -> None:
-    """Run the commands undisturbed, once per scratch folder."""
+    """Run the commands undisturbed, side by side, once per scratch folder."""
+    sys.stdout.flush()
+    pids = []
     for kind in kinds:
-        folder = scratch / "references" / kind
-        if (folder / "reference.json").exists():
+        if (scratch / "references" / kind / "reference.json").exists():
             continue
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        if kind == "prepare":
-            made = forks.run(lambda f=folder: workdirs.write_first_stage(f), folder / "first")
-            _require(made)
-        phases = [phase for phase in PHASES if kind_of(phase) == kind]
-        places = [_place(phase, folder, 0) for phase in phases]
-        ended = forks.run(call_of(scratch, kind, folder, places), folder / "printed")
-        _require(ended)
-        events = {p.phase: placing.read_mark(p.mark).get("count", 0) for p in places}
-        if kind == "train":
-            shutil.copytree(folder / "run", folder / "unclosed", symlinks=True)
-            for name in ("summary.json", "samples.png", "curves.png", "layers.png"):
-                (folder / "unclosed" / name).unlink()
-            _require(forks.run(lambda: sources.make_sparse_run(scratch), folder / "sparse"))
-        reference = Reference(_read_digest(folder), events, ended.cpu)
-        (folder / "reference.json").write_text(json.dumps(reference))
+        pids.append(os.fork())
+        if pids[-1] == 0:
+            try:
+                _make_reference(scratch, kind)
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+    statuses = [os.waitpid(pid, 0)[1] for pid in pids]
+    if any(statuses):
+        raise RuntimeError("an undisturbed command failed")
+
+
+def _make_reference(scratch: pathlib.Path, kind: str) -> None:
+    folder = scratch / "references" / kind
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if kind == "prepare":
+        made = forks.run(lambda: workdirs.write_first_stage(folder), folder / "first")
+        _require(made)
+    phases = [phase for phase in PHASES if kind_of(phase) == kind]
+    places = [_place(phase, folder, 0) for phase in phases]
+    ended = forks.run(call_of(scratch, kind, folder, places), folder / "printed")
+    _require(ended)
+    events = {p.phase: placing.read_mark(p.mark).get("count", 0) for p in places}
+    if kind == "train":
+        shutil.copytree(folder / "run", folder / "unclosed", symlinks=True)
+        for name in ("summary.json", "samples.png", "curves.png", "layers.png"):
+            (folder / "unclosed" / name).unlink()
+        _require(forks.run(lambda: sources.make_sparse_run(scratch), folder / "sparse"))
+    reference = Reference(_read_digest(folder), events, ended.cpu)
+    (folder / "reference.json").write_text(json.dumps(reference))
 
 
 def _require(ended: forks.Ended) -> None:

@@ -15,30 +15,39 @@ ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.faults
 
 
-def suite(*flags, **environment):
-    """Run the suite."""
-    return subprocess.run(
+def start(*flags, **environment):
+    """Start the suite."""
+    return subprocess.Popen(
         [sys.executable, "-m", "tests.faults", *flags],
         cwd=ROOT,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=3000,
         env=os.environ | environment,
     )
 
 
+def finish(process):
+    """Return exit status, stdout and stderr."""
+    output = process.communicate(timeout=3000)
+    return process.returncode, *output
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """One call of the suite at a small count: its lines by part, and what it printed."""
-    results = tmp_path_factory.mktemp("faults") / "results.json"
+    """Two calls of the suite at a small count, at once: lines by part, and how each ended."""
+    folder, processes = tmp_path_factory.mktemp("faults"), []
     # Of each phase, file kind, reader and disk one; 210 steps have 209 topology updates.
     counts = ("--kills=8", "--chain=1", "--corruptions=13", "--fuzz=1150", "--disks=4")
-    counts += ("--long=210",)
-    done = suite(*counts, f"--json={results}", TMPDIR=str(results.parent))
+    for name, flags in (("counts", counts), ("long", ("--long=210",))):
+        results = folder / f"{name}.json"
+        processes.append(start(*flags, f"--json={results}", TMPDIR=str(folder)))
+    ended = [finish(process) for process in processes]
     lines = collections.defaultdict(list)
-    for text in results.with_suffix(".jsonl").read_text().splitlines():
-        lines[json.loads(text)["part"]].append(json.loads(text))
-    return lines, done
+    for path in folder.glob("*.jsonl"):
+        for text in path.read_text().splitlines():
+            lines[json.loads(text)["part"]].append(json.loads(text))
+    return lines, ended
 
 
 def without_losses(lines):
@@ -69,11 +78,11 @@ def test_absurd_input_is_read_or_refused(found):
 
 
 def test_a_bad_disk_is_named_and_the_run_goes_on_on_a_good_one(found):
-    lines, done = found
+    lines, ((_, printed, _), _) = found
     counts = without_losses(lines["disks"])
     assert {"files limited in size", "deleted workdir"} <= set(counts)
     if set(counts) != set(disks.PHASES):
-        assert "SKIPPED, since this user may not mount" in done.stdout
+        assert "SKIPPED, since this user may not mount" in printed
         pytest.skip("full disks and read-only folders need the right to mount a file system")
 
 
@@ -85,9 +94,9 @@ def test_a_long_run_stays_as_it_is(found):
 
 
 def test_the_suite_ends_with_status_0_and_a_table(found):
-    _, done = found
-    assert done.returncode == 0, done.stderr
-    assert "| **kills** |" in done.stdout
+    for (status, printed, errors), part in zip(found[1], ("kills", "long run"), strict=True):
+        assert status == 0, errors
+        assert f"| **{part}** |" in printed
 
 
 def test_a_loss_ends_the_suite_with_status_1_and_says_how_to_repeat_it(tmp_path):
@@ -95,8 +104,8 @@ def test_a_loss_ends_the_suite_with_status_1_and_says_how_to_repeat_it(tmp_path)
     found = {"part": "kills", "phase": "save", "case": 7, "count": 3, "refused": 0}
     found |= {"losses": ["checkpoint 8 is gone"], "unexplained": []}
     (tmp_path / "a.jsonl").write_text(json.dumps(found) + "\n")
-    done = suite(f"--json={tmp_path / 'a.json'}", TMPDIR=str(tmp_path))
-    assert done.returncode == 1
+    status, _, errors = finish(start(f"--json={tmp_path / 'a.json'}", TMPDIR=str(tmp_path)))
+    assert status == 1
     repeat = "--kills=1 --phase='save' --case=7 --seed=0: losses: checkpoint 8 is gone"
-    assert repeat in done.stderr
+    assert repeat in errors
     assert json.loads((tmp_path / "a.json").read_text())["rows"][0]["losses"] == 1
