@@ -19,22 +19,22 @@ from sparsejax.errors import ConfigError
 from sparsejax.evaluation import sweep as sweeping
 from sparsejax.evaluation.grids import grid
 from sparsejax.training.runs import save_config
-from tests.training.tiny import OVERRIDES, tiny_config
+from tests.training.tiny import OVERRIDES, small_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 OPTIONS = {"count": 40, "metrics": ["fd"], "extractor": "pixels", "batch": 40}
 
 
-def tiny_grid(**axes):
-    return grid(tiny_config(**{"log.every": 5}), **axes)
+def small_grid(**axes):
+    return grid(small_config(**{"log.every": 5}), **axes)
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """A sweep of a run whose workdir holds another, and of one that works after it."""
     folder = tmp_path_factory.mktemp("sweep")
-    bad, good = tiny_grid(methods=["small_dense", "rigl"], levels=[0.75])
-    save_config(folder / "runs" / bad.name, resolve(tiny_config()))
+    bad, good = small_grid(methods=["static", "rigl"], levels=[0.75])
+    save_config(folder / "runs" / bad.name, resolve(small_config()))
     failed = sweeping.sweep([bad, good], folder / "out", folder / "runs", **OPTIONS)
     return folder, bad, good, failed
 
@@ -127,7 +127,7 @@ def test_results_are_not_mixed(swept):
     """Another config under the same name, another sample count, another reference set."""
     folder, _, good, _ = swept
     out, runs = folder / "out", folder / "runs"
-    other = good._replace(config=tiny_config())
+    other = good._replace(config=small_config())
     other.config.optimizer.learning_rate = 0.5
     with pytest.raises(ConfigError, match=r"(?s)a different config:.*optimizer.learning_rate"):
         sweeping.sweep([other], out, runs, **OPTIONS)
@@ -143,14 +143,14 @@ def test_results_are_not_mixed(swept):
         ):
             sweeping.sweep([good], folder / "old", runs, **OPTIONS)
     (third,) = grid(
-        tiny_config(**{"task.reference_split": "train[:500]"}), methods=["dense"], levels=[0]
+        small_config(**{"task.reference_split": "train[:500]"}), methods=["dense"], levels=[0]
     )
     with pytest.raises(ConfigError, match="a different config.task"):
         sweeping.sweep([third], out, runs, **OPTIONS)
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_trained(tmp_path):
-    runs = tiny_grid(methods=["dense"], levels=[0])
+    runs = small_grid(methods=["dense"], levels=[0])
     with pytest.raises(ConfigError, match="batch is 0; accepted: 1 or more"):
         sweeping.sweep(runs, tmp_path, tmp_path / "runs", **OPTIONS | {"batch": 0})
     with pytest.raises(ConfigError, match="'kid' of 40 samples"):
@@ -182,7 +182,7 @@ def results_of(folder):
 
 def test_sweeps_at_once_share_a_grid_and_do_each_run_once(stubbed, tmp_path):
     """Their lines are all there, none twice: each adds its own under a lease of the folder."""
-    runs = tiny_grid(methods=["dense"], levels=[0], seeds=range(4))
+    runs = small_grid(methods=["dense"], levels=[0], seeds=range(4))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         sweeps = [
             pool.submit(sweeping.sweep, runs, tmp_path, tmp_path / "runs", **OPTIONS)
@@ -229,7 +229,7 @@ def test_runs_that_others_are_at_are_left_to_them_and_claims_of_the_dead_are_not
 ):
     """One holder lives; one died here; one died on another host, which its silence tells."""
     monkeypatch.setattr(lease, "PATIENCE", 0.3)
-    living, here, elsewhere = tiny_grid(methods=["dense"], levels=[0], seeds=range(3))
+    living, here, elsewhere = small_grid(methods=["dense"], levels=[0], seeds=range(3))
     for run, changes in ((here, {"pid": 2**31 - 1}), (elsewhere, {"host": "elsewhere"})):
         folder = tmp_path / "runs" / run.name
         with lease.hold(folder):
@@ -246,7 +246,7 @@ def test_runs_that_others_are_at_are_left_to_them_and_claims_of_the_dead_are_not
 
 
 def test_a_sweep_that_lost_its_claim_adds_no_row(stubbed, tmp_path, monkeypatch):
-    (run,) = tiny_grid(methods=["dense"], levels=[0])
+    (run,) = small_grid(methods=["dense"], levels=[0])
     stub = sweeping.run_in_own_process
 
     def lose(run, workdir, how, guard):

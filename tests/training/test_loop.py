@@ -28,6 +28,7 @@ from sparsejax.training.metrics_log import WALL_CLOCK, read_metrics
 from sparsejax.training.optimizers import update_schedule
 from sparsejax.training.plan import build_plan
 from tests.training.tiny import (
+    SMALL,
     forget_copies,
     small_config,
     tiny_config,
@@ -108,21 +109,28 @@ def test_a_finished_run_is_not_trained_again(tiny_run):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(tiny_run, tmp_path, times):
+@pytest.mark.parametrize(
+    ("family", "times", "pause"),
+    [(SMALL, 1, 0.1), pytest.param({}, 4, 1, marks=pytest.mark.slow)],
+    ids=["small", "unet"],
+)
+def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(
+    family, times, pause, request, tmp_path
+):
     """SIGKILL at random moments; the next start finishes."""
-    workdir, _ = tiny_run
+    whole = request.getfixturevalue("small_run" if family else "tiny_run")
+    whole = whole if family else whole[0]
     killed = tmp_path / "killed"
     for _ in range(times):
-        process = start(killed)
-        target = random.choice([0, 1, 4, 6, 7])
+        process = start(killed, **family)
+        target = random.choice([1, 2, 4, 6, 7])
         while len(read_metrics(killed / "metrics.jsonl")) < target and process.poll() is None:
             time.sleep(0.01)
-        time.sleep(random.random())
+        time.sleep(pause * random.random())
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    assert loop.train(tiny_config(), killed)
-    assert_equal_runs(workdir, killed)
+    assert loop.train(tiny_config(**family), killed)
+    assert_equal_runs(whole, killed)
 
 
 def truncate(checkpoint):

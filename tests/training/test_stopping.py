@@ -14,7 +14,7 @@ from sparsejax import signals
 from sparsejax.training import checkpoints, loop
 from sparsejax.training.metrics_log import read_metrics
 from tests.training.test_loop import ROOT, assert_equal_runs
-from tests.training.tiny import tiny_config, tiny_flags
+from tests.training.tiny import SMALL, small_config, tiny_config, tiny_flags
 
 COMMANDS = {
     "train": ["train.py"],
@@ -68,8 +68,8 @@ def wait_for_compilation(process):
     raise AssertionError(process.communicate())
 
 
-def test_ctrl_c_while_it_compiles_is_answered_and_saves_the_first_step(tiny_run, start, tmp_path):
-    process = start("train.py", f"--workdir={tmp_path}", *tiny_flags())
+def test_ctrl_c_while_it_compiles_is_answered_and_saves_the_first_step(small_run, start, tmp_path):
+    process = start("train.py", f"--workdir={tmp_path}", *tiny_flags(**SMALL))
     wait_for_compilation(process)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=120)
@@ -86,8 +86,8 @@ def test_ctrl_c_while_it_compiles_is_answered_and_saves_the_first_step(tiny_run,
     assert "Traceback" not in output + errors
     assert process.returncode == 130
     assert saved == 1
-    assert loop.train(tiny_config(), tmp_path)
-    assert_equal_runs(tiny_run[0], tmp_path)
+    assert loop.train(small_config(), tmp_path)
+    assert_equal_runs(small_run, tmp_path)
 
 
 @pytest.mark.slow

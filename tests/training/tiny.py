@@ -31,6 +31,8 @@ OVERRIDES = {
     "optimizer.warmup_steps": 5,
 }
 
+SMALL = {"task.name": "small", "imports": ("tests.training.small_family",)}
+
 
 def tiny_config(**changes):
     """The tiny config with changes: `tiny_config(**{"sparsity.level": 0.9})`."""
@@ -44,8 +46,7 @@ def small_config(**changes):
 
     For claims that hold of any network: of the loop, its files, costs and methods.
     """
-    family = {"task.name": "small", "imports": ("tests.training.small_family",)}
-    return tiny_config(**family | changes)
+    return tiny_config(**SMALL | changes)
 
 
 def tiny_flags(**changes):
