@@ -40,6 +40,13 @@ def test_arrays_come_back_as_numpy_reads_them(save, tmp_path):
     assert list(read_npz(tmp_path / "a.npz", ("text", "absent"))) == ["text"]
 
 
+def test_members_that_are_no_arrays_are_left_alone(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.zeros(3))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("README", "where it is from")
+    assert list(read_npz(tmp_path / "a.npz")) == ["a"]
+
+
 def npy(text, data=b"", version=1):
     """The bytes of an array with any header."""
     length = struct.pack("<H" if version == 1 else "<I", len(text))
@@ -89,6 +96,30 @@ def test_every_header_that_is_none_gives_one_error(text, version, tmp_path):
         tracemalloc.stop()
 
 
+def write_array(path, text, data=b""):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m.npy", npy(text, data))
+    return path
+
+
+def test_a_shape_is_never_negative_nor_of_items_without_bytes(tmp_path):
+    """Whatever the number of bytes that follow; the header alone is read in the same way."""
+    path = write_array(tmp_path / "a.npz", described("'|u1'", "(-4, -6)"), bytes(24))
+    for read in (lambda: header(path, "m"), lambda: read_npz(path)):
+        with pytest.raises(NpzError, match=r"the shape \[-4, -6\]"):
+            read()
+    write_array(path, described("'|V0'", "(3000000000,)"))
+    with pytest.raises(NpzError, match="has 0 bytes, not 0"):
+        read_npz(path)
+
+
+def test_limits_that_are_wrong_are_no_damage(tmp_path, monkeypatch):
+    np.savez(tmp_path / "a.npz", a=np.zeros(3))
+    monkeypatch.setenv("SPARSEJAX_LIMITS", "array_bytes=none")
+    with pytest.raises(ConfigError, match="^SPARSEJAX_LIMITS holds 'array_bytes=none'"):
+        read_npz(tmp_path / "a.npz")
+
+
 def test_pickles_are_never_loaded(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.array([{"a": 1}], object))
     with pytest.raises(NpzError, match="a holds Python objects"):
@@ -107,7 +138,14 @@ def test_what_inflates_a_hundredfold_is_bounded(tmp_path, monkeypatch):
     np.savez_compressed(path, a=np.zeros(10_000_000, np.uint8))
     tracemalloc.start()
     try:
-        with pytest.raises(NpzError, match="a inflates to 10,000,128 bytes; accepted: .*=array_by"):
+        message = f"^{path}: a inflates to 10,000,128 bytes; accepted: .*=array_bytes=N$"
+        with pytest.raises(NpzError, match=message):
+            read_npz(path)
+        content = bytearray(path.read_bytes())
+        # The directory claims that it is hardly compressed at all.
+        struct.pack_into("<I", content, content.index(b"PK\x01\x02") + 20, 2**30)
+        path.write_bytes(content)
+        with pytest.raises(NpzError, match=message):
             read_npz(path)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:
