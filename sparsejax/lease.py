@@ -180,7 +180,7 @@ def _acquire(folder: pathlib.Path, patience: float | None) -> tuple[pathlib.Path
                 time.sleep(min(1.0, patience / 20))
                 continue
         path = _path(folder, number + 1)
-        file = _create(path, holder)
+        file = create(path, holder)
         if file is None:  # another process was faster
             taken = number + 1
         elif _numbers(folder) - before - {number + 1} or _has_changed(folder, number, content):
@@ -269,7 +269,7 @@ def _name(content: bytes | None) -> str:
     return str(_parse(content or b"") or "another process")
 
 
-def _create(path: pathlib.Path, holder: Holder) -> int | None:
+def create(path: pathlib.Path, holder: Holder) -> int | None:
     """Create a lease file and return it, open; None if another process was faster."""
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)

@@ -336,7 +336,7 @@ def test_who_comes_after_others_ended_and_began_again_does_not_hold_it_too(
     number, tmp_path, monkeypatch
 ):
     """A dead holder has number 9; ours would be 10, but meanwhile 10 came and went, and 1 came."""
-    text, create = lease_of(tmp_path), lease._create
+    text, create = lease_of(tmp_path), lease.create
     leave(tmp_path, number=number, pid=2**31 - 1)
 
     def create_late(path, holder):
@@ -344,7 +344,7 @@ def test_who_comes_after_others_ended_and_began_again_does_not_hold_it_too(
         (tmp_path / "lease-1.json").write_text(text)
         return create(path, holder)
 
-    monkeypatch.setattr(lease, "_create", create_late)
+    monkeypatch.setattr(lease, "create", create_late)
     assert not took(tmp_path)[0]
     assert files(tmp_path) == ["lease-1.json"]
 

@@ -39,7 +39,7 @@ class Failure(NamedTuple):
     line: str
 
 
-class _Watch:
+class Watch:
     """What one process knows of all: shared by its main thread, `beat` and `judge`."""
 
     def __init__(self, client: Any, processes: Processes, workdir: object) -> None:
@@ -149,6 +149,7 @@ class _Watch:
         timer.start()
 
     def describe(self, error: BaseException) -> Failure:
+        """Return the line and the status that an exception of this process ends all with."""
         this = f"error: process {self.index} of {self.count}: "
         if isinstance(error, SystemExit):
             return Failure(1, this + str(error.code).removeprefix("error: "))
@@ -158,7 +159,7 @@ class _Watch:
 
 
 # A process is part of one run at most.
-_watch: _Watch | None = None
+running: Watch | None = None
 
 
 @contextlib.contextmanager
@@ -176,10 +177,10 @@ def together(processes: Processes, workdir: object) -> Iterator[None]:
       BaseException: what the body raises, if it is a signal's; any other exception ends the
         process here.
     """
-    global _watch
+    global running
     from jax._src.distributed import global_state  # has no public name
 
-    _watch = watch = _Watch(global_state.client, processes, workdir)
+    running = watch = Watch(global_state.client, processes, workdir)
     supervisor.report(workdir=str(workdir))
     for target in (watch.beat, watch.judge):
         threading.Thread(target=target, name="processes", daemon=True).start()
@@ -215,20 +216,20 @@ def failing() -> Iterator[None]:
         yield
     except BaseException as error:
         is_stop = isinstance(error, SystemExit) and not isinstance(error.code, str)
-        if _watch and not is_stop:
-            _watch.fail(error)
+        if running and not is_stop:
+            running.fail(error)
         raise
 
 
-def _part(watch: _Watch) -> None:
+def _part(watch: Watch) -> None:
     """Wait until all processes have come here, and leave them."""
-    global _watch
+    global running
     import jax
 
     watch.leave()
     watch.wait_for_others()
     watch.ended.set()
-    _watch = None
+    running = None
     jax.distributed.shutdown()
 
 

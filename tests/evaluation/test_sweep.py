@@ -213,7 +213,7 @@ def test_sweeps_that_end_runs_at_once_lose_no_row(stubbed, tmp_path, monkeypatch
 
     monkeypatch.setattr(sweeping, "run_in_own_process", run_one)
     monkeypatch.setattr(sweeping, "write_text", write_slowly)
-    runs = tiny_grid(methods=["dense"], levels=[0], seeds=range(2))
+    runs = small_grid(methods=["dense"], levels=[0], seeds=range(2))
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         sweeps = [
             pool.submit(sweeping.sweep, [run], tmp_path, tmp_path / "runs", **OPTIONS)

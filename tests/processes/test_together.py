@@ -80,14 +80,14 @@ def ended(monkeypatch):
 
 @pytest.fixture
 def watch(ended, monkeypatch):
-    """`watch(client, index)` returns a _Watch, followed by its threads unless told otherwise."""
+    """`watch(client, index)` returns a Watch, followed by its threads unless told otherwise."""
     for name, value in {"POLL": 0.05, "SILENCE": 14, "SUSPECTED": 8, "GRACE": 0.3}.items():
         monkeypatch.setattr(together, name, value)
     monkeypatch.setattr(together, "UNWINDING", 0.3)
     watches, threads = [], []
 
     def make(client, index, *, follow=True):
-        watches.append(together._Watch(client, Processes("", COUNT, index), "runs/a"))
+        watches.append(together.Watch(client, Processes("", COUNT, index), "runs/a"))
         if follow:
             threads.extend(in_threads((watches[-1].beat, watches[-1].judge)))
         return watches[-1]
@@ -298,7 +298,7 @@ def test_an_exception_is_told_before_it_is_handled_further(
     error, status, message, watch, clients, monkeypatch
 ):
     second = watch(clients[1], 1, follow=False)
-    monkeypatch.setattr(together, "_watch", second)
+    monkeypatch.setattr(together, "running", second)
     monkeypatch.setattr(together, "UNWINDING", 600.0)
     with pytest.raises(type(error)), together.failing():
         raise error
@@ -310,7 +310,7 @@ def test_an_exception_is_told_before_it_is_handled_further(
 @pytest.mark.parametrize("error", [SystemExit(143), SystemExit()])
 def test_a_process_that_a_signal_ends_has_not_failed(error, watch, clients, monkeypatch):
     second = watch(clients[1], 1, follow=False)
-    monkeypatch.setattr(together, "_watch", second)
+    monkeypatch.setattr(together, "running", second)
     monkeypatch.setattr(together, "UNWINDING", 600.0)
     with contextlib.suppress(SystemExit), together.failing():
         raise error

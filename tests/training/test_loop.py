@@ -339,7 +339,7 @@ def test_an_error_is_told_to_other_processes_before_anything_waits_for_them(tmp_
 
     monkeypatch.setattr(loop, "set_up", set_up_failing)
     monkeypatch.setattr(checkpoints, "open_manager", open_noting)
-    monkeypatch.setattr(together, "_watch", types.SimpleNamespace(fail=told.append))
+    monkeypatch.setattr(together, "running", types.SimpleNamespace(fail=told.append))
     with pytest.raises(OSError, match="Input/output error"):
         loop.train(tiny_config(), tmp_path)
     assert told == [error, "closing"]
