@@ -29,8 +29,10 @@ def files(path: pathlib.Path) -> list[pathlib.Path]:
       path: an ndjson file or a folder.
 
     Raises:
-      SourceError: the folder has none, or the file has another suffix.
+      SourceError: it doesn't exist, the folder has none, or the file has another suffix.
     """
+    if not path.exists():
+        raise SourceError("it doesn't exist")
     if not path.is_dir():
         if path.suffix.lower() != ".ndjson":
             raise SourceError("its name doesn't end in .ndjson")

@@ -124,9 +124,10 @@ def test_lines_that_are_no_text_are_named(tmp_path):
 
 def test_folders_without_ndjson_are_refused(tmp_path):
     (tmp_path / "a.txt").write_text(line())
-    for path, problem in ((tmp_path, "holds no .ndjson"), (tmp_path / "a.txt", "doesn't end in")):
+    problems = {"": "holds no .ndjson", "a.txt": "doesn't end in", "b.ndjson": "doesn't exist"}
+    for name, problem in problems.items():
         with pytest.raises(SourceError, match=problem):
-            list(quickdraw.read(path))
+            list(quickdraw.read(tmp_path / name))
 
 
 def test_a_packed_npz_gives_strokes(tmp_path):

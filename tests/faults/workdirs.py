@@ -75,9 +75,12 @@ def digest(workdir: pathlib.Path) -> dict[str, str]:
     lines = metrics_lines(workdir)
     whole = (workdir / "metrics.jsonl").read_bytes().count(b"\n")
     found["metrics.jsonl"] = _hash(json.dumps([whole, *lines]).encode())
-    for name in ("config.json", "data.json", "facts.json", *_PICTURES):
+    for name in ("config.json", "data.json", "facts.json"):
+        found[name] = _hash(json.dumps(json.loads((workdir / name).read_text())).encode())
+    for name in _PICTURES:
         found[name] = _hash((workdir / name).read_bytes())
-    for path in sorted(workdir.glob("samples/*.png")):
+    # Not `partial-...`, as in `digest_folder`.
+    for path in sorted(workdir.glob("samples/[0-9]*.png")):
         found[f"samples/{path.name}"] = _hash(path.read_bytes())
     summary = _timeless(json.loads((workdir / "summary.json").read_text()))
     return found | {"summary.json": _hash(json.dumps(summary, sort_keys=True).encode())}
@@ -91,10 +94,10 @@ def metrics_lines(workdir: pathlib.Path) -> list[dict]:
 def digest_folder(folder: pathlib.Path) -> dict[str, str]:
     """Return the hashes of all files in a folder by name.
 
-    Left out are files that were being written when a process was killed, `partial-...`, and damaged
-    ones that were set aside: nobody reads them.
+    Left out are files that were being written when a process was killed, `partial-...`, its lease,
+    which the next holder removes, and damaged files that were set aside: nobody reads them.
     """
-    left = re.compile(r"partial.*(stamp\.json|array_record)|\.damaged")
+    left = re.compile(r"partial.*(stamp\.json|array_record)|lease-\d+\.json|\.damaged")
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and not left.search(p.name))
     return {str(path.relative_to(folder)): _hash(path.read_bytes()) for path in paths}
 
