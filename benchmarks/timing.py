@@ -40,12 +40,18 @@ def machine():
     """Return what the figures were measured on, a JSON-able dictionary.
 
     Returns:
-      `cpu` (its model), `cores`, `device`, `versions`, `commit` and `date`.
+      `cpu` (its model), `cores`, `environment` (variables that change speed), `device`, `versions`,
+      `commit` and `date`.
     """
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return {"cpu": (models or [platform.processor()])[0], "cores": os.cpu_count()} | provenance()
+    named = ("GLIBC_TUNABLES", "NPROC", "OMP_NUM_THREADS", "XLA_FLAGS")
+    return {
+        "cpu": (models or [platform.processor()])[0],
+        "cores": os.cpu_count(),
+        "environment": {name: os.environ[name] for name in named if os.environ.get(name)},
+    } | provenance()
 
 
 def compare(functions, rounds=5, budget=0.3):
