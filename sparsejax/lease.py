@@ -270,7 +270,18 @@ def _name(content: bytes | None) -> str:
 
 
 def create(path: pathlib.Path, holder: Holder) -> int | None:
-    """Create a lease file and return it, open; None if another process was faster."""
+    """Create a lease file, if no other process is faster.
+
+    Args:
+      path: of the file, `lease-N.json` in the folder that is to be held.
+      holder: what it says of the process that holds it.
+
+    Returns:
+      File descriptor, open for writing; None if the file exists, or its folder doesn't any more.
+
+    Raises:
+      OSError: it can't be written, for instance on a full disk; no file is left then.
+    """
     try:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except (FileExistsError, FileNotFoundError):

@@ -92,7 +92,12 @@ class Watch:
                         self.end(self.interrupted(i, "was lost"))
 
     def interrupted(self, index: int, how: str) -> Failure:
-        """Return the Failure of a run that can go on as it is."""
+        """Return the Failure of a run that can go on as it is.
+
+        Args:
+          index: of the process that causes it.
+          how: what became of that process: completes "process 1 of 2 ...".
+        """
         line = f"error: process {index} of {self.count} {how}. {supervisor.going_on(self.workdir)}"
         return Failure(supervisor.LOST, line)
 
