@@ -3,12 +3,12 @@
 import contextlib
 import io
 import pathlib
-import signal
 from typing import Any
 
 from sparsejax.errors import ConfigError
 from tests.faults import mutations
 from tests.faults.damage import Rng
+from tests.faults.deadline import TooSlow, deadline
 
 CONFIGS = ("digits", "chirodiff", "celebahq_ldm", "kanjivg_chirodiff")
 _TEXTS = (
@@ -112,19 +112,11 @@ def try_words(folder: pathlib.Path, rng: Rng) -> tuple[bool, str, str]:
 
 
 def _tried(call: Any, what: str) -> tuple[bool, str, str]:
-    from tests.faults.readers import SECONDS
-
-    def ended(signum: int, frame: object) -> None:
-        raise TimeoutError(f"not done within {SECONDS} s")
-
-    signal.signal(signal.SIGALRM, ended)
-    signal.alarm(SECONDS)
     try:
-        call()
+        with deadline():
+            call()
     except ConfigError as error:
         return True, "" if str(error) else "an empty message", what
-    except Exception as error:  # noqa: BLE001  whatever else comes out is what we look for
+    except (Exception, TooSlow) as error:  # whatever else comes out is what we look for
         return False, f"{type(error).__name__}: {str(error)[:200]}", what
-    finally:
-        signal.alarm(0)
     return False, "", what

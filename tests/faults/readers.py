@@ -3,15 +3,13 @@
 import functools
 import json
 import pathlib
-import signal
 from collections.abc import Callable
 from typing import NamedTuple
 
 from sparsejax.errors import ConfigError
 from tests.faults import damage, forks, reading, sources
+from tests.faults.deadline import TooSlow, deadline
 from tests.faults.reading import Read
-
-SECONDS = 20  # for one file of some kilobytes, on a busy machine
 
 
 class Reader(NamedTuple):
@@ -92,20 +90,13 @@ def readers(scratch: pathlib.Path) -> dict[str, Reader]:
 
 def attempt(reader: Reader, path: pathlib.Path) -> tuple[Read | None, str, str]:
     """Read a file under limits of time; returns what was read, the refusal, what is unexplained."""
-
-    def ended(signum: int, frame: object) -> None:
-        raise TimeoutError(f"not read within {SECONDS} s")
-
-    signal.signal(signal.SIGALRM, ended)
-    signal.alarm(SECONDS)
     try:
-        return reader.read(path), "", ""
+        with deadline():
+            return reader.read(path), "", ""
     except reader.errors as error:
         return None, str(error) or type(error).__name__, ""
-    except Exception as error:  # noqa: BLE001  whatever else comes out is what we look for
+    except (Exception, TooSlow) as error:  # whatever else comes out is what we look for
         return None, "", f"{type(error).__name__}: {str(error)[:200]}"
-    finally:
-        signal.alarm(0)
 
 
 def judge(reader: Reader, whole: Read, found: Read) -> list[str]:
