@@ -10,8 +10,10 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
+from sparsejax import sparsity
 from sparsejax.sparse_files import save_sparse
 from sparsejax.sparsity.masks import path_name
 from sparsejax.training import load_run, save_sparse_run
@@ -108,13 +110,34 @@ def test_the_loop_in_nnx_resets_state_and_keeps_it_in_the_optimizer():
         np.testing.assert_array_equal(moment, np.broadcast_to(mask, moment.shape))
 
 
-def test_the_readme_shows_the_own_loop_as_it_is():
+def test_the_page_shows_the_own_loop_as_it_is():
     code = (ROOT / "docs" / "own_loop.py").read_text()
-    assert code in (ROOT / "README.md").read_text()
+    assert code in (ROOT / "docs" / "own_loop.md").read_text()
+
+
+def test_the_loop_of_the_readme_learns_and_moves_a_tenth_of_the_weights():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (64, 8))
+    params = {"hidden": jax.random.normal(key, (8, 64)) / 3, "out": jax.numpy.zeros((64, 1))}
+
+    def loss(params, batch):
+        return ((jax.nn.relu(batch @ params["hidden"]) @ params["out"] - batch[:, :1]) ** 2).mean()
+
+    names = {"key": key, "params": params, "batches": [x] * 40, "loss": loss}
+    names |= {"schedule": sparsity.UpdateSchedule(update_interval=10, begin=10, end=40)}
+    exec(code, {"jax": jax, "optax": optax, "sparsity": sparsity} | names, names)
+    first = sparsity.random_masks(key, params, sparsity.erdos_renyi_kernel(params, 0.9))
+    active = [sum(int(mask.sum()) for mask in jax.tree.leaves(m)) for m in (first, names["masks"])]
+    assert active == [58, 58]
+    pairs = zip(*map(jax.tree.leaves, (first, names["masks"])), strict=True)
+    assert any((a != b).any() for a, b in pairs)
+    assert not holes_of(names["params"], names["masks"]).any()
+    assert loss(names["params"], x) < loss(params, x)
 
 
 def test_the_readme_holds_the_two_commands():
-    lines = (ROOT / "README.md").read_text().splitlines()[:40]
+    lines = (ROOT / "README.md").read_text().splitlines()[:60]
     assert "pip install -e . && python train.py" in lines
     assert "pip install -e '.[test]' && pytest" in lines
 
