@@ -25,6 +25,7 @@ class Limits(NamedTuple):
       word_letters: letters of a drawing's word.
       array_bytes: bytes of one array of an npz, however well it is compressed.
       array_inflation: bytes of one array of an npz per compressed byte, where that is more.
+      archive_inflation: bytes of all files of a .tgz per compressed byte.
       sparse_weights: weights of a sparse file, however few of them are active.
       sparse_inflation: weights of a sparse file per stored value, where that is more.
     """
@@ -36,6 +37,7 @@ class Limits(NamedTuple):
     word_letters: int = 200
     array_bytes: int = 2**26
     array_inflation: int = 100
+    archive_inflation: int = 100
     sparse_weights: int = 2**24
     sparse_inflation: int = 1000
 
