@@ -1,12 +1,11 @@
 """Latent Diffusion on Imagenette at 64 px: the whole pipeline in small.
 
-Train the first stage first, on the same images (imagenette64_vq.py says where to get them). The
-first call encodes the images and stores the latents next to the first stage.
+Train the first stage first, on the same images: imagenette64_vq.py. The first call encodes the
+images and stores the latents next to the first stage.
 
-    S=--config.task.source=imagenette2-160
-    python train.py --config configs/imagenette64_ldm.py:rigl,0.5 $S  # 43 M parameters, a CPU night
-    python train.py --config configs/imagenette64_ldm.py:small,rigl,0.5 $S
-    python train.py --config configs/imagenette64_ldm.py:small,dense $S
+    python train.py --config configs/imagenette64_ldm.py:rigl,0.5    # 43 M parameters, a CPU night
+    python train.py --config configs/imagenette64_ldm.py:small,rigl,0.5
+    python train.py --config configs/imagenette64_ldm.py:small,dense
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
 update interval, `small`: the small first stage and 500 steps of a UNet with 4.6 M parameters, six
@@ -26,6 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_size = 64
     config.task.name = "latents"
     config.task.dataset = "files"
+    config.task.url = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"
     config.task.image_size = 64
     config.task.reference_split = "validation"
     config.task.flip = True

@@ -1,12 +1,11 @@
 """First stage for Imagenette at 64 px: a VQ autoencoder with factor 4, 64x64x3 to 16x16x3.
 
-    S=--config.task.source=imagenette2-160
-    python train.py --config configs/imagenette64_vq.py $S          # 5 M parameters, a CPU night
-    python train.py --config configs/imagenette64_vq.py:small $S    # 0.7 M parameters, 20 minutes
+    python train.py --config configs/imagenette64_vq.py          # 5 M parameters, a CPU night
+    python train.py --config configs/imagenette64_vq.py:small    # 0.7 M parameters, 20 minutes
 
-The source is the folder in https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz (99 MB),
-or a folder or npz of your own images, with --config.task.reference_split=train if they have no
-splits. The second stage is imagenette64_ldm.py.
+The first run downloads the images (99 MB). `--config.task.source` names others: a folder or npz of
+your own, with --config.task.reference_split=train if they have no splits. The second stage is
+imagenette64_ldm.py.
 """
 
 from ml_collections import ConfigDict
@@ -22,6 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.batch_size = 32
     config.task.name = "autoencoder"
     config.task.dataset = "files"
+    config.task.url = "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz"
     config.task.image_size = 64
     config.task.reference_split = "validation"
     config.task.flip = True

@@ -1,12 +1,12 @@
 """Sparse ChiroDiff on KanjiVG: 11,662 Chinese and Japanese characters as pen strokes.
 
-    Z=--config.task.source=kanjivg-20240807-main.zip
-    python train.py --config configs/kanjivg_chirodiff.py:rigl,0.5 $Z
-    python train.py --config configs/kanjivg_chirodiff.py:static,0.75 $Z --config.seed=1
-    python train.py --config configs/kanjivg_chirodiff.py:cpu,dense $Z
+    python train.py --config configs/kanjivg_chirodiff.py:rigl,0.5
+    python train.py --config configs/kanjivg_chirodiff.py:static,0.75 --config.seed=1
+    python train.py --config configs/kanjivg_chirodiff.py:cpu,dense
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval, `cpu` (half an hour on one core), `short` (minutes). The source is the zip of
+update interval, `cpu` (half an hour on one core), `short` (minutes). The first run downloads the
+zip of release 20240807. `--config.task.source` names other data: a zip of
 https://github.com/KanjiVG/kanjivg/releases, a folder of its SVGs, or a packed npz.
 """
 

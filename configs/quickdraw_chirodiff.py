@@ -1,13 +1,14 @@
 """Sparse ChiroDiff on drawings from Quick, Draw!.
 
-    python train.py --config configs/quickdraw_chirodiff.py:rigl,0.5 --config.task.source=cat.ndjson
-    python train.py --config configs/quickdraw_chirodiff.py --config.task.source=quickdraw \
-        --config.task.words="('cat','crab')"
+    python train.py --config configs/quickdraw_chirodiff.py:rigl,0.5            # cats
+    python train.py --config configs/quickdraw_chirodiff.py --config.task.words=cat,crab
+    python train.py --config configs/quickdraw_chirodiff.py --config.task.source=cat.ndjson
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval, `cpu` (half an hour on one core), `short` (minutes). The source is one of Google's
-ndjson files, raw or simplified, a folder of them, or a packed npz; `task.words` selects categories.
-https://github.com/googlecreativelab/quickdraw-dataset links to the files.
+update interval, `cpu` (half an hour on one core), `short` (minutes). The first run downloads the
+simplified drawings of the categories in `task.words`. `--config.task.source` names other data: one
+of Google's ndjson files, raw or simplified, a folder of them, or a packed npz.
+https://github.com/googlecreativelab/quickdraw-dataset lists the categories.
 """
 
 from ml_collections import ConfigDict

@@ -6,8 +6,10 @@
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
 update interval, `cpu` (half an hour on one core), `short` (minutes), `like`. The source is an npz
-in the packed layout (see `sparsejax.data.packed`). `like` uses `vmnist_like`, MNIST's digits
-traced to strokes: a different data set, with results of its own.
+in the packed layout (see `sparsejax.data.packed`), made from the drawings that
+https://github.com/dasayan05/chirodiff links under Data preparation, a shared folder that can't be
+downloaded as a file. `like` uses `vmnist_like`, MNIST's digits traced to strokes: a different data
+set, with results of its own.
 """
 
 from ml_collections import ConfigDict

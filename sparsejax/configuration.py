@@ -39,6 +39,7 @@ FREE_ON_RESUME = (
     "sample",
     "sparsity.compact",
     "task.reference_split",
+    "task.url",
     "imports",
 )
 

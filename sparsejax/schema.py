@@ -98,6 +98,13 @@ KEYS = (
     Key("task.name", str, "images", "model family: images, autoencoder, latents, strokes"),
     Key("task.dataset", str, "", "name of the dataset; `files` for images of your own"),
     Key("task.source", str, "", "path of the files, for `files` and pen strokes"),
+    Key(
+        "task.url",
+        str,
+        "",
+        "address that the files are downloaded from where `task.source` names none (default: the "
+        "publisher's, for kanjivg and quickdraw_strokes, where `{word}` stands for each word)",
+    ),
     Key("task.image_size", int, 0, "height and width in pixels"),
     Key("task.split", str, "train", "training split; slices such as `train[:12500]` work"),
     Key("task.reference_split", str, "train", "split that samples are compared with"),
@@ -123,7 +130,7 @@ KEYS = (
         "task.words",
         tuple[str, ...],
         (),
-        "strokes: QuickDraw categories to keep (default: all in the source)",
+        "strokes: QuickDraw categories to keep (default: all in the source; without one, cat)",
     ),
     Key(
         "task.representation",

@@ -200,17 +200,12 @@ def test_the_network_of_another_kind_is_asked_for_its_arguments():
 @pytest.mark.parametrize(
     ("name", "accepted"),
     [
-        (
-            "kanjivg_chirodiff",
-            "path of KanjiVG's zip .*https://github.com/KanjiVG/kanjivg/releases",
-        ),
-        ("quickdraw_chirodiff", "ndjson .*https://github.com/googlecreativelab/quickdraw-dataset"),
-        ("vmnist_chirodiff", "path of an npz in the packed layout"),
-        ("imagenette64_vq", "path of a folder of images"),
+        ("vmnist_chirodiff.py", "path of an npz in the packed layout .*dasayan05/chirodiff"),
+        ("vmnist_chirodiff.py:like", "path of an npz in the packed layout .*with mnist_index"),
     ],
 )
 def test_data_that_a_config_leaves_to_the_user_are_asked_for(tmp_path, name, accepted):
-    config = resolve(load_config(str(ROOT / "configs" / f"{name}.py")))
+    config = resolve(load_config(str(ROOT / "configs" / name)))
     with pytest.raises(ConfigError, match=f"^config.task.source is ''; accepted: .*{accepted}"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -99,7 +99,8 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
 
     found = check(config, workdir)
     sparsity, steps, total = found.config.sparsity, found.config.steps, found.counts.total
-    label, sizes = found.data
+    label, sizes = found.data or ("", {})
+    counted = ", ".join(f"{size:,} of {name}" for name, size in sizes.items())
     count, kind = found.devices
     level = "" if sparsity.method == "dense" else f", S = {sparsity.level:g}"
     structure = "".join(f", {word}" for word in structure_words(sparsity))
@@ -108,7 +109,7 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
     rows = {
         "method": f"{sparsity.method}{level}{structure}",
         "sparsity": f"{asked_level(sparsity):g} requested, {actual} actual",
-        "data": f"{label}: " + ", ".join(f"{size:,} of {name}" for name, size in sizes.items()),
+        "data": found.download or f"{label}: {counted}",
         "parameters": f"{total.weights:,}, {total.active:,} of them active",
         "steps": f"{steps:,}" + (f", {found.done:,} of them done" if found.done else ""),
         "topology updates": f"{found.updates:,}",
@@ -127,7 +128,8 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
         requested = "" if layer.requested is None else f"{layer.requested:.4f}"
         table.add_row(layer.name, f"{layer.weights:,}", requested, f"{layer.actual:.4f}")
     console().print(table)
-    print("Checked: the run can start. Nothing was trained or written to its folder.")
+    once = ", once its data are downloaded" if found.download else ""
+    print(f"Checked: the run can start{once}. Nothing was trained or written to its folder.")
 
 
 def _say_what_is_saved(workdir: pathlib.Path, error: Exception) -> None:

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import importlib.util
 import io
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from sparsejax.data import publishers
 from sparsejax.data.digits import Digits
 from sparsejax.data.files import ACCEPTED, Files
 from sparsejax.data.sketch_builders import Kanjivg, QuickdrawStrokes, Vmnist, VmnistLike
@@ -73,8 +73,9 @@ def datasets() -> tuple[str, ...]:
 
 def full_name(settings: ConfigDict) -> str:
     """Return the builder's full name with config and version; see `open_builder`."""
+    arguments = _arguments(settings)
     with _quiet(progress=False):
-        return _create(*_arguments(settings)).info.full_name
+        return _create(*arguments).info.full_name
 
 
 def stamp(settings: ConfigDict) -> dict[str, Stamp]:
@@ -90,8 +91,9 @@ def stamp(settings: ConfigDict) -> dict[str, Stamp]:
     Raises:
       ConfigError: see `open_builder`.
     """
+    arguments = _arguments(settings)
     with _quiet(progress=False):
-        builder = _create(*_arguments(settings))
+        builder = _create(*arguments)
     if settings.dataset in IMAGE_BUILDERS:
         return {}
     if settings.dataset not in PUBLISHED:
@@ -106,7 +108,8 @@ def open_builder(settings: ConfigDict) -> tfds.core.DatasetBuilder:
     Process 0 prepares it while the others wait, so every process must call this.
 
     Args:
-      settings: `config.task`: dataset, source, data_dir; words, for pen drawings.
+      settings: `config.task`: dataset, source, url, data_dir; words, for pen drawings. A source
+        that the publisher offers is downloaded, if the config names none.
 
     Returns:
       tfds.core.DatasetBuilder.
@@ -119,7 +122,12 @@ def open_builder(settings: ConfigDict) -> tfds.core.DatasetBuilder:
 
 
 def _arguments(settings: ConfigDict) -> tuple[str, str, str, tuple[str, ...]]:
-    return settings.dataset, settings.source, settings.data_dir, settings.words
+    dataset = settings.dataset
+    require(dataset in datasets(), "task.dataset", dataset, ", ".join(datasets()))
+    have_source, source = publishers.SOURCED, settings.source
+    accepted = f"'' with the dataset {dataset}; those with a source are {', '.join(have_source)}"
+    require(not source or dataset in have_source, "task.source", source, accepted)
+    return dataset, publishers.fetch(settings), settings.data_dir, settings.words
 
 
 @functools.cache
@@ -130,8 +138,9 @@ def _open(
     with _quiet(progress=dataset != "digits" and sys.stderr.isatty()):
         builder = _create(dataset, source, data_dir, words)
         if not builder.is_prepared():
-            if dataset in PUBLISHED:
-                _check_can_be_prepared(dataset, builder)
+            problem = _lacking(dataset, builder)
+            if problem:
+                raise ConfigError(problem)
             if jax.process_index() == 0:
                 where = "the folder of data sets (config.task.data_dir or TFDS_DATA_DIR)"
                 require_writable(builder.data_dir, where)
@@ -171,17 +180,12 @@ def _prepare(
 def _create(
     dataset: str, source: str, data_dir: str, words: tuple[str, ...]
 ) -> tfds.core.DatasetBuilder:
-    require(dataset in datasets(), "task.dataset", dataset, ", ".join(datasets()))
-    have_source = ("files", *SKETCHES)
-    accepted = f"'' with the dataset {dataset}; those with a source are {', '.join(have_source)}"
-    require(not source or dataset in have_source, "task.source", source, accepted)
     try:
         return _build(dataset, source, data_dir or None, words)
     except ConfigError:
         raise
     except Exception as error:  # tensorflow-datasets raises whatever the damage causes
-        home = data_dir or os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
-        folder = pathlib.Path(home).expanduser() / PUBLISHED.get(dataset, dataset).split("/")[0]
+        folder = publishers.home(data_dir) / PUBLISHED.get(dataset, dataset).split("/")[0]
         if not folder.exists():
             raise
         raise ConfigError(
@@ -206,8 +210,26 @@ def _build(
     return tfds.builder(PUBLISHED[dataset], data_dir=folder)
 
 
-def _check_can_be_prepared(dataset: str, builder: tfds.core.DatasetBuilder) -> None:
-    """Raise a ConfigError that lists what tensorflow-datasets lacks to prepare a dataset."""
+def lacking(settings: ConfigDict) -> str:
+    """Describe what a dataset that isn't prepared can't be prepared without; empty if nothing is.
+
+    Args:
+      settings: `config.task`.
+
+    Raises:
+      ConfigError: see `open_builder`.
+    """
+    if settings.dataset not in PUBLISHED:
+        return ""
+    with _quiet(progress=False):
+        builder = _create(*_arguments(settings))
+    return "" if builder.is_prepared() else _lacking(settings.dataset, builder)
+
+
+def _lacking(dataset: str, builder: tfds.core.DatasetBuilder) -> str:
+    """List what tensorflow-datasets lacks to prepare one of its datasets."""
+    if dataset not in PUBLISHED:
+        return ""
     missing = []
     if importlib.util.find_spec("tensorflow") is None:
         missing.append("TensorFlow: pip install 'sparsejax[images]'")
@@ -221,14 +243,15 @@ def _check_can_be_prepared(dataset: str, builder: tfds.core.DatasetBuilder) -> N
                 f"{archive}: the 30,000 images of 256x256 pixels as png, made as "
                 "https://github.com/tkarras/progressive_growing_of_gans describes"
             )
-    if missing:
-        needs = "".join(f"\n  {line}" for line in missing)
-        raise ConfigError(
-            f"config.task.dataset is {dataset!r}, which isn't prepared in {builder.data_dir}. "
-            f"tensorflow-datasets needs, to prepare it:{needs}\nThen start again, or prepare it "
-            f"by\n  {_command(dataset, builder)}\nImages that you have as files can be used "
-            "without any of this: config.task.dataset = 'files' and config.task.source."
-        )
+    if not missing:
+        return ""
+    needs = "".join(f"\n  {line}" for line in missing)
+    return (
+        f"config.task.dataset is {dataset!r}, which isn't prepared in {builder.data_dir}. "
+        f"tensorflow-datasets needs, to prepare it:{needs}\nThen start again, or prepare it "
+        f"by\n  {_command(dataset, builder)}\nImages that you have as files can be used "
+        "without any of this: config.task.dataset = 'files' and config.task.source."
+    )
 
 
 def _command(dataset: str, builder: tfds.core.DatasetBuilder) -> str:

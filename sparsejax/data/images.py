@@ -1,6 +1,6 @@
 """Image datasets by name, and the input pipeline of training.
 
-Functions take `config.task` and read dataset, source, image_size and data_dir from it.
+Functions take `config.task` and read dataset, source, url, image_size and data_dir from it.
 """
 
 import concurrent.futures
@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from sparsejax.data import decoding
+from sparsejax.data import decoding, publishers
 from sparsejax.data.builders import SKETCHES, full_name, image_sets, open_builder
 from sparsejax.data.files import short_name
 from sparsejax.data.splits import check_split
@@ -97,7 +97,8 @@ def describe(settings: ConfigDict, split: str) -> str:
 
 def label(settings: ConfigDict) -> str:
     """Return a short name for figures: that of the dataset, or of the source for `files`."""
-    return short_name(settings.source) if settings.dataset == "files" else settings.dataset
+    is_own = settings.dataset == "files"
+    return short_name(publishers.source(settings)) if is_own else settings.dataset
 
 
 def image_batches(

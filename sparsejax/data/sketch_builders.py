@@ -202,6 +202,11 @@ class Kanjivg(Sketches):
 class Vmnist(Sketches):
     """VMNIST, handwritten digits as strokes, packed in an npz; see `Sketches`."""
 
+    ACCEPTED = (
+        f"{_NPZ}, made from the drawings that https://github.com/dasayan05/chirodiff links under "
+        "Data preparation"
+    )
+
     def _check_keys(self, keys: set[str]) -> None:
         if "mnist_index" in keys:
             problem = "it has the key mnist_index: MNIST's pictures, traced, are not VMNIST"

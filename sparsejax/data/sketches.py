@@ -1,6 +1,7 @@
 """Pen drawings for training: loaded into memory, batched by length.
 
-Functions take `config.task` and read dataset, source, words, data_dir and representation from it.
+Functions take `config.task` and read dataset, source, url, words, data_dir and representation from
+it.
 """
 
 import functools

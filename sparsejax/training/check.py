@@ -11,6 +11,8 @@ import ml_collections
 import numpy as np
 
 from sparsejax.compact.states import shrink_state
+from sparsejax.configuration import complete
+from sparsejax.data import publishers
 from sparsejax.errors import require
 from sparsejax.families import build_data, build_model
 from sparsejax.sparsity.masks import Summary, is_sparsifiable, path_name, summarize
@@ -45,7 +47,8 @@ class Check(NamedTuple):
 
     Attributes:
       config: resolved config.
-      data: label of the data, and the number of examples of each split.
+      data: label of the data, and the number of examples of each split; None if they aren't here.
+      download: what training downloads first, and from where; empty if nothing.
       counts: parameters, all and active.
       layers: layers that can be sparse.
       done: steps already taken.
@@ -56,7 +59,8 @@ class Check(NamedTuple):
     """
 
     config: ml_collections.FrozenConfigDict
-    data: tuple[str, Mapping[str, int]]
+    data: tuple[str, Mapping[str, int]] | None
+    download: str
     counts: Summary
     layers: tuple[Layer, ...]
     done: int
@@ -69,6 +73,8 @@ class Check(NamedTuple):
 def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
     """Check that a run can start or resume, without training or leaving files in the workdir.
 
+    Nothing is downloaded: if data are missing that training downloads, all else is checked.
+
     Args:
       config: ConfigDict with the schema of `configuration.default_config`.
       workdir: path; a run found there would be resumed.
@@ -80,12 +86,14 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
       ConfigError: see `loop.train`.
     """
     workdir = pathlib.Path(workdir)
-    config = resolve_run(workdir, config)
-    data = build_data(config)
-    model = build_model(config, data.facts())
+    whole = complete(config.copy_and_resolve_references().to_dict())
+    download = publishers.missing(whole.task)
+    config = resolve_run(workdir, config, has_data=not download)
+    data = None if download else build_data(config)
+    model = build_model(config, data.facts() if data else None)
     plan = build_plan(config, model)
     runs.check_writable(workdir)
-    sizes = data.sizes()
+    found = (data.label, data.sizes()) if data else None
     optimizer = build_optimizer(config)
     done = _steps_taken(config, workdir)
     if done:
@@ -98,7 +106,8 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
     parts = jax.device_count() * config.optimizer.accumulate
     return Check(
         config,
-        (data.label, sizes),
+        found,
+        download,
         summarize(params, masks),
         _layers(params, masks, plan.requested),
         done,

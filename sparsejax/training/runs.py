@@ -56,12 +56,13 @@ def default_workdir(config: ConfigDict) -> pathlib.Path:
     return pathlib.Path("runs") / "-".join(parts)
 
 
-def resolve_for(workdir: PathLike, config: ConfigDict) -> ConfigDict:
+def resolve_for(workdir: PathLike, config: ConfigDict, *, has_data: bool = True) -> ConfigDict:
     """Resolve a config against the run that the workdir already holds, if any.
 
     Args:
       workdir: path.
       config: ConfigDict with the schema of `configuration.default_config`.
+      has_data: whether the data are here, to be compared with those of that run.
 
     Returns:
       The resolved config.
@@ -92,7 +93,7 @@ def resolve_for(workdir: PathLike, config: ConfigDict) -> ConfigDict:
                 "accepted: another --workdir, or the same config to resume that run"
             )
         is_trained = steps[-1:] == [config.steps]
-        if stamped and (differing or not is_trained):
+        if has_data and stamped and (differing or not is_trained):
             facts.check_stamp(workdir, config)
     return config
 

@@ -119,12 +119,15 @@ def needs_data(workdir: PathLike, config: ml_collections.ConfigDict) -> bool:
     return checkpoints.list_steps(pathlib.Path(workdir) / "checkpoints")[-1:] != [config.steps]
 
 
-def resolve_run(workdir: PathLike, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def resolve_run(
+    workdir: PathLike, config: ml_collections.ConfigDict, *, has_data: bool = True
+) -> ml_collections.ConfigDict:
     """Resolve a config against the run in a workdir, if any, and the devices of all processes.
 
     Args:
       workdir: path.
       config: ConfigDict with the schema of `configuration.default_config`.
+      has_data: see `runs.resolve_for`.
 
     Returns:
       The resolved config.
@@ -132,7 +135,7 @@ def resolve_run(workdir: PathLike, config: ml_collections.ConfigDict) -> ml_coll
     Raises:
       ConfigError: see `runs.resolve_for`; or batches don't divide among devices and microbatches.
     """
-    config = runs.resolve_for(workdir, config)
+    config = runs.resolve_for(workdir, config, has_data=has_data)
     size, parts = config.batch_size, jax.device_count() * config.optimizer.accumulate
     accepted = f"multiples of {parts}: devices times optimizer.accumulate"
     require(size >= parts and size % parts == 0, "batch_size", size, accepted)

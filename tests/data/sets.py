@@ -16,6 +16,7 @@ def task(data_dir, **changes):
     defaults = {
         "dataset": "files",
         "source": "",
+        "url": "",
         "image_size": 8,
         "split": "train",
         "reference_split": "validation",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from absl import logging as absl_logging
 
-from sparsejax.data import images, kanjivg, packed, quickdraw, strokes
+from sparsejax.data import images, kanjivg, packed, publishers, quickdraw, strokes
 from sparsejax.data.builders import SKETCHES, datasets, full_name, open_builder
 from sparsejax.errors import ConfigError
 from tests.data.sets import EXCERPTS, task
@@ -303,7 +303,8 @@ def test_sources_that_are_none_are_refused(tmp_path, dataset):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.txt").write_text("?")
     (tmp_path / "a.npz").write_text("?")
-    for source in ("", tmp_path / "nowhere", *(tmp_path / n for n in ("empty", "a.txt", "a.npz"))):
+    nothing = () if dataset in publishers.URLS else ("",)
+    for source in (*nothing, *(tmp_path / n for n in ("nowhere", "empty", "a.txt", "a.npz"))):
         with pytest.raises(ConfigError, match=r"config\.task\.source is .*accepted.*npz in the"):
             open_builder(task(tmp_path / "sets", dataset=dataset, source=source))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,11 @@ from tests.documented.documents import DOCUMENTS, ROOT
 from tests.families.test_strokes import write_scribbles
 
 
+def downloads():
+    """Where downloads are kept: what lies there, as if put there by hand, isn't downloaded."""
+    return pathlib.Path(os.environ["TFDS_DATA_DIR"]) / "downloads"
+
+
 def write_photos(place):
     """Pictures of three classes, 16 to train and 8 for validation, as an npz and as a folder."""
     rng = np.random.default_rng(0)
@@ -28,7 +34,7 @@ def write_photos(place):
         f"{('train', 'val')[part]}/n{label}/{i}.png": image
         for i, (image, label, part) in enumerate(zip(images, labels, split, strict=True))
     }
-    write(place / "imagenette2-160", **files)
+    write(downloads() / "files" / "imagenette2-160", **files)
 
 
 def write_first_stage(path):
@@ -59,7 +65,9 @@ def place(tmp_path_factory):
             (place / name).write_text(code)
     write_scribbles(place / "vmnist_like.npz", label=np.arange(60) % 10, mnist_index=np.arange(60))
     write_photos(place)
-    shutil.copy(EXCERPTS / "kanjivg.zip", place / "kanjivg-20240807-main.zip")
+    (downloads() / "kanjivg").mkdir(parents=True, exist_ok=True)
+    for folder in (downloads() / "kanjivg", place):
+        shutil.copy(EXCERPTS / "kanjivg.zip", folder / "kanjivg-20240807-main.zip")
     write_first_stage(place / "first_stage.safetensors")
     return place
 
