@@ -8,8 +8,9 @@ are the paper's numbers; it doesn't say which ones, so these are the first of th
     python train.py --config configs/celebahq_ldm.py:dense
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval. `--config.first_stage.path` names the first stage: the published VQ-f4 (a CompVis
-.ckpt or a diffusers folder), or the workdir of one that you trained here.
+update interval. Before the first run, the data and the first stage have to be there, as
+docs/latent_diffusion.md ("Published size") describes: the published VQ-f4 as
+first_stage/vq-f4.ckpt, or another first stage as `--config.first_stage.path`.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from sparsejax import values
 from sparsejax.data import images as data
 from sparsejax.data import latents as cache
-from sparsejax.data.builders import stamp
+from sparsejax.data.builders import lacking, stamp
 from sparsejax.data.latents import Encode
 from sparsejax.data.stamps import Stamp, stamp_file, stamp_folder
 from sparsejax.errors import ConfigError, require
@@ -31,6 +31,7 @@ from sparsejax.types import Array, Batches, Frozen, Params
 
 _ENCODED_AT_ONCE = 16  # images per device
 _DECODED_AT_ONCE = 8
+_PUBLISHED = "https://ommer-lab.com/files/latent-diffusion/vq-f4.zip"  # of CompVis' model zoo
 
 
 def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
@@ -112,7 +113,7 @@ def latents_data(config: ConfigDict) -> Data:
       ConfigError: names the config key, its value and what is accepted.
     """
     settings = config.task
-    size = latent_size(config)
+    size = _find_size(config)
     path, network = find_first_stage(config.first_stage)
     scale = settings.latent_scale
     beside = path.parent / "latents" / f"{data.label(settings)}-{settings.image_size}"
@@ -168,6 +169,14 @@ def latents_data(config: ConfigDict) -> Data:
         sizes=lambda: image_counts(config),
         labelled=lambda: data.load_images(settings, settings.split),
     )
+
+
+def _find_size(config: ConfigDict) -> int:
+    """Return the size of latents; if there is none, say what the images lack too, at once."""
+    try:
+        return latent_size(config)
+    except ConfigError as error:
+        raise ConfigError(". ".join(filter(None, [str(error), lacking(config.task)]))) from error
 
 
 def latent_size(config: ConfigDict) -> int:
@@ -236,6 +245,11 @@ def _first_stage_file(settings: ConfigDict) -> pathlib.Path:
     if (path / first_stage.FILE).exists():
         path = path / first_stage.FILE
     accepted = f"a file, a diffusers folder, or the workdir of a finished run ({first_stage.FILE})"
+    if path.suffix == ".ckpt":
+        accepted += (
+            f"; the published VQ-f4 is model.ckpt in {_PUBLISHED}: unzip -p vq-f4.zip model.ckpt > "
+            f"{path} (reading it needs pip install 'sparsejax[torch]')"
+        )
     require(path.exists(), "first_stage.path", settings.path, accepted)
     return path
 

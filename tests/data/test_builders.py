@@ -8,10 +8,13 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from configs import celebahq_ldm, lsun_bedrooms_ldm
+from sparsejax.configuration import resolve
 from sparsejax.data import builders
 from sparsejax.data import images as data
 from sparsejax.data.digits import Digits
 from sparsejax.errors import ConfigError
+from sparsejax.families import build_data
 from tests.data.sets import encoded, pixels, task, write
 
 has_no_tensorflow = pytest.mark.skipif(
@@ -96,6 +99,21 @@ def test_without_tensorflow_the_error_says_what_to_install(dataset, needs, tmp_p
     expected = ["config.task.dataset", dataset, "pip install 'sparsejax[images]'", command, *needs]
     assert [text for text in expected if text not in str(error.value)] == []
     assert not list(tmp_path.iterdir())
+
+
+@has_no_tensorflow
+@pytest.mark.parametrize("module", [celebahq_ldm, lsun_bedrooms_ldm], ids=lambda m: m.__name__)
+def test_all_that_a_published_config_lacks_is_said_at_once(module, tmp_path, monkeypatch):
+    """The first stage by the name of the published file, and the data."""
+    monkeypatch.chdir(tmp_path)
+    config = module.get_config()
+    config.task.data_dir = str(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        build_data(resolve(config))
+    expected = ["config.first_stage.path is 'first_stage/vq-f4.ckpt'", "latent-diffusion/vq-f4.zip"]
+    expected += ["unzip -p vq-f4.zip model.ckpt > first_stage/vq-f4.ckpt", "sparsejax[torch]"]
+    expected += [f"config.task.dataset is {config.task.dataset!r}", "sparsejax[images]"]
+    assert [text for text in expected if text not in str(error.value)] == []
 
 
 def test_a_set_prepared_as_tfrecord_only_is_refused(tmp_path):
