@@ -40,8 +40,10 @@ FREE_ON_RESUME = (
     "sparsity.compact",
     "task.reference_split",
     "task.url",
+    "task.labelled_split",
     "imports",
 )
+_ONE_BATCH = "1 with optimizer.skip_nonfinite"
 
 
 def default_config() -> ConfigDict:
@@ -202,6 +204,9 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
     decays = o.name in ("adamw", "lion")
     accepted = f"0.0 with {o.name}; adamw and lion decay weights"
     require(decays or not o.weight_decay, "optimizer.weight_decay", o.weight_decay, accepted)
+    # A skipped step's batch would make the mean not finite.
+    batches, skips = sparsity.gradient_batches, o.skip_nonfinite
+    require(batches == 1 or not skips, "sparsity.gradient_batches", batches, _ONE_BATCH)
     return ml_collections.FrozenConfigDict(config)
 
 

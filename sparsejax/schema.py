@@ -108,6 +108,12 @@ KEYS = (
     Key("task.image_size", int, 0, "height and width in pixels"),
     Key("task.split", str, "train", "training split; slices such as `train[:12500]` work"),
     Key("task.reference_split", str, "train", "split that samples are compared with"),
+    Key(
+        "task.labelled_split",
+        str,
+        "",
+        "split with whose labels the classifier of metrics is trained (default: `split`)",
+    ),
     Key("task.flip", bool, False, "mirror images with probability 1/2, drawn anew in each epoch"),
     Key("task.data_dir", str, "", "data folder of tensorflow-datasets (default: its own default)"),
     Key("task.kind", str, "vq", "network: vq or kl (autoencoder), birnn or transformer (strokes)"),
@@ -253,6 +259,13 @@ KEYS = (
         DROP_SCHEDULES,
     ),
     Key("sparsity.update_interval", int, 100, "steps between topology updates", _STEPS),
+    Key(
+        "sparsity.gradient_batches",
+        int,
+        1,
+        "batches, the last ones trained on, that the dense gradient of an update is the mean over",
+        "1 to 1000",
+    ),
     Key(
         "sparsity.begin",
         int | None,

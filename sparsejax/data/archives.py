@@ -5,13 +5,13 @@ Keys, either
   jpeg    [bytes] uint8 and offsets [count + 1] int: item i is the encoded image (JPEG, PNG, ...)
           jpeg[offsets[i]:offsets[i + 1]],
 and optionally label or labels [count] int and split [count] int: 0 train, 1 validation, 2 test.
-Other keys are ignored.
+Images may also have the key image. Other keys are ignored.
 """
 
 import functools
 import hashlib
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +24,7 @@ from sparsejax.types import NumpyArray
 Read: TypeAlias = Callable[[int], bytes]  # an item's encoded bytes
 
 SPLITS = ("train", "validation", "test")
+_IMAGES = ("images", "image")
 
 
 def digest(path: pathlib.Path) -> str:
@@ -53,8 +54,9 @@ def channels(path: pathlib.Path) -> int:
         names = zips.names(path)
         if {"jpeg", "offsets"} <= set(names):
             return 3
-        check("images" in names, f"its keys are {few(names)}")
-        shape, _ = zips.header(path, "images")
+        key = _images_key(names)
+        check(key, f"its keys are {few(names)}")
+        shape, _ = zips.header(path, key)
     except (zips.NpzError, OSError) as error:
         raise SourceError(zips.problem(error)) from error
     return 1 if len(shape) == 3 else _checked_images(shape)[3]
@@ -73,10 +75,10 @@ def items(path: pathlib.Path) -> list[Item]:
       SourceError: the file isn't an npz, is damaged, or has other arrays than described above.
     """
     try:
-        arrays = zips.read_npz(path, ("images", "jpeg", "offsets", "label", "labels", "split"))
+        arrays = zips.read_npz(path, (*_IMAGES, "jpeg", "offsets", "label", "labels", "split"))
     except (zips.NpzError, OSError) as error:
         raise SourceError(zips.problem(error)) from error
-    check("images" in arrays or {"jpeg", "offsets"} <= arrays.keys(), "it lacks images")
+    check(_images_key(arrays) or {"jpeg", "offsets"} <= arrays.keys(), "it lacks images")
     read, count = _ragged(arrays) if {"jpeg", "offsets"} <= arrays.keys() else _pixels(arrays)
     check_count(count, path)
     labels = arrays.get("label", arrays.get("labels", np.zeros(count, int)))
@@ -90,8 +92,13 @@ def items(path: pathlib.Path) -> list[Item]:
     ]
 
 
+def _images_key(names: Container[str]) -> str:
+    """Return the key of an npz's images; empty if it has none."""
+    return next((key for key in _IMAGES if key in names), "")
+
+
 def _pixels(arrays: dict[str, NumpyArray]) -> tuple[Read, int]:
-    images = arrays["images"]
+    images = arrays[_images_key(arrays)]
     check(images.dtype == np.uint8, f"images are {images.dtype}, not uint8")
     _checked_images(images.shape)
     return lambda i: encode(images[i]), len(images)

@@ -1,9 +1,15 @@
 """Splits of a dataset, named and sliced as in tensorflow-datasets."""
 
+import itertools
+
+import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from sparsejax.errors import ConfigError
+from sparsejax.types import NumpyArray
+
+_KEYS = ("split", "reference_split", "labelled_split")
 
 
 def check_split(settings: ConfigDict, split: str, builder: tfds.core.DatasetBuilder) -> None:
@@ -25,9 +31,36 @@ def check_split(settings: ConfigDict, split: str, builder: tfds.core.DatasetBuil
         if count > 0:
             return
         problem = "it selects nothing"
-    key = "reference_split" if split == settings.reference_split != settings.split else "split"
+    key = next((key for key in _KEYS if settings.get(key) == split), "split")
     splits = ", ".join(f"{name} ({s.num_examples})" for name, s in builder.info.splits.items())
     raise ConfigError(
         f"config.task.{key} is {split!r}: {problem}; accepted: {splits}, and slices of these such "
         "as train[:1000]"
     )
+
+
+def is_held_out(settings: ConfigDict, builder: tfds.core.DatasetBuilder) -> bool:
+    """Return whether no example of `reference_split` is in the training split.
+
+    Args:
+      settings: `config.task`.
+      builder: prepared builder of the dataset.
+
+    Raises:
+      ConfigError: the dataset lacks one of the splits; see `check_split`.
+    """
+    absolute = []
+    for split in (settings.split, settings.reference_split):
+        check_split(settings, split, builder)
+        instruction = tfds.core.ReadInstruction.from_spec(split)
+        absolute.append(instruction.to_absolute(builder.info.splits))
+    return not any(
+        ours.splitname == theirs.splitname
+        and max(ours.from_, theirs.from_) < min(ours.to, theirs.to)
+        for ours, theirs in itertools.product(*absolute)
+    )
+
+
+def spread_over(count: int, most: int) -> NumpyArray:
+    """Return the indices of `most` examples spread evenly over `count`, or all [number] int64."""
+    return np.linspace(0, count - 1, min(count, most)).astype(np.int64)

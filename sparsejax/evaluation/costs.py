@@ -53,8 +53,10 @@ def run_costs(
     periods = _periods(plan, steps, sparse, lines)
     mean = sum(count * flops for count, flops, _ in periods) / steps if steps else sparse
     by_formula = costs.training_flops(method, mean, dense, config.sparsity.update_interval)
+    batches = config.sparsity.gradient_batches
     as_run = sum(
-        costs.run_flops(method, flops, dense, count, updates) for count, flops, updates in periods
+        costs.run_flops(method, flops, dense, count, batches * updates)
+        for count, flops, updates in periods
     )
     return {
         "method": method,

@@ -1,9 +1,10 @@
 """Evaluate one run: draw samples, measure them, count the run's costs."""
 
+import functools
 import logging
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -50,13 +51,21 @@ def meter_of(
       ConfigError: the options are invalid.
     """
     model, data = model or build_model(config), data or build_data(config)
+    training = data.training and functools.partial(_training_pictures, model, data.training)
     return build_meter(
         lambda: np.asarray(model.to_images(data.reference())),
         data.label,
         split=data.split,
         labelled=data.labelled,
+        training=training,
         **options,
     )
+
+
+def _training_pictures(
+    model: Model, training: Callable[[int], NumpyArray], most: int
+) -> NumpyArray:
+    return np.asarray(model.to_images(training(most)))
 
 
 def evaluate_run(

@@ -126,8 +126,11 @@ class Data(NamedTuple):
         checks of `prepare` without its slow work.
       held_out: `held_out() -> iterator`, one pass over `reference_split` in the format of
         `batches` (batch sizes may differ); None if the held-out loss isn't measured.
-      labelled: `labelled() -> (images uint8, labels)` of the training split, to train a
-        classifier on, in the size of sample pictures; None without labels.
+      labelled: `labelled() -> (images uint8, labels)` of `labelled_split` (default: the training
+        split), to train a classifier on, in the size of sample pictures; None without labels.
+      training: `training(most) -> real examples [count, ...]` of the training split, in the format
+        of samples: `most` of them, evenly spread, or all; None if the reference examples are
+        trained on too, or samples aren't compared with training examples.
       inputs: `inputs() -> pytree` that samples are made from, in place of `Model.frozen()`, if
         samples are reconstructions; None if they start from noise.
     """
@@ -141,6 +144,7 @@ class Data(NamedTuple):
     sizes: Callable[[], Mapping[str, int]] = dict
     held_out: Callable[[], Batches] | None = None
     labelled: Callable[[], tuple[Pictures, NumpyArray]] | None = None
+    training: Callable[[int], NumpyArray] | None = None
     inputs: Callable[[], Frozen] | None = None
 
 

@@ -4,7 +4,8 @@ import grain
 from ml_collections import ConfigDict
 
 from sparsejax.data import images as data
-from sparsejax.data.builders import stamp
+from sparsejax.data.builders import open_builder, stamp
+from sparsejax.data.splits import is_held_out, spread_over
 from sparsejax.errors import require
 from sparsejax.families.arguments import check_batch_size
 from sparsejax.families.denoising import denoising_model
@@ -14,6 +15,7 @@ from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.types import Batches, NumpyArray
 
 _IN_MEMORY = 2**30  # bytes of pixels; larger sets are decoded while training
+_HELD_OUT_BATCH = 250
 
 
 def images_model(config: ConfigDict, facts: Facts | None = None) -> Model:
@@ -40,21 +42,36 @@ def images_data(config: ConfigDict) -> Data:
       config: resolved ConfigDict.
 
     Returns:
-      Data; batches and reference are [count, height, width, channels] float32 in [-1, 1].
+      Data; batches and reference are [count, height, width, channels] float32 in [-1, 1]. The
+      held-out loss is measured if no image of `reference_split` is trained on.
 
     Raises:
-      ConfigError: the images are missing, or have another number of channels than the model.
+      ConfigError: the images or a split are missing, or the images have another number of channels
+        than the model.
     """
     settings = config.task
     check_channels(config)
+    has_held_out = is_held_out(settings, open_builder(settings))
+
+    def held_out() -> Batches:
+        images, _ = data.load_images(settings, settings.reference_split)
+        for start in range(0, len(images), _HELD_OUT_BATCH):
+            yield {"image": to_unit_range(images[start : start + _HELD_OUT_BATCH])}
+
+    def training(most: int) -> NumpyArray:
+        images, _ = data.load_images(settings, settings.split)
+        return to_unit_range(images[spread_over(len(images), most)])
+
     return Data(
         batches=lambda start, stop: training_batches(config, start, stop),
         reference=lambda: reference_images(settings),
         label=data.label(settings),
         split=settings.reference_split,
-        labelled=lambda: data.load_images(settings, settings.split),
+        labelled=lambda: data.load_images(settings, settings.labelled_split or settings.split),
         prepare=lambda: prepare_images(config),
         sizes=lambda: image_counts(config),
+        held_out=held_out if has_held_out else None,
+        training=training if has_held_out else None,
     )
 
 
@@ -75,7 +92,7 @@ def check_channels(config: ConfigDict) -> None:
 def prepare_images(config: ConfigDict) -> grain.MapDataset:
     """Open the training images, preparing them on disk the first time.
 
-    Opens `reference_split` too, which is read only when training is over.
+    Opens `reference_split` and `labelled_split` too, which are read only when training is over.
 
     Returns:
       See `data.images.open_images`.
@@ -84,7 +101,8 @@ def prepare_images(config: ConfigDict) -> grain.MapDataset:
       ConfigError: a split can't be opened, or `batch_size` exceeds the size of the training split.
     """
     settings = config.task
-    data.open_images(settings, settings.reference_split)
+    for split in filter(None, (settings.reference_split, settings.labelled_split)):
+        data.open_images(settings, split)
     images = data.open_images(settings, settings.split)
     check_batch_size(config, len(images))
     return images

@@ -167,7 +167,7 @@ def latents_data(config: ConfigDict) -> Data:
         facts=facts,
         prepare=prepare,
         sizes=lambda: image_counts(config),
-        labelled=lambda: data.load_images(settings, settings.split),
+        labelled=lambda: data.load_images(settings, settings.labelled_split or settings.split),
     )
 
 

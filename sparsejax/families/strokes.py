@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 
 from sparsejax.atomic import replacing, write_text
 from sparsejax.data import sketches as data
-from sparsejax.data.builders import stamp
+from sparsejax.data.builders import open_builder, stamp
 from sparsejax.data.images import label
+from sparsejax.data.splits import is_held_out, spread_over
 from sparsejax.data.stroke_statistics import compare_strokes
 from sparsejax.data.strokes import MAX_POINTS, PEN_UP, SCALE
 from sparsejax.diffusion import noise_schedules, process, samplers
@@ -155,7 +156,8 @@ def strokes_data(config: ConfigDict) -> Data:
     sketches = data.load_sketches(settings, settings.split)
     bounds = data.bucket_bounds(sketches.lengths, settings.buckets)
     _check_lengths(config, bounds[-1])
-    labels = data.load_labels(settings, settings.split)
+    labelled_split = settings.labelled_split or settings.split
+    labels = data.load_labels(settings, labelled_split)
 
     def batches(start: int, stop: int) -> Batches:
         share = 100 * data.padding(sketches.lengths, bounds)
@@ -185,8 +187,12 @@ def strokes_data(config: ConfigDict) -> Data:
 
     def labelled() -> tuple[Pictures, NumpyArray]:
         # Spread over the split: if it is sorted by label, the first ones have few labels.
-        chosen = np.linspace(0, len(labels) - 1, min(len(labels), LABELLED)).astype(np.int64)
-        return to_images(drawings(sketches, chosen)), labels[chosen]
+        chosen = spread_over(len(labels), LABELLED)
+        others = data.load_sketches(settings, labelled_split)
+        return to_images(drawings(others, chosen)), labels[chosen]
+
+    def training(most: int) -> NumpyArray:
+        return drawings(sketches, spread_over(len(sketches.lengths), most))
 
     return Data(
         batches=batches,
@@ -198,6 +204,7 @@ def strokes_data(config: ConfigDict) -> Data:
         sizes=sizes,
         held_out=held_out,
         labelled=labelled if np.ptp(labels) else None,
+        training=training if is_held_out(settings, open_builder(settings)) else None,
     )
 
 

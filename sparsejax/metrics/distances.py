@@ -12,7 +12,7 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 
-from sparsejax.metrics.features import blocks, checked
+from sparsejax.metrics.features import blocks, checked, squared_distances
 from sparsejax.metrics.moments import Statistics, check_statistics, statistics
 from sparsejax.seeds import check_seed
 from sparsejax.types import NumpyArray
@@ -194,7 +194,7 @@ def precision_recall(
     for rows in blocks(features):
         x = features[rows].astype(np.float64)
         for columns in blocks(reference):
-            squared = _squared_distances(x, reference[columns].astype(np.float64))
+            squared = squared_distances(x, reference[columns].astype(np.float64))
             precise[rows] |= (squared <= reference_radii[columns]).any(axis=1)
             recalled[columns] |= (squared <= radii[rows, None]).any(axis=0)
     return float(precise.mean()), float(recalled.mean())
@@ -215,24 +215,13 @@ def _squared_radii(features: NumpyArray, neighbours: int) -> NumpyArray:
         x = features[rows].astype(np.float64)
         nearest = []
         for columns in blocks(features):
-            squared = _squared_distances(x, features[columns].astype(np.float64))
+            squared = squared_distances(x, features[columns].astype(np.float64))
             last = min(neighbours, squared.shape[1] - 1)
             nearest.append(np.partition(squared, last, axis=1)[:, : last + 1].copy())
         # Each row is its own nearest, at index 0.
         candidates = np.concatenate(nearest, axis=1)
         radii[rows] = np.partition(candidates, neighbours, axis=1)[:, neighbours]
     return radii
-
-
-def _squared_distances(x: NumpyArray, y: NumpyArray) -> NumpyArray:
-    """Return [rows of x, rows of y]; rounding errors between equal rows become 0."""
-    norms = np.einsum("id,id->i", x, x)[:, None] + np.einsum("id,id->i", y, y)
-    squared = x @ y.T
-    squared *= -2
-    squared += norms
-    norms *= x.shape[1] * np.finfo(np.float64).eps
-    squared[squared <= norms] = 0
-    return squared
 
 
 def _polynomial(
@@ -242,7 +231,7 @@ def _polynomial(
 
 
 def _rbf(x: NumpyArray, y: NumpyArray, sigma: float) -> NumpyArray:
-    return np.exp(_squared_distances(x, y) / (-2 * sigma**2))
+    return np.exp(squared_distances(x, y) / (-2 * sigma**2))
 
 
 def _check_kernel(kernel: str, degree: int, sigma: float) -> None:

@@ -1,4 +1,4 @@
-"""Sets of features [count, dim]: checks, and iteration over blocks of rows."""
+"""Sets of features [count, dim]: checks, blocks of rows, distances between rows."""
 
 import numpy as np
 
@@ -43,3 +43,19 @@ def checked(
 def blocks(rows: NumpyArray) -> list[slice]:
     """Return the slices that cut rows into blocks of `BLOCK`."""
     return [slice(start, start + BLOCK) for start in range(0, len(rows), BLOCK)]
+
+
+def squared_distances(x: NumpyArray, y: NumpyArray) -> NumpyArray:
+    """Return the squared distances [rows of x, rows of y]; rounding errors of equal rows become 0.
+
+    Args:
+      x: [count, dim] float64.
+      y: [other count, dim] float64.
+    """
+    norms = np.einsum("id,id->i", x, x)[:, None] + np.einsum("id,id->i", y, y)
+    squared = x @ y.T
+    squared *= -2
+    squared += norms
+    norms *= x.shape[1] * np.finfo(np.float64).eps
+    squared[squared <= norms] = 0
+    return squared

@@ -3,20 +3,21 @@
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from sparsejax.errors import ConfigError
 from sparsejax.metrics import distances, moments
+from sparsejax.metrics.copying import nearer_to_training
 from sparsejax.metrics.extractors import (
     Extractor,
     Labelled,
     build_extractor,
     reference_features,
 )
-from sparsejax.metrics.names import METRICS, SUBSET_SIZE
+from sparsejax.metrics.names import DEFAULT_METRICS, METRICS, SUBSET_SIZE
 from sparsejax.rendering.pixels import PICTURES
 from sparsejax.storage import require_writable
 from sparsejax.types import NumpyArray, PathLike
@@ -52,14 +53,32 @@ class _Reference(NamedTuple):
     words: str
 
 
+class _Copying(NamedTuple):
+    """Pixels of as many training as held-out examples, whatever features the metrics are of.
+
+    A copy is one of pixels; features that are trained on labels could hide or invent it.
+    """
+
+    extractor: Extractor
+    training: NumpyArray
+    held_out: NumpyArray
+
+    def note(self, batches: Iterable[NumpyArray], seen: list[NumpyArray]) -> Iterator[NumpyArray]:
+        """Yield the batches, adding their pixels to `seen`."""
+        for batch in batches:
+            seen.append(self.extractor.extract(batch)[0])
+            yield batch
+
+
 def build_meter(
     reference: Callable[[], NumpyArray],
     label: str,
     *,
     split: str = "",
     labelled: Labelled | None = None,
+    training: Callable[[int], NumpyArray] | None = None,
     count: int | None = None,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     extractor: str | None = None,
     weights: PathLike | None = None,
     statistics: PathLike | None = None,
@@ -73,6 +92,8 @@ def build_meter(
       label: short name of the data.
       split: split of the reference set, for its description.
       labelled: see `build_extractor`; None without labels.
+      training: `training(most) -> pictures`, at most so many examples that were trained on, for
+        the metric `nearest`; None if there are none, or the reference set is trained on.
       count: number of samples (default: size of the reference set).
       metrics: some of `METRICS`; `is` (Inception Score) is skipped if the extractor is not a
         classifier.
@@ -91,6 +112,7 @@ def build_meter(
     pictures = np.asarray(reference())
     count = len(pictures) if count is None else count
     _check_counts(metrics, count, len(pictures), subset_size)
+    copying = _copying_of(pictures, training, label) if "nearest" in metrics else None
     if save_statistics:
         _check_new_file(save_statistics)
     chosen = build_extractor(extractor, label, labelled, pictures.shape[1:], weights)
@@ -109,10 +131,30 @@ def build_meter(
         logger.warning("%d samples for %d features: %s", count, chosen.dim, problem)
 
     def measure(batches: Iterable[NumpyArray]) -> dict[str, float]:
-        values = _measure(chosen, real, batches, metrics, subset_size)
-        return {f"{name}[{chosen.name}]@{count}": value for name, value in values.items()}
+        seen: list[NumpyArray] = []
+        noted = copying.note(batches, seen) if copying else batches
+        values = _measure(chosen, real, noted, metrics, subset_size)
+        named = {f"{name}[{chosen.name}]@{count}": value for name, value in values.items()}
+        if copying:
+            share = nearer_to_training(np.concatenate(seen), copying.training, copying.held_out)
+            named[f"nearest[{copying.extractor.name}]@{count}"] = share
+        return named
 
     return Meter(count, real.words, measure)
+
+
+def _copying_of(
+    held_out: NumpyArray, training: Callable[[int], NumpyArray] | None, label: str
+) -> _Copying:
+    if training is None:
+        raise ConfigError(
+            f"metric 'nearest' of {label}, whose reference examples are trained on; accepted: a "
+            "config.task.reference_split without any example of config.task.split"
+        )
+    extractor = build_extractor("pixels", label, None, held_out.shape[1:])
+    ours = training(len(held_out))
+    others = held_out[np.linspace(0, len(held_out) - 1, len(ours)).astype(np.int64)]
+    return _Copying(extractor, *(extractor.extract(pictures)[0] for pictures in (ours, others)))
 
 
 def _measure(

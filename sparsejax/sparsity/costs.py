@@ -88,7 +88,7 @@ def run_flops(method: str, f_sparse: float, f_dense: float, steps: int, updates:
       f_sparse: FLOPs of one sparse forward pass.
       f_dense: FLOPs of one dense forward pass.
       steps: optimizer steps taken.
-      updates: topology updates made.
+      updates: topology updates made, each counted as often as it has batches in its gradient.
 
     Returns:
       float: FLOPs of `steps` steps for a batch of one; multiply by the batch size.

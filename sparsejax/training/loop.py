@@ -110,7 +110,8 @@ def _take_steps(
             state, metrics = train_step(state, batch, keys.steps)
             request.after = "this step"
             if run.plan.updates.is_due(step):
-                update_keys = (keys.steps, keys.topology, metrics.get(SKIPPED))
+                earlier = program.earlier(state)
+                update_keys = (keys.steps, keys.topology, metrics.get(SKIPPED), earlier)
                 state, changes = topology_update(state, batch, update_keys)
                 metrics |= changes
             log.add(step, metrics)

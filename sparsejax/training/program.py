@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from PIL import Image
 
 from sparsejax.atomic import replacing
 from sparsejax.compact.states import paired_model, shrink_state, state_expander
 from sparsejax.errors import require
 from sparsejax.families import Model
-from sparsejax.parallel import data_parallel, replicate
+from sparsejax.parallel import data_parallel, replicate, shard_batch
+from sparsejax.sparsity.compact_trees import CompactTrees
 from sparsejax.sparsity.costs import forward_flops
 from sparsejax.sparsity.masks import Summary
 from sparsejax.sparsity.methods import Method
@@ -20,7 +22,13 @@ from sparsejax.training.sampling import frozen_of, make_sampler
 from sparsejax.training.setup import Setup
 from sparsejax.training.soundness import Check, make_check
 from sparsejax.training.state import TrainState, ema_params_of
-from sparsejax.training.steps import UpdateKeys, make_topology_update, make_train_step
+from sparsejax.training.steps import (
+    Earlier,
+    UpdateKeys,
+    make_gradient_sum,
+    make_topology_update,
+    make_train_step,
+)
 from sparsejax.types import Batch, Metrics, PyTree
 
 logger = logging.getLogger(__name__)
@@ -33,6 +41,8 @@ class Program(NamedTuple):
       state: TrainState, on all devices; that of the compact network if it is what is trained.
       train_step: see `steps.make_train_step`.
       topology_update: see `steps.make_topology_update`.
+      earlier: `earlier(state)` returns the `steps.Earlier` gradients for the update of a state;
+        None if `sparsity.gradient_batches` is 1 or the method uses no gradients.
       check: `check(state)` raises FloatingPointError if a state must not be saved: see
         `soundness.make_check`.
       whole: `whole(state)` returns a state as checkpoints hold it, of full shape.
@@ -42,6 +52,7 @@ class Program(NamedTuple):
     state: TrainState
     train_step: Callable
     topology_update: Callable
+    earlier: Callable[[TrainState], Earlier | None]
     check: Check
     whole: Callable[[TrainState], TrainState]
     save_samples: Callable[[int, TrainState], None]
@@ -89,7 +100,8 @@ def build_program(run: Setup, counts: Summary) -> Program:
     save_samples = _sample_writer(run, model, params_of)
     active = {name: layer.active for name, layer in counts.layers.items()}
     check = make_check(None if plan.method.changes_density else active, trees)
-    program = Program(state, train_step, topology_update, check, whole, save_samples)
+    earlier = _earlier_gradients(run, trees)
+    program = Program(state, train_step, topology_update, earlier, check, whole, save_samples)
     return _checking_units(program, plan.method) if network else program
 
 
@@ -100,6 +112,36 @@ def _unchanged(state: TrainState) -> TrainState:
 def _ema_and_indices(state: TrainState) -> PyTree:
     """Return what a `paired_model` has in place of params."""
     return state.ema_params, state.masks.indices
+
+
+def _earlier_gradients(
+    run: Setup, trees: CompactTrees | None
+) -> Callable[[TrainState], Earlier | None]:
+    """Return `Program.earlier`; batches are functions of the step, so they are read again."""
+    data, keys, method = run.data, run.keys, run.plan.method
+    count = run.config.sparsity.gradient_batches - 1
+    if count == 0 or not method.uses_gradients:
+        return lambda state: None
+    assert data is not None, "steps are left, so there are data"
+    shapes = jax.eval_shape(run.model.init, jax.random.key(0))
+    accumulate = run.config.optimizer.accumulate
+    add_gradients = data_parallel(
+        make_gradient_sum(run.model, method, accumulate=accumulate, trees=trees)
+    )
+
+    def earlier(state: TrainState) -> Earlier | None:
+        last = int(state.step) - 1  # whose batch the update reads itself
+        first = max(last - count, 0)
+        if first == last:
+            return None
+        total = replicate(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+        for step, batch in enumerate(data.batches(first, last), first):
+            total = add_gradients(
+                state, shard_batch(batch), (keys.steps, keys.topology, step, total)
+            )
+        return total, last - first
+
+    return earlier
 
 
 def _recording_flops(topology_update: Callable, model: Model) -> Callable:

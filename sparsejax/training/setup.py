@@ -107,14 +107,15 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
 
 
 def needs_data(workdir: PathLike, config: ml_collections.ConfigDict) -> bool:
-    """Return whether a run needs its data: a finished one does only for another reference split.
+    """Return whether a run needs its data: a finished one does only for other splits to measure.
 
     Args:
       workdir: path.
       config: resolved ConfigDict.
     """
     before = runs.saved_config(workdir)
-    if not before or before["task"]["reference_split"] != config.task.reference_split:
+    measured = ("reference_split", "labelled_split")
+    if not before or any(before["task"].get(key, "") != config.task[key] for key in measured):
         return True
     return checkpoints.list_steps(pathlib.Path(workdir) / "checkpoints")[-1:] != [config.steps]
 

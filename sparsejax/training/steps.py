@@ -48,8 +48,11 @@ STEP_METRICS = ("loss", "grad_norm")  # of a train step; all others are of an up
 SKIPPED = "skipped"  # but for this one, of a train step that may be skipped
 
 
-# The keys of all steps and of all updates, and the metric `SKIPPED` where steps may be skipped.
+# The keys of all steps and of all updates; then, or None, the metric `SKIPPED` where steps may be
+# skipped, and the `Earlier` gradients.
 UpdateKeys: TypeAlias = tuple[Any, ...]
+# The sum of the dense gradients of earlier batches, and their number.
+Earlier: TypeAlias = tuple[Gradients, int]
 
 
 def example_keys(key: PRNGKey, step: Array, local_batch: int) -> Keys:
@@ -195,8 +198,9 @@ def make_topology_update(
 ) -> Callable[[TrainState, Batch, UpdateKeys], tuple[TrainState, Metrics]]:
     """Return `topology_update(state, batch, (steps_key, topology_key)) -> (state, metrics)`.
 
-    It reuses the batch and the keys of the step just taken, at the params after that step.
-    If the method ignores gradients, none are computed.
+    It reuses the batch and the keys of the step just taken, at the params after that step, and
+    adds the gradients of earlier batches, if it gets any (see `make_gradient_sum`). If the method
+    ignores gradients, none are computed.
 
     Args:
       model: Model.
@@ -210,7 +214,8 @@ def make_topology_update(
     Returns:
       Function of a TrainState, a device's batch and the two keys, and after these `SKIPPED` of the
       step just taken if it may have been skipped: then its update is too, since the gradient of
-      the same batch at the same params is not finite. Metrics are float32 scalars:
+      the same batch at the same params is not finite; then the `Earlier` gradients. `SKIPPED` and
+      these may be None or left out. Metrics are float32 scalars:
       `drop_fraction`; `replaced`, the newly active share of the active weights; and `ever_active`,
       the share of the weights that have been active at any time.
     """
@@ -218,13 +223,13 @@ def make_topology_update(
     def topology_update(
         state: TrainState, batch: Batch, keys: UpdateKeys
     ) -> tuple[TrainState, Metrics]:
-        steps_key, topology_key, *skipped = keys
+        steps_key, topology_key, skipped, earlier = (*keys, None, None)[:4]
         batch_keys = example_keys(steps_key, state.step - 1, len(jax.tree.leaves(batch)[0]))
-        key = jax.random.fold_in(topology_key, state.step)
-        before = spread_masks(trees, state.masks) if trees else state.masks
-        params = trees.expand(state.params, state.masks.indices) if trees else state.params
-        probe = method.probe(key, params, before)
+        key, before, probe = _probe(method, trees, state, topology_key)
         _, gradients = mean_gradients(model, accumulate, probe, batch, batch_keys)
+        if earlier is not None:
+            total, count = earlier
+            gradients = jax.tree.map(lambda x, y: (x + y) / (count + 1), gradients, total)
         fraction = drop_fraction(state.step)
         current = (state.params, state.masks, state.opt_state if trees else _held(state))
         updated = update_topology(
@@ -238,8 +243,8 @@ def make_topology_update(
             density=density,
             trees=trees,
         )
-        if skipped and skipped[0] is not None:
-            updated = _unless(skipped[0] > 0, updated, current)
+        if skipped is not None:
+            updated = _unless(skipped > 0, updated, current)
         params, masks, held = updated
         after = spread_masks(trees, masks) if trees else masks
         ever_active = jax.tree.map(jnp.bitwise_or, state.ever_active, pack_bits(after))
@@ -252,6 +257,46 @@ def make_topology_update(
         return state._replace(ever_active=ever_active), metrics
 
     return topology_update
+
+
+def make_gradient_sum(
+    model: Model, method: Method, *, accumulate: int = 1, trees: CompactTrees | None = None
+) -> Callable[[TrainState, Batch, tuple[Any, ...]], Gradients]:
+    """Return `add_gradients(state, batch, (steps_key, topology_key, step, total)) -> total`.
+
+    It adds the dense gradient of a batch that was trained on earlier to `total`: at the params that
+    the update of this state takes its own gradient at, with the noise that the batch had in its
+    step.
+
+    Args:
+      model: Model.
+      method: `sparsity.methods.Method`.
+      accumulate: microbatches, as in the train step.
+      trees: CompactTrees, if the states are compact.
+
+    Returns:
+      Function of a TrainState, a device's batch [local batch, ...], and the two keys of a topology
+      update, the step that the batch belongs to (int32) and gradients like params, of full shapes.
+    """
+
+    def add_gradients(state: TrainState, batch: Batch, keys: tuple[Any, ...]) -> Gradients:
+        steps_key, topology_key, step, total = keys
+        batch_keys = example_keys(steps_key, step, len(jax.tree.leaves(batch)[0]))
+        _, _, probe = _probe(method, trees, state, topology_key)
+        _, gradients = mean_gradients(model, accumulate, probe, batch, batch_keys)
+        return jax.tree.map(jnp.add, total, gradients)
+
+    return add_gradients
+
+
+def _probe(
+    method: Method, trees: CompactTrees | None, state: TrainState, topology_key: PRNGKey
+) -> tuple[PRNGKey, Masks, Params]:
+    """Return the key of this update, the masks before it, and where its gradient is taken."""
+    key = jax.random.fold_in(topology_key, state.step)
+    masks = spread_masks(trees, state.masks) if trees else state.masks
+    params = trees.expand(state.params, state.masks.indices) if trees else state.params
+    return key, masks, method.probe(key, params, masks)
 
 
 def _unless(skipped: Array, after: PyTree, before: PyTree) -> PyTree:
