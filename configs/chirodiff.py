@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from sparsejax.configuration import default_config, set_sparsity
 
-VARIANTS = ("cpu", "short")
+VARIANTS = ("cpu", "short", "evidence")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -19,7 +19,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     `cpu` in the argument makes it a run of half an hour on one CPU core: 4,000 steps with half the
     batch, a learning rate that starts higher and decays, and a faster EMA. `short` makes it 300
-    steps, for comparisons.
+    steps, for comparisons. `evidence` is for docs/evidence.md: small batches, a quarter of the
+    sampling steps, and as many training steps as fit into the minutes that are given there.
     """
     config = default_config()
     config.steps = 100_000
@@ -69,6 +70,16 @@ def get_config(arg: str = "") -> ConfigDict:
         config.ema.decay = 0.98
         config.sparsity.update_interval = 20
         config.sample.every = 0
+    if "evidence" in variants:
+        config.batch_size = 32
+        config.task.buckets = 3
+        config.optimizer.warmup_steps = 50
+        config.ema.decay = 0.995
+        config.sparsity.update_interval = 25
+        config.checkpoint.every = 250
+        config.sample.every = 0
+        config.sample.sampler = "ddim"
+        config.sample.steps = 25
     return config
 
 

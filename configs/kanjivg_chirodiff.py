@@ -5,9 +5,10 @@
     python train.py --config configs/kanjivg_chirodiff.py:cpu,dense
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval, `cpu` (half an hour on one core), `short` (minutes). The first run downloads the
-zip of release 20240807. `--config.task.source` names other data: a zip of
-https://github.com/KanjiVG/kanjivg/releases, a folder of its SVGs, or a packed npz.
+update interval, `cpu` (half an hour on one core), `short` (minutes), `evidence` (see
+docs/evidence.md). The first run downloads the zip of release 20240807. `--config.task.source` names
+other data: a zip of https://github.com/KanjiVG/kanjivg/releases, a folder of its SVGs, or a packed
+npz.
 """
 
 from ml_collections import ConfigDict
@@ -20,4 +21,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = chirodiff.get_config(arg)
     config.name = chirodiff.variant_name("kanjivg_chirodiff", arg)
     config.task.dataset = "kanjivg"
+    if "evidence" in arg.split(","):
+        config.steps = 5000
     return config

@@ -5,9 +5,10 @@
     python train.py --config configs/quickdraw_chirodiff.py --config.task.source=cat.ndjson
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval, `cpu` (half an hour on one core), `short` (minutes). The first run downloads the
-simplified drawings of the categories in `task.words`. `--config.task.source` names other data: one
-of Google's ndjson files, raw or simplified, a folder of them, or a packed npz.
+update interval, `cpu` (half an hour on one core), `short` (minutes), `evidence` (see
+docs/evidence.md). The first run downloads the simplified drawings of the categories in
+`task.words`. `--config.task.source` names other data: one of Google's ndjson files, raw or
+simplified, a folder of them, or a packed npz.
 https://github.com/googlecreativelab/quickdraw-dataset lists the categories.
 """
 
@@ -21,4 +22,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config = chirodiff.get_config(arg)
     config.name = chirodiff.variant_name("quickdraw_chirodiff", arg)
     config.task.dataset = "quickdraw_strokes"
+    if "evidence" in arg.split(","):
+        config.steps = 1400
     return config

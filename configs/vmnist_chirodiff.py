@@ -5,11 +5,11 @@
         --config.task.source=vmnist_like.npz
 
 The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
-update interval, `cpu` (half an hour on one core), `short` (minutes), `like`. The source is an npz
-in the packed layout (see `sparsejax.data.packed`), made from the drawings that
-https://github.com/dasayan05/chirodiff links under Data preparation, a shared folder that can't be
-downloaded as a file. `like` uses `vmnist_like`, MNIST's digits traced to strokes: a different data
-set, with results of its own.
+update interval, `cpu` (half an hour on one core), `short` (minutes), `evidence` (see
+docs/evidence.md), `like`. The source is an npz in the packed layout (see `sparsejax.data.packed`),
+made from the drawings that https://github.com/dasayan05/chirodiff links under Data preparation, a
+shared folder that can't be downloaded as a file. `like` uses `vmnist_like`, MNIST's digits traced
+to strokes: a different data set, with results of its own.
 """
 
 from ml_collections import ConfigDict
@@ -26,4 +26,6 @@ def get_config(arg: str = "") -> ConfigDict:
         "vmnist_like_chirodiff" if like else "vmnist_chirodiff", arg
     )
     config.task.dataset = "vmnist_like" if like else "vmnist"
+    if "evidence" in words:
+        config.steps = 1300
     return config

@@ -261,7 +261,7 @@ def make_topology_update(
 
 def make_gradient_sum(
     model: Model, method: Method, *, accumulate: int = 1, trees: CompactTrees | None = None
-) -> Callable[[TrainState, Batch, tuple[Any, ...]], Gradients]:
+) -> Callable[[TrainState, Batch, UpdateKeys], Gradients]:
     """Return `add_gradients(state, batch, (steps_key, topology_key, step, total)) -> total`.
 
     It adds the dense gradient of a batch that was trained on earlier to `total`: at the params that
@@ -279,7 +279,7 @@ def make_gradient_sum(
       update, the step that the batch belongs to (int32) and gradients like params, of full shapes.
     """
 
-    def add_gradients(state: TrainState, batch: Batch, keys: tuple[Any, ...]) -> Gradients:
+    def add_gradients(state: TrainState, batch: Batch, keys: UpdateKeys) -> Gradients:
         steps_key, topology_key, step, total = keys
         batch_keys = example_keys(steps_key, step, len(jax.tree.leaves(batch)[0]))
         _, _, probe = _probe(method, trees, state, topology_key)

@@ -58,8 +58,8 @@ def place(tmp_path_factory):
     for name in ("train.py", "evaluate.py", "configs", "benchmarks"):
         (place / name).symlink_to(ROOT / name)
     (place / "docs" / "results").mkdir(parents=True)
-    for script in (ROOT / "docs").glob("*.py"):
-        shutil.copy(script, place / "docs")
+    for file in (*(ROOT / "docs").glob("*.py"), ROOT / "docs" / "evidence.md"):
+        shutil.copy(file, place / "docs")
     for document in DOCUMENTS:
         for name, code in documented.files_of(document).items():
             (place / name).write_text(code)

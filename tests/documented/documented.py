@@ -62,6 +62,8 @@ TINY = [
     (r"^-m benchmarks\.structures .*digits", f"{UNET} --samples=8"),
     (r"^-m benchmarks\.structures .*chirodiff", GRU),
     (r"^-m benchmarks\.structures_report", ""),
+    (r"^-m benchmarks\.evidence ", "--minutes=0"),  # tests/test_evidence.py runs it
+    (r"^-m benchmarks\.evidence_report", ""),
     (r"^docs/\w+\.py", ""),
 ]
 
