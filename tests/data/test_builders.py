@@ -13,6 +13,7 @@ from sparsejax.configuration import resolve
 from sparsejax.data import builders
 from sparsejax.data import images as data
 from sparsejax.data.digits import Digits
+from sparsejax.data.splits import is_held_out
 from sparsejax.errors import ConfigError
 from sparsejax.families import build_data
 from tests.data.sets import encoded, pixels, task, write
@@ -145,6 +146,25 @@ def test_a_split_that_the_set_lacks_is_refused(key, split, problem, tmp_path):
     message = rf"config\.task\.{key} is .*{problem}.*accepted: train \(1797\)"
     with pytest.raises(ConfigError, match=message):
         data.open_images(settings, split)
+
+
+@pytest.mark.parametrize(
+    ("split", "reference", "expected"),
+    [
+        ("train", "train", False),
+        ("train[:1200]", "train[1200:]", True),
+        ("train[:1201]", "train[1200:]", False),
+        ("train[:10%]", "train[50%:]", True),
+        ("train[:100]+train[1000:]", "train[200:1100]", False),
+        ("train[:100]+train[1100:]", "train[200:1100]", True),
+        ("train[-5:]", "train[1790:]", False),
+    ],
+)
+def test_examples_are_held_out_if_none_is_in_the_training_split(
+    split, reference, expected, tmp_path
+):
+    settings = task(tmp_path, dataset="digits", split=split, reference_split=reference)
+    assert is_held_out(settings, builders.open_builder(settings)) == expected
 
 
 def test_preparing_digits_is_silent(tmp_path, capfd):

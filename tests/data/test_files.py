@@ -139,6 +139,17 @@ def test_an_npz_of_pixels_gives_these_pixels(tmp_path, shape):
     assert data.load_images(settings, "train")[0].shape == (3, 8, 8, *(shape[3:] or (1,)))
 
 
+def test_an_npz_may_call_its_pixels_image(tmp_path):
+    images = np.stack([pixels(seed, channels=1)[..., 0] for seed in range(3)])
+    np.savez(tmp_path / "a.npz", image=images, label=[5, 6, 7], split=[0, 0, 1])
+    settings = task(tmp_path, source=tmp_path / "a.npz")
+    found, labels = data.load_images(settings, "train+validation")
+    assert found.shape == (3, 8, 8, 1)
+    assert {int(i): image.tobytes() for i, image in zip(labels, found, strict=True)} == {
+        label: image.tobytes() for label, image in zip((5, 6, 7), images, strict=True)
+    }
+
+
 def test_an_npz_of_encoded_images_gives_what_pillow_decodes(tmp_path):
     files = [encoded(pixels(seed, 12, 20), "jpeg") for seed in range(3)]
     save_ragged(tmp_path / "set.npz", files, label=[7, 8, 9])

@@ -6,6 +6,7 @@ import pytest
 from sparsejax.configuration import resolve
 from sparsejax.diffusion import noise_schedules
 from sparsejax.errors import ConfigError
+from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.families import build_data, build_model
 from sparsejax.rendering.images import image_grid
 from tests.training.tiny import tiny_config
@@ -83,6 +84,45 @@ def test_flops_are_of_one_example(model):
     flops = model.layer_flops(params)
     assert flops["input_blocks_0_0/kernel"] == 2 * 64 * 9 * 32
     assert set(flops) > {"middle_block_1/attention/scores", "out_2/kernel"}
+
+
+def held_out_config(**changes):
+    splits = {"task.split": "train[:1200]", "task.reference_split": "train[1200:]"}
+    return resolve(tiny_config(**splits | changes))
+
+
+def test_images_kept_from_training_are_read_once_in_their_order():
+    """The held-out loss pairs them with noise by their place, whatever the batches are."""
+    data = build_data(held_out_config())
+    batches = [batch["image"] for batch in data.held_out()]
+    assert max(map(len, batches)) < 597
+    np.testing.assert_array_equal(np.concatenate(batches), data.reference())
+    assert data.training(2000).shape == (1200, 8, 8, 1)
+    every = data.training(2000)
+    np.testing.assert_array_equal(data.training(3), every[[0, 599, 1199]])
+    overlapping = build_data(held_out_config(**{"task.reference_split": "train[1199:]"}))
+    assert overlapping.held_out is overlapping.training is None
+
+
+def test_the_classifier_may_see_more_labels_than_are_trained_on():
+    config = held_out_config(**{"task.split": "train[:120]", "task.labelled_split": "train"})
+    images, labels = build_data(config).labelled()
+    assert len(images) == len(labels) == 1797
+    assert len(build_data(held_out_config()).labelled()[0]) == 1200
+    wrong = held_out_config(**{"task.labelled_split": "trian"})
+    with pytest.raises(ConfigError, match=r"^config.task.labelled_split is 'trian': .*accepted: t"):
+        build_data(wrong).prepare()
+
+
+def test_a_loss_on_held_out_images_is_that_of_all_of_them_with_their_own_noise(model):
+    """With a denoiser that returns c x_t, as above; two batches give the mean over both."""
+    data = build_data(held_out_config(**{"task.reference_split": "train[1500:]"}))
+    batches, scaled = list(data.held_out()), model._replace(apply=scaled_identity)
+    assert [len(batch["image"]) for batch in batches] == [250, 47]
+    whole = {"image": np.concatenate([batch["image"] for batch in batches])}
+    ours = held_out_loss(scaled, iter(batches), 0.5, draws=2)
+    assert ours == pytest.approx(held_out_loss(scaled, iter([whole]), 0.5, draws=2), rel=1e-5)
+    assert ours != pytest.approx(held_out_loss(scaled, iter(batches[:1]), 0.5, draws=2), rel=1e-5)
 
 
 def test_grid_enlarges_and_separates():

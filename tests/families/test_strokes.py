@@ -491,6 +491,13 @@ def test_held_out_loss_is_the_same_for_every_run(run, source, model, data):
     assert held_out_loss(silent, data.held_out(), {}, draws=16) == pytest.approx(1, abs=0.03)
 
 
+def test_training_drawings_are_spread_over_the_split_in_the_format_of_samples(data):
+    every = data.training(1000)
+    assert len(every) == 45
+    assert every.shape[2] == 3
+    np.testing.assert_array_equal(data.training(3), every[[0, 22, 44]])
+
+
 def test_runs_are_compared_by_held_out_loss_and_strokes(run, tmp_path):
     options = {"count": 6, "metrics": ["fd"]}
     rows = evaluate_runs(run, tmp_path, batch=4, png=True, **options)

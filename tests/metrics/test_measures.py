@@ -6,12 +6,14 @@ import pytest
 from sparsejax.data.images import load_images
 from sparsejax.errors import ConfigError
 from sparsejax.metrics import distances, moments
+from sparsejax.metrics.copying import nearer_to_training
 from sparsejax.metrics.extractors import build_extractor, reference_features
 from sparsejax.metrics.measures import build_meter
 from sparsejax.rendering.pixels import PICTURES, to_pixels, to_unit_range
 from tests.training.tiny import tiny_config
 
 rng = np.random.default_rng(0)
+_CYCLE = np.arange(600) % 300
 
 
 def meter_of(images, label="digits", **options):
@@ -62,6 +64,27 @@ def test_numbers_are_those_of_the_distances_on_the_extractors_features(digits):
     assert measures["KID[pixels:8x8]@899"] == pytest.approx(kernel[0], rel=1e-9)
     assert measures["KID std[pixels:8x8]@899"] == pytest.approx(kernel[1], rel=1e-9)
     assert not any(name.startswith("IS") for name in measures), "pixels are no classifier"
+
+
+def test_copying_is_measured_in_pixels_among_as_many_training_as_held_out_examples(digits):
+    images, labels = digits
+    real, asked = images[1200:], []
+
+    def training(most):
+        asked.append(most)
+        return images[:300]
+
+    options = {"metrics": ["fd", "nearest"], "count": 600, "training": training}
+    meter = meter_of(real, labelled=lambda: digits, **options)
+    fresh, copies = (meter.measure(np.array_split(images[s], 2)) for s in (np.s_[600:1200], _CYCLE))
+    assert asked == [len(real)]
+    assert set(fresh) == {"FD[classifier:digits]@600", "nearest[pixels:8x8]@600"}
+    assert abs(fresh["nearest[pixels:8x8]@600"] - 0.5) < 0.1
+    assert copies["nearest[pixels:8x8]@600"] == 1
+    shown = real[np.linspace(0, len(real) - 1, 300).astype(int)].reshape(300, -1) / 255
+    pixels = (images[s].reshape(len(images[s]), -1) / 255 for s in (np.s_[600:1200], np.s_[:300]))
+    expected = nearer_to_training(*pixels, shown)
+    assert fresh["nearest[pixels:8x8]@600"] == pytest.approx(expected, abs=1 / 600)
 
 
 def test_pixels_average_larger_images():
@@ -223,6 +246,10 @@ def test_a_damaged_cache_is_computed_anew(digits, monkeypatch, tmp_path, caplog)
         ({"statistics": "x.npz", "metrics": ["kid"]}, "accepted: fd, since such a file"),
         ({"statistics": "x.npz", "metrics": ["fd"]}, "statistics 'x.npz'"),
         ({"save_statistics": "/no/where.npz", "metrics": ["fd"]}, "is '/no/where.npz'"),
+        (
+            {"metrics": ["nearest"]},
+            "of noise, whose reference examples are trained on; accepted: a",
+        ),
         ({"count": 0, "metrics": ["fd"]}, "'fd' of 0 samples .* accepted: 2 or more"),
         ({"count": -3, "metrics": ["is"]}, "'is' of -3 samples .* accepted: 10 or more"),
         ({"subset_size": 1, "metrics": ["kid"]}, "KID subset size 1; accepted: 2 or more"),

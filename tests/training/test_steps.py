@@ -170,6 +170,36 @@ def test_topology_update_uses_the_dense_gradient_of_the_same_batch_at_the_new_pa
     np.testing.assert_allclose(changes["drop_fraction"], 0.4)
 
 
+def test_a_gradient_of_several_batches_is_their_mean_at_the_new_params():
+    """Each batch with the noise of its own step."""
+    optimizer, method, topology_key = sparse_updates(optax.adam(0.01)), get_method("rigl"), KEY
+    step = data_parallel(steps.make_train_step(MODEL, optimizer, ema_limit=0.9))
+    update = data_parallel(steps.make_topology_update(MODEL, optimizer, method, lambda step: 0.4))
+    add_gradients = data_parallel(steps.make_gradient_sum(MODEL, method))
+    state, total = (
+        first_state(optimizer),
+        jax.tree.map(jnp.zeros_like, first_state(optimizer).params),
+    )
+    for i in range(3):
+        state, _ = step(state, shard_batch(batch_of(i)), KEY)
+    for i in range(2):
+        total = add_gradients(state, shard_batch(batch_of(i)), (KEY, topology_key, i, total))
+    keys = KEY, topology_key, None
+    new, _ = update(state, shard_batch(batch_of(2)), (*keys, (total, 2)))
+    alone, _ = update(state, shard_batch(batch_of(2)), keys)
+
+    def mean_loss(params):
+        pairs = [(batch_of(i)["x"], numpy_noise(i, 12)) for i in range(3)]
+        each = [jnp.mean((apply(params, x + noise) - noise) ** 2) for x, noise in pairs]
+        return sum(each) / 3
+
+    scores = jax.tree.map(jnp.abs, jax.grad(mean_loss)(state.params))
+    expected = jax.jit(topology.rewire)(state.params, state.masks, scores, 0.4)
+    jax.tree.map(np.testing.assert_array_equal, new.masks, expected)
+    pairs = zip(jax.tree.leaves(new.masks), jax.tree.leaves(alone.masks), strict=True)
+    assert any((ours != theirs).any() for ours, theirs in pairs), "one batch chooses others"
+
+
 @pytest.mark.parametrize("name", ["rigl", "magran"])
 def test_ema_and_moments_of_grown_weights_are_zero_after_updates(name):
     """Invariants 2 and 3 in the training state, over ten steps with five updates."""
