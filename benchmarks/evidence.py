@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from benchmarks.evidence_plan import DATA_SETS, LARGE, METRICS, PLAN, RATES, Entry, entries_of
+from benchmarks.evidence_plan import DATA_SETS, LARGE, METRICS, PLAN, RATES, entries_of
 from benchmarks.timing import machine
 from sparsejax import command_line, lease, signals
 from sparsejax.atomic import append_lines, replacing
@@ -46,6 +46,7 @@ ONE_THREAD = {
 DRAWS = 10  # of real examples
 MOST, LEAST = 10_000, 100  # training examples that are drawn from; those that are left
 SLACK = 1.15  # of the longest run of a study
+MEASURING = 0.25  # of the minutes of a run that is trained, too
 PICTURE = 320  # pixels, height and width of a kept grid of samples at most
 # What may differ between the rows of a study.
 FREE = ("seed", "sparsity.method", "sparsity.level", "task.source", "task.data_dir", "log")
@@ -64,18 +65,28 @@ def missing_of(studies, rows):
     return [entry for entry in entries_of(studies) if entry.name not in done]
 
 
-def expected_minutes(entry, rows):
+def expected_minutes(entry, rows, workdirs):
     """Return how long a run should take: somewhat longer than the longest one like it."""
-    same = [row for row in rows if row["data"] == entry.study.data]
-    like = [row for row in same if row["study"] == entry.study.name]
-    like = like or [row for row in same if is_trained(row["question"]) == is_trained(entry)]
+    question, data = entry.study.question, entry.study.data
+    if question == "samples" and not (workdirs / first_dense(data) / "result.json").exists():
+        question = "main"  # what is sampled has to be trained again
+    trains = is_trained(question)
+    same = [row for row in rows if row["data"] == data and is_trained(row["question"]) == trains]
+    like = [row for row in same if row["study"] == entry.study.name] or same
     seconds = [row["wall_seconds"] for row in like][-10:]
-    return SLACK * max(seconds) / 60 if seconds else DATA_SETS[entry.study.data].minutes
+    if seconds:
+        return SLACK * max(seconds) / 60
+    return DATA_SETS[data].minutes * (1 if trains else MEASURING)
 
 
-def is_trained(entry):
-    """Return whether the runs of an entry, or of a question, are trained, not only measured."""
-    return (entry.study.question if isinstance(entry, Entry) else entry) not in ("real", "samples")
+def is_trained(question):
+    """Return whether the runs of a question are trained, not only measured."""
+    return question not in ("real", "samples")
+
+
+def first_dense(data):
+    """Return the name of the run that is sampled with several seeds."""
+    return f"{data}-dense-0"
 
 
 def chosen_rate(data, rows):
@@ -129,7 +140,9 @@ def check_same(run, entry, rows):
             continue
         free = (*FREE, "model") if is_small else FREE
         differing = differing_keys(resolve(run.config), with_defaults(row["config"]), free)
-        if differing or (is_trained(entry) and row["evaluation"] != measuring(entry)):
+        if differing or (
+            is_trained(entry.study.question) and row["evaluation"] != measuring(entry)
+        ):
             listed = "; ".join(f"{key}: {how}" for key, how in differing.items())
             raise ConfigError(
                 f"{entry.name} differs from {row['run']} ({listed or 'in how it is measured'}); "
@@ -148,8 +161,7 @@ def train_and_measure(entry, config, rows, workdirs):
     """
     seed, name = entry.seed, entry.name
     if entry.study.question == "samples":  # of the first dense run of the comparison
-        config.name, seed = entry.study.data, 0
-        name = f"{entry.study.data}-dense-0"
+        config.name, seed, name = entry.study.data, 0, first_dense(entry.study.data)
     (run,) = grid(config, methods=(entry.method,), levels=(entry.level,), seeds=(seed,))
     check_same(run, entry, rows)
     workdir = workdirs / name
@@ -213,7 +225,7 @@ def run_entry(entry, rows, flags):
     row["training_examples"] = build_data(resolve(config)).sizes()[config.task.split]
     row["machine"] = {key: machine()[key] for key in ("cpu", "cores", "environment")}
     record(row, flags.output)
-    if workdir and entry.seed == entry.study.seeds[0] and is_trained(entry):
+    if entry.seed == entry.study.seeds[0] and is_trained(entry.study.question):
         keep_picture(workdir / "evaluation" / "samples.png", flags.output / "samples", entry.name)
     print(f"{entry.name}: {row['wall_seconds'] / 60:.1f} min", flush=True)
     return True
@@ -252,7 +264,7 @@ def run_missing(studies, flags):
         if not left:
             return failed
         entry, minutes = left[0], (deadline - time.monotonic()) / 60
-        needed = expected_minutes(entry, rows)
+        needed = expected_minutes(entry, rows, flags.workdirs)
         if needed > minutes:
             print(f"{entry.name} takes about {needed:.1f} minutes, {max(0, minutes):.1f} are left")
             return failed
@@ -266,10 +278,10 @@ def run_missing(studies, flags):
             sys.exit(signals.exit_status(signum))
 
 
-def show_missing(studies, rows):
+def show_missing(studies, rows, workdirs):
     """Print what is missing, with the minutes that it should take."""
     missing = missing_of(studies, rows)
-    minutes = [expected_minutes(entry, rows) for entry in missing]
+    minutes = [expected_minutes(entry, rows, workdirs) for entry in missing]
     for entry, one in zip(missing, minutes, strict=True):
         print(f"{entry.name:40} {one:6.1f} min")
     total = len(entries_of(studies))
@@ -301,7 +313,7 @@ def main(argv=None):
     """List or run what is missing."""
     flags, studies = parse_flags(argv)
     if flags.list:
-        show_missing(studies, read_rows(flags.output))
+        show_missing(studies, read_rows(flags.output), flags.workdirs)
         return
     signals.watch("The same command goes on.")
     if not flags.large:

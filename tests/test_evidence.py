@@ -84,15 +84,21 @@ def test_the_config_of_every_study_is_valid_and_changes_what_it_says(study):
         evidence.chosen_rate(study.data, rows[:2])
 
 
-def test_a_run_is_expected_to_take_longer_than_the_longest_like_it():
+def test_a_run_is_expected_to_take_longer_than_the_longest_like_it(tmp_path):
     first, second = entries_of([study_named("digits")])[:2]
-    assert evidence.expected_minutes(first, []) == DATA_SETS["digits"].minutes
+    minutes = DATA_SETS["digits"].minutes
+    assert evidence.expected_minutes(first, [], tmp_path) == minutes
     rows = [row_of(first, 1, 1, wall_seconds=seconds) for seconds in (100, 300, 200)]
-    assert evidence.expected_minutes(second, rows) == pytest.approx(1.15 * 5)
-    real = entries_of([study_named("digits-real")])[0]
-    assert evidence.expected_minutes(real, rows) == DATA_SETS["digits"].minutes
-    interval = entries_of([study_named("digits-interval-25")])[0]
-    assert evidence.expected_minutes(interval, rows) == pytest.approx(1.15 * 5)
+    assert evidence.expected_minutes(second, rows, tmp_path) == pytest.approx(1.15 * 5)
+    others = ("digits-real", "digits-samples", "digits-interval-25")
+    real, sampled, interval = (entries_of([study_named(name)])[0] for name in others)
+    assert evidence.expected_minutes(interval, rows, tmp_path) == pytest.approx(1.15 * 5)
+    assert evidence.expected_minutes(real, rows, tmp_path) < minutes / 2
+    # What is sampled again is trained again where its workdir is gone.
+    assert evidence.expected_minutes(sampled, rows, tmp_path) == pytest.approx(1.15 * 5)
+    (tmp_path / "digits-dense-0").mkdir()
+    (tmp_path / "digits-dense-0" / "result.json").write_text("{}")
+    assert evidence.expected_minutes(sampled, rows, tmp_path) < minutes / 2
 
 
 def test_no_run_is_begun_that_would_not_end_in_time(tmp_path, capsys):
