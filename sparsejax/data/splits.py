@@ -49,16 +49,22 @@ def is_held_out(settings: ConfigDict, builder: tfds.core.DatasetBuilder) -> bool
     Raises:
       ConfigError: the dataset lacks one of the splits; see `check_split`.
     """
-    absolute = []
     for split in (settings.split, settings.reference_split):
         check_split(settings, split, builder)
-        instruction = tfds.core.ReadInstruction.from_spec(split)
-        absolute.append(instruction.to_absolute(builder.info.splits))
+    ours, theirs = (_parts(split, builder) for split in (settings.split, settings.reference_split))
     return not any(
-        ours.splitname == theirs.splitname
-        and max(ours.from_, theirs.from_) < min(ours.to, theirs.to)
-        for ours, theirs in itertools.product(*absolute)
+        name == other and max(first, begin) < min(last, end)
+        for (name, first, last), (other, begin, end) in itertools.product(ours, theirs)
     )
+
+
+def _parts(split: str, builder: tfds.core.DatasetBuilder) -> list[tuple[str, int, int]]:
+    """Return the slices of a split: (name, first example, example to stop before)."""
+    splits = builder.info.splits
+    return [
+        (part.splitname, part.from_ or 0, part.to or splits[part.splitname].num_examples)
+        for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+    ]
 
 
 def spread_over(count: int, most: int) -> NumpyArray:

@@ -256,6 +256,7 @@ def _read_reference(path: PathLike, extractor: Extractor) -> _Reference:
 def _check_counts(metrics: Sequence[str], count: int, real: int, subset_size: int) -> None:
     """Raise ConfigError if there are too few samples, before any is drawn."""
     least = {"fd": 2, "kid": subset_size, "is": SPLITS, "precision_recall": NEIGHBOURS + 1}
+    least["nearest"] = 1
     both = {"fd", "kid", "precision_recall"}
     if "kid" in metrics and subset_size < 2:
         raise ConfigError(f"KID subset size {subset_size}; accepted: 2 or more")

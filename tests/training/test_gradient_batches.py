@@ -23,6 +23,7 @@ def trained(workdir, *steps, **changes):
     return jax.device_get(load_run(workdir)[2])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reads_the_batches_again_that_it_took_before(tmp_path):
     """The update of step 5 needs those of steps 3 and 4, before the interruption."""
     whole, parts = trained(tmp_path / "whole", 12), trained(tmp_path / "parts", 4, 12)
