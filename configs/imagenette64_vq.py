@@ -4,7 +4,7 @@
     python train.py --config configs/imagenette64_vq.py:small    # 0.7 M parameters, 20 minutes
 
 The first run downloads the images (99 MB). `--config.task.source` names others: a folder or npz of
-your own, with --config.task.reference_split=train if they have no splits. The second stage is
+your own, with --config.task.held_out=0.1 if they have no split `validation`. The second stage is
 imagenette64_ldm.py.
 """
 

@@ -96,8 +96,18 @@ KEYS = (
         _STEPS,
     ),
     Key("task.name", str, "images", "model family: images, autoencoder, latents, strokes"),
-    Key("task.dataset", str, "", "name of the dataset; `files` for images of your own"),
-    Key("task.source", str, "", "path of the files, for `files` and pen strokes"),
+    Key(
+        "task.dataset",
+        str,
+        "",
+        "name of the dataset; `files` for images of your own, `hf` for a Hugging Face dataset",
+    ),
+    Key(
+        "task.source",
+        str,
+        "",
+        "path of the files, for `files` and pen strokes; for `hf` OWNER/NAME or a folder",
+    ),
     Key(
         "task.url",
         str,
@@ -105,7 +115,28 @@ KEYS = (
         "address that the files are downloaded from where `task.source` names none (default: the "
         "publisher's, for kanjivg and quickdraw_strokes, where `{word}` stands for each word)",
     ),
+    Key(
+        "task.columns",
+        tuple[str, ...],
+        (),
+        "hf: columns of images and labels (default: the only ones of type Image and ClassLabel)",
+    ),
+    Key(
+        "task.held_out",
+        float,
+        0.0,
+        "files, hf: fraction of the training images that becomes the split `validation`, if there "
+        "is none",
+        "[0, 1)",
+    ),
     Key("task.image_size", int, 0, "height and width in pixels"),
+    Key(
+        "task.channels",
+        int | None,
+        None,
+        "1 (grey) or 3 (RGB), to which images are converted (default: the data set's own)",
+        (1, 3),
+    ),
     Key("task.split", str, "train", "training split; slices such as `train[:12500]` work"),
     Key("task.reference_split", str, "train", "split that samples are compared with"),
     Key(

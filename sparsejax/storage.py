@@ -1,4 +1,4 @@
-"""What goes wrong on disk: folders that can't be written to, full disks, damaged files."""
+"""The disk: the cache folder, and folders that can't be written to, full disks, damaged files."""
 
 import contextlib
 import errno
@@ -12,6 +12,11 @@ from sparsejax.errors import ConfigError
 
 Json: TypeAlias = Any  # a value from JSON
 JsonObject: TypeAlias = dict[str, Any]
+
+
+def cache_folder() -> pathlib.Path:
+    """Return the folder `SPARSEJAX_CACHE` (default: ~/.cache/sparsejax), which need not exist."""
+    return pathlib.Path(os.environ.get("SPARSEJAX_CACHE", "~/.cache/sparsejax")).expanduser()
 
 
 def read_object(path: pathlib.Path) -> JsonObject:

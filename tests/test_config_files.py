@@ -202,6 +202,7 @@ def test_the_network_of_another_kind_is_asked_for_its_arguments():
     [
         ("vmnist_chirodiff.py", "path of an npz in the packed layout .*dasayan05/chirodiff"),
         ("vmnist_chirodiff.py:like", "path of an npz in the packed layout .*with mnist_index"),
+        ("folder.py", "path of a folder of images"),
     ],
 )
 def test_data_that_a_config_leaves_to_the_user_are_asked_for(tmp_path, name, accepted):

@@ -7,6 +7,7 @@ import pytest
 
 from sparsejax import configuration
 from sparsejax.errors import ConfigError
+from sparsejax.families import build_model
 from sparsejax.training import loop
 from tests.training.tiny import tiny_config
 
@@ -231,3 +232,27 @@ def test_config_arguments_choose_method_and_level():
     assert sparsity.update_interval == 1000
     with pytest.raises(ValueError, match="'stattic'; accepted: dense, static, rigl, magran, sweep"):
         get_config("stattic")
+
+
+def test_the_config_of_ones_own_images_takes_size_and_colour_with_the_rest():
+    """Names differ, so that default workdirs do; each network fits its images."""
+    from configs.folder import get_config
+
+    seen = {}
+    for words in ("", "64", "grey", "magran,grey,64,0.9,0.1,50"):
+        config = configuration.resolve(get_config(words))
+        params = jax.eval_shape(build_model(config).init, jax.random.key(0))
+        first = params["input_blocks_0_0"]["kernel"].shape
+        seen[config.name] = (config.task.image_size, config.task.channels, first[2])
+    assert seen == {
+        "folder": (32, 3, 3),
+        "folder64": (64, 3, 3),
+        "folder-grey": (32, 1, 1),
+        "folder64-grey": (64, 1, 1),
+    }
+    sparsity = config.sparsity
+    assert (sparsity.method, sparsity.level, sparsity.drop_fraction) == ("magran", 0.9, 0.1)
+    assert sparsity.update_interval == 50
+    assert get_config("32").sparsity.update_interval == get_config().sparsity.update_interval
+    with pytest.raises(ValueError, match="'gray'; accepted: .*, grey, .*; nearest: grey"):
+        get_config("gray")

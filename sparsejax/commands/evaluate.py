@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sparsejax import command_line
-from sparsejax.metrics.names import DEFAULT_METRICS, EXTRACTORS, METRICS, SUBSET_SIZE
+from sparsejax.metrics.names import EXTRACTORS, METRICS, SUBSET_SIZE
 
 if TYPE_CHECKING:
     from sparsejax.types import Value
@@ -97,8 +97,8 @@ def add_measuring(parser: command_line.Parser) -> None:
         "--metrics",
         metavar="NAMES",
         type=command_line.words,
-        default=",".join(DEFAULT_METRICS),
-        help=f"Any of {', '.join(METRICS)} (default: all but the last).",
+        help=f"Some of {', '.join(METRICS)} (default: all but the last, as far as there are enough "
+        "examples).",
     )
     parser.add_argument(
         "--extractor",

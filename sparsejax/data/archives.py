@@ -79,7 +79,7 @@ def items(path: pathlib.Path) -> list[Item]:
     except (zips.NpzError, OSError) as error:
         raise SourceError(zips.problem(error)) from error
     check(_images_key(arrays) or {"jpeg", "offsets"} <= arrays.keys(), "it lacks images")
-    read, count = _ragged(arrays) if {"jpeg", "offsets"} <= arrays.keys() else _pixels(arrays)
+    read, content, count = (_ragged if {"jpeg", "offsets"} <= arrays.keys() else _pixels)(arrays)
     check_count(count, path)
     labels = arrays.get("label", arrays.get("labels", np.zeros(count, int)))
     splits = arrays.get("split", np.zeros(count, int))
@@ -87,7 +87,13 @@ def items(path: pathlib.Path) -> list[Item]:
     check_integers("split", splits, count)
     check(np.isin(splits, range(len(SPLITS))).all(), "split holds more than 0, 1 and 2")
     return [
-        Item(f"item {i}", SPLITS[splits[i]], int(labels[i]), functools.partial(read, i))
+        Item(
+            f"item {i}",
+            SPLITS[splits[i]],
+            int(labels[i]),
+            functools.partial(read, i),
+            functools.partial(content, i),
+        )
         for i in range(count)
     ]
 
@@ -97,11 +103,11 @@ def _images_key(names: Container[str]) -> str:
     return next((key for key in _IMAGES if key in names), "")
 
 
-def _pixels(arrays: dict[str, NumpyArray]) -> tuple[Read, int]:
+def _pixels(arrays: dict[str, NumpyArray]) -> tuple[Read, Read, int]:
     images = arrays[_images_key(arrays)]
     check(images.dtype == np.uint8, f"images are {images.dtype}, not uint8")
     _checked_images(images.shape)
-    return lambda i: encode(images[i]), len(images)
+    return lambda i: encode(images[i]), lambda i: images[i].tobytes(), len(images)
 
 
 def _checked_images(shape: Sequence[int]) -> Sequence[int]:
@@ -110,7 +116,7 @@ def _checked_images(shape: Sequence[int]) -> Sequence[int]:
     return shape
 
 
-def _ragged(arrays: dict[str, NumpyArray]) -> tuple[Read, int]:
+def _ragged(arrays: dict[str, NumpyArray]) -> tuple[Read, Read, int]:
     encoded, offsets = arrays["jpeg"], arrays["offsets"]
     check(encoded.dtype == np.uint8 and encoded.ndim == 1, "jpeg isn't a row of uint8")
     check(offsets.size > 1, "offsets are fewer than two")
@@ -119,4 +125,8 @@ def _ragged(arrays: dict[str, NumpyArray]) -> tuple[Read, int]:
     offsets = offsets.astype(np.int64)
     rises = offsets[0] >= 0 and (np.diff(offsets) >= 0).all() and offsets[-1] <= encoded.size
     check(rises, f"offsets don't rise from 0 to {encoded.size}, the length of jpeg, at most")
-    return lambda i: encoded[offsets[i] : offsets[i + 1]].tobytes(), offsets.size - 1
+
+    def read(i: int) -> bytes:
+        return encoded[offsets[i] : offsets[i + 1]].tobytes()
+
+    return read, read, offsets.size - 1

@@ -8,23 +8,29 @@ import contextlib
 import functools
 import importlib.util
 import io
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import tensorflow_datasets as tfds
-from absl import logging
+from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from sparsejax.data import publishers
 from sparsejax.data.digits import Digits
-from sparsejax.data.files import ACCEPTED, Files
+from sparsejax.data.files import Files
+from sparsejax.data.hugging_face import HuggingFace
+from sparsejax.data.own_images import OwnImages
 from sparsejax.data.sketch_builders import Kanjivg, QuickdrawStrokes, Vmnist, VmnistLike
 from sparsejax.data.stamps import Stamp, stamp_splits
 from sparsejax.errors import ConfigError, reason, require
 from sparsejax.storage import require_writable
+
+logger = logging.getLogger(__name__)
 
 _FORMAT = "array_record"
 PUBLISHED = {
@@ -36,6 +42,9 @@ _SKETCH_BUILDERS = {
     builder.name: builder for builder in (QuickdrawStrokes, Kanjivg, Vmnist, VmnistLike)
 }
 SKETCHES = tuple(_SKETCH_BUILDERS)
+_OWN = ("files", "hf")  # images of one's own
+# Keys that only some sets have, and which.
+_USERS = {"source": (*_OWN, *SKETCHES), "columns": ("hf",), "held_out": _OWN}
 # Sets whose builder needs no source; `register_images` adds to them.
 IMAGE_BUILDERS: dict[str, type[tfds.core.DatasetBuilder]] = {"digits": Digits}
 
@@ -63,7 +72,7 @@ def register_images(name: str, builder: type[tfds.core.DatasetBuilder]) -> None:
 
 def image_sets() -> tuple[str, ...]:
     """Return the names of image data sets."""
-    return (*IMAGE_BUILDERS, "files", *PUBLISHED)
+    return (*IMAGE_BUILDERS, *_OWN, *PUBLISHED)
 
 
 def datasets() -> tuple[str, ...]:
@@ -73,9 +82,9 @@ def datasets() -> tuple[str, ...]:
 
 def full_name(settings: ConfigDict) -> str:
     """Return the builder's full name with config and version; see `open_builder`."""
-    arguments = _arguments(settings)
+    wanted = _wanted(settings)
     with _quiet(progress=False):
-        return _create(*arguments).info.full_name
+        return _create(wanted).info.full_name
 
 
 def stamp(settings: ConfigDict) -> dict[str, Stamp]:
@@ -91,25 +100,28 @@ def stamp(settings: ConfigDict) -> dict[str, Stamp]:
     Raises:
       ConfigError: see `open_builder`.
     """
-    arguments = _arguments(settings)
+    wanted = _wanted(settings)
     with _quiet(progress=False):
-        builder = _create(*arguments)
+        builder = _create(wanted)
     if settings.dataset in IMAGE_BUILDERS:
         return {}
-    if settings.dataset not in PUBLISHED:
-        return {"task.source": builder.stamp()}
-    builder = builder if builder.is_prepared() else open_builder(settings)
-    return {"task.data_dir": stamp_splits(builder.info.splits)}
+    if settings.dataset in (*PUBLISHED, "hf") and not builder.is_prepared():
+        builder = open_builder(settings)
+    if settings.dataset in PUBLISHED:
+        return {"task.data_dir": stamp_splits(builder.info.splits)}
+    return {"task.source": builder.stamp()}
 
 
 def open_builder(settings: ConfigDict) -> tfds.core.DatasetBuilder:
     """Return a dataset's builder, prepared as array_record.
 
-    Process 0 prepares it while the others wait, so every process must call this.
+    Process 0 prepares it while the others wait, so every process must call this. What images of
+    one's own hold, and what of them is left out, is logged once.
 
     Args:
-      settings: `config.task`: dataset, source, url, data_dir; words, for pen drawings. A source
-        that the publisher offers is downloaded, if the config names none.
+      settings: `config.task`: dataset, source, url, data_dir; words, for pen drawings; columns and
+        held_out, for images of one's own. A source that the publisher offers is downloaded, if the
+        config names none.
 
     Returns:
       tfds.core.DatasetBuilder.
@@ -118,25 +130,50 @@ def open_builder(settings: ConfigDict) -> tfds.core.DatasetBuilder:
       ConfigError: the dataset is unknown, its source can't be used, or it isn't prepared and
         can't be prepared here.
     """
-    return _open(*_arguments(settings), full_name(settings))
+    builder = _open(_wanted(settings), full_name(settings))
+    if isinstance(builder, OwnImages) and jax.process_index() == 0:
+        _say(builder.about())
+    return builder
 
 
-def _arguments(settings: ConfigDict) -> tuple[str, str, str, tuple[str, ...]]:
+class _Wanted(NamedTuple):
+    """The part of `config.task` that a builder follows from."""
+
+    dataset: str
+    source: str
+    data_dir: str
+    words: tuple[str, ...]
+    columns: tuple[str, ...]
+    held_out: float
+
+
+def _wanted(settings: ConfigDict) -> _Wanted:
+    """Return what `settings` ask for; a source that they don't name may be downloaded."""
     dataset = settings.dataset
     require(dataset in datasets(), "task.dataset", dataset, ", ".join(datasets()))
-    have_source, source = publishers.SOURCED, settings.source
-    accepted = f"'' with the dataset {dataset}; those with a source are {', '.join(have_source)}"
-    require(not source or dataset in have_source, "task.source", source, accepted)
-    return dataset, publishers.fetch(settings), settings.data_dir, settings.words
+    for key, users in _USERS.items():
+        value = settings[key]
+        accepted = f"{type(value)()!r} with the dataset {dataset}; others with {', '.join(users)}"
+        require(not value or dataset in users, f"task.{key}", value, accepted)
+    wanted = _Wanted(*(settings[name] for name in _Wanted._fields))
+    return wanted._replace(source=publishers.fetch(settings))
 
 
 @functools.cache
-def _open(
-    dataset: str, source: str, data_dir: str, words: tuple[str, ...], full_name: str
-) -> tfds.core.DatasetBuilder:
+def _say(lines: tuple[str, ...]) -> None:
+    """Log what was read and what was left out, once per process."""
+    read, *left_out = lines
+    logger.info("%s", read)
+    for line in left_out:
+        logger.warning("%s", line)
+
+
+@functools.cache
+def _open(wanted: _Wanted, full_name: str) -> tfds.core.DatasetBuilder:
     """Prepare and open, once per content: `full_name` changes with the content of the source."""
+    dataset = wanted.dataset
     with _quiet(progress=dataset != "digits" and sys.stderr.isatty()):
-        builder = _create(dataset, source, data_dir, words)
+        builder = _create(wanted)
         if not builder.is_prepared():
             problem = _lacking(dataset, builder)
             if problem:
@@ -144,10 +181,10 @@ def _open(
             if jax.process_index() == 0:
                 where = "the folder of data sets (config.task.data_dir or TFDS_DATA_DIR)"
                 require_writable(builder.data_dir, where)
-                _prepare(builder, lambda: _create(dataset, source, data_dir, words))
+                _prepare(builder, lambda: _create(wanted))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"prepared {full_name}")
-        builder = _create(dataset, source, data_dir, words)
+        builder = _create(wanted)
         if not builder.is_prepared():
             raise ConfigError(
                 f"config.task.dataset is {dataset!r}, which process 0 prepared, but this process "
@@ -177,11 +214,10 @@ def _prepare(
             raise
 
 
-def _create(
-    dataset: str, source: str, data_dir: str, words: tuple[str, ...]
-) -> tfds.core.DatasetBuilder:
+def _create(wanted: _Wanted) -> tfds.core.DatasetBuilder:
+    dataset, data_dir = wanted.dataset, wanted.data_dir
     try:
-        return _build(dataset, source, data_dir or None, words)
+        return _build(wanted)
     except ConfigError:
         raise
     except Exception as error:  # tensorflow-datasets raises whatever the damage causes
@@ -194,19 +230,21 @@ def _create(
         ) from error
 
 
-def _build(
-    dataset: str, source: str, folder: str | None, words: tuple[str, ...]
-) -> tfds.core.DatasetBuilder:
+def _build(wanted: _Wanted) -> tfds.core.DatasetBuilder:
     """Return a builder; it reads what is prepared, if anything is."""
+    dataset, source, folder = wanted.dataset, wanted.source, wanted.data_dir or None
     if dataset in SKETCHES:
         where = f"with the dataset {dataset}, the path of {_SKETCH_BUILDERS[dataset].ACCEPTED}"
         require(source, "task.source", source, where)
-        return _SKETCH_BUILDERS[dataset](source, words, data_dir=folder)
+        return _SKETCH_BUILDERS[dataset](source, wanted.words, data_dir=folder)
     if dataset in IMAGE_BUILDERS:
         return IMAGE_BUILDERS[dataset](data_dir=folder)
     if dataset == "files":
-        require(source, "task.source", source, f"the path of {ACCEPTED}")
-        return Files(source, data_dir=folder)
+        require(source, "task.source", source, f"the path of {Files.ACCEPTED}")
+        return Files(source, wanted.held_out, data_dir=folder)
+    if dataset == "hf":
+        require(source, "task.source", source, HuggingFace.ACCEPTED)
+        return HuggingFace(source, wanted.held_out, wanted.columns, data_dir=folder)
     return tfds.builder(PUBLISHED[dataset], data_dir=folder)
 
 
@@ -222,7 +260,7 @@ def lacking(settings: ConfigDict) -> str:
     if settings.dataset not in PUBLISHED:
         return ""
     with _quiet(progress=False):
-        builder = _create(*_arguments(settings))
+        builder = _create(_wanted(settings))
     return "" if builder.is_prepared() else _lacking(settings.dataset, builder)
 
 
@@ -268,10 +306,10 @@ def _command(dataset: str, builder: tfds.core.DatasetBuilder) -> str:
 def _quiet(progress: bool) -> Iterator[None]:
     """Suppress tensorflow-datasets' messages about TensorFlow and OpenCV, which aren't needed."""
     (tfds.enable_progress_bar if progress else tfds.disable_progress_bar)()
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        absl_logging.set_verbosity(verbosity)

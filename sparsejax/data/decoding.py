@@ -50,7 +50,7 @@ def decode(encoded: bytes, size: int, channels: int) -> Pictures:
 
     Centre crop to the shorter side, then Pillow's bicubic resize (CompVis/latent-diffusion,
     ldm/data/lsun.py); an image of the right size keeps its pixels. Unlike there, EXIF rotation is
-    applied.
+    applied, and what is transparent lies on white.
 
     Args:
       encoded: bytes of a JPEG, PNG or another file of `_FORMATS`; of animations and multi-page
@@ -147,7 +147,7 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Convert any Pillow image to 8-bit greyscale or RGB; transparency is dropped."""
+    """Convert any Pillow image to 8-bit greyscale or RGB, on white where it is transparent."""
     if image.mode == "F":
         raise ValueError("its pixels are floats, whose range isn't known")
     if image.mode.startswith("I"):
@@ -156,9 +156,9 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
         if np.min(high) < 0 or np.max(high) > 255:
             raise ValueError("its pixels go beyond 16 bits")
         image = Image.fromarray(high.astype(np.uint8))
-    if image.mode == "P":
-        # Via the palette's transparency, which Pillow would warn about.
+    if image.has_transparency_data:
         image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == mode else image.convert(mode)
 
 

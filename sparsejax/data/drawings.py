@@ -6,8 +6,7 @@ Each source has a function that yields one or the other for every drawing in it,
 
 import hashlib
 import os
-import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -99,21 +98,3 @@ def split_of(key: str) -> str:
     """
     place = int.from_bytes(hashlib.sha256(key.encode()).digest()) % 100
     return SPLITS[(place >= _TRAIN) + (place >= _TRAIN + _VALIDATION)]
-
-
-def digest(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> str:
-    """Hash the names, sizes and modification times of files without opening them.
-
-    Args:
-      folder: folder that names are relative to.
-      paths: files in it.
-
-    Returns:
-      Hexadecimal string.
-    """
-    content = hashlib.sha256()
-    for path in paths:
-        status = path.stat()
-        name = os.fsencode(path.relative_to(folder))
-        content.update(b"%s\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns))
-    return content.hexdigest()

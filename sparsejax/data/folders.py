@@ -1,8 +1,6 @@
 """Read images from a folder: list its files, splits and labels, and hash its content."""
 
 import functools
-import hashlib
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -49,12 +47,7 @@ def digest(folder: pathlib.Path) -> str:
     Raises:
       SourceError: the folder contains no image.
     """
-    content = hashlib.sha256()
-    for path in images(folder):
-        status = path.stat()
-        name = os.fsencode(path.relative_to(folder))
-        content.update(b"%s\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns))
-    return content.hexdigest()
+    return listing.digest(folder, images(folder))
 
 
 def items(folder: pathlib.Path) -> list[Item]:
@@ -74,15 +67,9 @@ def items(folder: pathlib.Path) -> list[Item]:
       SourceError: there is no image, or some images are outside the folders of splits.
     """
     paths = images(folder)
-    places = [path.relative_to(folder).parts for path in paths]
-    splits = ["train"] * len(paths)
-    if any(_is_in_split(parts) for parts in places):
-        for path, parts in zip(paths, places, strict=True):
-            if not _is_in_split(parts):
-                raise SourceError(f"{path} lies beside the folders {', '.join(SPLITS)}")
-        splits = [SPLITS[parts[0].lower()] for parts in places]
-        places = [parts[1:] for parts in places]
-    labels = _labels(places)
+    splits, places = _splits(folder, paths)
+    classes = {name: label for label, name in enumerate(_classes(places))}
+    labels = [classes.get(parts[0], 0) for parts in places]
     return [
         Item(
             str(path.relative_to(folder)),
@@ -92,6 +79,18 @@ def items(folder: pathlib.Path) -> list[Item]:
         )
         for path, split, label in zip(paths, splits, labels, strict=True)
     ]
+
+
+def class_names(folder: pathlib.Path) -> tuple[str, ...]:
+    """Return the names of a folder's classes, in the order of their labels; see `items`.
+
+    Args:
+      folder: pathlib.Path.
+
+    Returns:
+      Names of subfolders; () if images lie outside of subfolders.
+    """
+    return _classes(_splits(folder, images(folder))[1])
 
 
 def images(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -125,12 +124,24 @@ def _is_image(path: pathlib.Path) -> bool:
     return path.is_file() or (path.is_symlink() and not path.exists())
 
 
+def _splits(
+    folder: pathlib.Path, paths: Sequence[pathlib.Path]
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the split of each image, and its place below that split's folder."""
+    places = [path.relative_to(folder).parts for path in paths]
+    if not any(_is_in_split(parts) for parts in places):
+        return ["train"] * len(paths), places
+    for path, parts in zip(paths, places, strict=True):
+        if not _is_in_split(parts):
+            raise SourceError(f"{path} lies beside the folders {', '.join(SPLITS)}")
+    return [SPLITS[parts[0].lower()] for parts in places], [parts[1:] for parts in places]
+
+
 def _is_in_split(parts: tuple[str, ...]) -> bool:
     return len(parts) > 1 and parts[0].lower() in SPLITS
 
 
-def _labels(places: Sequence[tuple[str, ...]]) -> list[int]:
+def _classes(places: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     if any(len(parts) == 1 for parts in places):
-        return [0] * len(places)
-    classes = {name: index for index, name in enumerate(sorted({parts[0] for parts in places}))}
-    return [classes[parts[0]] for parts in places]
+        return ()
+    return tuple(sorted({parts[0] for parts in places}))

@@ -1,6 +1,7 @@
 """Image datasets by name, and the input pipeline of training.
 
-Functions take `config.task` and read dataset, source, url, image_size and data_dir from it.
+Functions take `config.task` and read from it dataset, source, url, columns, held_out, image_size,
+channels and data_dir.
 """
 
 import concurrent.futures
@@ -14,9 +15,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from sparsejax.data import decoding, publishers
+from sparsejax.data import decoding, files, hugging_face, publishers
 from sparsejax.data.builders import SKETCHES, full_name, image_sets, open_builder
-from sparsejax.data.files import short_name
 from sparsejax.data.splits import check_split
 from sparsejax.errors import require
 from sparsejax.rendering.pixels import to_unit_range
@@ -51,7 +51,7 @@ def open_images(settings: ConfigDict, split: str) -> grain.MapDataset:
     check_split(settings, split, builder)
     decoders = {"image": tfds.decode.SkipDecoding()}
     source = builder.as_data_source(split=split, decoders=decoders)
-    channels = builder.info.features["image"].shape[-1]
+    channels = settings.channels or builder.info.features["image"].shape[-1]
 
     def example(record: Example) -> Example:
         image = decoding.decode(record["image"], size, channels)
@@ -88,17 +88,19 @@ def describe(settings: ConfigDict, split: str) -> str:
     """Describe exactly which pixels `open_images` returns, to store with results.
 
     Returns:
-      The builder's full name and version (for `files` with a hash of the content), split, crop
-      and resize method.
+      The builder's full name and version (for `files` and `hf` with a hash of the content), split,
+      crop and resize method, and the number of channels if images are converted.
     """
-    size = settings.image_size
-    return f"{full_name(settings)} {split}, {decoding.METHOD} to {size}x{size}"
+    size, channels = settings.image_size, settings.channels
+    converted = f"x{channels}" if channels else ""
+    return f"{full_name(settings)} {split}, {decoding.METHOD} to {size}x{size}{converted}"
 
 
 def label(settings: ConfigDict) -> str:
-    """Return a short name for figures: that of the dataset, or of the source for `files`."""
-    is_own = settings.dataset == "files"
-    return short_name(publishers.source(settings)) if is_own else settings.dataset
+    """Return a short name for figures: that of the dataset, or of the source for one's own."""
+    names = {"files": files.short_name, "hf": hugging_face.short_name}
+    name = names.get(settings.dataset)
+    return name(publishers.source(settings)) if name else settings.dataset
 
 
 def image_batches(

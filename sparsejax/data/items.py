@@ -12,12 +12,16 @@ _FEW, _LEAST_BYTES = 10_000, 8  # items accepted in any file; bytes per item bey
 
 
 class Item(NamedTuple):
-    """One image: `name` in messages, `split`, `label` int, `read() -> encoded bytes`."""
+    """One image: `name` in messages, `split`, `label` int, `read() -> encoded bytes`.
+
+    `content() -> bytes` identifies the image if what `read` returns depends on an encoder.
+    """
 
     name: str
     split: str
     label: int
     read: Callable[[], bytes]
+    content: Callable[[], bytes] | None = None
 
 
 class SourceError(Exception):

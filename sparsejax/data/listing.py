@@ -1,9 +1,10 @@
-"""List the visible files of a data folder, and describe those that aren't read."""
+"""List and hash the visible files of a data folder, and describe those that aren't read."""
 
 import collections
+import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NoReturn
 
 from sparsejax.data.items import SourceError
@@ -36,6 +37,24 @@ def visible(folder: pathlib.Path) -> list[pathlib.Path]:
         files = [name for name in files if is_visible(name)]
         found += [pathlib.Path(place, name) for name in links + files]
     return sorted(found)
+
+
+def digest(folder: pathlib.Path, paths: Iterable[pathlib.Path]) -> str:
+    """Hash the names, sizes and modification times of files without opening them.
+
+    Args:
+      folder: folder that names are relative to.
+      paths: files in it.
+
+    Returns:
+      Hexadecimal string.
+    """
+    content = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        name = os.fsencode(path.relative_to(folder))
+        content.update(b"%s\0%d\0%d\0" % (name, status.st_size, status.st_mtime_ns))
+    return content.hexdigest()
 
 
 def is_visible(name: str) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from sparsejax.data import archives, drawings, kanjivg, packed, quickdraw, strokes
+from sparsejax.data import archives, drawings, kanjivg, listing, packed, quickdraw, strokes
 from sparsejax.data.drawings import Found
 from sparsejax.data.items import SourceError
 from sparsejax.data.stamps import Stamp, stamp_file, stamp_folder
@@ -90,7 +90,7 @@ class Sketches(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
         else:
             files = self._files()
             if self.path.is_dir():
-                return drawings.digest(self.path, files)
+                return listing.digest(self.path, files)
         return archives.digest(self.path)
 
     def _check_keys(self, keys: set[str]) -> None:

@@ -28,6 +28,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing
 from sparsejax.evaluation.evaluate import check_batch, evaluate_run, meter_of
 from sparsejax.evaluation.grids import Run
+from sparsejax.metrics.names import DEFAULT_METRICS
 from sparsejax.rendering.pixels import PICTURES
 from sparsejax.reports.results import Row, parse_results
 from sparsejax.seeds import check_seed
@@ -243,8 +244,14 @@ def _check_data(run: Run, row: Row) -> None:
 
 
 def _recorded(how: Row) -> Row:
-    """Return the options without the path of Inception's weights, which are always the same."""
-    return {key: value for key, value in how.items() if key != "weights"}
+    """Return the options as results.jsonl has them.
+
+    Inception's weights are always the same, so their path doesn't count. Metrics that aren't named
+    are the default ones, as far as there are enough examples.
+    """
+    recorded = {key: value for key, value in how.items() if key != "weights"}
+    unnamed = recorded.get("metrics", ()) is None
+    return recorded | ({"metrics": list(DEFAULT_METRICS)} if unnamed else {})
 
 
 def run_in_own_process(run: Run, workdir: pathlib.Path, how: Row, guard: lease.Guard) -> str | None:

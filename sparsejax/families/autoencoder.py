@@ -116,9 +116,9 @@ def autoencoder_data(config: ConfigDict) -> Data:
     """Return the Data of `images_data`, with the reference images as inputs to reconstruct."""
     settings = config.task
     return images_data(config)._replace(
-        held_out=None,
-        training=None,
         inputs=lambda: jnp.asarray(data.load_images(settings, settings.reference_split)[0]),
+        held_out=None,  # samples are reconstructions of the same images
+        training=None,
     )
 
 

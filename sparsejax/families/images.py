@@ -1,5 +1,6 @@
 """Diffusion on the pixels of small images."""
 
+
 import grain
 from ml_collections import ConfigDict
 
@@ -83,9 +84,10 @@ def check_channels(config: ConfigDict) -> None:
     Raises:
       ConfigError: the numbers differ, or the images are missing.
     """
-    image = data.open_images(config.task, config.task.split)[0]["image"]
-    accepted = f"{image.shape[2]}, the channels of {data.label(config.task)}"
-    channels = config.model.in_channels
+    settings, channels = config.task, config.model.in_channels
+    image = data.open_images(settings, settings.split)[0]["image"]
+    accepted = f"{image.shape[2]}, the channels of {data.label(settings)}"
+    accepted = f"{image.shape[2]}, as task.channels" if settings.channels else accepted
     require(channels == image.shape[2], "model.in_channels", channels, accepted)
 
 
@@ -132,6 +134,13 @@ def training_batches(config: ConfigDict, start: int, stop: int) -> Batches:
 def reference_images(settings: ConfigDict) -> NumpyArray:
     """Return the images of `reference_split`, [count, height, width, channels] in [-1, 1]."""
     return to_unit_range(data.load_images(settings, settings.reference_split)[0])
+
+
+def held_out_batches(settings: ConfigDict) -> Batches:
+    """Iterate once over the images of `reference_split`, as `training_batches` gives them."""
+    images = reference_images(settings)
+    for start in range(0, len(images), _HELD_OUT_BATCH):
+        yield {"image": images[start : start + _HELD_OUT_BATCH]}
 
 
 FAMILY = Family(

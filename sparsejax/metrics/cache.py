@@ -2,22 +2,16 @@
 
 import logging
 import os
-import pathlib
 from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from sparsejax import zips
 from sparsejax.atomic import set_aside, write_npz
-from sparsejax.storage import require_writable
+from sparsejax.storage import cache_folder, require_writable
 from sparsejax.types import NumpyArray, Shape
 
 logger = logging.getLogger(__name__)
-
-
-def cache_folder() -> pathlib.Path:
-    """Return the folder `SPARSEJAX_CACHE` (default: ~/.cache/sparsejax), which need not exist."""
-    return pathlib.Path(os.environ.get("SPARSEJAX_CACHE", "~/.cache/sparsejax")).expanduser()
 
 
 def load_or_compute(

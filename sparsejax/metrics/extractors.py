@@ -72,7 +72,7 @@ def build_extractor(
         return Extractor("inception:2048", 2048, _in_batches(_inception, load_inception(weights)))
     if kind != "pixels":
         examples = labelled() if labelled else None
-        if examples is not None and examples[1].max() > 0:
+        if examples is not None and examples[1].max() > 0 and examples[1].min() >= 0:
             model, params = load_classifier(label, *examples)
             extract = _in_batches(model.apply, {"params": params}, to_unit_range)
             return Extractor(f"classifier:{label}", FEATURES, extract)

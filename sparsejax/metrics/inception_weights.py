@@ -22,10 +22,10 @@ from safetensors.numpy import save_file
 from sparsejax import checksums
 from sparsejax.atomic import replacing
 from sparsejax.errors import ConfigError
-from sparsejax.metrics.cache import cache_folder
 from sparsejax.metrics.inception import parameter_shapes
 from sparsejax.models.convert import leaf_from_torch, leaf_to_torch
 from sparsejax.models.published import read_state_dict
+from sparsejax.storage import cache_folder
 from sparsejax.types import KeyPath, NumpyArray, Params, PathLike, Shape
 
 VARIABLE = "SPARSEJAX_INCEPTION"

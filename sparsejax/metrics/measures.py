@@ -78,7 +78,7 @@ def build_meter(
     labelled: Labelled | None = None,
     training: Callable[[int], NumpyArray] | None = None,
     count: int | None = None,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    metrics: Sequence[str] | None = None,
     extractor: str | None = None,
     weights: PathLike | None = None,
     statistics: PathLike | None = None,
@@ -95,8 +95,9 @@ def build_meter(
       training: `training(most) -> pictures`, at most so many examples that were trained on, for
         the metric `nearest`; None if there are none, or the reference set is trained on.
       count: number of samples (default: size of the reference set).
-      metrics: some of `METRICS`; `is` (Inception Score) is skipped if the extractor is not a
-        classifier.
+      metrics: some of `METRICS` (default: those of `DEFAULT_METRICS` that there are enough
+        examples for); `is`
+        (Inception Score) is skipped if the extractor is not a classifier.
       extractor: see `build_extractor`.
       weights: path of Inception's weight file.
       statistics: path of an npz with `mu` and `sigma` to compare with instead of the pictures;
@@ -108,10 +109,10 @@ def build_meter(
       ConfigError: a metric is unknown, or has too few samples; a file of statistics can't be
         read or written, or doesn't fit the extractor.
     """
-    _check_metrics(metrics, statistics)
+    _check_metrics(METRICS if metrics is None else metrics, statistics)
     pictures = np.asarray(reference())
     count = len(pictures) if count is None else count
-    _check_counts(metrics, count, len(pictures), subset_size)
+    metrics = _enough(metrics, count, len(pictures), subset_size)
     copying = _copying_of(pictures, training, label) if "nearest" in metrics else None
     if save_statistics:
         _check_new_file(save_statistics)
@@ -253,18 +254,31 @@ def _read_reference(path: PathLike, extractor: Extractor) -> _Reference:
     return _Reference(statistics, np.empty((0, extractor.dim)), words)
 
 
-def _check_counts(metrics: Sequence[str], count: int, real: int, subset_size: int) -> None:
-    """Raise ConfigError if there are too few samples, before any is drawn."""
+def _enough(
+    metrics: Sequence[str] | None, count: int, real: int, subset_size: int
+) -> tuple[str, ...]:
+    """Return the metrics that there are enough examples for, before any is drawn.
+
+    Raises:
+      ConfigError: there are too few for one that was asked for, or for all.
+    """
     least = {"fd": 2, "kid": subset_size, "is": SPLITS, "precision_recall": NEIGHBOURS + 1}
     least["nearest"] = 1
     both = {"fd", "kid", "precision_recall"}
-    if "kid" in metrics and subset_size < 2:
+    asked = DEFAULT_METRICS if metrics is None else metrics
+    if "kid" in asked and subset_size < 2:
         raise ConfigError(f"KID subset size {subset_size}; accepted: 2 or more")
-    for metric in metrics:
+    problems = {}
+    for metric in asked:
         fewest = min(count, real) if metric in both else count
         if fewest < least[metric]:
             hint = "; or a smaller KID subset size" if metric == "kid" else ""
-            raise ConfigError(
+            problems[metric] = (
                 f"metric {metric!r} of {count} samples and {real} real examples; accepted: "
                 f"{least[metric]} or more of each{hint}"
             )
+    if problems and (metrics is not None or len(problems) == len(asked)):
+        raise ConfigError(next(iter(problems.values())))
+    for problem in problems.values():
+        logger.info("not measured: %s", problem)
+    return tuple(metric for metric in asked if metric not in problems)

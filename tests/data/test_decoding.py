@@ -49,22 +49,52 @@ def test_an_image_of_the_right_size_keeps_its_pixels():
     np.testing.assert_array_equal(decode(encode(image[..., 0]), 16, 1), image[..., :1])
 
 
-def test_greyscale_palette_16_bit_and_transparent_images_become_rgb():
+def test_greyscale_palette_16_bit_and_opaque_images_become_rgb():
     """A ramp of greys, whose RGB is three times the same, however it is stored."""
     palette = Image.fromarray(RAMP).convert("P")
-    transparent = np.dstack([as_rgb(RAMP), RAMP])
     for stored in (
         encoded(RAMP),
         encoded(palette),
-        encoded(palette, transparency=bytes(range(256))),
+        encoded(palette, transparency=bytes(256 * [255])),
         encoded(RAMP.astype(np.uint16) * 256 + 255 - RAMP),
-        encoded(transparent),
+        encoded(np.dstack([as_rgb(RAMP), np.full_like(RAMP, 255)])),
         encoded(Image.fromarray(RAMP).convert("LA")),
     ):
         np.testing.assert_array_equal(decode(stored, 16, 3), as_rgb(RAMP))
         np.testing.assert_array_equal(decode(stored, 16, 1), RAMP[..., None])
     bits = Image.fromarray(RAMP > 127)
     np.testing.assert_array_equal(decode(encoded(bits), 16, 3), as_rgb((RAMP > 127) * 255))
+
+
+def test_transparent_images_lie_on_white():
+    """Alpha x + (1 - alpha) 255, whatever colour hides behind what is transparent."""
+    alpha, hidden = RAMP[::-1], pixels(0, 16, 16)
+    expected = (hidden * (alpha[..., None] / 255) + 255 - alpha[..., None]).round()
+    for file_format, options in (("png", {}), ("webp", {"lossless": True, "exact": True})):
+        stored = encoded(np.dstack([hidden, alpha]), file_format, **options)
+        np.testing.assert_allclose(decode(stored, 16, 3), expected, atol=1)
+    grey = Image.merge("LA", [Image.fromarray(RAMP), Image.fromarray(alpha)])
+    expected = RAMP * (alpha / 255) + 255 - alpha
+    np.testing.assert_allclose(decode(encoded(grey), 16, 1)[..., 0], expected, atol=1)
+    palette = Image.fromarray(RAMP).convert("P")
+    stored = encoded(palette, transparency=bytes(range(255, -1, -1)))
+    expected = RAMP * ((255.0 - RAMP) / 255) + RAMP
+    np.testing.assert_allclose(decode(stored, 16, 3), as_rgb(expected), atol=1)
+    one_colour = encoded(hidden, transparency=tuple(int(c) for c in hidden[3, 4]))
+    found = decode(one_colour, 16, 3)
+    assert (found[3, 4] == 255).all()
+    assert (found != hidden).any(axis=2).sum() == 1
+
+
+def test_the_first_picture_of_a_phones_file_of_several_is_read():
+    """MPO: JPEGs one after another, as phones write them for depth and gain maps."""
+    first, second = (Image.fromarray(pixels(seed, 16, 16)) for seed in (0, 1))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = encoded(first, "mpo", save_all=True, append_images=[second], exif=exif)
+    alone = encoded(first, "jpeg", exif=exif)
+    assert stored != alone
+    np.testing.assert_array_equal(decode(stored, 8, 3), decode(alone, 8, 3))
 
 
 def test_cmyk_jpegs_become_rgb():

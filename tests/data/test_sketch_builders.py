@@ -314,7 +314,7 @@ def test_words_and_sources_belong_to_some_sets_only(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.task\.words.*accepted: \(\) with .* vmnist"):
         open_builder(task(tmp_path, dataset="vmnist", source=path, words=("cat",)))
     full_name(task(tmp_path, dataset="digits", words=("cat",)))
-    with pytest.raises(ConfigError, match=r"with a source are files, quickdraw_strokes, kanjivg"):
+    with pytest.raises(ConfigError, match=r"others with files, hf, quickdraw_strokes, kanjivg"):
         open_builder(task(tmp_path, dataset="digits", source=path))
 
 

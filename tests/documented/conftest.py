@@ -25,7 +25,10 @@ def downloads():
 
 
 def write_photos(place):
-    """Pictures of three classes, 16 to train and 8 for validation, as an npz and as a folder."""
+    """Pictures of three classes, 16 to train and 8 for validation, as an npz and as a folder.
+
+    And a folder of pictures without classes and splits.
+    """
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(24, 64, 64, 3), dtype=np.uint8)
     labels, split = np.arange(24) % 3, np.arange(24) // 16
@@ -35,6 +38,7 @@ def write_photos(place):
         for i, (image, label, part) in enumerate(zip(images, labels, split, strict=True))
     }
     write(downloads() / "files" / "imagenette2-160", **files)
+    write(place / "photos", **{f"{i}.png": image[:40] for i, image in enumerate(images)})
 
 
 def write_first_stage(path):

@@ -37,7 +37,7 @@ STRUCTURED = "--model-channels=32 --size=8 --batch=1 --block=32 --models=block:0
 # (pattern of a command without `python`, flags to append); all that match are appended.
 TINY = [
     (r"^train\.py| sweep ", SCHEDULE),
-    (r"^train\.py(?!.*(chirodiff|_vq|my_family))| sweep .*digits", UNET),
+    (r"^train\.py(?!.*(chirodiff|_vq|my_family))| sweep .*(digits|folder)", UNET),
     (r"^train\.py.*chirodiff| sweep .*chirodiff", GRU),
     (r"^train\.py.*_vq", CODES),
     (r"^train\.py.*(celebahq|bedrooms|imagenette)_ldm", PHOTOS),
@@ -64,7 +64,7 @@ TINY = [
     (r"^-m benchmarks\.structures_report", ""),
     (r"^-m benchmarks\.evidence ", "--minutes=0"),  # tests/test_evidence.py runs it
     (r"^-m benchmarks\.evidence_report", ""),
-    (r"^docs/\w+\.py", ""),
+    (r"^(docs/\w+|digits_as_arrays)\.py", ""),
 ]
 
 # (pattern, reason). A reason that no documented command has is an error too.
@@ -72,6 +72,7 @@ NOT_RUN = [
     (r"^train\.py .*--(distributed|coordinator)", "needs several processes; tests/faults has them"),
     (r"^-m tests\.faults", "takes long; tests/faults has a few cases of each kind"),
     (r"--config\.seed=[12]( |$)", "repeats seed 0"),
+    (r"--config\.task\.dataset=hf", "needs a dataset from the Hugging Face hub"),
     (r"--extractor inception", "needs the published weights of Inception"),
     (r"^-m benchmarks\.against_pytorch", "needs an interpreter with PyTorch"),
 ]

@@ -94,6 +94,16 @@ def test_results_from_before_a_config_key_was_added_are_done_too(swept, tmp_path
         sweeping.sweep([blocks], tmp_path, folder / "runs", **OPTIONS)
 
 
+def test_results_of_all_metrics_are_those_of_none_that_are_named(swept, tmp_path):
+    """Older ones name all of them; now all are meant that there are enough examples for."""
+    folder, _, good, _ = swept
+    (row,) = map(json.loads, (folder / "out" / "results.jsonl").read_text().splitlines())
+    row["evaluation"]["metrics"] = ["fd", "kid", "is", "precision_recall"]
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    for metrics in (None, tuple(row["evaluation"]["metrics"])):
+        assert sweeping.list_missing([good], tmp_path, **OPTIONS | {"metrics": metrics}) == []
+
+
 def test_a_damaged_line_of_the_results_stops_no_sweep(swept, tmp_path, monkeypatch, caplog):
     """It is moved whole to another file, and its run has no result; reports name it otherwise."""
     folder, _, good, _ = swept

@@ -48,6 +48,23 @@ def test_samples_do_not_depend_on_how_they_are_batched(model):
     assert float(jnp.abs(whole).max()) < 1.05
 
 
+def test_the_held_out_loss_is_of_a_split_that_is_not_trained_on(tmp_path):
+    """Every image of it once; where both splits name the same images there is none."""
+    images = np.random.default_rng(0).integers(256, size=(150, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=images, split=np.arange(150) // 80)
+    source = {"task.dataset": "files", "task.source": str(tmp_path / "set.npz")}
+
+    def data_of(**changes):
+        return build_data(resolve(tiny_config(**source, **changes)))
+
+    data = data_of(**{"task.reference_split": "validation"})
+    batches = [batch["image"] for batch in data.held_out()]
+    assert [len(batch) for batch in batches] == [64, 6]
+    np.testing.assert_array_equal(np.concatenate(batches), data.reference())
+    assert data_of().held_out is None
+    assert data_of(**{"task.reference_split": "train[:9]+validation"}).held_out is None
+
+
 @pytest.mark.parametrize("settings", [{"sampler": "ddpm"}, {"eta": 1.0}])
 def test_other_samplers_by_config(settings):
     changes = {f"sample.{key}": value for key, value in settings.items()}

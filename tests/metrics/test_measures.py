@@ -112,6 +112,13 @@ def test_the_classifier_tells_digits_from_noise_and_from_each_other(digits):
     assert (squared.argmin(1) == labels[1::2]).mean() > 0.95
 
 
+def test_images_without_a_label_among_others_train_no_classifier():
+    """A label that is missing is negative, which counts from the last class as an index."""
+    images = rng.integers(0, 256, (6, 4, 4, 1), np.uint8)
+    labels = np.array([0, 1, 2, 1, -1, 0])
+    assert build_extractor(None, "some", lambda: (images, labels), (4, 4, 1)).name == "pixels:4x4"
+
+
 def test_features_of_the_reference_are_computed_once(digits, monkeypatch, tmp_path):
     monkeypatch.setenv("SPARSEJAX_CACHE", str(tmp_path))
     images, _ = digits
@@ -237,7 +244,11 @@ def test_a_damaged_cache_is_computed_anew(digits, monkeypatch, tmp_path, caplog)
         ({"metrics": ["fid"]}, "metrics 'fid'; accepted: fd, kid, is, precision_recall"),
         ({"metrics": []}, "accepted: fd"),
         ({"count": 1, "metrics": ["fd"]}, "'fd' of 1 samples .* accepted: 2 or more"),
-        ({"count": 999}, "'kid' of 999 samples and 100 real examples; accepted: 1000 or more"),
+        (
+            {"count": 999, "metrics": ["fd", "kid"]},
+            "'kid' of 999 samples and 100 real examples; accepted: 1000 or more",
+        ),
+        ({"count": 1}, "metric 'fd' of 1 samples"),
         ({"count": 9, "metrics": ["is"]}, "'is' of 9 samples .* 10 or more"),
         ({"count": 3, "metrics": ["precision_recall"]}, "of 3 samples .* 4 or more"),
         ({"metrics": ["is"]}, "'is' of pixels:4x4; accepted: a classifier or inception"),
@@ -261,6 +272,23 @@ def test_what_cannot_be_measured_is_refused(options, message):
     defaults = {"count": 100, "subset_size": 50} if "kid" not in message else {}
     with pytest.raises(ConfigError, match=message):
         meter_of(images, "noise", **defaults | options)
+
+
+def test_metrics_that_nobody_named_are_left_out_where_examples_are_too_few(caplog):
+    """Each at its own least number; a line says which, and how many it takes."""
+    images = rng.integers(0, 256, (20, 4, 4, 1), np.uint8)
+    caplog.set_level("INFO", logger="sparsejax")
+    found = {}
+    for count in (2, 4, 20):
+        names = meter_of(images, "noise", count=count).measure([images[:count]])
+        found[count] = {name.partition("[")[0] for name in names}
+    assert found == {2: {"FD"}, 4: {"FD", "precision", "recall"}, 20: found[4]}
+    said = [r.getMessage() for r in caplog.records if "not measured" in r.getMessage()]
+    kid = "metric 'kid' of 20 samples and 20 real examples; accepted: 1000 or more of each"
+    assert said.count(f"not measured: {kid}; or a smaller KID subset size") == 1
+    assert any("'is' of 4 samples" in line and "10 or more" in line for line in said)
+    smaller = meter_of(images, "noise", subset_size=10).measure([images])
+    assert "KID[pixels:4x4]@20" in smaller
 
 
 def test_statistics_of_another_extractor_are_refused(tmp_path):
