@@ -45,7 +45,7 @@ from sparsejax.compact.states import shrink_state
 from sparsejax.configuration import resolve
 from sparsejax.families import build_model
 from sparsejax.families.strokes import even_times
-from sparsejax.parallel import data_parallel, replicate, shard_batch
+from sparsejax.parallel import data_parallel, shard_batch
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training.keys import named_key
 from sparsejax.training.optimizers import build_optimizer
@@ -167,14 +167,6 @@ def density(kind, params, masks):
     return sum(int(mask.sum()) for mask in leaves) / sum(mask.size for mask in leaves)
 
 
-def placed(make):
-    """Return the state that `make()` returns, on all devices; no two copies of it exist at once."""
-    leaves, treedef = jax.tree.flatten(make())
-    for i in range(len(leaves)):
-        leaves[i] = replicate(leaves[i])
-    return treedef.unflatten(leaves)
-
-
 def two_steps(program, state, batch, key):
     """Return the state after two steps, and loss and gradient norm of each."""
     found = []
@@ -239,7 +231,7 @@ def prepare(arguments, kind, level, params, reference):
     if network and not arguments.unchecked:
         # Masks of full shape everywhere: one program for all masked networks.
         full = jax.tree.map(lambda m, p: jnp.broadcast_to(m, p.shape), masks, params)
-        masked = placed(lambda: state_from(params, full, optimizer))
+        masked = structured.placed(lambda: state_from(params, full, optimizer))
         _, expected = two_steps(reference, masked, batch, keys[0])
         del full, masked
 
@@ -247,7 +239,7 @@ def prepare(arguments, kind, level, params, reference):
         whole = state_from(params, jax.tree.map(jnp.asarray, masks), optimizer)
         return shrink_state(network, whole) if network else whole
 
-    state = placed(first_state)
+    state = structured.placed(first_state)
     figures["state_bytes"] = sum(x.nbytes for x in jax.tree.leaves(state))
 
     step = make_train_step(model, optimizer, ema_limit=config.ema.decay, network=network)

@@ -14,6 +14,7 @@ from benchmarks.arguments import count
 from benchmarks.timing import machine
 from sparsejax import command_line
 from sparsejax.configuration import default_config, resolve
+from sparsejax.parallel import replicate
 from sparsejax.sparsity.costs import active_parameters, forward_flops
 from sparsejax.training.plan import build_plan
 
@@ -97,6 +98,14 @@ def draw_masks(config, model):
 def mask(params, masks):
     """Return params with zeros where masks are False, host arrays."""
     return jax.tree.map(lambda param, mask: np.where(mask, param, np.float32(0)), params, masks)
+
+
+def placed(make):
+    """Return the state that `make()` returns, on all devices; no two copies of it exist at once."""
+    leaves, treedef = jax.tree.flatten(make())
+    for i in range(len(leaves)):
+        leaves[i] = replicate(leaves[i])
+    return treedef.unflatten(leaves)
 
 
 def costs(model, params, masks):

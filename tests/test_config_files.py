@@ -128,7 +128,7 @@ def test_a_missing_config_file_is_named_with_its_like():
         load_config(DIGITS.replace("digits", "digts"))
     with pytest.raises(ConfigError, match="there is no .py file in nowhere"):
         load_config("nowhere/a.py")
-    with pytest.raises(ConfigError, match=r"configs': no file; .* nearest: .*configs/digits.py"):
+    with pytest.raises(ConfigError, match=r"configs': no file; .* nearest: .*configs/\w+.py"):
         load_config(str(ROOT / "configs"))
     with pytest.raises(ConfigError, match=r"x\.py': no such file"):
         load_config("x" * 300 + "/x.py")

@@ -1,6 +1,5 @@
 """Diffusion on the pixels of small images."""
 
-
 import grain
 from ml_collections import ConfigDict
 

@@ -71,7 +71,6 @@ TINY = [
 NOT_RUN = [
     (r"^train\.py .*--(distributed|coordinator)", "needs several processes; tests/faults has them"),
     (r"^-m tests\.faults", "takes long; tests/faults has a few cases of each kind"),
-    (r"--config\.seed=[12]( |$)", "repeats seed 0"),
     (r"--config\.task\.dataset=hf", "needs a dataset from the Hugging Face hub"),
     (r"--extractor inception", "needs the published weights of Inception"),
     (r"^-m benchmarks\.against_pytorch", "needs an interpreter with PyTorch"),
