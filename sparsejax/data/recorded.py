@@ -68,7 +68,7 @@ def is_intact(file: Download) -> bool:
             f"former as config.task.url, or {file.path} deleted"
         )
     seen = {"bytes": status.st_size, "modified": status.st_mtime_ns}
-    if known.get("sha256") and seen.items() <= known.items():
+    if seen.items() <= known.items():
         return True
     sha256, expected = _sha256(file.path), known.get("sha256") or file.sha256
     with file.path.open("rb") as content:

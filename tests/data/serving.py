@@ -36,6 +36,9 @@ def handler_of(site):
             tag = f'"{hashlib.sha256(content).hexdigest()[:8]}"'
             if site.ranges and self.headers["Range"] and self.headers["If-Range"] == tag:
                 start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+            if start and start >= len(content):
+                self.send_error(416)
+                return
             self.send(content, start, tag)
 
         def send(self, content, start, tag):
