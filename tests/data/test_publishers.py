@@ -126,7 +126,15 @@ def test_imagenette_must_be_the_file_whose_sum_tensorflow_datasets_knows(site, t
 
 @pytest.mark.parametrize(
     "url",
-    ["kanjivg.zip", "file:///etc/passwd", "http://", "http://[::1", "http://a/..", "http://a/b/"]
+    [
+        "kanjivg.zip",
+        "file:///etc/passwd",
+        "ftp://a/c.zip",
+        "http://",
+        "http://[::1",
+        "http://a/..",
+        "http://a/b/",
+    ]
     + ["http://a b/c.zip", "http://a/%2fetc%2fpasswd", "http://a/c.zip\n"],
 )
 def test_an_address_that_is_none_is_refused(url, tmp_path):
