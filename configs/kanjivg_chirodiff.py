@@ -22,5 +22,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = chirodiff.variant_name("kanjivg_chirodiff", arg)
     config.task.dataset = "kanjivg"
     if "evidence" in arg.split(","):
-        config.steps = 5000
+        config.steps = 6000
     return config

@@ -23,5 +23,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.name = chirodiff.variant_name("quickdraw_chirodiff", arg)
     config.task.dataset = "quickdraw_strokes"
     if "evidence" in arg.split(","):
-        config.steps = 1400
+        config.steps = 1600
     return config

@@ -27,5 +27,5 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.task.dataset = "vmnist_like" if like else "vmnist"
     if "evidence" in words:
-        config.steps = 1300
+        config.steps = 1400
     return config

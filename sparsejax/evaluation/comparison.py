@@ -23,9 +23,10 @@ from sparsejax.training import runs
 from sparsejax.training.facts import build_model_of, read_facts
 from sparsejax.types import PathLike, Value
 
-_DATA = "name dataset source words columns held_out image_size channels"
-_DATA += " split reference_split labelled_split"
-_COMPARED = tuple(f"task.{key}" for key in _DATA.split())
+_SPLITS = ("split", "reference_split", "labelled_split")
+_IMAGES = ("columns", "held_out", "image_size", "channels")
+_DATA = ("name", "dataset", "source", "words", *_IMAGES, *_SPLITS)
+_COMPARED = tuple(f"task.{key}" for key in _DATA)
 # Keys that the held-out loss also depends on, through its noise and what the noise is added to.
 _COMPARED_HELD_OUT = ("task.representation", "diffusion.steps", "diffusion.schedule")
 
