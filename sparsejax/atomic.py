@@ -37,7 +37,7 @@ def replacing(path: PathLike) -> Iterator[pathlib.Path]:
     Yields:
       A path in the same folder, with the same suffix, that no other process uses.
 
-    Example:
+    Examples:
       `with replacing("model.safetensors") as partial: save_file(tensors, partial)`
     """
     path = pathlib.Path(path)

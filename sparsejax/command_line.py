@@ -195,7 +195,7 @@ def moved(module: str, command: str) -> NoReturn:
 def one_line(error: Exception) -> str:
     r"""Return the message of an error on a single line.
 
-    Example:
+    Examples:
       >>> one_line(ValueError("of another config:\n  steps: 5\n  seed: 1"))
       'of another config: steps: 5; seed: 1'
     """

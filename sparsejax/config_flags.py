@@ -56,7 +56,7 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
       Tuple of the other words and of pairs `(key, text)`, in order; the text is None for a key
       without a value.
 
-    Example:
+    Examples:
       >>> split_overrides(["--output=x", "--config.steps=5", "--noconfig.task.flip"])
       (['--output=x'], [('steps', '5'), ('task.flip', 'False')])
     """

@@ -94,7 +94,7 @@ def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> 
     Raises:
       ConfigError: a word is none of these.
 
-    Example:
+    Examples:
       >>> config = default_config()
       >>> set_sparsity(config, "magran,0.9,0.05,1000,small", ["small"])
       ['small']

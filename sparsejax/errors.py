@@ -37,7 +37,7 @@ def reason(error: BaseException) -> str:
 def nearest(path: str, known: Iterable[str]) -> str:
     """Return the known key most similar to a mistyped one, by its path and its last name.
 
-    Example:
+    Examples:
       >>> nearest("sparsty.level", ["sparsity.level", "log.every"]), nearest("lvel", ["a.level"])
       ('sparsity.level', 'a.level')
     """

@@ -16,7 +16,7 @@ def leaves(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Leaf]]:
       tree: nested dictionaries; an empty one below others is a leaf.
       path: keys to start all paths with.
 
-    Example:
+    Examples:
       >>> list(leaves({"a": {"b": 1, "c": {}}}))
       [(('a', 'b'), 1), (('a', 'c'), {})]
     """
@@ -30,7 +30,7 @@ def leaves(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Leaf]]:
 def flatten(tree: Tree, separator: str = "/") -> Flat:
     """Return `{path: leaf}`, keys joined by the separator.
 
-    Example:
+    Examples:
       >>> flatten({"model": {"hidden": 96}, "seed": 0}, ".")
       {'model.hidden': 96, 'seed': 0}
     """
@@ -43,7 +43,7 @@ def nest(flat: Flat, separator: str = "/") -> Tree:
     Raises:
       ValueError: a path continues below a leaf.
 
-    Example:
+    Examples:
       >>> nest({"conv/kernel": 1, "conv/bias": 2})
       {'conv': {'bias': 2, 'kernel': 1}}
     """

@@ -4,7 +4,7 @@
 def quantity(value: float) -> str:
     """Format a count with three digits and a unit: 1.23 M.
 
-    Example:
+    Examples:
       >>> quantity(700_123), quantity(101.2e9), quantity(12)
       ('700 k', '101 G', '12')
     """
@@ -18,7 +18,7 @@ def quantity(value: float) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun, in the plural unless it is one.
 
-    Example:
+    Examples:
       >>> counted(1, "run"), counted(3, "run")
       ('1 run', '3 runs')
     """

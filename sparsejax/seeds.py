@@ -18,7 +18,7 @@ def check_seed(seed: int) -> int:
     Raises:
       ValueError: `seed` is not an integer in [0, 2^32).
 
-    Example:
+    Examples:
       >>> check_seed(3)
       3
     """

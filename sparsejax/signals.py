@@ -107,7 +107,7 @@ def received() -> signal.Signals | None:
 def exit_status(signum: int) -> int:
     """Return the exit status that shells report for a process ended by a signal.
 
-    Example:
+    Examples:
       >>> exit_status(signal.SIGINT)
       130
     """

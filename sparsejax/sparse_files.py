@@ -72,7 +72,7 @@ def save_sparse(
       ValueError: a weight is not zero where its mask is False, masks don't fit params, a mask isn't
         constant within its blocks, or the format can't hold a leaf; names the leaf.
 
-    Example:
+    Examples:
       `save_sparse("model.safetensors", params, masks, {"trained on": "digits"})`
     """
     params, masks, metadata = _flatten(params), _flatten(masks), dict(metadata or {})
@@ -122,7 +122,7 @@ def load_sparse(path: str | os.PathLike[str]) -> tuple[Tree, Tree, dict[str, str
       ValueError: the file doesn't exist, is damaged, or is not a sparse model; names the path and
         the problem.
 
-    Example:
+    Examples:
       `params, masks, metadata = load_sparse("model.safetensors")`
     """
     path = pathlib.Path(path)

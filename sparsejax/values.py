@@ -30,7 +30,7 @@ def without_none(type_: KeyType) -> KeyType:
 def describe_type(type_: KeyType) -> str:
     """Describe the values of a type in words.
 
-    Example:
+    Examples:
       >>> describe_type(float | None), describe_type(tuple[int, ...])
       ('None, or a finite number', 'a tuple of whole numbers, such as (1, 2)')
     """
@@ -58,7 +58,7 @@ def describe_accepted(key: Key) -> str:
 def has_type(type_: KeyType, value: Value) -> bool:
     """Return whether a value has a key's type; a bool is not a number, a float not an int.
 
-    Example:
+    Examples:
       >>> has_type(int, True), has_type(float, 1), has_type(tuple[int, ...], (1, 2.5))
       (False, True, False)
       >>> has_type(float, 10**400), has_type(float, float("nan"))
@@ -115,7 +115,7 @@ def within(value: float, interval: str) -> bool:
       value: a number.
       interval: `[a, b]`, `[a, b)`, `(a, b)`, `a to b`, `a or more`, or `more than a`.
 
-    Example:
+    Examples:
       >>> within(1, "[0, 1)"), within(1, "1 or more"), within(0, "more than 0"), within(3, "0 to 3")
       (False, True, False, True)
     """
@@ -136,7 +136,7 @@ def parse(type_: KeyType, text: str) -> Value:
     Raises:
       ValueError: `text` is not a value of the type.
 
-    Example:
+    Examples:
       >>> parse(float | None, "None"), parse(float, "1e-3"), parse(tuple[int, ...], "1,2")
       (None, 0.001, (1, 2))
       >>> parse(SIZE, "64"), parse(SIZE, "16x64"), parse(SIZE, "(16, 64)")

@@ -50,7 +50,7 @@ def attempt(name: str, read: Callable[..., T], *arguments: Value) -> T | Broken:
       read: function to call.
       *arguments: its arguments.
 
-    Example:
+    Examples:
       >>> attempt("a.svg", float, "1.5"), attempt("a.svg", float, "a")
       (1.5, Broken(name='a.svg', reason="could not convert string to float: 'a'"))
     """
@@ -70,7 +70,7 @@ def with_times(strokes: Sequence[NumpyArray]) -> list[NumpyArray]:
     Returns:
       List of arrays [points, 3] float64 of x, y and the distance travelled so far.
 
-    Example:
+    Examples:
       >>> with_times([np.array([[0, 0], [3, 4]]), np.array([[3, 5]])])
       [array([[0., 0., 0.],
              [3., 4., 5.]]), array([[3., 5., 6.]])]

@@ -31,7 +31,7 @@ class SourceError(Exception):
 def few(names: Sequence[str], most: int = 50) -> str:
     """Return the first names, for messages.
 
-    Example:
+    Examples:
       >>> few("abc", 2), few("")
       ('a, b, ...', '(none)')
     """

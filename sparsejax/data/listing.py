@@ -72,7 +72,7 @@ def left_out(paths: Sequence[PathLike], folder: PathLike = "") -> str:
     Returns:
       Description, empty if there are no files.
 
-    Example:
+    Examples:
       >>> left_out(["a/1.heic", "a/2.HEIC", "notes.txt"])
       '3 files left out: .heic (2), .txt (1); the first is a/1.heic'
     """

@@ -57,7 +57,7 @@ def stamp_splits(splits: Splits) -> Stamp:
 def describe(stamp: Stamp) -> str:
     """Describe a stamp in a few words.
 
-    Example:
+    Examples:
       >>> describe({"files": 12, "bytes": 34567, "sha256": "0"})
       '12 files, 34,567 bytes'
     """

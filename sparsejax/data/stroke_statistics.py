@@ -32,7 +32,7 @@ def stroke_statistics(drawings: ArrayLike) -> dict[str, NumpyArray]:
     Raises:
       ValueError: the array has another shape, or there is no drawing.
 
-    Example:
+    Examples:
       >>> corner = [[0, 0, 0], [3, 4, 1], [3, 5, 0], [3, 7, 1]]
       >>> {name: values.item() for name, values in stroke_statistics([corner]).items()}
       ... # doctest: +NORMALIZE_WHITESPACE

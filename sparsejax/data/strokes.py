@@ -45,7 +45,7 @@ def preprocess(strokes: Sequence[NumpyArray]) -> NumpyArray:
       UnusableDrawingError: no stroke of two points, values that aren't finite, no extent, or 300
         points or more after resampling.
 
-    Example:
+    Examples:
       >>> line = np.array([[5, 5, 0], [5, 6, 100.0]])
       >>> preprocess([line])[[0, -1]]
       array([[ 0.,  0.,  0.,  0.],

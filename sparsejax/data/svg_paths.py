@@ -49,7 +49,7 @@ def flatten(path: str, spacing: float, most: int = 1_000_000) -> NumpyArray:
       ValueError: the path is invalid; says what is wrong.
       TooLargeError: it has more points.
 
-    Example:
+    Examples:
       >>> flatten("M1,1h1v.5", spacing=0.5)
       array([[1. , 1. ],
              [1.5, 1. ],

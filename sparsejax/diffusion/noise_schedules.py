@@ -26,7 +26,7 @@ def beta_limits(name: str, steps: int) -> tuple[float, float]:
       name: `linear` or `scaled_linear`.
       steps: number of diffusion steps T.
 
-    Example:
+    Examples:
       >>> beta_limits("linear", 1000), beta_limits("linear", 100), beta_limits("linear", 10)
       ((0.0001, 0.02), (0.001, 0.2), (0.01, 0.999))
     """

@@ -30,7 +30,7 @@ def example_noise(keys: Keys, shape: Shape) -> tuple[Array, Noise]:
     Returns:
       Tuple `(x_T [batch, *shape] float32, noise)`.
 
-    Example:
+    Examples:
       >>> keys = jax.random.split(jax.random.key(0), 2)
       >>> x_T, noise = example_noise(keys, (8, 8, 1))
       >>> x_T.shape, noise(0).shape

@@ -27,7 +27,7 @@ def network_keys(cls: type[nn.Module], section: str = "model") -> tuple[Key, ...
       cls: Flax module class.
       section: config section that holds its arguments.
 
-    Example:
+    Examples:
       >>> from sparsejax.models.unet import UNet
       >>> [key.default for key in network_keys(UNet) if key.path == "model.channel_mult"]
       [(1, 2, 3, 4)]

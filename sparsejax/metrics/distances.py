@@ -31,7 +31,7 @@ def frechet_distance(features: NumpyArray, reference: NumpyArray) -> float:
     Raises:
       ValueError: fewer than two rows, different dims, or numbers that aren't finite.
 
-    Example:
+    Examples:
       >>> x = np.random.default_rng(0).normal(size=(100, 3))
       >>> round(frechet_distance(x + [1.0, 2.0, 0.0], x), 6)
       5.0

@@ -57,7 +57,7 @@ def extract(
     Raises:
       ValueError: images have another dtype or shape, or a feature is unknown.
 
-    Example:
+    Examples:
       `pooled, logits = extract(params, images, ("2048", "logits_unbiased"))`
     """
     names = (features,) if isinstance(features, str) else tuple(features)
@@ -87,7 +87,7 @@ def resize(images: Array, height: int, width: int) -> Array:
     Returns:
       [batch, height, width, channels] float32.
 
-    Example:
+    Examples:
       >>> resize(np.array([[[[0], [4]]]], np.uint8), 1, 4).ravel()
       Array([0., 2., 4., 4.], dtype=float32)
     """

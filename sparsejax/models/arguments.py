@@ -52,7 +52,7 @@ def network_arguments(model: nn.Module) -> dict[str, Value]:
     Args:
       model: Flax module of `models`.
 
-    Example:
+    Examples:
       >>> from sparsejax.models.unet import UNet
       >>> network_arguments(UNet(norm_groups=8, remat=True))["norm_groups"]
       8

@@ -248,7 +248,7 @@ class VQModel(_Autoencoder):
         With such crowded codes, all latents start near a few of them; with 1.0 most codes are used
         from the first steps on, which short trainings need.
 
-    Example:
+    Examples:
       >>> model = VQModel(channels=32, channel_mult=(1, 2), num_res_blocks=1, codes=16)
       >>> def reconstruct(key, x):
       ...     params = model.init(key, x)["params"]

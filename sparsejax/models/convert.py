@@ -29,7 +29,7 @@ def unet_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
     Raises:
       ValueError: an entry is neither a weight nor a bias.
 
-    Example:
+    Examples:
       >>> params = unet_from_torch({"out.2.weight": np.zeros((3, 32, 3, 3))})
       >>> params["out_2"]["kernel"].shape
       (3, 3, 32, 3)
@@ -46,7 +46,7 @@ def unet_to_torch(params: Params) -> StateDict:
     Returns:
       `{name: array}`, numpy; the inverse of `unet_from_torch`, bit for bit.
 
-    Example:
+    Examples:
       >>> unet_to_torch({"out_2": {"kernel": np.zeros((3, 3, 32, 3))}})["out.2.weight"].shape
       (3, 32, 3, 3)
     """
@@ -65,7 +65,7 @@ def autoencoder_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
     Raises:
       ValueError: an entry is neither a weight nor a bias.
 
-    Example:
+    Examples:
       >>> name = "encoder.down.1.block.0.nin_shortcut.weight"
       >>> params = autoencoder_from_torch({name: np.zeros((64, 32, 1, 1))})
       >>> params["encoder"]["down_1"]["block_0"]["nin_shortcut"]["kernel"].shape
@@ -83,7 +83,7 @@ def autoencoder_to_torch(params: Params) -> StateDict:
     Returns:
       `{name: array}`, numpy; the inverse of `autoencoder_from_torch`, bit for bit.
 
-    Example:
+    Examples:
       >>> list(autoencoder_to_torch({"quantize": {"embedding": np.zeros((64, 3))}}))
       ['quantize.embedding.weight']
     """
@@ -105,7 +105,7 @@ def chirodiff_from_torch(state_dict: Mapping[str, NumpyArray]) -> PyTree:
     Raises:
       ValueError: an entry is neither a weight nor a bias.
 
-    Example:
+    Examples:
       >>> gru = {"model.rnn.weight_hh_l0_reverse": np.zeros((288, 96))}
       >>> variables = chirodiff_from_torch(gru)
       >>> variables["params"]["rnn_l0"]["backward_hh"]["kernel"].shape

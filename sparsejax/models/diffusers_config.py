@@ -101,7 +101,7 @@ def unet_arguments(config: dict[str, Value]) -> dict[str, Value]:
       ValueError: our UNet doesn't support the network; names a key, its value and what is
         accepted.
 
-    Example:
+    Examples:
       >>> config = {"block_out_channels": [32, 64], "norm_num_groups": 8}
       >>> config |= {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"]}
       >>> config |= {"up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
@@ -168,7 +168,7 @@ def autoencoder_arguments(
     Raises:
       ValueError: see `unet_arguments`.
 
-    Example:
+    Examples:
       >>> autoencoder_arguments({"_class_name": "AutoencoderKL"})[1]["z_channels"]
       4
     """
@@ -219,7 +219,7 @@ def unet_diffusers_config(model: UNet, sample_size: int | None = None) -> dict[s
     Raises:
       ValueError: `UNet2DModel` can't represent the network: `channel_mult` doesn't start with 1.
 
-    Example:
+    Examples:
       >>> from sparsejax.models.unet import UNet
       >>> unet_diffusers_config(UNet())["down_block_types"][:2]
       ['DownBlock2D', 'AttnDownBlock2D']
@@ -262,7 +262,7 @@ def autoencoder_diffusers_config(
     Raises:
       ValueError: diffusers can't represent the network; see `unet_diffusers_config`.
 
-    Example:
+    Examples:
       >>> from sparsejax.models.autoencoder import VQModel
       >>> autoencoder_diffusers_config(VQModel(), "vq", 1.0)["block_out_channels"]
       [128, 256, 512]

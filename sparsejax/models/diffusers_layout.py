@@ -50,7 +50,7 @@ def unet_from_diffusers(state_dict: Mapping[str, NumpyArray], num_head_channels:
       ValueError: a tensor has no counterpart in `models.unet.UNet`, or channels can't be split into
         such heads; names the tensor.
 
-    Example:
+    Examples:
       >>> params = unet_from_diffusers({"conv_in.weight": np.zeros((32, 3, 3, 3))}, 32)
       >>> params["input_blocks_0_0"]["kernel"].shape
       (3, 3, 3, 32)
@@ -105,7 +105,7 @@ def autoencoder_from_diffusers(state_dict: Mapping[str, NumpyArray]) -> Params:
     Raises:
       ValueError: a tensor has no counterpart in `models.autoencoder`; names it.
 
-    Example:
+    Examples:
       >>> name = "encoder.mid_block.attentions.0.query.weight"
       >>> params = autoencoder_from_diffusers({name: np.zeros((64, 64))})
       >>> params["encoder"]["mid"]["attn_1"]["q"]["kernel"].shape

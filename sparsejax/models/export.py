@@ -47,7 +47,7 @@ def export_unet(
     Returns:
       Paths of the files written.
 
-    Example:
+    Examples:
       `export_unet(params, masks, "exported", UNet(), metadata={"sparsity_level": "0.75"})`
     """
     folder = pathlib.Path(folder)
@@ -83,7 +83,7 @@ def compvis_differences(model: UNet) -> str:
     Args:
       model: `models.unet.UNet`.
 
-    Example:
+    Examples:
       >>> compvis_differences(UNet(norm_eps=1e-6))
       'norm_eps is 1e-06, in CompVis 1e-05'
     """

@@ -118,7 +118,7 @@ def first_stage_from_diffusers(folder: PathLike) -> tuple[VQModel | KLModel, Par
     Raises:
       ValueError: see `models.published.unet_from_diffusers`.
 
-    Example:
+    Examples:
       `model, params = first_stage_from_diffusers("ldm-celebahq-256")`
     """
     path = find_autoencoder(folder)

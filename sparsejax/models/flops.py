@@ -73,7 +73,7 @@ def layer_flops(
     Raises:
       ValueError: a kernel belongs to a kind of layer that isn't counted.
 
-    Example:
+    Examples:
       >>> model, x = nn.Dense(3), jax.ShapeDtypeStruct((1, 5), "float32")
       >>> params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
       >>> layer_flops(model, params, x)

@@ -58,7 +58,7 @@ def scheduler_config(
     Returns:
       JSON-serializable dictionary. For S steps, diffusers takes the same ones if `has_same_steps`.
 
-    Example:
+    Examples:
       >>> config = scheduler_config(np.full(100, 0.01), 1 + 10 * np.arange(10))
       >>> config["_class_name"], config["steps_offset"]
       ('DDIMScheduler', 1)
@@ -110,7 +110,7 @@ def export_pipeline(
     Raises:
       ValueError: diffusers can't represent the first stage; nothing is written.
 
-    Example:
+    Examples:
       `export_pipeline("exported/diffusers", scheduler_config(schedule.betas, timesteps))`
     """
     folder = pathlib.Path(folder)

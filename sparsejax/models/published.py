@@ -95,7 +95,7 @@ def load_unet(
       ValueError: see `read_state_dict`; or the layout is unknown, or config.json or the file's
         metadata contradict `num_head_channels` or `model`. Names the file and the tensor or key.
 
-    Example:
+    Examples:
       `params = load_unet("ldm/celeba256/model.ckpt")`
     """
     path = _find_file(path, ("unet",))
@@ -128,7 +128,7 @@ def unet_from_diffusers(folder: PathLike) -> tuple[UNet, Params]:
       ValueError: see `load_unet`; or there is no config.json, or `models.unet.UNet` doesn't
         support the network it describes, or the weights don't fit.
 
-    Example:
+    Examples:
       `model, params = unet_from_diffusers("ldm-celebahq-256")`
     """
     path = _find_file(folder, ("unet",))
@@ -159,7 +159,7 @@ def load_autoencoder(path: PathLike, *, model: VQModel | KLModel | None = None) 
     Raises:
       ValueError: see `read_state_dict`; or the layout is unknown. Names the file and the tensor.
 
-    Example:
+    Examples:
       `params = load_autoencoder("first_stage_models/vq-f4/model.ckpt")`
     """
     path = find_autoencoder(path)

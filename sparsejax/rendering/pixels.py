@@ -17,7 +17,7 @@ def to_unit_range(images: np.ndarray) -> np.ndarray:
     Returns:
       float32 of the same shape.
 
-    Example:
+    Examples:
       >>> to_unit_range(np.array([0, 51, 255], np.uint8)).tolist()
       [-1.0, -0.6000000238418579, 1.0]
     """
@@ -38,7 +38,7 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: images are integers, or hold values that aren't finite.
 
-    Example:
+    Examples:
       >>> to_pixels(np.array([-1.0, 0.0, 40.0])).tolist()
       [0, 128, 255]
     """

@@ -91,7 +91,7 @@ Part: TypeAlias = tuple[Section | None, str]  # a section or None, and what is m
 def anchor(text: str) -> str:
     """Return a name for a file or a place in a page.
 
-    Example:
+    Examples:
       >>> anchor("FD[pixels:8x8]")
       'fd-pixels-8x8'
     """

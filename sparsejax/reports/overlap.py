@@ -83,7 +83,7 @@ def overlap(first: PackedMasks, second: PackedMasks) -> float:
     Raises:
       ValueError: the layers aren't the same.
 
-    Example:
+    Examples:
       >>> a, b = (np.packbits(np.array(bits, bool)) for bits in ([1, 1, 0, 0], [0, 1, 1, 0]))
       >>> overlap({"layer": a}, {"layer": b})
       0.5
@@ -108,7 +108,7 @@ def chance(layers: Layers) -> float:
     Returns:
       float from 0 to 1.
 
-    Example:
+    Examples:
       >>> chance({"sparse": (25, 100), "dense": (9, 9)})
       0.25
     """

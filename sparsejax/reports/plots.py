@@ -128,7 +128,7 @@ def layer_densities(layers: Mapping[str, LayerCounts], level: float) -> Figure:
 def layer_name(path: str) -> str:
     """Return the path of a layer's kernel as figures show it: of 40 characters at most.
 
-    Example:
+    Examples:
       >>> layer_name("middle_block_1/qkv/kernel")
       'middle_block_1/qkv'
     """

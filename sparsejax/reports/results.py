@@ -163,7 +163,7 @@ class Run(NamedTuple):
 def read_row(row: Row) -> Run:
     """Return what a row says of its run.
 
-    Example:
+    Examples:
       >>> run = read_row({"run": "a", "seed": 3, "measures": {"FD": 1.5, "KID": None}})
       >>> run.numbers, run.measured_on
       ({'seed': 3.0, 'FD': 1.5}, '8-bit')
@@ -208,7 +208,7 @@ def _measured_on(row: Row) -> str:
 def shortened(value: JSON) -> JSON:
     """Return a value from JSON with its absolute paths shortened to their last part.
 
-    Example:
+    Examples:
       >>> shortened({"source": "/home/somebody/data/digits.npz", "size": 8})
       {'source': '.../digits.npz', 'size': 8}
     """
@@ -224,7 +224,7 @@ def shortened(value: JSON) -> JSON:
 def metric_of(measure: str) -> str:
     """Return the metric of a measure's name.
 
-    Example:
+    Examples:
       >>> metric_of("KID[classifier:digits]@1797"), metric_of("held-out loss")
       ('KID', 'held-out loss')
     """

@@ -44,7 +44,7 @@ class Difference(NamedTuple):
 def spread(values: Sequence[float]) -> Spread | None:
     """Return mean and standard deviation, or None if `values` is empty.
 
-    Example:
+    Examples:
       >>> spread([1.0, 3.0])
       Spread(mean=2.0, std=1.4142135623730951, size=2)
     """
@@ -89,7 +89,7 @@ def decimals(spreads: Sequence[Spread | None]) -> int:
     Three significant digits of a typical mean, one of the smallest standard deviation unless it
     is much smaller than the others, six at most.
 
-    Example:
+    Examples:
       >>> decimals([spread([8.29]), None]), decimals([spread([0.1201, 0.1207])])
       (2, 4)
     """
@@ -113,7 +113,7 @@ def write_spread(one: Spread | None, digits: int, count: int | None = None) -> s
       digits: after the point.
       count: the number of values to expect (default: any).
 
-    Example:
+    Examples:
       >>> write_spread(Spread(8.294, 1.4512, 2), 2, count=3)
       '8.29 ± 1.45 (n = 2)'
     """
@@ -132,7 +132,7 @@ def write_difference(one: Difference | None, digits: int) -> str:
       one: what to write.
       digits: after the point.
 
-    Example:
+    Examples:
       >>> write_difference(Difference(-0.01, -1234.56, 2.0), 1)
       '+0.0 [-1,234.6, +2.0]'
     """

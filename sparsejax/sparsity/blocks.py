@@ -32,7 +32,7 @@ def block_of(shape: Shape, size: BlockSize) -> tuple[int, int] | None:
     Returns:
       Pair of ints, or None if the layer doesn't divide into such blocks.
 
-    Example:
+    Examples:
       >>> block_of((3, 3, 224, 672), (16, 64))
       (16, 56)
     """
@@ -144,7 +144,7 @@ def random_fan_in(key: PRNGKey, units: PyTree, sparsities: Sparsities) -> Units:
     Raises:
       ValueError: a sparsity lies outside [0, 1).
 
-    Example:
+    Examples:
       >>> grid = jax.ShapeDtypeStruct((8, 3), jnp.float32)
       >>> random_fan_in(jax.random.key(0), [grid], [0.75])[0].sum(0).tolist()
       [2, 2, 2]
@@ -185,7 +185,7 @@ def fan_in_sparsities(params: Params, sparsities: Sparsities, size: BlockSize) -
       Sparsities `1 - k / input blocks`; as asked in layers without blocks, and 0.0 where 0.0 is
       asked.
 
-    Example:
+    Examples:
       >>> layers = {"a": jnp.ones((80, 8)), "b": jnp.ones((80, 8))}
       >>> fan_in_sparsities(layers, {"a": 0.75, "b": 0.75}, (8, 8))
       {'a': 0.7, 'b': 0.8}

@@ -95,7 +95,7 @@ def block_trees(params: Params, sparsities: Sparsities, size: BlockSize) -> Comp
     Returns:
       CompactTrees.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.arange(16.0).reshape(4, 4)}
       >>> trees = block_trees(params, {"kernel": 0.5}, 2)
       >>> indices = {"kernel": jnp.array([[0], [1]])}  # the blocks on the diagonal

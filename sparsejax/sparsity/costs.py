@@ -33,7 +33,7 @@ def forward_flops(layer_flops: LayerFlops, masks: Masks) -> float:
     Returns:
       float, in the units of `layer_flops`.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> forward_flops({"kernel": 100.0, "attention": 8.0}, {"kernel": jnp.eye(2) > 0})
       58.0
@@ -61,7 +61,7 @@ def training_flops(method: str, f_sparse: float, f_dense: float, update_interval
     Raises:
       ValueError: unknown method.
 
-    Example:
+    Examples:
       >>> training_flops("rigl", 1.0, 4.0, 99)
       3.03
     """

@@ -44,7 +44,7 @@ def uniform(
       ValueError: a sparsity outside [0, 1), a pattern that is not a regular expression, or a
         pattern that matches no sparsifiable layer.
 
-    Example:
+    Examples:
       >>> params = {"kernel": np.zeros((4, 4)), "bias": np.zeros(4)}
       >>> uniform(params, 0.5)
       {'bias': 0.0, 'kernel': 0.5}
@@ -107,7 +107,7 @@ def erdos_renyi_kernel(
     Raises:
       ValueError: as `uniform`.
 
-    Example:
+    Examples:
       >>> params = {"small": np.zeros((2, 4)), "large": np.zeros((32, 64))}
       >>> {name: round(s, 3) for name, s in erdos_renyi_kernel(params, 0.9).items()}
       {'large': 0.903, 'small': 0.0}

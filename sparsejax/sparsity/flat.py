@@ -27,7 +27,7 @@ def static_counts(masks: Masks) -> PyTree:
     Returns:
       Pytree with a Python int for each sparsified layer and the 0-d mask for each other one.
 
-    Example:
+    Examples:
       >>> static_counts({"kernel": jnp.eye(3, dtype=bool)})
       {'kernel': 3}
     """
@@ -63,7 +63,7 @@ def active_indices(masks: Masks, counts: PyTree | None = None) -> PyTree:
     Raises:
       ValueError: `masks` are concrete and have other numbers of active weights.
 
-    Example:
+    Examples:
       >>> active_indices({"kernel": jnp.eye(3, dtype=bool)})["kernel"].tolist()
       [0, 4, 8]
     """
@@ -132,7 +132,7 @@ def to_whole(flat: PyTree, indices: PyTree, like: Params) -> PyTree:
     Returns:
       Pytree of arrays of these shapes and of the dtypes of `flat`.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[5.0, 6.0], [7.0, 8.0]])}
       >>> indices = active_indices({"kernel": jnp.eye(2, dtype=bool)})
       >>> to_whole(to_flat(params, indices), indices, params)["kernel"].tolist()

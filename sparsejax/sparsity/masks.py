@@ -53,7 +53,7 @@ def is_sparsifiable(path: KeyPath | str, leaf: Leaf) -> bool:
     Returns:
       bool.
 
-    Example:
+    Examples:
       >>> is_sparsifiable("linear/weight", jnp.ones((4, 4)))
       True
       >>> is_sparsifiable("batch_norm/offset", jnp.ones((1, 1, 1, 4)))
@@ -84,7 +84,7 @@ def dense_masks(params: Params) -> Masks:
     Returns:
       Masks of `params`.
 
-    Example:
+    Examples:
       >>> dense_masks({"kernel": jnp.ones((4, 4))})
       {'kernel': Array(True, dtype=bool)}
     """
@@ -107,7 +107,7 @@ def random_masks(key: PRNGKey, params: Params, sparsities: Sparsities) -> Masks:
     Raises:
       ValueError: a sparsity lies outside [0, 1).
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)}
       >>> masks = random_masks(jax.random.key(0), params, {"kernel": 0.75, "bias": 0.0})
       >>> int(masks["kernel"].sum()), masks["bias"].ndim
@@ -191,7 +191,7 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     Returns:
       Pytree of the same structure, shapes and dtypes.
 
-    Example:
+    Examples:
       >>> masks = {"kernel": jnp.array([[True, False]]), "bias": jnp.asarray(True)}
       >>> params = {"kernel": jnp.array([[3.0, jnp.nan]]), "bias": jnp.ones(2)}
       >>> apply_masks(params, masks)["kernel"].tolist()
@@ -226,7 +226,7 @@ def pack_bits(masks: Masks) -> PyTree:
     Returns:
       Pytree of uint8 arrays [ceil(weights / 8)], unused bits zero; 0-d masks as they are.
 
-    Example:
+    Examples:
       >>> pack_bits({"kernel": jnp.array([[True, False], [False, False], [True, True]])})
       {'kernel': Array([140], dtype=uint8)}
     """
@@ -289,7 +289,7 @@ def summarize(
     Returns:
       Summary with Python numbers (one transfer from the device).
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
       >>> masks = {"kernel": jnp.eye(2, dtype=bool), "bias": jnp.asarray(True)}
       >>> summarize(params, masks).total

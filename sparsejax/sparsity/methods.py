@@ -65,7 +65,7 @@ class Method:
       ValueError: a method changes density but is not dynamic; or `update` has a different
         signature or can't be called.
 
-    Example:
+    Examples:
       SET (Mocanu et al. 2018), by hand: drop the smallest weights, grow at random.
 
       >>> from sparsejax.sparsity import topology
@@ -263,7 +263,7 @@ def register_method(name: str, method: Method | Factory) -> None:
     Raises:
       ValueError: the name is malformed or taken, or `method` is neither.
 
-    Example:
+    Examples:
       >>> from sparsejax.sparsity import topology
       >>> def largest_gradients(key, params, masks, gradients, fraction):
       ...     masks = topology.rewire(params, masks, jax.tree.map(abs, gradients), fraction)
@@ -306,7 +306,7 @@ def get_method(name: str, structure: Structure = WEIGHT) -> Method:
     Raises:
       ValueError: no method has this name, or it doesn't support this structure.
 
-    Example:
+    Examples:
       >>> import jax.numpy as jnp
       >>> params = {"kernel": jnp.array([[1.0, -3.0, 0.0, 0.0]])}
       >>> masks = {"kernel": jnp.array([[True, True, False, False]])}

@@ -18,7 +18,7 @@ class UpdateSchedule:
       end: first step from which on no update is due.
       includes_end: whether an update is due at `end` itself, as in jaxpruner.
 
-    Example:
+    Examples:
       >>> schedule = UpdateSchedule(update_interval=100, begin=100, end=700)
       >>> [step for step in range(1001) if schedule.is_due(step)]
       [100, 200, 300, 400, 500, 600]

@@ -80,7 +80,7 @@ def select_top(scores: ArrayLike, count: ArrayLike, *, candidates: Array | None 
     Returns:
       Boolean array of the shape of `scores` with exactly `count` True entries.
 
-    Example:
+    Examples:
       >>> select_top(jnp.array([1.0, 3.0, 3.0, 2.0]), 2).tolist()
       [False, True, True, False]
       >>> select_top(jnp.array([1.0, 1.0, 1.0]), 2).tolist()
@@ -112,7 +112,7 @@ def select_top_columns(
     Returns:
       Boolean array [rows, columns].
 
-    Example:
+    Examples:
       >>> select_top_columns(jnp.array([[1.0, 3.0], [2.0, 0.0]]), jnp.array([1, 2])).tolist()
       [[False, True], [True, True]]
     """

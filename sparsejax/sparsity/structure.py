@@ -115,7 +115,7 @@ def block(size: BlockSize, fan_in: bool = False) -> Structure:
     Returns:
       Structure for kernels [..., input channels, output channels].
 
-    Example:
+    Examples:
       >>> kernel = {"kernel": jnp.ones((3, 3, 4, 6))}
       >>> block(2).pool(kernel)["kernel"].shape
       (2, 3)

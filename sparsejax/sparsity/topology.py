@@ -95,7 +95,7 @@ def rewire(params: Params, masks: Masks, grow_scores: Scores, fraction: ArrayLik
     Returns:
       Masks with exactly as many active weights in each layer as before.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[3.0, 1.0], [0.0, 0.0]])}
       >>> masks = {"kernel": jnp.array([[True, True], [False, False]])}
       >>> gradients = {"kernel": jnp.array([[0.1, 0.1], [0.2, 5.0]])}
@@ -124,7 +124,7 @@ def rewire_columns(params: Params, masks: Masks, grow_scores: Scores, fraction: 
     Returns:
       Masks with exactly as many active entries in each column and in each layer as before.
 
-    Example:
+    Examples:
       >>> params = {"grid": jnp.array([[3.0, 1.0], [0.0, 0.0]])}
       >>> masks = {"grid": jnp.array([[True, True], [False, False]])}
       >>> gradients = {"grid": jnp.array([[0.1, 0.1], [5.0, 0.2]])}

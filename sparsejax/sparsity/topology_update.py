@@ -62,7 +62,7 @@ def update_topology(
     Raises:
       ValueError: the method changes density, and the optimizer state is flat.
 
-    Example:
+    Examples:
       >>> import jax, optax
       >>> import jax.numpy as jnp
       >>> from sparsejax import sparsity

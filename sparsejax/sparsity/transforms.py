@@ -72,7 +72,7 @@ def sparse_updates(inner: optax.GradientTransformation) -> Optimizer:
     Raises:
       ValueError: raised by `init` if `inner` is or contains a transformation that can't be wrapped.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[1.0, 0.0]])}
       >>> masks = {"kernel": jnp.array([[True, False]])}
       >>> optimizer = sparse_updates(optax.adamw(0.1))
@@ -212,7 +212,7 @@ def packed(
       ValueError: `inner` doesn't treat all weights alike; raised here, or by `init` if its state
         has statistics of another shape than the params.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[1.0, 0.0], [0.0, 3.0]])}
       >>> masks = {"kernel": jnp.array([[True, False], [False, True]])}
       >>> optimizer = packed(optax.sgd(0.5, momentum=0.9), masks)
@@ -303,7 +303,7 @@ def reset_inactive(
     Returns:
       State of the same structure.
 
-    Example:
+    Examples:
       >>> params = {"kernel": jnp.array([[1.0, 2.0]])}
       >>> optimizer = optax.sgd(0.1, momentum=0.9)
       >>> _, state = optimizer.update(params, optimizer.init(params))

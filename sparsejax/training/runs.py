@@ -312,7 +312,7 @@ def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> S
     Raises:
       ConfigError: the workdir holds no run, or no intact checkpoint.
 
-    Example:
+    Examples:
       `save_sparse_run("runs/digits-rigl-0.75-0", "model.safetensors")`
     """
     config = read_config(workdir)
@@ -414,7 +414,7 @@ def load_sparse_run(path: PathLike) -> tuple[Model, Params, Masks]:
       ConfigError: see `sparse_models.build_sparse_model`.
       ValueError: see `read_sparse_run`.
 
-    Example:
+    Examples:
       `model, params, masks = load_sparse_run("model.safetensors")`
     """
     config, known, params, masks = read_sparse(path)

@@ -102,7 +102,7 @@ def load(
       ConfigError: `path` is neither a run nor a sparse file, `first_stage` is not the one that the
         run was trained with, or the run can't be sampled with these arguments.
 
-    Example:
+    Examples:
       `sparsejax.load("runs/digits-rigl-0.75-0").sample(jax.random.key(0), 16)`
     """
     path = pathlib.Path(path)

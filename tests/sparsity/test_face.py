@@ -43,7 +43,7 @@ def test_every_name_is_documented_with_an_example(name):
     text = inspect.getdoc(found)
     assert text.splitlines()[0].endswith(".")
     assert not text.startswith(("A ", "An ", "The ", "Like "))
-    assert ">>> " in text.split("Example:")[1]
+    assert ">>> " in text.split("Examples:")[1]
     sections = "Attributes:" if inspect.isclass(found) else "Args:"
     assert sections in text
     for parameter in inspect.signature(found).parameters:
