@@ -15,6 +15,7 @@ import yaml
 
 import sparsejax
 from sparsejax import families, rendering, sparsity, training
+from tests.training.tiny import OVERRIDES
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -147,12 +148,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = "\n".join("".join(cell["source"]) for cell in cells_of(NOTEBOOK, "code"))
-    tiny = [
-        ("steps", "4"),
-        ("batch_size", "4"),
-        ("model.channel_mult", "(1,)"),
-        ("sample.steps", "3"),
-    ]
+    tiny = [(key, str(value)) for key, value in (OVERRIDES | {"steps": 6}).items()]
     whole = 'load_config("../configs/digits.py:sweep")'
     assert whole in code
     names = {}
