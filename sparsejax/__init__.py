@@ -1,7 +1,7 @@
 """Sparse-to-sparse training of diffusion models in JAX and Flax.
 
-    run = sparsejax.load("runs/digits-rigl-0.75-0")  # or a sparse file
-    samples = run.sample(jax.random.key(0), 16)
+run = sparsejax.load("runs/digits-rigl-0.75-0")  # or a sparse file
+samples = run.sample(jax.random.key(0), 16)
 """
 
 from typing import TYPE_CHECKING
