@@ -1,7 +1,9 @@
 """Sparse-to-sparse training of diffusion models in JAX and Flax.
 
-run = sparsejax.load("runs/digits-rigl-0.75-0")  # or a sparse file
-samples = run.sample(jax.random.key(0), 16)
+To sample a trained model:
+
+    run = sparsejax.load("runs/digits-rigl-0.75-0")  # or a sparse file
+    samples = run.sample(jax.random.key(0), 16)
 """
 
 from typing import TYPE_CHECKING

@@ -41,7 +41,7 @@ def from_arrays(
       ValueError: an array has another shape, type or range, or the name other characters.
       ConfigError: the cache folder can't be written to.
 
-    Example:
+    Examples:
       `config.task.source = from_arrays(images)`, with `config.task.dataset = "files"`, as in
       configs/folder.py.
     """

@@ -99,7 +99,7 @@ class HuggingFace(OwnImages):
 def short_name(source: str) -> str:
     """Return the last part of a path or of a hub's name, as the name of a file.
 
-    Example:
+    Examples:
       >>> short_name("ylecun/mnist"), short_name("uoft-cs/cifar100:cifar100")
       ('mnist', 'cifar100-cifar100')
     """

@@ -28,7 +28,7 @@ def nearer_to_training(features: NumpyArray, training: NumpyArray, held_out: Num
       ValueError: a set is empty, training and held-out examples differ in number, the dims differ,
         or numbers aren't finite.
 
-    Example:
+    Examples:
       >>> samples = np.array([[0.1], [0.2], [0.9], [0.5]])
       >>> nearer_to_training(samples, training=np.array([[0.0]]), held_out=np.array([[1.0]]))
       0.625
