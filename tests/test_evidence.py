@@ -102,7 +102,7 @@ def test_a_run_is_expected_to_take_longer_than_the_longest_like_it(tmp_path):
 
 
 def test_no_run_is_begun_that_would_not_end_in_time(tmp_path, capsys):
-    evidence.main(["--minutes=3", f"--output={tmp_path}"])
+    evidence.main(["--minutes=3", f"--output={tmp_path}", f"--workdirs={tmp_path}"])
     assert capsys.readouterr().out == (
         "digits-rate-0.001-dense-100 takes about 3.5 minutes, 3.0 are left\n"
     )

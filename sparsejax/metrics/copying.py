@@ -10,11 +10,12 @@ def nearer_to_training(features: NumpyArray, training: NumpyArray, held_out: Num
     """Return the share of samples whose nearest neighbour is a training example.
 
     The neighbour is sought among as many training examples as examples that the model hasn't seen.
-    Samples of a model that doesn't copy are as often nearest to one set as to the other, however
-    good or bad they are, so 0.5 means no copying and 1 that every sample is nearest to a training
-    example. Comparing distances to the two sets is the idea of the data-copying test of Meehan et
-    al. 2020 (arXiv 2004.05675); their statistic compares the distances of samples and of held-out
-    examples to the training set.
+    Samples of a model that doesn't copy are nearest to one set as often as to the other, on average
+    over which examples were trained on. So 0.5 means no copying, and 1 that every sample is nearest
+    to a training example. Bad samples may share a few nearest neighbours; their share is then far
+    from 0.5 by chance. Comparing distances to the two sets is the idea of the data-copying test of
+    Meehan et al. 2020 (arXiv 2004.05675); their statistic compares the distances of samples and of
+    held-out examples to the training set.
 
     Args:
       features: [count, dim] numbers, of samples.
