@@ -39,9 +39,9 @@ def test_copies_are_found_and_samples_of_neither_set_are_split_evenly():
 def test_sets_of_several_blocks_are_compared_whole():
     """2,048 rows are compared at once; one copied example lies in the first block, one beyond."""
     training, held_out = np.zeros((2500, 1)), np.full((2500, 1), 5.0)
-    training[100], training[2400] = 9, 12
+    training[100], training[2400] = 9, 20
     samples = np.full((2500, 1), 4.9)
-    samples[:50], samples[2200:2300] = 12, 9
+    samples[:50], samples[2200:2300] = 20, 9
     assert nearer_to_training(samples, training, held_out) == pytest.approx(150 / 2500)
 
 
