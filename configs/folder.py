@@ -1,6 +1,7 @@
 """Images of your own at 32 or 64 pixels: a folder of photos, an npz, or a Hugging Face dataset.
 
-TIMES
+At 32 pixels a UNet with 2.7 M parameters (0.76 GFLOPs per image) takes 10,000 steps of 32 images,
+at 64 pixels one with 4.3 M (3.0 GFLOPs).
 
     S=--config.task.source=photos
     python train.py --config configs/folder.py $S                   # RigL-DM at S = 0.5, 32 pixels
