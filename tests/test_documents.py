@@ -5,6 +5,7 @@ import functools
 import io
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from sparsejax import sparsity
 from sparsejax.sparse_files import save_sparse
 from sparsejax.sparsity.masks import path_name
 from sparsejax.training import load_run, save_sparse_run
+from sparsejax.training.metrics_log import WALL_CLOCK, read_metrics
 from tests.training.test_structured_runs import CHANGES, LEVEL
 from tests.training.tiny import tiny_config, write_run
 
@@ -200,6 +202,25 @@ def test_the_reader_in_numpy_reads_files_of_blocks_and_channels(structure, tmp_p
     write_run(tmp_path / "run", tiny_config(**STRUCTURES[structure], **{"model.num_res_blocks": 1}))
     save_sparse_run("run", "model.safetensors")
     assert_reads(load_run("run")[1])
+
+
+def python_of(name):
+    """The Python blocks of a document in docs/."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), re.DOTALL)
+
+
+def test_the_page_on_logs_describes_every_field(small_run, tmp_path, monkeypatch):
+    """Two of them only stand in lines of runs that skip steps, or whose method changes density."""
+    page = (ROOT / "docs" / "logs.md").read_text()
+    described = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    fields = {name for line in read_metrics(small_run / "metrics.jsonl") for name in line}
+    assert described == fields | {"skipped", "forward_flops_before"}
+    assert set(WALL_CLOCK) < fields
+    shutil.copytree(small_run, tmp_path / "runs" / "logged")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(python_of("logs.md")[0], names)
+    assert [step for step, _ in names["losses"]] == [10, 20, 30, 40]
 
 
 def anchors_of(document):

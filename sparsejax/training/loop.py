@@ -28,8 +28,9 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike, guard: Guard | N
     """Train a model, or resume its training, and write everything to the workdir.
 
     Writes config.json, data.json, facts.json, checkpoints/, metrics.jsonl, tensorboard/ and
-    samples/. A SIGTERM saves a checkpoint and ends the loop early. Meanwhile the workdir's lease is
-    held, so that no other process trains there.
+    samples/, with `config.log.wandb` also wandb.json and wandb/. A SIGTERM saves a checkpoint and
+    ends the loop early. Meanwhile the workdir's lease is held, so that no other process trains
+    there.
 
     Args:
       config: ConfigDict with the schema of `configuration.default_config`.
@@ -91,14 +92,11 @@ def _take_steps(
     program.check(state)  # which compiles it too
 
     with contextlib.ExitStack() as stack:
+        log = _open_log(run, start)
+        # After the manager, so that the last checkpoint doesn't wait for a tracker.
+        stack.push(lambda error, *_: log.close(failed=error is not None))
         folder = run.workdir / "checkpoints"
         manager = stack.enter_context(checkpoints.open_manager(folder, config.checkpoint.keep))
-        log = MetricsLog(
-            *(run.workdir, start, run.log, keys.steps, run.learning_rate),
-            tensorboard=config.log.tensorboard,
-            may_skip=config.optimizer.skip_nonfinite,
-        )
-        stack.callback(log.close)
         train_step = log.without_first(program.train_step, steps=1)
         topology_update = log.without_first(program.topology_update)
         density = None if run.plan.method.changes_density else counts.sparsifiable.density
@@ -126,7 +124,7 @@ def _take_steps(
                 request.after = "the pictures of this step"
                 guard()
                 with log.uncounted(state):
-                    program.save_samples(step, state)
+                    log.picture(step, program.save_samples(step, state))
             stop = is_stop_due(step)
             if last or stop or _is_multiple(step, config.checkpoint.every):
                 extra = log.extra()
@@ -136,6 +134,15 @@ def _take_steps(
             if stop and not last:
                 return False
     return True
+
+
+def _open_log(run: Setup, start: int) -> MetricsLog:
+    return MetricsLog(
+        *(run.workdir, start, run.log, run.keys.steps, run.learning_rate),
+        tensorboard=run.config.log.tensorboard,
+        wandb=run.config.log.wandb,
+        may_skip=run.config.optimizer.skip_nonfinite,
+    )
 
 
 def _is_multiple(step: int, every: int) -> bool:

@@ -1,4 +1,4 @@
-"""Metrics: one JSON object per line of metrics.jsonl, and the same scalars in TensorBoard."""
+"""Metrics: one JSON object per line of metrics.jsonl, and the same scalars in trackers."""
 
 import contextlib
 import json
@@ -18,7 +18,8 @@ from sparsejax.atomic import append_lines, set_aside, write_text
 from sparsejax.storage import parse_json
 from sparsejax.training.memory import peak_memory
 from sparsejax.training.steps import SKIPPED, STEP_METRICS
-from sparsejax.types import Metrics, PathLike, PRNGKey, PyTree, Schedule, Value
+from sparsejax.training.tracking import Trackers
+from sparsejax.types import Metrics, PathLike, Pictures, PRNGKey, PyTree, Schedule, Value
 
 # Fields that differ between two equal runs.
 WALL_CLOCK = ("seconds", "steps_per_second", "interval_seconds", "peak_memory_bytes")
@@ -87,25 +88,21 @@ def _is_number(value: Value, kinds: type | tuple[type, ...] = (int, float)) -> b
 
 
 class MetricsWriter:
-    """Append metrics to workdir/metrics.jsonl and workdir/tensorboard.
+    """Append metrics to workdir/metrics.jsonl.
 
     Opening it removes the lines of steps from `first` on, so that a resumed run repeats none, and
     moves invalid lines to metrics.damaged.jsonl. It says if lines are missing or changed.
+
+    Attributes:
+      last: last step that had a line when the file was opened; 0 if there was none.
     """
 
-    def __init__(
-        self,
-        workdir: PathLike,
-        first: int,
-        tensorboard: bool = True,
-        written: Written | None = None,
-    ) -> None:
-        """Open the files.
+    def __init__(self, workdir: PathLike, first: int, written: Written | None = None) -> None:
+        """Open the file.
 
         Args:
           workdir: pathlib.Path.
           first: first step whose lines will be written, possibly again.
-          tensorboard: whether to write to TensorBoard too.
           written: what `written` returned when the lines before `first` had been written.
         """
         path = pathlib.Path(workdir) / FILE
@@ -119,6 +116,7 @@ class MetricsWriter:
             logger.warning(
                 "%s: %d damaged lines moved to %s", path, len(damaged), path.parent / DAMAGED_FILE
             )
+        self.last = max((int(line["step"]) for line in kept), default=0)
         lines = [json.dumps(line) + "\n" for line in kept if line["step"] < first]
         self._count, self._sum = 0, 0
         for line in lines:
@@ -127,11 +125,6 @@ class MetricsWriter:
             _compare(path, first, written, [self._count, self._sum], len(damaged))
         write_text(path, "".join(lines))
         self._file = path.open("a")
-        self._board = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=first)
 
     def write(self, step: int, values: Line) -> None:
         """Write one line: `step` and a dictionary of floats."""
@@ -139,9 +132,6 @@ class MetricsWriter:
         self._file.write(line)
         self._file.flush()
         self._add(line)
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
 
     def written(self) -> Written:
         """Force the lines to the disk; return their number and the CRC-32 of all of them."""
@@ -152,10 +142,8 @@ class MetricsWriter:
         self._count, self._sum = self._count + 1, zlib.crc32(line.encode(), self._sum)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the file."""
         self._file.close()
-        if self._board:
-            self._board.close()
 
 
 def _compare(
@@ -181,7 +169,9 @@ class MetricsLog:
         saved: Mapping[str, Value],
         steps_key: PRNGKey,
         learning_rate: Schedule,
+        *,
         tensorboard: bool = True,
+        wandb: bool = False,
         may_skip: int = 0,
     ) -> None:
         """Continue after step `start`, with what `extra` returned for its checkpoint.
@@ -190,23 +180,29 @@ class MetricsLog:
           workdir: the run's folder.
           start: steps taken.
           saved: `pending`, pairs of a step and its metrics, not written yet, and `skipped`, the
-            number of steps skipped before these; `written`, of the lines written; each may be
-            missing.
+            number of steps skipped before these; `written`, of the lines written; `seconds` of
+            training; each may be missing.
           steps_key: key of all steps, for the error about a loss that is not finite.
           learning_rate: schedule over the steps that are not skipped.
           tensorboard: whether to write to TensorBoard too.
+          wandb: whether to write to Weights & Biases too.
           may_skip: number of steps of the whole run that may be skipped.
         """
         self._steps_key, self._learning_rate = steps_key, learning_rate
         self._may_skip, self._skipped = may_skip, saved.get("skipped", 0)
         self._writer: MetricsWriter | None = None
+        self._trackers: Trackers | None = None
         pending = saved.get("pending", ())
         self._pending: list[tuple[int, Any]] = [(step, metrics) for step, metrics in pending]
         if jax.process_index() == 0:
             first = min([start + 1, *(step for step, _ in self._pending)])
-            self._writer = MetricsWriter(workdir, first, tensorboard, saved.get("written"))
+            self._writer = MetricsWriter(workdir, first, saved.get("written"))
+            self._trackers = Trackers(
+                workdir, first, self._writer.last, tensorboard=tensorboard, wandb=wandb
+            )
         self._clock = self._interval = time.monotonic()
         self._clock_step = start
+        self._began = self._clock - saved.get("seconds", 0.0)  # as if without interruption
 
     @contextlib.contextmanager
     def uncounted(self, state: PyTree, steps: int = 0) -> Iterator[None]:
@@ -273,7 +269,9 @@ class MetricsLog:
           FloatingPointError: see `pending`.
         """
         written = {"written": self._writer.written()} if self._writer else {}
-        return {"pending": self.pending(), "skipped": self._skipped} | written
+        pending = self.pending()  # which waits for the steps
+        seconds = time.monotonic() - self._began
+        return {"pending": pending, "skipped": self._skipped, "seconds": seconds} | written
 
     def flush(self) -> tuple[float | None, float | None]:
         """Write a line for each topology update, and one for the mean of `STEP_METRICS`.
@@ -302,12 +300,12 @@ class MetricsLog:
             for update_step, metrics in lines:
                 of_update = _without(metrics, (*STEP_METRICS, SKIPPED))
                 if of_update:
-                    self._writer.write(update_step, of_update)
-            self._writer.write(
+                    self._write(update_step, of_update)
+            self._write(
                 step,
                 mean
                 | ({SKIPPED: skipped} if self._may_skip else {})
-                | {"learning_rate": rate, "seconds": time.time()}
+                | {"learning_rate": rate, "seconds": now - self._began}
                 | ({} if speed is None else {"steps_per_second": speed})
                 | {"interval_seconds": now - self._interval, "peak_memory_bytes": peak_memory()},
             )
@@ -315,10 +313,21 @@ class MetricsLog:
         self._clock = self._interval = now
         return mean.get("loss"), speed
 
-    def close(self) -> None:
-        """Close the metrics files."""
-        if self._writer:
+    def picture(self, step: int, pixels: Pictures | None) -> None:
+        """Show a picture of samples, [height, width, 3] uint8, in the trackers."""
+        if self._trackers and pixels is not None:
+            self._trackers.picture(step, "samples", pixels)
+
+    def close(self, failed: bool = False) -> None:
+        """Close the metrics file and the trackers; `failed` says whether an error ends the run."""
+        if self._writer and self._trackers:
             self._writer.close()
+            self._trackers.close(failed)
+
+    def _write(self, step: int, values: Line) -> None:
+        if self._writer and self._trackers:
+            self._writer.write(step, values)
+            self._trackers.scalars(step, values)
 
     def _refuse(self, step: int, metrics: Line, skipped: int) -> NoReturn:
         before = f"; {skipped} such steps were skipped before" if skipped else ""

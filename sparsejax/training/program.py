@@ -29,7 +29,7 @@ from sparsejax.training.steps import (
     make_topology_update,
     make_train_step,
 )
-from sparsejax.types import Batch, Metrics, PyTree
+from sparsejax.types import Batch, Metrics, Pictures, PyTree
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class Program(NamedTuple):
       check: `check(state)` raises FloatingPointError if a state must not be saved: see
         `soundness.make_check`.
       whole: `whole(state)` returns a state as checkpoints hold it, of full shape.
-      save_samples: `save_samples(step, state)` writes a grid of samples, in the first process only.
+      save_samples: `save_samples(step, state)` writes a grid of samples, in the first process only,
+        and returns it: [height, width, 3] uint8, None in other processes.
     """
 
     state: TrainState
@@ -55,7 +56,7 @@ class Program(NamedTuple):
     earlier: Callable[[TrainState], Earlier | None]
     check: Check
     whole: Callable[[TrainState], TrainState]
-    save_samples: Callable[[int, TrainState], None]
+    save_samples: Callable[[int, TrainState], Pictures | None]
 
 
 def build_program(run: Setup, counts: Summary) -> Program:
@@ -158,8 +159,8 @@ def _recording_flops(topology_update: Callable, model: Model) -> Callable:
 
 def _sample_writer(
     run: Setup, model: Model, params_of: Callable[[TrainState], PyTree]
-) -> Callable[[int, TrainState], None]:
-    """Return `save_samples(step, state)`, which writes a grid of samples to the workdir.
+) -> Callable[[int, TrainState], Pictures | None]:
+    """Return `save_samples(step, state)`, which writes a grid of samples and returns it.
 
     Args:
       run: Setup.
@@ -171,13 +172,14 @@ def _sample_writer(
     key = run.keys.samples
     sampler = functools.cache(lambda: make_sampler(model, frozen_of(model, data), key, count))
 
-    def save_samples(step: int, state: TrainState) -> None:
+    def save_samples(step: int, state: TrainState) -> Pictures | None:
         if jax.process_index() != 0:
-            return
+            return None
         folder.mkdir(exist_ok=True)
         grid = model.render(sampler()(jax.device_get(params_of(state))))
         with replacing(folder / f"{step:08d}.png") as partial:
             Image.fromarray(grid).save(partial)
+        return grid
 
     return save_samples
 

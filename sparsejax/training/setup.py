@@ -16,6 +16,7 @@ from sparsejax.training.keys import RunKeys, run_keys
 from sparsejax.training.optimizers import build_optimizer, learning_rate_schedule
 from sparsejax.training.plan import Plan, build_plan
 from sparsejax.training.state import TrainState, create_state
+from sparsejax.training.tracking import require_wandb
 from sparsejax.types import Optimizer, PathLike, Schedule
 
 logger = logging.getLogger(__name__)
@@ -134,9 +135,11 @@ def resolve_run(
       The resolved config.
 
     Raises:
-      ConfigError: see `runs.resolve_for`; or batches don't divide among devices and microbatches.
+      ConfigError: see `runs.resolve_for`; or batches don't divide among devices and microbatches,
+        or Weights & Biases isn't installed.
     """
     config = runs.resolve_for(workdir, config, has_data=has_data)
+    require_wandb(config.log.wandb and jax.process_index() == 0)  # no other process needs it
     size, parts = config.batch_size, jax.device_count() * config.optimizer.accumulate
     accepted = f"multiples of {parts}: devices times optimizer.accumulate"
     require(size >= parts and size % parts == 0, "batch_size", size, accepted)

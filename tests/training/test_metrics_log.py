@@ -52,7 +52,7 @@ def test_a_damaged_line_costs_no_other(damage, tmp_path):
     path.write_bytes(lines_of(GOOD[:2]) + damage + b"\n" + lines_of(GOOD[2:]))
     assert read_metrics(path) == GOOD
     for _ in range(2):  # opened again, nothing is moved again
-        MetricsWriter(tmp_path, 41, tensorboard=False).close()
+        MetricsWriter(tmp_path, 41).close()
         assert path.read_bytes() == lines_of(GOOD)
         assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == damage + b"\n"
 
@@ -73,7 +73,7 @@ def test_what_a_crash_or_an_editor_leaves_is_no_damage(content, tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(content)
     assert read_metrics(path) == GOOD
-    writer = MetricsWriter(tmp_path, 31, tensorboard=False)
+    writer = MetricsWriter(tmp_path, 31)
     writer.write(40, {"loss": 0.5})
     writer.close()
     assert read_metrics(path) == [*GOOD[:3], {"step": 40, "loss": 0.5}]
@@ -85,7 +85,7 @@ def test_a_torn_line_that_is_not_written_again_is_kept_beside(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for first, kept in ((31, []), (41, [lines_of(GOOD)[-30:]])):
         path.write_bytes(lines_of(GOOD)[:-5])
-        MetricsWriter(tmp_path, first, tensorboard=False).close()
+        MetricsWriter(tmp_path, first).close()
         assert read_metrics(path) == GOOD[:-1]
         assert (tmp_path / "metrics.damaged.jsonl").exists() == bool(kept)
     torn = lines_of(GOOD[-1:])[:-5]
@@ -140,7 +140,7 @@ def test_lines_that_are_missing_or_changed_are_reported(tmp_path, caplog):
 
 def test_metrics_that_cant_be_read_are_set_aside_whole(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").mkdir()
-    writer = MetricsWriter(tmp_path, 1, tensorboard=False)
+    writer = MetricsWriter(tmp_path, 1)
     writer.write(10, {"loss": 0.5})
     writer.close()
     assert (tmp_path / "metrics.jsonl.damaged-1").is_dir()
@@ -231,6 +231,39 @@ def test_a_speed_is_of_steps_alone(tmp_path, monkeypatch):
     summary = closing.measured(lines)
     assert summary["step_seconds"] == pytest.approx(1)
     assert summary["training_seconds"] == pytest.approx(149)
+
+
+def test_seconds_are_those_of_training_whatever_interrupts_it(tmp_path, monkeypatch):
+    """A step takes 1 s; what is done after a checkpoint is lost with its time, as its steps are."""
+    now = 1000.0
+    monkeypatch.setattr(metrics_log.time, "monotonic", lambda: now)
+
+    def take(log, first, last):
+        nonlocal now
+        for step in range(first, last + 1):
+            now += 1
+            log.add(step, {"loss": 1.0, "grad_norm": 1.0})
+            if step % 10 == 0:
+                log.flush()
+
+    log = open_log(tmp_path)
+    take(log, 1, 14)
+    saved = json.loads(json.dumps(log.extra()))
+    take(log, 15, 20)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["seconds"] for line in lines] == [10, 20]
+    assert [line["interval_seconds"] for line in lines] == [10, 10]
+    now += 3600
+    log = MetricsLog(tmp_path, 14, saved, None, lambda step: 0.1, tensorboard=False)
+    take(log, 15, 30)
+    log.close()
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [line["seconds"] for line in lines] == [10, 20, 30]
+    older = {key: value for key, value in saved.items() if key != "seconds"}
+    log = MetricsLog(tmp_path, 14, older, None, lambda step: 0.1, tensorboard=False)
+    take(log, 15, 20)
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["seconds"] == 6
+    log.close()
 
 
 def test_where_only_the_first_step_was_taken_there_is_no_speed(tmp_path):
