@@ -31,7 +31,7 @@ COMMANDS = {
     "train": Command("Train a model, or resume an interrupted run.", _RESUMES),
     "evaluate": Command("Evaluate and compare trained runs.", _REPEATS),
     "sample": Command("Draw samples from a trained model.", _REPEATS),
-    "export": Command("Write a trained model for other programs, or as a sparse file.", _REPEATS),
+    "export": Command("Write a trained model for other programs, or to share it.", _REPEATS),
     "prepare": Command("Prepare the data of a config before training.", _RESUMES),
     "sweep": Command("Train and evaluate a grid of methods, sparsities and seeds.", _RESUMES),
     "report": Command("Write the report of a results file again.", _REPEATS),

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from sparsejax import sparsity
+from sparsejax.evaluation.sharing import write_repository
 from sparsejax.sparse_files import save_sparse
 from sparsejax.sparsity.masks import path_name
 from sparsejax.training import load_run, save_sparse_run
@@ -221,6 +222,22 @@ def test_the_page_on_logs_describes_every_field(small_run, tmp_path, monkeypatch
     names = {}
     exec(python_of("logs.md")[0], names)
     assert [step for step, _ in names["losses"]] == [10, 20, 30, 40]
+
+
+def test_the_examples_of_sharing_run(small_run, tmp_path, monkeypatch):
+    write_repository(small_run, tmp_path / "exported" / "digits")
+    monkeypatch.chdir(tmp_path)
+    load, reader = python_of("sharing.md")
+    names = {}
+    exec(load, names)
+    assert names["samples"].shape == (16, 8, 8, 1)
+    assert len([line for line in reader.splitlines() if line]) == 10
+    monkeypatch.chdir("exported/digits")
+    exec(reader, names)
+    leaves = jax.tree_util.tree_leaves_with_path(load_run(small_run)[1])
+    assert names["params"].keys() == {path_name(path) for path, _ in leaves}
+    for path, leaf in leaves:
+        np.testing.assert_array_equal(names["params"][path_name(path)], leaf)
 
 
 def anchors_of(document):

@@ -2,12 +2,14 @@
 
     python -m sparsejax export --workdir runs/celebahq_ldm-rigl-0.5-0 --output exported
     python -m sparsejax export --workdir runs/digits-rigl-0.75-0 --output exported --sparse
+    python -m sparsejax export --workdir runs/digits-rigl-0.75-0 --hub exported/digits
 
 Writes the weights of a UNet in the layouts of CompVis Latent Diffusion and of Hugging Face
 diffusers, and next to each its masks: arrays of zeros and ones with the same names and shapes.
 `diffusers` is a whole pipeline, with the run's scheduler and first stage. With --sparse, writes a
 run of any task as model.safetensors instead: its active weights, and its masks as packed bits
-(`sparse_files`).
+(`sparse_files`). With --hub, writes that file with config.json, a model card and pictures, as the
+Hugging Face Hub wants them.
 """
 
 import argparse
@@ -44,10 +46,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--workdir",
         required=True,
         metavar="FOLDER",
-        help="Workdir of a run on images or latents; with --sparse, of any task.",
+        help="Workdir of a run on images or latents; with --sparse or --hub, of any task.",
     )
-    parser.add_argument("--output", required=True, metavar="FOLDER", help="Folder to write to.")
+    parser.add_argument("--output", metavar="FOLDER", help="Folder to write to.")
     parser.add_argument("--sparse", action="store_true", help="Write a sparse file.")
+    parser.add_argument(
+        "--hub",
+        metavar="FOLDER",
+        help="Write a model repository to this folder, which must be empty if it exists, instead "
+        "of --output.",
+    )
     parser.add_argument(
         "--ema",
         action=argparse.BooleanOptionalAction,
@@ -55,13 +63,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="Export the EMA weights, or those of the last step (default: EMA).",
     )
     flags = parser.parse_args(argv)
+    if bool(flags.hub) == bool(flags.output or flags.sparse):
+        parser.error("either --output, with or without --sparse, or --hub must be given")
     # Imported here since it takes time, which --help and a mistyped flag shouldn't wait for.
     from rich.console import Console
 
-    export = _export_sparse if flags.sparse else _export_dense
+    export = _export_sparse if flags.sparse else _export_hub if flags.hub else _export_dense
+    output = pathlib.Path(flags.hub or flags.output)
     try:
-        require_writable(flags.output, "--output")
-        table, says = export(flags.workdir, pathlib.Path(flags.output), flags.ema)
+        require_writable(output, "--hub" if flags.hub else "--output")
+        table, says = export(flags.workdir, output, flags.ema)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     Console().print(table)
@@ -80,6 +91,23 @@ def _export_sparse(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Tabl
     table.add_row(SPARSE_FILE, f"{sizes.file:,}", f"{sizes.file / sizes.dense:.3f}")
     table.add_row("the same params, dense", f"{sizes.dense:,}", "1")
     return table, ""
+
+
+def _export_hub(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table, str]":
+    """Write a model repository; return the closing table, and how to upload it."""
+    from rich.table import Table
+
+    from sparsejax.evaluation.sharing import write_repository
+    from sparsejax.reports.model_card import FILL_IN
+
+    write_repository(workdir, output, ema=ema)
+    table = Table(f"in {output}", "bytes")
+    for path in sorted(output.iterdir()):
+        table.add_row(path.name, f"{path.stat().st_size:,}")
+    says = f"README.md is the model card. To upload it all: hf upload OWNER/NAME {output}"
+    if FILL_IN in (output / "README.md").read_text():
+        says = f"README.md says '{FILL_IN}' where the licence of the data belongs. {says}"
+    return table, says
 
 
 def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table, str]":

@@ -1,7 +1,8 @@
-r"""Draw samples from a trained model, given its workdir or a sparse file alone.
+r"""Draw samples from a trained model: a workdir, a sparse file alone, or a model repository.
 
     python -m sparsejax sample --run runs/digits-rigl-0.75-0
     python -m sparsejax sample --run model.safetensors --count 1000 --seed 1 --png
+    python -m sparsejax sample --run hf://OWNER/NAME
     python -m sparsejax sample --run runs/celebahq_ldm-rigl-0.5-0 --steps 100 --eta 1 \
         --first-stage vq-f4.ckpt --output faces --grid --png
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Sample a run.
 
     Raises:
-      ConfigError: --run is neither a run nor a sparse file, or can't be sampled with these flags.
+      ConfigError: --run is no trained model, or can't be sampled with these flags.
     """
     flags = _parser().parse_args(argv)
     # Imported here since they take seconds, which --help and a mistyped flag shouldn't wait for.
@@ -64,7 +65,11 @@ def _parser() -> command_line.Parser:
     parser = command_line.Parser(__doc__, prog="python -m sparsejax sample")
     count, number = command_line.count, command_line.number
     parser.add_argument(
-        "--run", required=True, metavar="RUN", help="Workdir of a run, or a sparse file."
+        "--run",
+        required=True,
+        metavar="RUN",
+        help="Workdir of a run, a sparse file, or a folder of `export --hub`, also as "
+        "hf://OWNER/NAME[@REVISION] on the Hugging Face Hub.",
     )
     parser.add_argument("--count", type=count, default=64, metavar="N", help="Number of samples.")
     parser.add_argument(
@@ -95,7 +100,7 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="Folder to write to (default: samples/<name of the run or file>).",
+        help="Folder to write to (default: samples/<name of the run, file or repository>).",
     )
     parser.add_argument(
         "--png", action="store_true", help="Write every picture as png/<index>.png."
@@ -113,7 +118,7 @@ def _parser() -> command_line.Parser:
 
 
 def _name(run: str) -> str:
-    path = pathlib.Path(run)
+    path = pathlib.Path(run.partition("@")[0] if run.startswith("hf://") else run)
     return path.stem if path.suffix == ".safetensors" else path.resolve().name
 
 

@@ -16,6 +16,7 @@ from sparsejax.families import Model, network_arguments
 from sparsejax.sparse_files import is_sparse_file
 from sparsejax.sparsity.methods import METHODS, get_method
 from sparsejax.training import runs
+from sparsejax.training.hub import sparse_file_of
 from sparsejax.training.plan import complete_units
 from sparsejax.types import Masks, Params, PathLike
 
@@ -38,7 +39,7 @@ def other_weights(config: ml_collections.ConfigDict, model: Model) -> tuple[Para
     Raises:
       ConfigError: the weights don't exist, or belong to a different network.
     """
-    path = pathlib.Path(config.checkpoint.init_from)
+    path = _load_weights(sparse_file_of, config.checkpoint.init_from)
     other, masks = None, None
     if os.path.exists(path / "checkpoints"):
         _, params, masks = runs.load_run(path)
@@ -114,8 +115,9 @@ def same_masks(ours: ml_collections.ConfigDict, other: ml_collections.ConfigDict
     return asked[0] == asked[1]
 
 
-def _load_weights(load: Callable[[pathlib.Path], Loaded], path: pathlib.Path) -> Loaded:
+def _load_weights(load: Callable[[PathLike], Loaded], path: PathLike) -> Loaded:
     try:
         return load(path)
     except ValueError as error:
-        raise ConfigError(f"config.checkpoint.init_from is {str(path)!r}: {error}") from error
+        problem = str(error).removeprefix(f"{path}: ")
+        raise ConfigError(f"config.checkpoint.init_from is {str(path)!r}: {problem}") from error

@@ -13,6 +13,7 @@ from sparsejax.atomic import write_text
 from sparsejax.configuration import (
     differing_keys,
     resolve,
+    set_key,
     sparsity_words,
     structure_name,
     to_json,
@@ -20,6 +21,7 @@ from sparsejax.configuration import (
 )
 from sparsejax.errors import ConfigError
 from sparsejax.families import Facts, Model, build_model, check_facts
+from sparsejax.nested import flatten
 from sparsejax.plugins import import_modules
 from sparsejax.schema import PLACES
 from sparsejax.sparse_files import Sizes, load_sparse, save_sparse
@@ -296,7 +298,9 @@ def load_run(workdir: PathLike, *, ema: bool = True) -> tuple[Model, Params, Mas
     return model, ema_params_of(state) if ema else state.params, state.masks
 
 
-def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> Sizes:
+def save_sparse_run(
+    workdir: PathLike, path: PathLike, *, ema: bool = True, places: bool = True
+) -> Sizes:
     """Write a trained model as a sparse file that says how to rebuild its network.
 
     Args:
@@ -305,6 +309,8 @@ def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> S
         resolved `config` and the `facts` about the data as JSON, `weights` (`ema` or `last step`),
         and the number of `steps`.
       ema: whether to write the EMA parameters or those of the last step.
+      places: whether the config in the file says where the data of the run lie on this machine, or
+        only the names of their files and folders.
 
     Returns:
       `sparse_files.Sizes`.
@@ -323,7 +329,7 @@ def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> S
         logger.warning("%s holds no %s, so %s won't either", workdir, name, path)
     state = load_state_of(workdir, config, build_model(config, known))
     metadata = {
-        "config": to_json(config),
+        "config": to_json(config if places else without_places(config)),
         "facts": json.dumps(known),
         "weights": "ema" if ema else "last step",
         "steps": str(int(state.step)),
@@ -331,6 +337,14 @@ def save_sparse_run(workdir: PathLike, path: PathLike, *, ema: bool = True) -> S
     params = ema_params_of(state) if ema else state.params
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     return save_sparse(path, params, state.masks, metadata, _blocks(config, params))
+
+
+def without_places(config: ConfigDict) -> ConfigDict:
+    """Return a resolved config with only the last part of each path in it."""
+    changed, values = ConfigDict(config.to_dict()), flatten(config.to_dict(), ".")
+    for key in (*PLACES, "checkpoint.init_from"):
+        set_key(changed, key, pathlib.PurePath(values[key]).name)
+    return changed
 
 
 def _blocks(config: ConfigDict, params: Params) -> dict[str, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Trained models to sample from, loaded from a workdir or from a sparse file alone."""
+"""Trained models to sample from: a workdir, a sparse file alone, or a model repository."""
 
 import dataclasses
 import functools
@@ -19,6 +19,7 @@ from sparsejax.families import Model
 from sparsejax.schema import BY_PATH
 from sparsejax.training import runs
 from sparsejax.training.facts import build_model_of, read_facts
+from sparsejax.training.hub import sparse_file_of
 from sparsejax.training.plan import compact_network, complete_units
 from sparsejax.training.sampling import make_keyed_sampler
 from sparsejax.training.sparse_models import build_sparse_model
@@ -89,7 +90,9 @@ def load(
     """Load a trained model to sample from, without needing its data.
 
     Args:
-      path: workdir of a run, or a sparse file (`python -m sparsejax export --sparse`).
+      path: workdir of a run, a sparse file (`python -m sparsejax export --sparse`), a folder that
+        `export --hub` wrote, or `hf://OWNER/NAME[@REVISION]`, such a folder on the Hugging Face
+        Hub, which is downloaded once.
       first_stage: first stage of a run on latents: a file, a diffusers folder, or the workdir that
         trained it (default: the path in the config, if it exists).
       steps: number of DDIM steps (default: `config.sample.steps`).
@@ -99,14 +102,13 @@ def load(
       Run.
 
     Raises:
-      ConfigError: `path` is neither a run nor a sparse file, `first_stage` is not the one that the
-        run was trained with, or the run can't be sampled with these arguments.
+      ConfigError: `path` is none of these, or can't be downloaded; `first_stage` is not the one
+        that the run was trained with, or the run can't be sampled with these arguments.
 
     Examples:
       `sparsejax.load("runs/digits-rigl-0.75-0").sample(jax.random.key(0), 16)`
     """
-    path = pathlib.Path(path)
-    config, model, params, masks = _read(path, first_stage, steps, eta)
+    config, model, params, masks = _read(sparse_file_of(path), first_stage, steps, eta)
     takes_one = model.first_stage is not None or not first_stage
     require(takes_one, "task.name", config.task.name, "latents, with a first stage")
     decodes = model.first_stage is None or bool(first_stage) or _is_there(config.first_stage.path)
