@@ -87,20 +87,23 @@ def _take_steps(
     if jax.process_index() == 0:  # which alone writes them
         copies = side_files.copies(run.workdir)
         announce(run, counts)
-    program = build_program(run, counts)
-    state = program.state
-    program.check(state)  # which compiles it too
 
     with contextlib.ExitStack() as stack:
+        density = None if run.plan.method.changes_density else counts.sparsifiable.density
+        bar = stack.enter_context(progress_bar(config.steps, start, density))
+        with bar.during("compiling"):
+            program = build_program(run, counts)
+            state = program.state
+            program.check(state)
         log = _open_log(run, start)
         # After the manager, so that the last checkpoint doesn't wait for a tracker.
         stack.push(lambda error, *_: log.close(failed=error is not None))
         folder = run.workdir / "checkpoints"
         manager = stack.enter_context(checkpoints.open_manager(folder, config.checkpoint.keep))
         train_step = log.without_first(program.train_step, steps=1)
+        train_step = bar.compiling("the train step", train_step)
         topology_update = log.without_first(program.topology_update)
-        density = None if run.plan.method.changes_density else counts.sparsifiable.density
-        show = stack.enter_context(progress_bar(config.steps, start, density))
+        topology_update = bar.compiling("the topology update", topology_update)
         stack.enter_context(failing())  # first of all, since closing the others may wait
 
         for step, batch in enumerate(data.batches(start, config.steps), start + 1):
@@ -116,14 +119,14 @@ def _take_steps(
             last = step == config.steps
             if step % config.log.every == 0 or last:
                 guard()
-                show(step, *log.flush())
+                bar.show(step, *log.flush())
             else:
-                show(step)
+                bar.show(step)
             # Before the checkpoint, so that a run killed in between draws them again.
             if _is_multiple(step, config.sample.every):
                 request.after = "the pictures of this step"
                 guard()
-                with log.uncounted(state):
+                with log.uncounted(state), bar.during("drawing samples"):
                     log.picture(step, program.save_samples(step, state))
             stop = is_stop_due(step)
             if last or stop or _is_multiple(step, config.checkpoint.every):

@@ -4,22 +4,64 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-Show: TypeAlias = Callable[..., None]  # of step, loss, steps per second
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 _LINE_EVERY = 15.0  # seconds, without a terminal
+_LONG = 5.0  # seconds; what takes longer is worth a line
+
+
+class Show(Protocol):
+    """Shows how far a run is."""
+
+    def __call__(self, step: int, loss: float | None = None, speed: float | None = None) -> None:
+        """Show steps taken, and loss and steps per second where they are known (host numbers)."""
+
+
+class Bar(NamedTuple):
+    """What shows the progress of a run.
+
+    Attributes:
+      show: see `Show`.
+      during: `during(what)` is a context that shows what is done in place of training, such as
+        "compiling the train step", and for how long.
+    """
+
+    show: Show
+    during: Callable[[str], contextlib.AbstractContextManager[None]]
+
+    def compiling(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that shows "compiling" and `what` during its first call."""
+        is_first = True
+
+        def call(*arguments: Any) -> Any:
+            nonlocal is_first
+            if not is_first:
+                return function(*arguments)
+            is_first = False
+            with self.during(f"compiling {what}"):
+                return function(*arguments)
+
+        return call
 
 
 @contextlib.contextmanager
-def progress_bar(steps: int, start: int, density: float | None) -> Iterator[Show]:
-    """Show progress while the context lasts; yields `show(step, loss, steps_per_second)`.
+def progress_bar(steps: int, start: int, density: float | None) -> Iterator[Bar]:
+    """Show progress while the context lasts; yields a Bar.
 
-    On a terminal, a live bar; elsewhere a line every 15 seconds. `show` takes host numbers
-    and may be called with None for loss and speed where they aren't known yet.
+    On a terminal, it is a live bar; elsewhere a line every 15 seconds, and one after whatever took
+    more than 5 seconds in place of training.
 
     Args:
       steps: steps of the whole run.
@@ -28,26 +70,45 @@ def progress_bar(steps: int, start: int, density: float | None) -> Iterator[Show
     """
     said = "" if density is None else f"density {density:.3f}"
     if not sys.stdout.isatty():
-        yield _line_printer(steps, said)
+        yield Bar(_line_printer(steps, said), _print_if_long)
         return
     columns = (
-        TextColumn("training"),
+        _Doing(),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("loss {model.fields[loss]}"),
-        TextColumn("{model.fields[speed]} steps/s"),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[speed]} steps/s"),
         TextColumn(said),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console()) as progress:
-        bar = progress.add_task("training", total=steps, completed=start, loss="-", speed="-")
+        fields = {"loss": "-", "speed": "-", "doing": None}
+        bar = progress.add_task("training", total=steps, completed=start, **fields)
 
         def show(step: int, loss: float | None = None, speed: float | None = None) -> None:
             fields: dict[str, Any] = {} if loss is None else {"loss": f"{loss:.4f}"}
             fields |= {} if speed is None else {"speed": f"{speed:.1f}"}
             progress.update(bar, completed=step, **fields)
 
-        yield show
+        @contextlib.contextmanager
+        def during(what: str) -> Iterator[None]:
+            progress.update(bar, doing=(what, time.monotonic()), refresh=True)
+            yield
+            progress.update(bar, doing=None)
+
+        yield Bar(show, during)
+
+
+class _Doing(ProgressColumn):
+    """What is being done; for how long, if that is not training."""
+
+    def render(self, task: Task) -> Text:
+        """Return the text of this column, which a thread asks for ten times a second."""
+        doing = task.fields["doing"]
+        if doing is None:
+            return Text(task.description)
+        what, began = doing
+        return Text(f"{what}, {time.monotonic() - began:.0f} s")
 
 
 def _line_printer(steps: int, said: str) -> Show:
@@ -65,3 +126,12 @@ def _line_printer(steps: int, said: str) -> Show:
         print("  ".join(filter(None, parts)), flush=True)
 
     return show
+
+
+@contextlib.contextmanager
+def _print_if_long(what: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds = time.monotonic() - began
+    if seconds > _LONG:
+        print(f"{what} took {seconds:.0f} s", flush=True)
