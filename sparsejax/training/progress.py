@@ -82,8 +82,8 @@ def progress_bar(steps: int, start: int, density: float | None) -> Iterator[Bar]
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console()) as progress:
-        fields = {"loss": "-", "speed": "-", "doing": None}
-        bar = progress.add_task("training", total=steps, completed=start, **fields)
+        known: dict[str, Any] = {"loss": "-", "speed": "-", "doing": None}
+        bar = progress.add_task("training", total=steps, completed=start, **known)
 
         def show(step: int, loss: float | None = None, speed: float | None = None) -> None:
             fields: dict[str, Any] = {} if loss is None else {"loss": f"{loss:.4f}"}
