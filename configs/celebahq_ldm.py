@@ -15,7 +15,7 @@ first_stage/vq-f4.ckpt, or another first stage as `--config.first_stage.path`.
 
 from ml_collections import ConfigDict
 
-from configs import latent_diffusion
+from . import latent_diffusion
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -11,7 +11,7 @@ For arguments and first stage see celebahq_ldm.py. imagenette64_ldm.py is the sm
 
 from ml_collections import ConfigDict
 
-from configs import latent_diffusion
+from . import latent_diffusion
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -13,7 +13,7 @@ npz.
 
 from ml_collections import ConfigDict
 
-from configs import chirodiff
+from . import chirodiff
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -12,7 +12,7 @@ For arguments and first stage see celebahq_ldm.py.
 
 from ml_collections import ConfigDict
 
-from configs import latent_diffusion
+from . import latent_diffusion
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -14,7 +14,7 @@ https://github.com/googlecreativelab/quickdraw-dataset lists the categories.
 
 from ml_collections import ConfigDict
 
-from configs import chirodiff
+from . import chirodiff
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -14,7 +14,7 @@ to strokes: a different data set, with results of its own.
 
 from ml_collections import ConfigDict
 
-from configs import chirodiff
+from . import chirodiff
 
 
 def get_config(arg: str = "") -> ConfigDict:

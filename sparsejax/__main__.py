@@ -1,6 +1,6 @@
 """Sparse-to-sparse training of diffusion models.
 
-    python -m sparsejax train --config configs/digits.py:rigl,0.75
+    python -m sparsejax train --config digits:rigl,0.75
     python -m sparsejax sample --run runs/digits-rigl-0.75-0 --count 64
     python -m sparsejax evaluate --workdirs runs/digits-rigl-0.75-0,runs/digits-dense-0
     python -m sparsejax export --workdir runs/digits-rigl-0.75-0 --output exported --sparse

@@ -1,31 +1,39 @@
-"""Load config files, `path.py:argument`, and apply overrides from the command line.
+"""Load config files, `path.py:argument` or `name:argument`, and apply overrides.
 
 Errors are one line that names the file or the key.
 """
 
 import difflib
+import importlib.machinery
 import os
 import pathlib
+import re
+import sys
 import traceback
+import types
 from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
 from sparsejax import schema, values
 from sparsejax.configuration import complete, set_key
-from sparsejax.errors import ConfigError, require
+from sparsejax.errors import ConfigError, nearest, require
 from sparsejax.families.registry import FAMILIES, model_keys
 from sparsejax.plugins import import_modules
 from sparsejax.schema import Key
 from sparsejax.types import Value
+
+# The configs of the project: a wheel holds them in the package, a checkout beside it.
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+_CONFIGS = [_PACKAGE / "configs", _PACKAGE.parent / "configs"]
 
 
 def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> ConfigDict:
     """Load a config file and apply overrides.
 
     Args:
-      file: path of a Python file with a function `get_config`; what follows a colon is its
-        argument.
+      file: path of a Python file with a function `get_config`, or the name of one of the
+        project's configs, such as `digits`; what follows a colon is its argument.
       overrides: pairs `(key, text)`; `values.parse` converts texts to the key's type.
 
     Returns:
@@ -39,6 +47,7 @@ def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> 
         if path == "imports":  # before the file, whose argument may name what they register
             import_modules(_parse(imports, text))
     path, colon, argument = file.partition(":")
+    path = _find(path)
     get_config = _run_file(path)
     config = _call(path, lambda: get_config(argument) if colon else get_config(), file)
     if not isinstance(config, ConfigDict):
@@ -52,17 +61,40 @@ def load_config(file: str, overrides: Sequence[tuple[str, str | None]] = ()) -> 
     return _override(config, overrides)
 
 
-def _run_file(path: str) -> Callable[..., Value]:
-    """Return the `get_config` of a Python file."""
-    file = pathlib.Path(path)
-    if not os.path.isfile(path):
-        problem = "no file" if path and os.path.exists(path) else "no such file"
-        folder = file if path and os.path.isdir(path) else file.parent
+def _find(path: str) -> str:
+    """Return the path of a config file, given that or the name of one of the project's."""
+    if os.path.isfile(path):
+        return path
+    folder = next((folder for folder in _CONFIGS if folder.is_dir()), _CONFIGS[0])
+    names = [file.stem for file in sorted(folder.glob("*.py"))]
+    if path in names:
+        return str(folder / f"{path}.py")
+    problem = "no file" if path and os.path.exists(path) else "no such file"
+    accepted = f"accepted: a config file, or one of {', '.join(names)}"
+    if names and re.fullmatch(r"\w+", path):
+        there = f"nearest: {nearest(path, names)}"
+    else:
+        folder = pathlib.Path(path) if os.path.isdir(path) else pathlib.Path(path).parent
         known = [str(p) for p in sorted(folder.glob("*.py"))] if os.path.isdir(folder) else []
         near = difflib.get_close_matches(path, known, n=1, cutoff=0)
-        there = f"; nearest: {near[0]}" if near else f"; there is no .py file in {folder}"
-        raise ConfigError(f"--config is {path!r}: {problem}; accepted: a config file{there}")
-    names: dict[str, Value] = {"__name__": file.stem, "__file__": path}
+        there = f"nearest: {near[0]}" if near else f"there is no .py file in {folder}"
+    raise ConfigError(f"--config is {path!r}: {problem}; {accepted}; {there}")
+
+
+def _run_file(path: str) -> Callable[..., Value]:
+    """Return the `get_config` of a Python file, which may import those beside it.
+
+    `from . import other` works wherever the files are: their folder is a package for them.
+    """
+    file = pathlib.Path(path)
+    folder = str(file.resolve().parent)
+    package = types.ModuleType(
+        f"configs in {folder}".replace(".", "%2e")
+    )  # a dot would name a parent
+    package.__path__ = [folder]
+    package = sys.modules.setdefault(package.__name__, package)
+    spec = importlib.machinery.ModuleSpec(f"{package.__name__}.{file.stem}", None)
+    names: dict[str, Value] = {"__name__": file.stem, "__file__": path, "__spec__": spec}
     _call(path, lambda: exec(compile(file.read_bytes(), path, "exec"), names), path)
     if not callable(names.get("get_config")):
         raise ConfigError(f"config file {path} has no function get_config")

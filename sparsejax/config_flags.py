@@ -22,7 +22,7 @@ def parse_with_config(
     Args:
       parser: parser with all flags except `--config`.
       argv: words of the command line (default: those of this process).
-      default: path of the config file; the flag is required if None.
+      default: config file, or name of one; the flag is required if None.
 
     Returns:
       Namespace; `config` is the ConfigDict, keys set on the command line included.
@@ -35,7 +35,8 @@ def parse_with_config(
         metavar="FILE[:ARGUMENT]",
         default=default,
         required=default is None,
-        help="Config file" + (" (default: configs/digits.py)." if default else "."),
+        help="Config file, or the name of one of the project's, such as digits"
+        + (f" (default: {default})." if default else "."),
     )
     parser.epilog = _CONFIG_HELP
     rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)

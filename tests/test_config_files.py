@@ -132,6 +132,35 @@ def test_a_missing_config_file_is_named_with_its_like():
         load_config(str(ROOT / "configs"))
     with pytest.raises(ConfigError, match=r"x\.py': no such file"):
         load_config("x" * 300 + "/x.py")
+    with pytest.raises(ConfigError, match="'digts': no such file; accepted: .*; nearest: digits"):
+        load_config("digts:static")
+
+
+def test_a_config_of_the_project_is_found_by_its_name(tmp_path, monkeypatch):
+    """From any folder; a file of that name comes first."""
+    files = {path.stem: path for path in sorted((ROOT / "configs").glob("*.py"))}
+    expected = {name: load_config(str(path)) for name, path in files.items()}
+    monkeypatch.chdir(tmp_path)
+    assert {name: load_config(name) for name in files} == expected
+    assert load_config("digits:dense,sweep").sparsity.method == "dense"
+    with pytest.raises(ConfigError, match=f"one of {', '.join(files)}; nearest: chirodiff$"):
+        load_config("chirodif")
+    (tmp_path / "digits").write_text("def get_config():\n  return 3")
+    with pytest.raises(ConfigError, match="get_config returns int"):
+        load_config("digits")
+
+
+def test_a_config_file_imports_those_beside_it_wherever_they_are(tmp_path):
+    for folder in ("a.b", "a_b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "base.py").write_text(f"name = '{folder}'\n{HEAD}\n    return c")
+        mine = "from . import base\ndef get_config(arg=''):\n  c = base.get_config()\n"
+        (tmp_path / folder / "mine.py").write_text(f"{mine}  c.name = base.name + arg\n  return c")
+    names = [load_config(f"{tmp_path}/{folder}/mine.py:!").name for folder in ("a.b", "a_b")]
+    assert names == ["a.b!", "a_b!"]
+    (tmp_path / "a_b" / "mine.py").write_text("from . import other")
+    with pytest.raises(ConfigError, match="raises ImportError in line 1: .*other"):
+        load_config(f"{tmp_path}/a_b/mine.py")
 
 
 @pytest.mark.parametrize("key", [*PLACES, "checkpoint.init_from"])

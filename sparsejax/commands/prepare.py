@@ -1,6 +1,6 @@
 """Prepare the data of a config before training: datasets on disk, latents encoded.
 
-    python -m sparsejax prepare --config configs/celebahq_ldm.py
+    python -m sparsejax prepare --config celebahq_ldm
 
 Training does the same when it starts; this command does only that, for example on a machine with
 TensorFlow. The same command resumes an interrupted preparation.

@@ -1,6 +1,6 @@
 r"""Train and evaluate a grid of methods, sparsities and seeds, one run after another, and report.
 
-    python -m sparsejax sweep --config configs/digits.py:sweep \
+    python -m sparsejax sweep --config digits:sweep \
         --methods dense,small_dense,static,rigl,magran --levels 0.5,0.75,0.9 --seeds 0,1,2
 
 Writes results.jsonl (one line per run), report.md and report.html to --output. The same command

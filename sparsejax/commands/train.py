@@ -1,9 +1,9 @@
 """Train a sparse diffusion model.
 
     python -m sparsejax train                                    # digits, RigL, 75 % sparse
-    python -m sparsejax train --config configs/digits.py:static,0.9
+    python -m sparsejax train --config digits:static,0.9
     python -m sparsejax train --config.sparsity.method=magran --config.seed=1 --workdir runs/other
-    python -m sparsejax train --config configs/celebahq_ldm.py:rigl,0.5 --check
+    python -m sparsejax train --config celebahq_ldm:rigl,0.5 --check
 
 The same command resumes an interrupted run. Ctrl-C saves a checkpoint first; a run stopped by a
 signal exits with 128 + the signal's number.
@@ -27,8 +27,6 @@ from sparsejax.storage import storage_problem
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"  # in a checkout
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, then write the pictures and table of the finished run.
@@ -49,8 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="Check the config, data and devices and print what would be trained and how much "
         "memory it takes, without training or writing to the workdir.",
     )
-    default = CONFIGS / "digits.py"
-    _train(parse_with_config(parser, argv, str(default) if default.is_file() else None))
+    _train(parse_with_config(parser, argv, default="digits"))
 
 
 def _train(flags: argparse.Namespace) -> None:

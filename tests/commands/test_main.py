@@ -100,17 +100,9 @@ def test_the_scripts_run_their_command(name, flag):
     assert (done.returncode, done.stdout) == (2, "")
 
 
-def test_the_default_config_is_the_one_of_the_checkout(tmp_path):
+def test_the_default_config_is_found_from_any_folder(tmp_path):
     done = python("-m", "sparsejax", "train", "--config.steps=0", cwd=tmp_path)
     assert done.stderr == "error: config.steps is 0; accepted: a whole number, 1 to 1000000000\n"
-
-
-def test_without_configs_the_flag_is_asked_for():
-    source = "from sparsejax.commands import train; from sparsejax.__main__ import run\n"
-    source += "import pathlib; train.CONFIGS = pathlib.Path('nowhere'); run('train', [])"
-    done = python("-c", source)
-    assert done.stderr == "error: --config must be given; see --help\n"
-    assert done.returncode == 2
 
 
 @pytest.mark.parametrize(
