@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sparsejax import __version__, command_line, signals
+from sparsejax import __version__, command_line, compilations, signals
 from sparsejax.errors import nearest
 from sparsejax.processes import joining, supervisor
 
@@ -69,6 +69,10 @@ def run(name: str, argv: Sequence[str]) -> None:
     """
 
     def call() -> None:
+        # Of several processes, one that finds a program in its cache may leave another one waiting
+        # that doesn't, since XLA divides the search for the fastest GPU kernels among them.
+        if not joining.are_several(argv):
+            compilations.keep()
         importlib.import_module(f"sparsejax.commands.{name}").main(argv)
 
     command_line.run(call)

@@ -51,6 +51,15 @@ def _unique(pairs: list[tuple[str, Json]]) -> JsonObject:
     return value
 
 
+def cache_folder() -> pathlib.Path:
+    """Return the folder `SPARSEJAX_CACHE` (default: ~/.cache/sparsejax), which need not exist.
+
+    Raises:
+      RuntimeError: it begins with `~`, and the user has no home.
+    """
+    return pathlib.Path(os.environ.get("SPARSEJAX_CACHE", "~/.cache/sparsejax")).expanduser()
+
+
 def require_writable(folder: str | os.PathLike[str], name: str) -> None:
     """Raise ConfigError unless a folder can be created and written to; leaves nothing behind.
 
