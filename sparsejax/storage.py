@@ -14,11 +14,6 @@ Json: TypeAlias = Any  # a value from JSON
 JsonObject: TypeAlias = dict[str, Any]
 
 
-def cache_folder() -> pathlib.Path:
-    """Return the folder `SPARSEJAX_CACHE` (default: ~/.cache/sparsejax), which need not exist."""
-    return pathlib.Path(os.environ.get("SPARSEJAX_CACHE", "~/.cache/sparsejax")).expanduser()
-
-
 def read_object(path: pathlib.Path) -> JsonObject:
     """Read a file that holds one JSON object.
 
