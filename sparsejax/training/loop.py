@@ -87,7 +87,6 @@ def _take_steps(
     if jax.process_index() == 0:  # which alone writes them
         copies = side_files.copies(run.workdir)
         announce(run, counts)
-
     with contextlib.ExitStack() as stack:
         density = None if run.plan.method.changes_density else counts.sparsifiable.density
         bar = stack.enter_context(progress_bar(config.steps, start, density))
@@ -100,10 +99,8 @@ def _take_steps(
         stack.push(lambda error, *_: log.close(failed=error is not None))
         folder = run.workdir / "checkpoints"
         manager = stack.enter_context(checkpoints.open_manager(folder, config.checkpoint.keep))
-        train_step = log.without_first(program.train_step, steps=1)
-        train_step = bar.compiling("the train step", train_step)
-        topology_update = log.without_first(program.topology_update)
-        topology_update = bar.compiling("the topology update", topology_update)
+        train_step = bar.compiling("the train step", log.without_first(program.train_step, steps=1))
+        update = bar.compiling("the topology update", log.without_first(program.topology_update))
         stack.enter_context(failing())  # first of all, since closing the others may wait
 
         for step, batch in enumerate(data.batches(start, config.steps), start + 1):
@@ -113,7 +110,7 @@ def _take_steps(
             if run.plan.updates.is_due(step):
                 earlier = program.earlier(state)
                 update_keys = (keys.steps, keys.topology, metrics.get(SKIPPED), earlier)
-                state, changes = topology_update(state, batch, update_keys)
+                state, changes = update(state, batch, update_keys)
                 metrics |= changes
             log.add(step, metrics)
             last = step == config.steps

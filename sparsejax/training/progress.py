@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from sparsejax.types import PyTree
+
 _LINE_EVERY = 15.0  # seconds, without a terminal
 _LONG = 5.0  # seconds; what takes longer is worth a line
 
@@ -41,11 +43,11 @@ class Bar(NamedTuple):
     show: Show
     during: Callable[[str], contextlib.AbstractContextManager[None]]
 
-    def compiling(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def compiling(self, what: str, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """Return a function that shows "compiling" and `what` during its first call."""
         is_first = True
 
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: PyTree) -> PyTree:
             nonlocal is_first
             if not is_first:
                 return function(*arguments)
