@@ -132,7 +132,7 @@ def test_the_loop_of_the_readme_learns_and_moves_a_tenth_of_the_weights():
     exec(code, {"jax": jax, "optax": optax, "sparsity": sparsity} | names, names)
     first = sparsity.random_masks(key, params, sparsity.erdos_renyi_kernel(params, 0.9))
     active = [sum(int(mask.sum()) for mask in jax.tree.leaves(m)) for m in (first, names["masks"])]
-    assert active == [58, 58]
+    assert active[0] == active[1] == pytest.approx(0.1 * 576, abs=3)  # rounded by layer
     pairs = zip(*map(jax.tree.leaves, (first, names["masks"])), strict=True)
     assert any((a != b).any() for a, b in pairs)
     assert not holes_of(names["params"], names["masks"]).any()
