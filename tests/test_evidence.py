@@ -292,6 +292,17 @@ def test_the_report_has_all_tables_and_the_page_the_answers(rows, tmp_path, caps
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
+def test_a_report_can_be_written_after_any_run(rows):
+    """In the order of the rows, and with a method that failed everywhere."""
+    for count in (1, 2, 3, 5, 14, len(rows) - 5):
+        text = evidence_report.report(rows[:count])
+        assert text.count("| dense | 0 |") >= 1
+    without = [row for row in rows if row["method"] != "dense"]
+    comparisons = evidence_report.report(without).split("## Comparisons")[1].split("\n## ")[0]
+    assert "| magran | 0.5 |" in comparisons
+    assert "beats" not in comparisons
+
+
 def test_a_page_without_results_says_so(tmp_path):
     page = tmp_path / "evidence.md"
     page.write_text(PAGE)
