@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
+import numpy as np
+from jax.tree_util import tree_leaves_with_path
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +24,7 @@ from sparsejax.lease import Guard
 from sparsejax.quantities import quantity
 from sparsejax.reports import plots
 from sparsejax.reports.results import is_number
-from sparsejax.sparsity.masks import summarize
+from sparsejax.sparsity.masks import path_name, summarize
 from sparsejax.storage import read_object
 from sparsejax.training import runs
 from sparsejax.training.holding import hold_workdir
@@ -145,7 +147,9 @@ def _close(workdir: pathlib.Path, guard: Guard) -> Summary:
         in_order = {name: counts[name] for name in model.layer_flops(params) if name in counts}
         model.illustrate(samples, workdir)
         model.export(params, workdir)
-        plots.save_layer_densities(workdir / "layers.png", in_order, summary["sparsity"])
+        shown = {path_name(path): np.asarray(mask) for path, mask in tree_leaves_with_path(masks)}
+        shown = {name: mask for name, mask in shown.items() if mask.ndim}
+        plots.save_layers(workdir / "layers.png", in_order, summary["sparsity"], shown)
     return (
         summary
         | measured(lines)

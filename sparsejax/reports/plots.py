@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
@@ -33,7 +34,7 @@ class LayerCounts(Protocol):
 
 # Distinct in colour and in grey, also to the colour-blind (Okabe and Ito).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"
-_WIDEST = 800  # pixels of a picture
+_WIDEST = 840  # pixels of a picture
 
 
 def save_samples(path: PathLike, samples: np.ndarray, real: np.ndarray) -> None:
@@ -92,25 +93,68 @@ def curves(lines: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def save_layer_densities(path: PathLike, layers: Mapping[str, LayerCounts], level: float) -> None:
-    """Write the picture of `layer_densities(layers, level)` to the PNG file `path`."""
+def save_layers(
+    path: PathLike, layers: Mapping[str, LayerCounts], level: float, masks: Mapping[str, np.ndarray]
+) -> None:
+    """Write the picture of `layers_and_masks(layers, level, masks)` to the PNG file `path`."""
     with replacing(path) as partial:
-        layer_densities(layers, level).savefig(partial, dpi=120)
+        layers_and_masks(layers, level, masks).savefig(partial, dpi=120)
 
 
-def layer_densities(layers: Mapping[str, LayerCounts], level: float) -> Figure:
-    """Plot the density of each layer, with its number of weights.
+def layers_and_masks(
+    layers: Mapping[str, LayerCounts], level: float, masks: Mapping[str, np.ndarray]
+) -> Figure:
+    """Plot the density of each layer, with its number of weights and its mask.
 
     Args:
       layers: `{path: sparsity.masks.LayerSummary}` in the order to show them.
       level: the overall sparsity asked for; its density is drawn as a line.
+      masks: bool arrays [..., outputs] by path; those of dense layers may be missing.
 
     Returns:
       Figure.
     """
+    figure = Figure(figsize=(12, 1.2 + 0.2 * len(layers)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    _draw_densities(left, layers, level)
+    limits = left.get_ylim()
+    for y, name in enumerate(layers):
+        cells = mask_cells(masks[name]) if name in masks else np.ones((1, 1))
+        extent = (0, 1, y + 0.4, y - 0.4)
+        options = {"aspect": "auto", "interpolation": "nearest", "vmin": 0, "vmax": cells.max()}
+        right.imshow(cells, "Blues", extent=extent, **options)
+    right.set(xlim=(0, 1), xticks=(), ylim=limits)
+    right.set_xlabel("masks: outputs across, inputs down")
+    right.tick_params(axis="y", length=0)
+    return figure
+
+
+def mask_cells(mask: np.ndarray, rows: int = 12, columns: int = 240) -> np.ndarray:
+    """Return the share of active weights in the cells of a grid laid over a mask.
+
+    Args:
+      mask: bool array [..., outputs].
+      rows: most cells along all axes but the last.
+      columns: most cells along the last axis.
+
+    Returns:
+      [rows, columns] float, of less cells where the mask is smaller.
+
+    Example:
+      >>> mask_cells(np.eye(4, dtype=bool), 2, 4).tolist()
+      [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
+    """
+    cells: np.ndarray = mask.reshape(-1, mask.shape[-1]).astype(np.float32)
+    for axis, most in enumerate((rows, columns)):
+        size = cells.shape[axis]
+        starts = np.arange(min(most, size)) * size // min(most, size)
+        sizes = np.diff(np.append(starts, size)).reshape((-1, 1) if axis == 0 else (1, -1))
+        cells = np.add.reduceat(cells, starts, axis=axis) / sizes
+    return cells
+
+
+def _draw_densities(axes: Axes, layers: Mapping[str, LayerCounts], level: float) -> None:
     densities = [layer.density for layer in layers.values()]
-    figure = Figure(figsize=(8, 1.2 + 0.2 * len(layers)), layout="constrained")
-    axes = figure.subplots()
     axes.barh(range(len(layers)), densities, color=BLUE, height=0.7)
     axes.set_yticks(range(len(layers)), [layer_name(name) for name in layers])
     for y, layer in enumerate(layers.values()):
@@ -122,7 +166,6 @@ def layer_densities(layers: Mapping[str, LayerCounts], level: float) -> Figure:
     axes.tick_params(axis="y", labelsize=7)
     axes.margins(y=0.01)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
-    return figure
 
 
 def layer_name(path: str) -> str:

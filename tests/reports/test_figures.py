@@ -483,9 +483,14 @@ def test_the_curves_of_any_loss_can_be_read(first, last, updates):
 )
 def test_every_layer_of_a_run_is_named(count, name):
     layers = {name.format(i): LayerSummary(17_694_720, 8_847_360 - i, 0.5) for i in range(count)}
-    figure = plots.layer_densities(layers, 0.5)
+    rng = np.random.default_rng(0)
+    masks = {path: rng.random((3, 3, 8, 300)) < 0.1 for path in list(layers)[::2]}
+    figure = plots.layers_and_masks(layers, 0.5, masks)
     assert_texts_are_whole(figure)
-    axes = figure.axes[0]
+    axes, beside = figure.axes
+    assert axes.get_ylim() == beside.get_ylim()
+    shares = [image.get_array().mean() for image in beside.images]
+    assert shares == pytest.approx([0.1, 1] * (count // 2) + [0.1] * (count % 2), abs=0.02)
     assert len(axes.patches) == len(axes.get_yticklabels()) == len(axes.texts) == count
     assert axes.texts[-1].get_text() == f"{8_847_360 - count + 1:,} of 17,694,720"
     assert axes.get_position().width > 0.4

@@ -93,18 +93,18 @@ def test_every_title_stands_over_its_own_picture():
 
 
 def test_a_runs_samples_stand_beside_real_ones(tmp_path):
-    ours, real = picture("", 420), picture("", 420)
+    ours, real = picture("", 500), picture("", 500)
     plots.save_samples(tmp_path / "samples.png", ours.pixels, real.pixels)
     drawn = np.asarray(Image.open(tmp_path / "samples.png"))
     left, top, right, bottom = found(drawn)
-    np.testing.assert_array_equal(drawn[top:bottom, left : left + 420], ours.pixels)
-    np.testing.assert_array_equal(drawn[top:bottom, right - 420 : right], real.pixels)
+    np.testing.assert_array_equal(drawn[top:bottom, left : left + 500], ours.pixels)
+    np.testing.assert_array_equal(drawn[top:bottom, right - 500 : right], real.pixels)
     assert letters(drawn)[4 : top - 4].any()
     assert not letters(drawn)[:4].any()
 
 
 def test_a_sheet_that_would_be_too_large_keeps_its_titles(tmp_path):
-    noise = rng.integers(0, 256, (420, 420, 3), np.uint8)
+    noise = rng.integers(0, 256, (500, 500, 3), np.uint8)
     sheets = documents.Pictures("noise", [Picture("of noise", noise)] * 12, "Noise.")
     document = documents.number("Sheets", [documents.Section("", [sheets])])
     markdown.write_markdown(tmp_path / "report.md", document)
