@@ -1,13 +1,14 @@
 """Programs that XLA compiled, kept from one command to the next in the user's cache folder.
 
 It is JAX's persistent compilation cache, with a folder for each kind of machine. JAX's limit of its
-size isn't used: it needs another package and a lock that network storage may lack, and before JAX
-0.12 a process that was killed while it wrote makes all others write nothing more.
+size isn't used: it needs another package, a lock at each read, which network storage may lack, and
+in JAX 0.10 a process that is killed while it writes stops all others from writing.
 """
 
 import contextlib
 import glob
 import hashlib
+import importlib.metadata
 import logging
 import os
 import pathlib
@@ -23,7 +24,7 @@ from sparsejax.storage import cache_folder
 LIMIT = 2**30  # bytes of all machines together, which a single command may exceed
 
 _FOLDER = "JAX_COMPILATION_CACHE_DIR"
-_DEFAULTS = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+_SHORTEST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 _CPU = (  # of /proc/cpuinfo
     *("vendor_id", "cpu family", "model", "model name", "flags"),  # of x86
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),  # of ARM
@@ -48,14 +49,12 @@ def keep() -> None:
         root = cache_folder() / "compilations"
     except RuntimeError:  # this user has no home
         return
-    cpu = _cpu()
-    folder = root / hashlib.sha256("\n".join(cpu).encode()).hexdigest()[:16]
+    folder = root / hashlib.sha256("\n".join(_cpu()).encode()).hexdigest()[:16]
     os.environ[_FOLDER] = str(folder)
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
-    if any("avx512f" in line for line in cpu):
-        # XLA compares its own hints to LLVM with the features of the CPU, and would say of every
-        # program that it reads that it may not run.
+    os.environ.setdefault(_SHORTEST, "0.1")
+    if importlib.metadata.version("jaxlib") in ("0.10.0", "0.10.1"):
+        # They take hints to LLVM for features that the CPU lacks, and print of every program that
+        # they read that it may not run.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     prune(root, LIMIT)
     _handle_problems(folder)
