@@ -32,7 +32,7 @@ from sparsejax.training.keys import named_key
 from sparsejax.training.metrics_log import read_metrics
 from sparsejax.training.plan import build_plan
 from sparsejax.training.sampling import frozen_of, make_sampler
-from sparsejax.types import PathLike, Value
+from sparsejax.types import Masks, NumpyArray, PathLike, Value
 
 Summary: TypeAlias = dict[str, Value]  # content of summary.json
 
@@ -123,6 +123,12 @@ def require_summary(summary: Summary, path: pathlib.Path) -> None:
         raise ConfigError(f"{path} is damaged: its files are {repr(files)[:50]}")
 
 
+def masks_by_path(masks: Masks) -> dict[str, NumpyArray]:
+    """Return the masks of sparse layers by path, bool arrays of the weights' shapes."""
+    found = {path_name(path): np.asarray(mask) for path, mask in tree_leaves_with_path(masks)}
+    return {name: mask for name, mask in found.items() if mask.ndim}
+
+
 def _close(workdir: pathlib.Path, guard: Guard) -> Summary:
     config = runs.read_config(workdir)
     model, params, masks = runs.load_run(workdir)
@@ -147,9 +153,8 @@ def _close(workdir: pathlib.Path, guard: Guard) -> Summary:
         in_order = {name: counts[name] for name in model.layer_flops(params) if name in counts}
         model.illustrate(samples, workdir)
         model.export(params, workdir)
-        shown = {path_name(path): np.asarray(mask) for path, mask in tree_leaves_with_path(masks)}
-        shown = {name: mask for name, mask in shown.items() if mask.ndim}
-        plots.save_layers(workdir / "layers.png", in_order, summary["sparsity"], shown)
+        shown = (in_order, summary["sparsity"], masks_by_path(masks))
+        plots.save_layers(workdir / "layers.png", *shown)
     return (
         summary
         | measured(lines)

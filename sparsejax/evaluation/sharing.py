@@ -14,6 +14,7 @@ from PIL import Image
 from sparsejax.atomic import write_text
 from sparsejax.configuration import to_json
 from sparsejax.errors import ConfigError
+from sparsejax.evaluation.closing import masks_by_path
 from sparsejax.evaluation.costs import run_costs
 from sparsejax.reports import plots
 from sparsejax.reports.model_card import Described, model_card
@@ -138,7 +139,8 @@ def _draw_figures(
     counts = summarize(params, masks).layers
     layers = {name: counts[name] for name in model.layer_flops(params) if name in counts}
     plots.save_curves(folder / "curves.png", lines)
-    plots.save_layer_densities(folder / "layers.png", layers, costs["sparsity"])
+    shown = (layers, costs["sparsity"], masks_by_path(masks))
+    plots.save_layers(folder / "layers.png", *shown)
     return costs, layers
 
 

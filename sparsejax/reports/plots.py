@@ -140,7 +140,7 @@ def mask_cells(mask: np.ndarray, rows: int = 12, columns: int = 240) -> np.ndarr
     Returns:
       [rows, columns] float, of less cells where the mask is smaller.
 
-    Example:
+    Examples:
       >>> mask_cells(np.eye(4, dtype=bool), 2, 4).tolist()
       [[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]]
     """
