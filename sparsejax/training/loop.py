@@ -50,8 +50,10 @@ def train(config: ml_collections.ConfigDict, workdir: PathLike, guard: Guard | N
     config = resolve_run(workdir, config)
     with contextlib.ExitStack() as stack:
         # A finished run may lie on a read-only disk.
-        if guard is None and needs_data(workdir, config):
-            guard = stack.enter_context(hold_workdir(workdir))
+        if needs_data(workdir, config):
+            guard = stack.enter_context(hold_workdir(workdir)) if guard is None else guard
+            if jax.process_index() == 0:  # before what may take long
+                print(f"{config.name}: preparing data and weights", flush=True)
         run = set_up(config, workdir)
         if guard is None and run.data is not None:  # its last checkpoint is damaged
             guard = stack.enter_context(hold_workdir(workdir))
