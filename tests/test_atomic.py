@@ -141,6 +141,8 @@ def test_what_is_set_aside_is_never_overwritten(tmp_path):
 # Lines that write otherwise, and why they may.
 OTHERWISE = {
     "lease.py": "made exclusively and renewed in place, as leases are",
+    "data/unpacking.py": "in a folder that is renamed as a whole",
+    "evaluation/sharing.py": "in a folder that is renamed as a whole",
     "data/sketch_builders.py": "in a folder that tensorflow-datasets renames as a whole",
     "rendering/images.py": "single pictures by the thousand, drawn again by the same command",
     "rendering/animation.py": "its caller chooses the path",

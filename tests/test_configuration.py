@@ -204,7 +204,7 @@ def test_only_keys_that_do_not_touch_the_training_are_free_on_resume():
             free |= set() if differing else {name}
     groups = {f"{group}.{key}" for group in ("sample", "log") for key in saved[group]}
     alone = {"steps", "imports", "task.reference_split", "checkpoint.every", "checkpoint.keep"}
-    alone |= {"sparsity.compact", "optimizer.skip_nonfinite", "task.labelled_split"}
+    alone |= {"sparsity.compact", "optimizer.skip_nonfinite", "task.labelled_split", "task.url"}
     assert free == alone | groups
 
 

@@ -50,8 +50,8 @@ def test_samples_do_not_depend_on_how_they_are_batched(model):
 
 def test_the_held_out_loss_is_of_a_split_that_is_not_trained_on(tmp_path):
     """Every image of it once; where both splits name the same images there is none."""
-    images = np.random.default_rng(0).integers(256, size=(150, 8, 8), dtype=np.uint8)
-    np.savez(tmp_path / "set.npz", images=images, split=np.arange(150) // 80)
+    images = np.random.default_rng(0).integers(256, size=(500, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=images, split=(np.arange(500) >= 200).astype(int))
     source = {"task.dataset": "files", "task.source": str(tmp_path / "set.npz")}
 
     def data_of(**changes):
@@ -59,7 +59,7 @@ def test_the_held_out_loss_is_of_a_split_that_is_not_trained_on(tmp_path):
 
     data = data_of(**{"task.reference_split": "validation"})
     batches = [batch["image"] for batch in data.held_out()]
-    assert [len(batch) for batch in batches] == [64, 6]
+    assert [len(batch) for batch in batches] == [250, 50]
     np.testing.assert_array_equal(np.concatenate(batches), data.reference())
     assert data_of().held_out is None
     assert data_of(**{"task.reference_split": "train[:9]+validation"}).held_out is None
