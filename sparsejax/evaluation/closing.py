@@ -66,6 +66,8 @@ def close_run(workdir: PathLike, guard: Guard | None = None) -> Summary:
     if summary is None:
         with contextlib.ExitStack() as stack:
             guard = guard or stack.enter_context(hold_workdir(workdir))
+            if jax.process_index() == 0:
+                print("drawing samples and pictures", flush=True)
             summary = _close(workdir, guard)
             guard()
             if jax.process_index() == 0:

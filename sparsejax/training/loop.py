@@ -101,8 +101,8 @@ def _take_steps(
         stack.push(lambda error, *_: log.close(failed=error is not None))
         folder = run.workdir / "checkpoints"
         manager = stack.enter_context(checkpoints.open_manager(folder, config.checkpoint.keep))
-        train_step = bar.compiling("the train step", log.without_first(program.train_step, steps=1))
-        update = bar.compiling("the topology update", log.without_first(program.topology_update))
+        train_step = bar.compiling("train step", log.without_first(program.train_step, steps=1))
+        update = bar.compiling("topology update", log.without_first(program.topology_update))
         stack.enter_context(failing())  # first of all, since closing the others may wait
 
         for step, batch in enumerate(data.batches(start, config.steps), start + 1):

@@ -16,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from sparsejax.types import PyTree
@@ -37,7 +38,7 @@ class Bar(NamedTuple):
     Attributes:
       show: see `Show`.
       during: `during(what)` is a context that shows what is done in place of training, such as
-        "compiling the train step", and for how long.
+        "compiling train step", and for how long.
     """
 
     show: Show
@@ -75,7 +76,7 @@ def progress_bar(steps: int, start: int, density: float | None) -> Iterator[Bar]
         yield Bar(_line_printer(steps, said), _print_if_long)
         return
     columns = (
-        _Doing(),
+        _Doing(Column(no_wrap=True)),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("loss {task.fields[loss]}"),

@@ -13,7 +13,7 @@ from sparsejax.training.progress import progress_bar
 
 @contextlib.contextmanager
 def terminal(monkeypatch):
-    """Make stdout a terminal of 120 columns; yields a list, in the end of the lines it was sent."""
+    """Make stdout a terminal of 80 columns; yields a list, in the end of the lines it was sent."""
     reader, writer = os.openpty()
     parts, lines = [], []
 
@@ -27,7 +27,7 @@ def terminal(monkeypatch):
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("COLUMNS", "80")
     with os.fdopen(writer, "w") as stdout, contextlib.redirect_stdout(stdout):
         yield lines
     thread.join()
@@ -38,11 +38,11 @@ def terminal(monkeypatch):
 
 def test_a_terminal_shows_a_bar_and_what_is_compiled(monkeypatch):
     with terminal(monkeypatch) as frames, progress_bar(10, 4, 0.25) as bar:
-        step = bar.compiling("the train step", lambda seconds: time.sleep(seconds))
+        step = bar.compiling("train step", lambda seconds: time.sleep(seconds))
         step(1.2)
         bar.show(5, 0.5, 12.34)
         step(0)
-    assert any(frame.startswith("compiling the train step, 1 s") for frame in frames)
+    assert any(frame.startswith("compiling train step, 1 s") for frame in frames)
     assert re.match(r"training .* 4/10 loss - - steps/s density 0\.250", frames[0])
     assert re.match(r"training .* 5/10 loss 0\.5000 12\.3 steps/s density 0\.250", frames[-1])
 
