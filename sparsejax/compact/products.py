@@ -190,11 +190,16 @@ def _take_columns_backward(
     zero = jnp.minimum(index[0, 0], 0).astype(d_columns[0].dtype)
     d_x = jnp.broadcast_to(zero, (*lead, len(inputs) * width))
     for one, d_column in zip(index, d_columns, strict=True):
-        for i, part in enumerate(jnp.split(d_column, active, axis=-1)):
-            start = one[i] * width
-            part += jax.lax.dynamic_slice_in_dim(d_x, start, width, axis=-1)
-            d_x = jax.lax.dynamic_update_slice_in_dim(d_x, part, start, axis=-1)
+        add = functools.partial(_add_block, index=one, d_column=d_column, width=width)
+        d_x = jax.lax.fori_loop(0, active, add, d_x)  # unrolled it would compile for longer
     return d_x.reshape(*lead, len(inputs), width), None
+
+
+def _add_block(i: Array, d_x: Array, index: Array, d_column: Array, width: int) -> Array:
+    """Add the i-th block of a column's gradient to the input block that it was taken from."""
+    part = jax.lax.dynamic_slice_in_dim(d_column, i * width, width, axis=-1)
+    part += jax.lax.dynamic_slice_in_dim(d_x, index[i] * width, width, axis=-1)
+    return jax.lax.dynamic_update_slice_in_dim(d_x, part, index[i] * width, axis=-1)
 
 
 _take_columns.defvjp(_take_columns_forward, _take_columns_backward)
