@@ -39,7 +39,9 @@ def sparsejax(wheel, tmp_path_factory):
     (packages,) = place.glob("lib/python*/site-packages")
     (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     pip = [sys.executable, "-m", "pip", "--python", place / "bin/python"]
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--no-index", wheel], check=True)
+    # The dependencies may hold an editable installation, which would count as the wheel's.
+    install = ["install", "-q", "--ignore-installed", "--no-deps", "--no-index", wheel]
+    subprocess.run([*pip, *install], check=True)
 
     def run(*arguments, cwd):
         environment = {"PATH": "", "SPARSEJAX_CACHE": str(place), "TFDS_DATA_DIR": str(place)}
@@ -70,8 +72,8 @@ def test_its_configs_import_each_other_whatever_configs_the_folder_holds(sparsej
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "digits.py").write_text("")
     done = sparsejax("train", "--config=kanjivg_chirodiff:cpu", "--check", cwd=tmp_path)
-    assert done.stderr.startswith("error: config.task.source is ''; accepted: the path of KanjiVG")
-    assert done.returncode == 2
+    assert done.returncode == 0, done.stderr
+    assert "runs/kanjivg_chirodiff_cpu-" in done.stdout
 
 
 def test_a_config_that_it_does_not_hold_is_one_line_with_those_it_does(sparsejax, tmp_path):
