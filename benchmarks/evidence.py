@@ -315,7 +315,6 @@ def main(argv=None):
     if flags.list:
         show_missing(studies, read_rows(flags.output), flags.workdirs)
         return
-    signals.watch("The same command goes on.")
     if not flags.large:
         for name, value in ONE_THREAD.items():  # inherited by the processes of the runs
             os.environ.setdefault(name, value)
@@ -327,4 +326,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signals.watch("The same command goes on.")
     command_line.run(main)

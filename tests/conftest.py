@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 
+from sparsejax import signals
 from sparsejax.families.registry import FAMILIES
 from sparsejax.training import loop
 from sparsejax.training.metrics_log import read_metrics
@@ -195,12 +196,28 @@ def small_run(made_once):
 
 @pytest.fixture
 def own_logging():
-    """Handlers and level of logging are afterwards as before: commands set their own."""
+    """Handlers and levels of logging are afterwards as before: commands set their own."""
     root, ours = logging.root, logging.getLogger("sparsejax")
-    handlers, level = list(root.handlers), ours.level
+    handlers, levels = list(root.handlers), (root.level, ours.level)
     yield
     root.handlers[:] = handlers
-    ours.setLevel(level)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+
+
+@pytest.fixture(autouse=True)
+def handed_back():
+    """A test leaves signals and loggers as they were: the next one listens to them."""
+    before = process_state()
+    yield
+    assert process_state() == before
+
+
+def process_state():
+    """Return what tests in one process share: handlers of signals, and which messages appear."""
+    loggers = [logging.root, logging.getLogger("sparsejax")]
+    messages = [(logger.level, logger.disabled, logger.propagate) for logger in loggers]
+    return [signal.getsignal(signum) for signum in signals.SIGNALS], messages
 
 
 def pytest_terminal_summary(terminalreporter):

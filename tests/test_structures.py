@@ -136,6 +136,7 @@ def test_a_folder_without_results_is_named(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_logging")
 def test_runs_are_measured_at_both_budgets_and_never_twice(tmp_path):
     words = [*TINY.split(), f"--output={tmp_path}", "--methods=rigl", "--structures=square,free"]
     structures.main([*words, "--seeds=0"])

@@ -75,6 +75,7 @@ def test_help_and_mistyped_flags_wait_for_no_import(arguments):
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.usefixtures("own_logging")
 def test_the_help_of_a_sweep_names_what_its_axes_accept(capsys):
     """In words of its own, since what registers them takes seconds to import."""
     with pytest.raises(SystemExit):

@@ -161,16 +161,12 @@ def test_no_more_than_twenty_are_listed_and_all_are_written(tmp_path, caplog):
     assert len(left_out(tmp_path / "sets", **settings)) == 24
 
 
-def test_the_warning_is_given_where_absl_holds_back_others(tmp_path, caplog, monkeypatch):
+@pytest.mark.usefixtures("own_logging")
+def test_the_warning_is_given_where_absl_holds_back_others(tmp_path, caplog):
     """A script under absl.app has absl's handler on the root logger, which sets its level."""
-    import logging
-
     absl_logging.use_absl_handler()
-    try:
-        path = save_lines(tmp_path / "a.ndjson", line(key="0"), "?")
-        prepared(tmp_path / "sets", dataset="quickdraw_strokes", source=path)
-    finally:
-        logging.root.removeHandler(absl_logging.get_absl_handler())
+    path = save_lines(tmp_path / "a.ndjson", line(key="0"), "?")
+    prepared(tmp_path / "sets", dataset="quickdraw_strokes", source=path)
     assert "1 of 2 drawings left out" in caplog.text
 
 
