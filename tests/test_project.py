@@ -9,6 +9,8 @@ import tempfile
 import tomllib
 import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -160,3 +162,11 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     first, last = (np.asarray(names[n]["hidden"])[without_ink] for n in ("first_masks", "masks"))
     assert last.sum() < first.sum() / 2
     assert names["samples"].shape == (36, 8, 8, 1)
+
+
+def test_this_jax_sums_the_products_of_many_rows():
+    """Release 0.10.2 goes wrong on a CPU (jax issue 39103): pyproject.toml excludes it."""
+    rows = np.zeros((32_769, 3), np.float32)
+    rows[:, 0] = np.arange(len(rows))
+    squares = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+    np.testing.assert_array_equal(squares, rows[:, 0] ** 2)

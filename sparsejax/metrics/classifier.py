@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
+from rich.console import Console
+from rich.progress import track
 
 from sparsejax.metrics.cache import load_or_compute
 from sparsejax.nested import flatten, nest
@@ -91,7 +93,8 @@ def train_classifier(
         return optax.apply_updates(params, updates), state
 
     state, rng = optimizer.init(params), np.random.default_rng(seed)
-    for _ in range(steps):
+    doing = "training the classifier of the metrics"  # minutes, for images of 64 pixels
+    for _ in track(range(steps), doing, console=Console(stderr=True), transient=True):
         batch = rng.integers(len(images), size=BATCH)
         params, state = step(params, state, to_unit_range(images[batch]), labels[batch])
     return params
