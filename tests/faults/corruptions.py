@@ -65,6 +65,7 @@ OF_READERS = {
     "sparse file": 8,
     "first stage safetensors": 5,
     "prepared data set": 6,
+    "download": 5,
     "npz of images": 5,
     "npz of drawings": 5,
     "folder of png": 5,

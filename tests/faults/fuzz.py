@@ -29,6 +29,7 @@ FILES = (
     *("zip of svg", "sparse file", "sparse file of a run", "first stage safetensors"),
     *("published weights", "published config.json", "cache npz", "statistics npz", "lease file"),
     *("stamp.json", "config.json", "facts.json", "summary.json", "metrics.jsonl", "results.jsonl"),
+    *("model repository", "record of a download"),
 )
 NAMES = (*FILES, "config keys", "command lines")
 Input = Callable[[damage.Rng], tuple[bool, str, str]]  # was it refused, what is wrong, what it was

@@ -64,6 +64,14 @@ def readers(scratch: pathlib.Path) -> dict[str, Reader]:
             True,
             True,
         ),
+        "model repository": Reader(
+            functools.partial(sources.copy_repository, scratch),
+            reading.read_repository,
+            value,
+            "sparse run",
+            True,
+            True,
+        ),
         "first stage safetensors": Reader(
             sources.write_first_stage, reading.read_first_stage, value, "safetensors"
         ),
@@ -82,6 +90,12 @@ def readers(scratch: pathlib.Path) -> dict[str, Reader]:
         "summary.json": Reader(sources.write_summary, reading.read_summary, (), "json"),
         "metrics.jsonl": Reader(sources.write_metrics, reading.read_metrics, (), "jsonl"),
         "results.jsonl": Reader(sources.write_results, reading.read_results, config, "jsonl"),
+        "download": Reader(
+            sources.write_download, reading.read_download, config, "folder", True, True
+        ),
+        "record of a download": Reader(
+            sources.write_record, reading.read_download, config, "json", True, True
+        ),
         "prepared data set": Reader(
             sources.write_prepared, reading.read_prepared, config, "folder", True, True
         ),

@@ -111,6 +111,29 @@ def read_sparse_run(path: pathlib.Path) -> Read:
     return {"params": hashed(params), "masks": hashed(masks), "config": hashed(config.to_dict())}
 
 
+def read_repository(path: pathlib.Path) -> Read:
+    """Read a model repository by its folder."""
+    from sparsejax.training.hub import sparse_file_of
+
+    return read_sparse_run(sparse_file_of(path.parent))
+
+
+def read_download(path: pathlib.Path) -> Read:
+    """Check a publisher's file, here or of its record, as whoever reads it does first."""
+    from sparsejax.data import recorded
+
+    file = download(path if path.is_dir() else path.parent)
+    whole = recorded.is_intact(file)
+    return {file.path.name: hashed(file.path.read_bytes()) if whole else None}
+
+
+def download(folder: pathlib.Path) -> Any:
+    """Return the publisher's file that is kept in a folder."""
+    from sparsejax.data.recorded import Download
+
+    return Download("Quick, Draw!", "https://127.0.0.1/a.ndjson", folder / "a.ndjson", "CC BY 4.0")
+
+
 def read_first_stage(path: pathlib.Path) -> Read:
     from sparsejax.models import first_stage, published
 

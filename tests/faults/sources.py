@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 
 from tests.data import sets, sketches
-from tests.faults.reading import cache_arrays, read_prepared
+from tests.faults.reading import cache_arrays, download, read_prepared
 
 MODELS = pathlib.Path(__file__).parents[1] / "models"
 
@@ -89,6 +89,28 @@ def make_sparse_run(scratch: pathlib.Path) -> None:
 
 def copy_sparse_run(scratch: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(shutil.copy(scratch / "references/model.safetensors", folder))
+
+
+def copy_repository(scratch: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+    (folder / "README.md").write_text("---\nlibrary_name: sparsejax\n---\n")
+    return copy_sparse_run(scratch, folder)
+
+
+def write_download(folder: pathlib.Path) -> pathlib.Path:
+    """Leave a publisher's file and its record in a folder of their own."""
+    from sparsejax.data import recorded
+
+    path = folder / "downloads"
+    path.mkdir()
+    file = download(path)
+    file.path.write_bytes(sketches.line(key="0").encode())
+    assert recorded.is_intact(file)
+    recorded.write_record(file, recorded.read_record(file) | {"url": file.url})
+    return path
+
+
+def write_record(folder: pathlib.Path) -> pathlib.Path:
+    return download(write_download(folder)).record
 
 
 def write_first_stage(folder: pathlib.Path) -> pathlib.Path:
