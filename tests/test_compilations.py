@@ -36,8 +36,9 @@ finally:
 
 
 def python(*arguments, cache, **changes):
-    """Run Python as a user does who keeps nothing yet."""
-    environment = {key: os.environ[key] for key in os.environ if key not in SETTINGS}
+    """Run Python as a user does who keeps nothing yet; importing jax here has set a log level."""
+    others = os.environ.keys() - {*SETTINGS, "TF_CPP_MIN_LOG_LEVEL"}
+    environment = {key: os.environ[key] for key in others}
     environment |= {"SPARSEJAX_CACHE": str(cache), "PYTHONPATH": str(ROOT)} | changes
     command = [sys.executable, *arguments]
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
