@@ -68,8 +68,11 @@ def run(
     paths = folder / "stdout", folder / "stderr"
     sys.stdout.flush()
     sys.stderr.flush()
-    # A thread of this process could hold a lock that the child would wait for.
-    assert len(os.listdir("/proc/self/task")) == 1, "only a process of one thread is forked"
+    # A thread of this process could hold a lock that the child would wait for. jemalloc, which
+    # pyarrow brings where datasets is installed, takes its own locks at a fork.
+    names = [path.read_text().strip() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+    others = [name for name in names if name != "jemalloc_bg_thd"]
+    assert len(others) == 1, f"only a process of one thread is forked, not of {names}"
     pid = os.fork()
     if pid == 0:
         _become(paths, memory)
