@@ -1,5 +1,6 @@
 """Images of one's own as a tensorflow-datasets builder, wherever they are stored."""
 
+import abc
 import concurrent.futures
 import hashlib
 import os
@@ -98,17 +99,17 @@ class OwnImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # typ
         """Return the channels that images are stored with: 1 or 3."""
         return 3
 
+    @abc.abstractmethod
     def _digest(self) -> str:
         """Hash what identifies the content of the source; raise a SourceError if it is none."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _config_name(self) -> str:
         """Return a name for the folder of the prepared set."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _items(self) -> list[Item]:
         """List the images; raise a SourceError if that isn't possible."""
-        raise NotImplementedError
 
     def _class_names(self) -> Sequence[str]:
         """Return the names of the classes, in the order of their labels, as far as known."""

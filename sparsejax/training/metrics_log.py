@@ -314,7 +314,12 @@ class MetricsLog:
         return mean.get("loss"), speed
 
     def picture(self, step: int, pixels: Pictures | None) -> None:
-        """Show a picture of samples, [height, width, 3] uint8, in the trackers."""
+        """Show a picture of samples in the trackers.
+
+        Args:
+          step: step after which they were drawn.
+          pixels: [height, width, 3] uint8; None in the processes that don't draw.
+        """
         if self._trackers and pixels is not None:
             self._trackers.picture(step, "samples", pixels)
 

@@ -93,9 +93,7 @@ def readers(scratch: pathlib.Path) -> dict[str, Reader]:
         "download": Reader(
             sources.write_download, reading.read_download, config, "folder", True, True
         ),
-        "record of a download": Reader(
-            sources.write_record, reading.read_download, config, "json", True, True
-        ),
+        "record of a download": Reader(sources.write_record, reading.read_download, config, "json"),
         "prepared data set": Reader(
             sources.write_prepared, reading.read_prepared, config, "folder", True, True
         ),
