@@ -19,6 +19,7 @@ LOST = 75  # exit status: another process was lost, and the same command goes on
 Fact: TypeAlias = Any  # what JSON can hold
 Facts: TypeAlias = dict[str, Fact]  # what a child has told of itself
 
+_STOPPING = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM)  # passed on to the child
 # The end of the child's pipe, which belongs to the process.
 _writer: int | None = None
 
@@ -28,13 +29,16 @@ def supervise() -> None:
     global _writer
     lives, alive = os.pipe()  # ends with the parent
     reader, writer = os.pipe()
+    # Blocked, and taken by `sigwait`: a signal before there are handlers would end this process, and
+    # one just before `waitpid` would wait for its handler as long as the child lives.
+    passed = {signum for signum in _STOPPING if signal.getsignal(signum) is not signal.SIG_IGN}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed | {signal.SIGCHLD})
     child = os.fork()
     if child:
         for unused in (lives, writer):
             os.close(unused)
-        _pass_on(child)
-        _, status = os.waitpid(child, 0)
-        _exit(os.waitstatus_to_exitcode(status), _read(reader))
+        _exit(_wait(child, passed), _read(reader))
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for unused in (alive, reader):
         os.close(unused)
     _writer = writer
@@ -76,11 +80,16 @@ def _end_with(lives: int) -> None:
     os._exit(128 + signal.SIGKILL)
 
 
-def _pass_on(child: int) -> None:
-    """Pass signals that ask to stop on to the child, unless they were ignored at the start."""
-    for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
-        if signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, lambda signum, _: os.kill(child, signum))
+def _wait(child: int, passed: set[signal.Signals]) -> int:
+    """Pass blocked signals on to a child until it ends; return its exit code."""
+    while True:
+        signum = signal.sigwait(passed | {signal.SIGCHLD})
+        if signum != signal.SIGCHLD:
+            os.kill(child, signum)
+            continue
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
 
 
 def _read(reader: int) -> Facts:

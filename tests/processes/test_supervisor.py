@@ -106,7 +106,8 @@ def test_signals_are_passed_on(start, signum):
     code = f"""
 signal.signal({signum:d}, lambda signum, _: os._exit(100 + signum))
 print("ready", flush=True)
-time.sleep(60)
+while True:  # a signal just before a sleep would wait for its end
+    time.sleep(0.1)
 """
     process = start(code)
     process.stdout.readline()
@@ -121,7 +122,8 @@ def test_signals_that_were_ignored_at_the_start_are_not_passed_on(start):
 for signum in (signal.SIGHUP, signal.SIGTERM):
     signal.signal(signum, lambda signum, _: os._exit(100 + signum))
 print("ready", flush=True)
-time.sleep(60)
+while True:  # a signal just before a sleep would wait for its end
+    time.sleep(0.1)
 """
     with signals.ignored(signal.SIGHUP):
         process = start(code)
