@@ -29,8 +29,8 @@ def supervise() -> None:
     global _writer
     lives, alive = os.pipe()  # ends with the parent
     reader, writer = os.pipe()
-    # Blocked, and taken by `sigwait`: a signal before there are handlers would end this process, and
-    # one just before `waitpid` would wait for its handler as long as the child lives.
+    # Blocked, and taken by `sigwait`. Without handlers yet, a signal would end this process.
+    # One just before `waitpid` would wait for its handler as long as the child lives.
     passed = {signum for signum in _STOPPING if signal.getsignal(signum) is not signal.SIG_IGN}
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed | {signal.SIGCHLD})
     child = os.fork()
