@@ -52,10 +52,12 @@ def keep() -> None:
     folder = root / hashlib.sha256("\n".join(_cpu()).encode()).hexdigest()[:16]
     os.environ[_FOLDER] = str(folder)
     os.environ.setdefault(_SHORTEST, "0.1")
-    if importlib.metadata.version("jaxlib") in ("0.10.0", "0.10.1"):
-        # They take hints to LLVM for features that the CPU lacks, and print of every program that
-        # they read that it may not run.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # These releases take hints to LLVM for features that the CPU lacks, and print of every program
+    # that they read that it may not run. Level 1 is JAX's own; the commands that a process with JAX
+    # starts, as from a notebook, inherit it.
+    is_noisy = importlib.metadata.version("jaxlib") in ("0.10.0", "0.10.1")
+    if is_noisy and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     prune(root, LIMIT)
     _handle_problems(folder)
 

@@ -36,8 +36,8 @@ finally:
 
 
 def python(*arguments, cache, **changes):
-    """Run Python as a user does who keeps nothing yet; importing jax here has set a log level."""
-    others = os.environ.keys() - {*SETTINGS, "TF_CPP_MIN_LOG_LEVEL"}
+    """Run Python as a user does who keeps nothing yet, from a process that has imported jax."""
+    others = os.environ.keys() - {*SETTINGS}
     environment = {key: os.environ[key] for key in others}
     environment |= {"SPARSEJAX_CACHE": str(cache), "PYTHONPATH": str(ROOT)} | changes
     command = [sys.executable, *arguments]

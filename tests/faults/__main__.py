@@ -126,6 +126,8 @@ def _set_environment(scratch: pathlib.Path) -> None:
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(scratch / "compilations"))
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    # Some releases of jax print kilobytes for every program that they read from that folder.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TFDS_DATA_DIR"] = str(scratch / "datasets")
     os.environ["SPARSEJAX_CACHE"] = str(scratch / "cache")

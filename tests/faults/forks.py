@@ -115,15 +115,16 @@ def _run_and_exit(call: Callable[[], object]) -> None:
     try:
         call()
     except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
         if isinstance(error.code, str):
             print(error.code, file=sys.stderr)
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:  # as Python itself ends a script
-        traceback.print_exc()
         status = 1
+        traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # a file that may not grow, a full disk
+                stream.flush()
         os._exit(status)
 
 
