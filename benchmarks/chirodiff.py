@@ -78,7 +78,7 @@ def scribble(rng, length):
 
 def make_config(arguments, folder, method, lengths=()):
     """Return the resolved config of the benchmark, on the drawings in a folder."""
-    config = get_config(f"{method},{arguments.level}")
+    config = get_config(method if method == "dense" else f"{method},{arguments.level}")
     config.batch_size = arguments.batch
     config.model.layers = arguments.layers
     config.model.hidden = arguments.hidden

@@ -54,7 +54,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sample.count = 36
     config.sample.sampler = "ddpm"
     config.sample.noise_weight = 0.75
-    variants = set_sparsity(config, arg, VARIANTS)
+    _set_variants(config, arg)
+    set_sparsity(config, arg, VARIANTS)
+    return config
+
+
+def _set_variants(config: ConfigDict, arg: str) -> None:
+    variants = [word for word in arg.split(",") if word in VARIANTS]
     if variants:
         config.steps = 4000
         config.batch_size = 64
@@ -80,7 +86,6 @@ def get_config(arg: str = "") -> ConfigDict:
         config.sample.every = 0
         config.sample.sampler = "ddim"
         config.sample.steps = 25
-    return config
 
 
 def variant_name(name: str, arg: str) -> str:

@@ -59,7 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sample.count = 36
     config.sample.steps = 100
 
-    if set_sparsity(config, arg, ["small"]):
+    if "small" in arg.split(","):
         config.name = "imagenette64_ldm_small"
         config.steps = 500
         config.batch_size = 32
@@ -74,4 +74,5 @@ def get_config(arg: str = "") -> ConfigDict:
         config.checkpoint.every = 100
         config.sample.every = 0
         config.sample.steps = 50
+    set_sparsity(config, arg, ["small"])
     return config

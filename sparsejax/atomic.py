@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import secrets
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -45,6 +46,7 @@ def replacing(path: PathLike) -> Iterator[pathlib.Path]:
     try:
         yield partial
         _sync(partial)
+        _open_to_others(partial)
         _remove_abandoned(partial, path.name)
         partial.replace(path)
     finally:
@@ -52,6 +54,16 @@ def replacing(path: PathLike) -> Iterator[pathlib.Path]:
             partial.unlink()
     with _unless_unsupported():
         _sync(path.parent)
+
+
+def _open_to_others(path: pathlib.Path) -> None:
+    """Give a file the rights of any new file; safetensors writes files for their owner alone."""
+    if stat.S_IMODE(path.stat().st_mode) != 0o600:
+        return
+    umask = os.umask(0o077)  # there is no other way to read it; files of other threads stay private
+    os.umask(umask)
+    with contextlib.suppress(OSError):  # some file systems have no rights
+        path.chmod(0o666 & ~umask)
 
 
 def write_text(path: PathLike, text: str) -> None:

@@ -9,7 +9,7 @@ import functools
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -85,14 +85,15 @@ def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> 
       config: ConfigDict, changed in place.
       arg: comma-separated words: a method, a structure (`channel`; `block32` for blocks of 32 by 32
         channels, `block16x64` of 16 inputs by 64 outputs), and numbers: the sparsity, then the drop
-        fraction; a whole number of 2 or more is the update interval.
+        fraction; a whole number of 2 or more after the sparsity is the update interval.
       variants: other words that the config file accepts.
 
     Returns:
       The variants that `arg` contains.
 
     Raises:
-      ConfigError: a word is none of these.
+      ConfigError: a word is none of these, or the second of its kind; `dense` has a sparsity or a
+        structure.
 
     Examples:
       >>> config = default_config()
@@ -101,29 +102,51 @@ def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> 
       >>> config.sparsity.level, config.sparsity.drop_fraction, config.sparsity.update_interval
       (0.9, 0.05, 1000)
     """
-    fractions, chosen = ["level", "drop_fraction"], []
+    given: dict[str, str] = {}  # word of the argument by key of config.sparsity
+    chosen = []
     for word in filter(None, arg.split(",")):
-        is_number = word.replace(".", "", 1).isdecimal()
         if word in variants:
             chosen.append(word)
-        elif word in METHODS:
-            config.sparsity.method = word
-        elif word in STRUCTURES:
-            config.sparsity.structure = word
-        elif re.fullmatch(r"block\d+(x\d+)?", word, re.ASCII):
-            config.sparsity.structure = "block"
+            continue
+        key = _key_of(word, given, variants)
+        if key in given:
+            both = f"{given[key]!r} and {word!r} both set {key}"
+            raise ConfigError(f"config argument {arg!r}: {both}; accepted: one of them")
+        given[key] = word
+        if key == "structure" and word not in STRUCTURES:
             config.sparsity.block_size = values.parse(schema.SIZE, word[5:])
-        elif word.isdecimal() and int(word) > 1:
-            config.sparsity.update_interval = int(word)
-        elif is_number and fractions:
-            config.sparsity[fractions.pop(0)] = float(word)
-        else:
-            numbers = ["a sparsity such as 0.9", "then a drop fraction", "an update interval"]
-            structures = ["channel", "block32", "block16x64"]
-            accepted = ", ".join([*METHODS, *variants, *structures, *numbers])
-            near = nearest(word, [*METHODS, *variants, *STRUCTURES])
-            raise ConfigError(f"config argument {word!r}; accepted: {accepted}; nearest: {near}")
+            word = "block"
+        number = {"update_interval": int, "level": float, "drop_fraction": float}.get(key, str)
+        config.sparsity[key] = number(word)
+    others = [word for key, word in given.items() if key != "method"]
+    if given.get("method") == "dense" and others:
+        raise ConfigError(
+            f"config argument {arg!r}: a dense network has no {others[0]!r}; accepted: 'dense' "
+            f"without it, or one of {', '.join(name for name in METHODS if name != 'dense')}"
+        )
     return chosen
+
+
+def _key_of(word: str, given: Collection[str], variants: Sequence[str]) -> str:
+    """Return the key of `config.sparsity` that a word sets after those that set `given`."""
+    if word in METHODS:
+        return "method"
+    if word in STRUCTURES or re.fullmatch(r"block\d+(x\d+)?", word, re.ASCII):
+        return "structure"
+    if word.isdecimal():
+        if "level" in given and int(word) > 1:
+            return "update_interval"
+        example = f"0.{word}" if word.strip("0") else "0.5"
+        raise ConfigError(
+            f"config argument {word!r} is a whole number; accepted: first a sparsity such as "
+            f"{example}, then an update interval of 2 or more"
+        )
+    if word.replace(".", "", 1).isdecimal():
+        return "drop_fraction" if "level" in given else "level"
+    numbers = ["a sparsity such as 0.9", "then a drop fraction", "an update interval"]
+    accepted = ", ".join([*METHODS, *variants, "channel", "block32", "block16x64", *numbers])
+    near = nearest(word, [*METHODS, *variants, *STRUCTURES])
+    raise ConfigError(f"config argument {word!r}; accepted: {accepted}; nearest: {near}")
 
 
 def structure_name(sparsity: ConfigDict) -> str:

@@ -14,7 +14,8 @@ from sparsejax.schema import Key, KeyType
 
 _HEAD = """# Config keys
 
-All config keys, with type, default and meaning. Set a key on the command line as
+All config keys, with type, default and meaning. The files in configs/ set other values than these
+defaults; `config.json` in a workdir holds those of a run. Set a key on the command line as
 `--config.KEY=VALUE`, or in a config file as `config.KEY = value`:
 
 ```bash

@@ -9,6 +9,7 @@ import threading
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import sparsejax
 from sparsejax import atomic
@@ -76,6 +77,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_file_may_be_read_by_whoever_may_read_new_files(umask, tmp_path):
+    """The writer of safetensors makes files for their owner alone."""
+    before = os.umask(umask)
+    try:
+        with atomic.replacing(tmp_path / "file") as partial:
+            save_file({"x": np.zeros(1)}, partial)
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
 
 
 def test_many_writers_of_one_file_dont_disturb_each_other(tmp_path):

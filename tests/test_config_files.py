@@ -191,6 +191,26 @@ def test_every_argument_of_the_network_can_be_set_whatever_the_file_lists(file):
         assert type(value) is type(key.default)
 
 
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_the_words_of_an_argument_count_more_than_its_variants(file):
+    """A variant such as `short` has an update interval of its own, but no more than that."""
+    with pytest.raises(ConfigError) as error:
+        load_config(f"{file}:no-such-word")
+    known = str(error.value).partition("magran, ")[2].partition("channel, ")[0]
+    variants = [word for word in known.split(", ") if word]
+    assert ("short" in variants) == ("folder.py" in file or "chirodiff" in file)
+    for variant in ["", *variants]:
+        for arg in (f"rigl,0.6,0.2,77,{variant}", f"{variant},rigl,0.6,0.2,77"):
+            sparsity = load_config(f"{file}:{arg}").sparsity
+            found = (
+                sparsity.method,
+                sparsity.level,
+                sparsity.drop_fraction,
+                sparsity.update_interval,
+            )
+            assert found == ("rigl", 0.6, 0.2, 77), arg
+
+
 def test_values_are_read_by_the_type_of_their_key():
     words = ["--config.sparsity.level=0", "--config.steps", "7", "--noconfig.log.tensorboard"]
     words += ["--config.sparsity.custom=(('a', .5),)", "--config.model.channel_mult=1,2,"]

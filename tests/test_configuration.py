@@ -234,12 +234,34 @@ def test_config_arguments_choose_method_and_level():
         get_config("stattic")
 
 
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("rigl,50", "'50' is a whole number; accepted: first a sparsity such as 0.50, then"),
+        ("rigl,0,5", "'0' is a whole number; accepted: first a sparsity such as 0.5, then"),
+        ("rigl,0.5,1", "'1' is a whole number; accepted: .* an update interval of 2 or more"),
+        ("rigl,0.5,10,20", "'10' and '20' both set update_interval; accepted: one of them"),
+        ("rigl,0.5,0.1,0.2", "'0.1' and '0.2' both set drop_fraction; accepted: one of them"),
+        ("rigl,magran", "'rigl' and 'magran' both set method; accepted: one of them"),
+        ("channel,0.5,block8", "'channel' and 'block8' both set structure; accepted: one of them"),
+        ("0.5,dense", "a dense network has no '0.5'; accepted: .* one of static, rigl, magran"),
+        ("dense,block8", "a dense network has no 'block8'"),
+        ("32,64", "'32' and '64' both set the size; accepted: one of them"),
+    ],
+)
+def test_words_that_are_probably_a_slip_are_refused(arg, message):
+    from configs.folder import get_config
+
+    with pytest.raises(configuration.ConfigError, match=message):
+        get_config(arg)
+
+
 def test_the_config_of_ones_own_images_takes_size_and_colour_with_the_rest():
     """Names differ, so that default workdirs do; each network fits its images."""
     from configs.folder import get_config
 
     seen = {}
-    for words in ("", "64", "grey", "magran,grey,64,0.9,0.1,50"):
+    for words in ("", "64", "grey", "short", "rigl,grey,64,short,0.9,0.1,50"):
         config = configuration.resolve(get_config(words))
         params = jax.eval_shape(build_model(config).init, jax.random.key(0))
         first = params["input_blocks_0_0"]["kernel"].shape
@@ -248,11 +270,13 @@ def test_the_config_of_ones_own_images_takes_size_and_colour_with_the_rest():
         "folder": (32, 3, 3),
         "folder64": (64, 3, 3),
         "folder-grey": (32, 1, 1),
-        "folder64-grey": (64, 1, 1),
+        "folder-short": (32, 3, 3),
+        "folder64-grey-short": (64, 1, 1),
     }
     sparsity = config.sparsity
-    assert (sparsity.method, sparsity.level, sparsity.drop_fraction) == ("magran", 0.9, 0.1)
+    assert (sparsity.method, sparsity.level, sparsity.drop_fraction) == ("rigl", 0.9, 0.1)
     assert sparsity.update_interval == 50
+    assert get_config("short").sparsity.update_interval == 20
     assert get_config("32").sparsity.update_interval == get_config().sparsity.update_interval
     with pytest.raises(ValueError, match="'gray'; accepted: .*, grey, .*; nearest: grey"):
         get_config("gray")

@@ -114,16 +114,16 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
         "devices": f"{count} x {kind}",
         "batch": f"{found.config.batch_size}, {found.batch_per_device} at once on each device",
     }
-    table = Table(title=f"{found.config.name}, to be trained in {workdir}", show_header=False)
-    for row in rows.items():
-        table.add_row(*row)
-    console().print(table)
     table = Table(title="Layers that can be sparse")
     for heading in ("layer", "weights", "S requested", "S actual"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer in found.layers:
         requested = "" if layer.requested is None else f"{layer.requested:.4f}"
         table.add_row(layer.name, f"{layer.weights:,}", requested, f"{layer.actual:.4f}")
+    console().print(table)
+    table = Table(title=f"{found.config.name}, to be trained in {workdir}", show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
     console().print(table)
     once = ", once its data are downloaded" if found.download else ""
     print(f"Checked: the run can start{once}. Nothing was trained or written to its folder.")

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -19,9 +20,11 @@ from sparsejax.reports.report import write_report
 from sparsejax.reports.results import Row, measure_names
 from sparsejax.seeds import check_seed
 from sparsejax.storage import require_writable
-from sparsejax.training import runs
+from sparsejax.training import checkpoints, runs
 from sparsejax.training.facts import build_model_of, read_facts
 from sparsejax.types import PathLike, Value
+
+logger = logging.getLogger(__name__)
 
 _SPLITS = ("split", "reference_split", "labelled_split")
 _IMAGES = ("columns", "held_out", "image_size", "channels")
@@ -90,6 +93,9 @@ def evaluate_runs(
     for workdir in folders:
         require_writable(workdir / "evaluation", "a folder of --workdirs")
     _check_frozen(folders, configs)
+    unfinished = _unfinished(folders, configs)
+    if unfinished:
+        logger.warning("%s", unfinished)
     meter = meter_of(configs[0], data=data, **options)
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
@@ -108,7 +114,8 @@ def evaluate_runs(
     problems = "; ".join(f"{name}: {error}" for name, error in failed.items())
     problem = f"{len(failed)} of {len(folders)} runs weren't measured: {problems}" if failed else ""
     if rows:
-        write_report(output, rows, runs=folders[0].parent, note=problem)
+        note = ". ".join(filter(None, [problem, unfinished]))
+        write_report(output, rows, runs=folders[0].parent, note=note)
         _print_table(rows)
         written = "report.md, report.html, results.jsonl" + (", samples/" if png else "")
         print(f"In {output}: {written}")
@@ -131,6 +138,16 @@ def _read_configs(workdirs: Sequence[pathlib.Path]) -> list[ConfigDict]:
     return configs
 
 
+def _unfinished(workdirs: Sequence[pathlib.Path], configs: Sequence[ConfigDict]) -> str:
+    """Say which runs aren't finished and how far they are; empty if all are finished."""
+    lines = []
+    for workdir, config in zip(workdirs, configs, strict=True):
+        step = checkpoints.list_steps(workdir / "checkpoints")[-1]
+        if step < config.steps:
+            lines.append(f"{workdir.name} isn't finished: step {step:,} of {config.steps:,}")
+    return "; ".join(lines)
+
+
 def _check_frozen(workdirs: Sequence[pathlib.Path], configs: Sequence[ConfigDict]) -> None:
     """Raise ConfigError if what a run samples with besides params isn't that of its training.
 
@@ -144,6 +161,7 @@ def _check_frozen(workdirs: Sequence[pathlib.Path], configs: Sequence[ConfigDict
 def _print_table(rows: Sequence[Row]) -> None:
     columns: dict[str, Callable[[Row], str]] = {
         "run": lambda row: row["run"],
+        "steps": lambda row: f"{row['steps']:,}",
         "active parameters": lambda row: quantity(row["active_parameters"]),
         "FLOPs, forward": lambda row: quantity(row["forward_flops"]),
         "FLOPs, training": lambda row: quantity(row["training_flops_run"]),

@@ -1,12 +1,13 @@
 """A trained model as a repository for the Hugging Face Hub: weights, config, card and pictures."""
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 from PIL import Image
@@ -22,6 +23,7 @@ from sparsejax.reports.results import is_number, parse_results
 from sparsejax.reports.sheets import Picture, sheet
 from sparsejax.sparsity.masks import LayerSummary, summarize
 from sparsejax.training import runs
+from sparsejax.training.facts import describe_data
 from sparsejax.training.hub import MODEL_FILE
 from sparsejax.training.keys import named_key
 from sparsejax.training.plan import build_plan
@@ -67,7 +69,8 @@ def write_repository(workdir: PathLike, folder: PathLike, *, ema: bool = True) -
                 config=shown.to_dict(),
                 costs=costs,
                 layers=layers,
-                measures=_measures(workdir, costs["steps"]) if ema else {},
+                measures=_measures(workdir, config, costs["steps"]) if ema else {},
+                data=describe_data(workdir),
                 weights="EMA weights" if ema else "weights of the last step",
                 sizes=(sizes.file, sizes.dense),
                 pictures=sorted(os.listdir(partial)),
@@ -144,10 +147,17 @@ def _draw_figures(
     return costs, layers
 
 
-def _measures(workdir: pathlib.Path, step: int) -> dict[str, float]:
-    """Return the figures of the workdir's own results.jsonl, if they are of this step."""
-    path = workdir / "results.jsonl"
-    rows = parse_results(path)[0] if path.exists() else []
-    found = [row for row in rows if row["run"] == workdir.name and row["steps"] == step]
-    measures = found[-1]["measures"] if found else {}
+def _measures(workdir: pathlib.Path, config: ConfigDict, step: int) -> dict[str, float]:
+    """Return the newest figures of a run at this step: of `evaluate`, a comparison or a sweep."""
+    together = workdir.parent / "comparison" / "results.jsonl"  # of `evaluate` with several runs
+    places = [workdir / "results.jsonl", workdir / "result.json", together]
+    places = sorted((path for path in places if path.is_file()), key=lambda p: p.stat().st_mtime)
+    ours = json.loads(to_json(config))
+    measures: Mapping[str, Value] = {}
+    for path in places:
+        for row in parse_results(path)[0]:
+            # Another folder may hold a run of the same name.
+            is_ours = path != together or row.get("config") == ours
+            if is_ours and row["run"] == workdir.name and row["steps"] == step:
+                measures = row["measures"]
     return {name: value for name, value in measures.items() if is_number(value)}

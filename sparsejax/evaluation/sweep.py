@@ -303,6 +303,8 @@ def _train_and_evaluate(run: Run, workdir: pathlib.Path, how: Row, guard: lease.
     signals.watch(quiet=True)
     _end_with_parent()
     command_line.show_messages()
+    # What isn't measured is the same for all runs; the sweep has said it.
+    logging.getLogger("sparsejax.metrics.measures").setLevel(logging.WARNING)
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         loop.train(run.config, workdir, guard)

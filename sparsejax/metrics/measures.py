@@ -279,6 +279,9 @@ def _enough(
             )
     if problems and (metrics is not None or len(problems) == len(asked)):
         raise ConfigError(next(iter(problems.values())))
-    for problem in problems.values():
-        logger.info("not measured: %s", problem)
+    for metric in problems:
+        needed = f"{least[metric]:,} samples" + (" and real examples" if metric in both else "")
+        logger.info(
+            "metric %r isn't measured: it needs %s; here are %d and %d", metric, needed, count, real
+        )
     return tuple(metric for metric in asked if metric not in problems)

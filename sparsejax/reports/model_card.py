@@ -61,6 +61,7 @@ class Described(NamedTuple):
       costs: as `evaluation.costs.run_costs` counts them.
       layers: counts by path of the weights, in the order of execution.
       measures: `{name: number}` of results.jsonl; empty if the run isn't evaluated.
+      data: how much there is at `config.task.source`, as `training.facts.describe_data` says it.
       weights: `EMA weights`, or `weights of the last step`.
       sizes: bytes of the file, and of the same weights without sparsity.
       pictures: names of picture files beside the card.
@@ -71,6 +72,7 @@ class Described(NamedTuple):
     costs: Mapping[str, JSON]
     layers: Mapping[str, LayerCounts]
     measures: Mapping[str, float]
+    data: str
     weights: str
     sizes: tuple[int, int]
     pictures: Sequence[str]
@@ -87,7 +89,7 @@ def model_card(model: Described) -> str:
         "## Use it",
         _use(model),
         "## Data",
-        _data(model.config["task"]),
+        _data(model.config["task"], model.data),
         "## Costs",
         _costs(model),
         *_shown(model, "layers.png", "Density of each layer"),
@@ -146,16 +148,19 @@ def _use(model: Described) -> str:
         "\n\nIt makes latents; PATH is the first stage that it was trained with, a file or a "
         "diffusers folder, which isn't part of this repository."
     )
-    return f"""```bash
-pip install 'sparsejax[hub]'
-python -m sparsejax sample --run hf://OWNER/NAME --count 64 --grid{flag}
+    return f"""Install sparsejax from a clone of its repository, or from a wheel of it; it isn't on
+PyPI. FOLDER is a folder with the files of this model, or `hf://OWNER/NAME` if they are on the Hub
+(which takes `pip install huggingface_hub`).
+
+```bash
+python -m sparsejax sample --run FOLDER --count 64 --grid{flag}
 ```
 
 ```python
 import jax
 import sparsejax
 
-run = sparsejax.load("hf://OWNER/NAME"{stage})  # or a folder that holds these files
+run = sparsejax.load("FOLDER"{stage})
 samples = run.sample(jax.random.key(0), 16)
 pictures = run.model.to_images(samples)  # uint8 [16, height, width, channels]
 ```
@@ -165,16 +170,22 @@ without zeros, so other libraries can't read `model.safetensors` as it is; the t
 sparsejax's docs/sharing.md can.{needs if stage else ""}"""
 
 
-def _data(task: Mapping[str, JSON]) -> str:
+def _data(task: Mapping[str, JSON], amount: str) -> str:
     source = SOURCES.get(task["dataset"])
     if source:
         return (
             f"{source.title}: {source.owner}. The licence of this repository is set to that of "
             "the data."
         )
-    origin = f" (`{task['source']}`)" if task["source"] else ""
+    origin = f" (`{task['source']}`: {amount})" if task["source"] else ""
+    size = f", at {task['image_size']} x {task['image_size']} pixels" if task["image_size"] else ""
+    held_out = ""
+    if task["held_out"]:
+        held_out = (
+            f"; {task['held_out']:.0%} of the images were held out if there is no other split"
+        )
     return (
-        f"`{task['dataset']}`{origin}, split `{task['split']}`.\n\n"
+        f"`{task['dataset']}`{origin}, split `{task['split']}`{size}{held_out}.\n\n"
         f"**{FILL_IN.capitalize()}.** Say whose data these are and under which licence, and set "
         "`license` at the top of this file, before you publish the model."
     )

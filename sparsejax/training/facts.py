@@ -27,6 +27,11 @@ def has_stamp(workdir: PathLike) -> bool:
     return has_side_file(workdir, DATA)
 
 
+def describe_data(workdir: PathLike) -> str:
+    """Say in a few words how much there was at `config.task.source` when a run was started."""
+    return describe((read_side_file(workdir, DATA) or {}).get("task.source", {}))
+
+
 def save_facts(workdir: PathLike, config: ConfigDict, facts: Facts | None) -> None:
     """Write a stamp of a run's data to data.json and its facts to facts.json, each once."""
     workdir = pathlib.Path(workdir)

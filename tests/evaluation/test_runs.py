@@ -3,6 +3,7 @@
 import html
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -202,6 +203,24 @@ def test_rows_are_written_as_runs_are_measured(runs, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         evaluate_runs([runs["rigl"][0], runs["dense"][0]], tmp_path, **OPTIONS)
     assert json.loads((tmp_path / "results.jsonl").read_text()) == {"run": "rigl"}
+
+
+def test_a_run_that_is_not_finished_is_named_and_the_steps_of_all_are_shown(
+    runs, tmp_path, capsys, caplog
+):
+    (finished, _), (other, _) = runs.values()
+    begun = shutil.copytree(other, tmp_path / "begun")
+    config = json.loads((begun / "config.json").read_text())
+    (begun / "config.json").write_text(json.dumps(config | {"steps": 5000}))
+    evaluate_runs([finished, begun], tmp_path / "out", count=30, metrics=["fd"])
+    assert [record.message for record in caplog.records if "finished" in record.message] == [
+        "begun isn't finished: step 40 of 5,000"
+    ]
+    report = (tmp_path / "out/report.md").read_text()
+    assert "begun isn't finished: step 40 of 5,000" in " ".join(report.split())
+    printed = capsys.readouterr().out
+    assert re.search(r"steps", printed)
+    assert re.search(r"begun\W+40\b", printed)
 
 
 def test_what_cannot_be_evaluated_is_refused_at_once(runs, tmp_path):

@@ -139,6 +139,26 @@ def test_its_card_says_what_it_costs_and_how_good_it_is(workdir, folder, card):
     assert "it is no FID" in card
 
 
+@pytest.mark.parametrize("place", ["result.json", "../comparison/results.jsonl"])
+def test_its_card_has_the_newest_figures_whichever_command_made_them(place, workdir, tmp_path):
+    """A sweep and a comparison write them elsewhere, the latter next to runs of other folders."""
+    ours = shutil.copytree(workdir, tmp_path / workdir.name)
+    os.utime(ours / "results.jsonl", (0, 0))
+    config = json.loads((ours / "config.json").read_text())
+    row = {"run": ours.name, "method": "rigl", "sparsity": 0.75, "seed": 0, "steps": 40}
+    row |= {"measures": {"KID": 0.25}, "config": config}
+    path = ours / place
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(row) + "\n")
+    sharing.write_repository(ours, tmp_path / "shared")
+    assert table((tmp_path / "shared/README.md").read_text(), "Figures")["KID ↓"] == ["0.25"]
+    if path.parent != ours:
+        path.write_text(json.dumps(row | {"config": config | {"seed": 1}}) + "\n")
+        sharing.write_repository(ours, tmp_path / "again")
+        found = table((tmp_path / "again/README.md").read_text(), "Figures")
+        assert "KID ↓" not in found
+
+
 def described(workdir):
     config = runs.read_config(workdir)
     model, params, masks = load_run(workdir)
@@ -152,7 +172,7 @@ def test_everything_that_its_card_shows_is_there(folder, card):
     assert model_card.FILL_IN not in card.lower()
     [code] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     names = {}
-    exec(code.replace("hf://OWNER/NAME", str(folder)), names)
+    exec(code.replace("FOLDER", str(folder)), names)
     assert names["pictures"].shape == (16, 8, 8, 1)
     assert names["pictures"].dtype == np.uint8
 
@@ -166,13 +186,13 @@ def test_of_unknown_data_the_licence_is_asked_for(dataset, licence, workdir):
     config["task"] |= {"dataset": dataset, "source": "mine.npz"}
     costs = closing.run_costs(*described(workdir))
     card = model_card.model_card(
-        model_card.Described("a", config, costs, {}, {}, "EMA weights", (1, 2), [])
+        model_card.Described("a", config, costs, {}, {}, "9 files", "EMA weights", (1, 2), [])
     )
     data = front_matter(card)
     assert data["license"] == licence
     assert data.get("datasets") == (["ylecun/mnist"] if dataset == "vmnist" else None)
     assert ("**Licence: fill in.**" in card) == (dataset == "files")
-    assert ("`mine.npz`" in card) == (dataset == "files")
+    assert ("(`mine.npz`: 9 files)" in card) == (dataset == "files")
     assert "## Figures" not in card
     assert "![" not in card
 
