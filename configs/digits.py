@@ -1,6 +1,6 @@
 """Sparse UNet on scikit-learn's handwritten digits, 8x8: the example that runs anywhere.
 
-On two CPU cores the default takes three and a half minutes and reaches a training loss of 0.14;
+On two CPU cores the default takes three minutes and reaches a training loss of 0.14;
 the short variant takes 100 seconds. `evidence`, for docs/evidence.md, takes 2,000 steps of half the
 size on two thirds of the images.
 
@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Return the config; the docstring of this file explains the argument."""
     config = default_config()
     config.name = "digits"
-    config.steps = 1800
+    config.steps = 1500
     config.batch_size = 64
     config.task.dataset = "digits"
     config.task.image_size = 8

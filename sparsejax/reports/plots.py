@@ -82,9 +82,9 @@ def curves(lines: Sequence[Mapping[str, float]]) -> Figure:
     axes[0].grid(alpha=0.3)
     if updates:
         steps, replaced = np.array(updates).T
-        axes[1].step(
-            np.append(0, steps), np.append(0, np.cumsum(replaced)), where="post", color=ORANGE
-        )
+        so_far = np.append(0, np.cumsum(replaced))
+        ends = [0, *steps, max(line["step"] for line in lines)]  # flat after the last update
+        axes[1].step(ends, np.append(so_far, so_far[-1]), where="post", color=ORANGE)
         axes[1].set_ylabel("weights replaced so far\n(multiples of the active weights)")
         axes[1].grid(alpha=0.3)
         axes[1].set_ylim(bottom=0)

@@ -463,6 +463,8 @@ def test_the_curves_of_any_loss_can_be_read(first, last, updates):
     lines += [{"step": 30 * s, "replaced": 0.3} for s in range(1, updates + 1)]
     figure = plots.curves(lines)
     assert_texts_are_whole(figure)
+    for axes in figure.axes:  # no update any more is a flat line, to the end
+        assert max(axes.lines[0].get_xdata()) == 500
     axis = figure.axes[0].yaxis
     inside = [
         t
