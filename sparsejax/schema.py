@@ -15,7 +15,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "lion")
 LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 DROP_SCHEDULES = ("cosine", "constant", "linear")
 STRUCTURES = ("weight", "block", "channel")
-SAMPLERS = ("ddim", "ddpm")
+SAMPLERS = ("ddim", "ddpm", "dpmpp_2m")
 # Sections that hold the arguments of a network.
 NETWORK_SECTIONS = ("model", "first_stage.model")
 # Steps are int32 on the device; larger networks than these would take forever to set up.
@@ -336,8 +336,8 @@ KEYS = (
     Key("log.wandb", bool, False, "also send metrics and pictures to Weights & Biases"),
     Key("sample.every", int, 500, "steps between sample grids; 0: only at the end", _STEPS_OR_0),
     Key("sample.count", int, 64, "samples per grid", "1 to 100000"),
-    Key("sample.sampler", str, "ddim", "sampler", SAMPLERS),
-    Key("sample.steps", int, 50, "ddim: number of sampling steps"),
+    Key("sample.sampler", str, "ddim", "sampler; dpmpp_2m is DPM-Solver++(2M)", SAMPLERS),
+    Key("sample.steps", int, 50, "ddim, dpmpp_2m: number of sampling steps"),
     Key(
         "sample.eta", float, 0.0, "ddim: 0 is deterministic, 1 adds as much noise as ddpm", "[0, 1]"
     ),
@@ -352,7 +352,8 @@ KEYS = (
         "sample.set_alpha_to_one",
         bool | None,
         None,
-        "ddim: end at alpha_bar = 1 rather than alpha_bar_0 (default: False; strokes: True)",
+        "ddim, dpmpp_2m: end at alpha_bar = 1 rather than alpha_bar_0 (default: False; strokes: "
+        "True)",
     ),
     Key(
         "sample.noise_weight",

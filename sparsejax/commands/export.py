@@ -183,11 +183,12 @@ def _export_pipeline(
     from sparsejax.models.pipelines import export_pipeline, has_same_steps, scheduler_config
 
     schedule, ddim = denoising.sampling_schedules(config)
-    settings, is_ddim = config.sample, config.sample.sampler == "ddim"
+    # diffusers' pipelines without conditions take DDIM's steps or DDPM's.
+    settings, is_ddim = config.sample, config.sample.sampler != "ddpm"
     scheduler = scheduler_config(
         schedule.betas,
         ddim.timesteps,
-        sampler=settings.sampler,
+        sampler="ddim" if is_ddim else "ddpm",
         clip=settings.clip,
         set_alpha_to_one=bool(ddim.alphas_prev[0] == 1),
     )
@@ -201,6 +202,7 @@ def _export_pipeline(
     call += f", eta={settings.eta}" if is_ddim and settings.eta else ""
     says = f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})({call})"
     notes = [
+        (settings.sampler == "dpmpp_2m", "DDIMPipeline doesn't extrapolate as dpmpp_2m does"),
         (is_ddim and settings.clip and first_stage, "LDMPipeline clips without correcting eps"),
         (
             is_ddim and not has_same_steps(ddim.timesteps, schedule.steps),

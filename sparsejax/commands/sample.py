@@ -26,7 +26,7 @@ from sparsejax.storage import require_writable
 
 if TYPE_CHECKING:
     from sparsejax.training.trained import Run
-    from sparsejax.types import NumpyArray, Samples
+    from sparsejax.types import NumpyArray, Samples, Value
 
 _BATCH = 256  # as in `evaluate`: the last bits of samples may depend on it
 _SHOWN = 256  # number of samples in a grid
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     output = pathlib.Path(flags.output or pathlib.Path("samples") / _name(flags.run))
     require_writable(output, "--output")
-    run = load(flags.run, first_stage=flags.first_stage, steps=flags.steps, eta=flags.eta)
+    run = load(flags.run, first_stage=flags.first_stage, **_sampling(flags))
     _check_outputs(flags, run)
     for warning in run.model.warnings:
         logger.warning(warning)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> command_line.Parser:
     parser = command_line.Parser(__doc__, prog="python -m sparsejax sample")
-    count, number = command_line.count, command_line.number
+    count = command_line.count
     parser.add_argument(
         "--run",
         required=True,
@@ -75,15 +75,7 @@ def _parser() -> command_line.Parser:
     parser.add_argument(
         "--seed", type=command_line.seed, default=0, metavar="N", help="Seed of the noise."
     )
-    parser.add_argument(
-        "--steps", type=count, metavar="N", help="DDIM steps (default: config.sample.steps)."
-    )
-    parser.add_argument(
-        "--eta",
-        type=number,
-        metavar="NUMBER",
-        help="DDIM's eta, from 0 (deterministic) to 1 (default: config.sample.eta).",
-    )
+    _add_sampling(parser)
     parser.add_argument(
         "--batch",
         type=count,
@@ -115,6 +107,31 @@ def _parser() -> command_line.Parser:
         "--gif", action="store_true", help="For drawings, write samples.gif and samples.svg."
     )
     return parser
+
+
+def _add_sampling(parser: command_line.Parser) -> None:
+    """Add the flags that replace keys of `config.sample`."""
+    parser.add_argument(
+        "--sampler",
+        metavar="NAME",
+        help="ddim, ddpm or dpmpp_2m, which is DPM-Solver++(2M) (default: config.sample.sampler).",
+    )
+    parser.add_argument(
+        "--steps",
+        type=command_line.count,
+        metavar="N",
+        help="Steps of ddim or dpmpp_2m (default: config.sample.steps).",
+    )
+    parser.add_argument(
+        "--eta",
+        type=command_line.number,
+        metavar="NUMBER",
+        help="Of ddim: from 0 (deterministic) to 1 (default: config.sample.eta).",
+    )
+
+
+def _sampling(flags: argparse.Namespace) -> dict[str, "Value"]:
+    return {name: getattr(flags, name) for name in ("sampler", "steps", "eta")}
 
 
 def _name(run: str) -> str:

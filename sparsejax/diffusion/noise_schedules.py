@@ -241,3 +241,60 @@ def ddim_schedule(
     alphas_prev = np.append(last_alpha, alphas[:-1])
     sigmas = eta * np.sqrt((1 - alphas_prev) / (1 - alphas) * (1 - alphas / alphas_prev))
     return DDIMSchedule(timesteps.astype(np.int32), alphas, alphas_prev, sigmas)
+
+
+class DPMSolverSchedule(NamedTuple):
+    """Constants of a DPM-Solver++(2M) trajectory in decreasing t; every field [S].
+
+    With lambda = log(alpha / sigma) and h its increase in a step, the step from x_t = alpha x_0 +
+    sigma eps goes to `keep` x_t + `move` D, where D = x_0 + `extrapolate` (x_0 - x_0 of the step
+    before) is the predicted data in the middle of the step.
+
+    `timesteps` int32; `alphas` and `sigmas` at the beginning of a step; `keep` = sigma_next /
+    sigma, `move` = alpha_next (1 - exp(-h)), `extrapolate` = h / (2 h of the step before).
+    """
+
+    timesteps: NumpyArray
+    alphas: NumpyArray
+    sigmas: NumpyArray
+    keep: NumpyArray
+    move: NumpyArray
+    extrapolate: NumpyArray
+
+
+_FEW = 15  # steps, below which the last one is of first order, as the authors recommend
+
+
+def dpm_solver_schedule(
+    schedule: NoiseSchedule, steps: int, last_alpha: float | None = None
+) -> DPMSolverSchedule:
+    """Choose the steps of `ddim_schedule`, and weigh them as DPM-Solver++(2M) does.
+
+    Lu et al. (2022), "DPM-Solver++", algorithm 2. The first step is of first order, which is DDIM's
+    with eta = 0; so is the last one if it ends without noise, or is one of fewer than 15.
+
+    Args:
+      schedule: NoiseSchedule with T steps.
+      steps: number S of sampling steps, 1 to T.
+      last_alpha: alpha_bar at which sampling ends; see `ddim_schedule`.
+
+    Returns:
+      DPMSolverSchedule: int32 timesteps, everything else float64 (cast where used).
+
+    Raises:
+      ValueError: `steps` is not in 1..T.
+    """
+    ddim = ddim_schedule(schedule, steps, 0.0, last_alpha)
+    alpha_bar, next_alpha_bar = ddim.alphas[::-1], ddim.alphas_prev[::-1]
+    alphas, sigmas = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    alphas_next, sigmas_next = np.sqrt(next_alpha_bar), np.sqrt(1 - next_alpha_bar)
+    keep = sigmas_next / sigmas
+    with np.errstate(divide="ignore"):  # without noise, lambda is infinite
+        h = np.log(alphas_next / sigmas_next) - np.log(alphas / sigmas)
+    extrapolate = np.zeros(steps)
+    extrapolate[1:] = h[1:] / (2 * h[:-1])
+    if sigmas_next[-1] == 0 or steps < _FEW:
+        extrapolate[-1] = 0
+    move = alphas_next - keep * alphas  # alpha_next exp(-h) = alpha sigma_next / sigma
+    timesteps = ddim.timesteps[::-1]
+    return DPMSolverSchedule(timesteps, alphas, sigmas, keep, move, extrapolate)

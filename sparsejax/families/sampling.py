@@ -48,7 +48,8 @@ def run_sampler(
       denoise: `denoise(x_t, t) -> eps`.
       x_T: pure noise [count, ...].
       noise: the noise of each step; see `samplers.example_noise`.
-      ends_at_one: whether DDIM's last step ends at alpha_bar = 1, or at that of t = 0.
+      ends_at_one: whether the last step of DDIM or DPM-Solver++ ends at alpha_bar = 1, or at that
+        of t = 0.
 
     Returns:
       Samples [count, ...].
@@ -57,15 +58,21 @@ def run_sampler(
         return samplers.ddpm_sample(
             denoise, schedule, x_T, noise, noise_weight=settings.noise_weight, clip=settings.clip
         )
+    last_alpha = 1.0 if ends_at_one else None
+    steps, clip = settings.steps, settings.clip
+    if settings.sampler == "dpmpp_2m":
+        return samplers.dpm_solver_sample(
+            denoise, schedule, x_T, steps=steps, clip=clip, last_alpha=last_alpha
+        )
     return samplers.ddim_sample(
         denoise,
         schedule,
         x_T,
         noise,
-        steps=settings.steps,
+        steps=steps,
         eta=settings.eta,
-        clip=settings.clip,
-        last_alpha=1.0 if ends_at_one else None,
+        clip=clip,
+        last_alpha=last_alpha,
     )
 
 

@@ -392,9 +392,10 @@ def _noise_schedule(diffusion: ConfigDict) -> noise_schedules.NoiseSchedule:
 
 
 def _check_clip(config: ConfigDict) -> None:
-    """Raise ConfigError if DDIM would divide by the cosine schedule's last alpha_bar, near zero."""
-    diverges = config.diffusion.schedule == "cosine" and config.sample.sampler == "ddim"
-    accepted = f"a number, such as {SCALE:g}, with the cosine schedule and ddim"
+    """Raise ConfigError if a sampler would divide by the cosine schedule's last alpha_bar."""
+    sampler = config.sample.sampler  # that of DDPM takes eps as it is
+    diverges = config.diffusion.schedule == "cosine" and sampler != "ddpm"
+    accepted = f"a number, such as {SCALE:g}, with the cosine schedule and {sampler}"
     require(not diverges or config.sample.clip, "sample.clip", config.sample.clip, accepted)
 
 

@@ -84,6 +84,7 @@ def load(
     path: PathLike,
     *,
     first_stage: PathLike | None = None,
+    sampler: str | None = None,
     steps: int | None = None,
     eta: float | None = None,
 ) -> Run:
@@ -95,7 +96,8 @@ def load(
         Hub, which is downloaded once.
       first_stage: first stage of a run on latents: a file, a diffusers folder, or the workdir that
         trained it (default: the path in the config, if it exists).
-      steps: number of DDIM steps (default: `config.sample.steps`).
+      sampler: one of `schema.SAMPLERS` (default: `config.sample.sampler`).
+      steps: number of steps of DDIM or DPM-Solver++ (default: `config.sample.steps`).
       eta: eta of DDIM, from 0 (deterministic) to 1 (default: `config.sample.eta`).
 
     Returns:
@@ -108,7 +110,7 @@ def load(
     Examples:
       `sparsejax.load("runs/digits-rigl-0.75-0").sample(jax.random.key(0), 16)`
     """
-    config, model, params, masks = _read(sparse_file_of(path), first_stage, steps, eta)
+    config, model, params, masks = _read(sparse_file_of(path), first_stage, sampler, steps, eta)
     takes_one = model.first_stage is not None or not first_stage
     require(takes_one, "task.name", config.task.name, "latents, with a first stage")
     decodes = model.first_stage is None or bool(first_stage) or _is_there(config.first_stage.path)
@@ -118,11 +120,11 @@ def load(
     compact, small = without_inactive(network, model, params, masks)
 
     @functools.cache
-    def sampler(batch: int) -> Callable[[PRNGKey, int], NumpyArray]:
+    def sampler_of(batch: int) -> Callable[[PRNGKey, int], NumpyArray]:
         draw = make_keyed_sampler(compact, frozen, batch)
         return lambda key, start: draw(small, key, start)
 
-    return Run(config, model, params, masks, decodes, compact is not model, sampler)
+    return Run(config, model, params, masks, decodes, compact is not model, sampler_of)
 
 
 def _read(
@@ -153,6 +155,7 @@ def _named(function: Callable[..., T], *args: Value) -> T:
 def _changed(
     config: ml_collections.FrozenConfigDict,
     first_stage: PathLike | None,
+    sampler: str | None,
     steps: int | None,
     eta: float | None,
 ) -> ml_collections.FrozenConfigDict:
@@ -160,16 +163,16 @@ def _changed(
 
     No other key is checked: sampling a sparse file needs none of the modules that trained it.
     """
-    sampler = config.sample.sampler
-    changes = {"sample.steps": steps, "sample.eta": eta, "first_stage.path": first_stage}
+    changes: dict[str, Value] = {"sample.sampler": sampler}
+    changes |= {"sample.steps": steps, "sample.eta": eta}
+    changes |= {"first_stage.path": first_stage and str(first_stage)}
     changes = {key: value for key, value in changes.items() if value is not None}
+    sampler = sampler or config.sample.sampler
     changed = ml_collections.ConfigDict(config.to_dict())
+    takes = {"sample.steps": ("ddim", "dpmpp_2m"), "sample.eta": ("ddim",)}
     for key, value in changes.items():
-        if key == "first_stage.path":
-            value = str(value)
-        else:
-            accepted = f"the default of a run whose sample.sampler is {sampler}"
-            require(sampler == "ddim", key, value, accepted)
+        accepted = f"the default of a run whose sample.sampler is {sampler}"
+        require(sampler in takes.get(key, (sampler,)), key, value, accepted)
         set_key(changed, key, check_value(BY_PATH[key], value))
     return ml_collections.FrozenConfigDict(changed)
 

@@ -120,6 +120,17 @@ def test_steps_and_eta_change_the_sampler(sparse_file):
     assert np.abs(one - other).max() > 0.01
 
 
+def test_another_sampler_takes_its_own_steps(sparse_file):
+    """From the same noise, DPM-Solver++ ends close to where DDIM ends, but elsewhere."""
+    key = jax.random.key(7)
+    one, other = (
+        sparsejax.load(sparse_file, sampler=sampler, steps=20).sample(key, 8)
+        for sampler in ("dpmpp_2m", "ddim")
+    )
+    assert 1e-4 < np.abs(one - other).mean() < 0.1 * np.abs(other).mean()
+    assert sparsejax.load(sparse_file, sampler="ddpm").model.passes_per_sample == 1000
+
+
 def test_an_empty_folder_with_nothing_but_a_sparse_file(tiny_run, tmp_path):
     save_sparse_run(tiny_run[0], tmp_path / "model.safetensors")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")}
@@ -149,6 +160,9 @@ def test_import_sparsejax_stays_light():
         (["--run=other.txt"], "other.txt is damaged or not a safetensors file"),
         (["--run={file}", "--count=0"], "--count is '0'; accepted: a whole number, 1 or more"),
         (["--run={file}", "--eta=2"], "config.sample.eta is 2.0; accepted: [0, 1]"),
+        (["--run={file}", "--sampler=euler"], "config.sample.sampler is 'euler'; accepted: ddim"),
+        (["--run={file}", "--sampler=dpmpp_2m", "--eta=1"], "config.sample.eta is 1.0; accepted"),
+        (["--run={file}", "--sampler=ddpm", "--steps=9"], "config.sample.steps is 9; accepted"),
         (["--run={file}", "--eta=nan"], "--eta is 'nan'; accepted: a finite number"),
         (["--run={file}", "--steps=1001"], "config.sample.steps is 1001; accepted: 1 to 1000"),
         (["--run={file}", "--gif"], "--gif is for drawings"),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 
 from sparsejax.diffusion import noise_schedules, process, samplers
 from sparsejax.models import convert
@@ -215,3 +216,92 @@ def test_ddim_equals_diffusers_with_the_settings_in_the_docs(case):
         **settings,
     )
     np.testing.assert_allclose(ours[:, 0], expected, rtol=1e-5, atol=2e-6)
+
+
+# The same eps from the same start, by diffusers 0.42.1's DPMSolverMultistepScheduler with
+# algorithm_type="dpmsolver++", solver_order=2, solver_type="midpoint", lower_order_final=True, our
+# timesteps and final_sigmas_type "sigma_min", or "zero" where sampling ends at alpha_bar = 1.
+DPM_SOLVER = {
+    (10, None): [-7.60162055, -5.05507353, -2.5085265, 0.03802098, 2.58456832, 5.13111447],
+    (25, None): [-10.64269903, -7.31495949, -3.98721723, -0.65947718, 2.66826166, 5.99600323],
+    (25, 1.0): [-10.42088559, -7.15646867, -3.89204894, -0.62763095, 2.6367856, 5.90120505],
+    (50, None): [-11.91204946, -8.27340092, -4.63475416, -0.9961047, 2.64254414, 6.28119022],
+}
+
+
+@pytest.mark.parametrize("case", DPM_SOLVER)
+def test_dpm_solver_equals_diffusers(case):
+    steps, last_alpha = case
+    ours = samplers.dpm_solver_sample(
+        lambda x, t: x / 2 + (t[:, None] - 500) / 1000,
+        LDM,
+        jnp.linspace(-1.5, 1.5, 6)[:, None],
+        steps=steps,
+        last_alpha=last_alpha,
+    )
+    np.testing.assert_allclose(ours[:, 0], DPM_SOLVER[case], rtol=2e-6, atol=1e-6)
+
+
+def test_one_step_of_dpm_solver_is_ddims():
+    """The first step is of first order, and nothing is left to extrapolate from."""
+    start = jnp.linspace(-1.5, 1.5, 6)[:, None]
+    denoise = lambda x, t: jnp.tanh(x)  # noqa: E731
+    for clip in (None, 0.5):
+        ours = samplers.dpm_solver_sample(denoise, LDM, start, steps=1, clip=clip)
+        theirs = samplers.ddim_sample(denoise, LDM, start, None, steps=1, clip=clip)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def mixture_eps(alpha_bar, x, xp):
+    """E[eps | x_t] of data that are N(-0.6, 0.3^2) or N(0.8, 0.5^2) with probability 0.3 and 0.7.
+
+    The marginal of x_t is a mixture too, and eps = -sqrt(1 - alpha_bar) d log p / dx.
+    """
+    log, weighted = [], []
+    for share, mean, std in ((0.3, -0.6, 0.3), (0.7, 0.8, 0.5)):
+        variance = alpha_bar * std**2 + 1 - alpha_bar
+        distance = x - xp.sqrt(alpha_bar) * mean
+        log.append(np.log(share) - distance**2 / (2 * variance) - xp.log(variance) / 2)
+        weighted.append(distance / variance)
+    first = 1 / (1 + xp.exp(log[1] - log[0]))
+    return xp.sqrt(1 - alpha_bar) * (first * weighted[0] + (1 - first) * weighted[1])
+
+
+@pytest.mark.parametrize(
+    ("sample", "order"),
+    [
+        (samplers.dpm_solver_sample, 2),
+        (lambda *args, **kwargs: samplers.ddim_sample(*args, None, **kwargs), 1),
+    ],
+)
+def test_the_error_falls_with_the_order_of_the_solver(sample, order):
+    """With the exact denoiser, both solve the probability flow ODE, which scipy solves to 1e-9.
+
+    In y = x / sqrt(alpha_bar) and s = sqrt(1 / alpha_bar - 1) it is dy / ds = eps (Song et al.
+    2021, equation 14). The data's own noise, a first beta of 0.1, keeps log(alpha / sigma) finite:
+    with the published schedules the last step is the longest by far, whatever their number.
+    """
+    with jax.enable_x64(True):
+        betas = np.append(0.1, np.linspace(1e-5, 1e-3, 9999))
+        alpha_bar, schedule = np.cumprod(1 - betas), noise_schedules.noise_schedule(betas)
+        start = np.linspace(-2, 2, 9)
+
+        def velocity(s, y):
+            a = 1 / (1 + s**2)
+            return mixture_eps(a, y * np.sqrt(a), np)
+
+        def denoise(x, t):
+            return mixture_eps(jnp.asarray(alpha_bar)[t][:, None], x, jnp)
+
+        errors = []
+        for steps in (40, 80, 160):
+            ddim = noise_schedules.ddim_schedule(schedule, steps, 0.0)
+            first, last = ddim.alphas[-1], ddim.alphas_prev[0]
+            span = np.sqrt(1 / first - 1), np.sqrt(1 / last - 1)
+            y = solve_ivp(
+                velocity, span, start / np.sqrt(first), rtol=1e-10, atol=1e-10, method="DOP853"
+            ).y[:, -1]
+            ours = sample(denoise, schedule, jnp.asarray(start)[:, None], steps=steps)
+            errors.append(np.abs(ours[:, 0] / np.sqrt(last) - y).max())
+    falls = np.log2(np.divide(errors[:-1], errors[1:]))
+    assert abs(falls[-1] - order) < 0.35, (errors, falls)
