@@ -15,6 +15,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "lion")
 LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 DROP_SCHEDULES = ("cosine", "constant", "linear")
 STRUCTURES = ("weight", "block", "channel")
+PREDICTIONS = ("eps", "v", "x_0")
 SAMPLERS = ("ddim", "ddpm", "dpmpp_2m")
 # Sections that hold the arguments of a network.
 NETWORK_SECTIONS = ("model", "first_stage.model")
@@ -186,6 +187,21 @@ KEYS = (
     ),
     Key("diffusion.steps", int, 1000, "number of diffusion steps T", "2 to 1000000"),
     Key("diffusion.schedule", str, "linear", "noise schedule: linear, scaled_linear, cosine"),
+    Key(
+        "diffusion.predicts",
+        str,
+        "eps",
+        "what the network predicts: the noise, v (Salimans and Ho 2022) or the data; strokes: eps",
+        PREDICTIONS,
+    ),
+    Key(
+        "diffusion.min_snr",
+        float | None,
+        None,
+        "gamma of min-SNR weights of the loss (Hang et al. 2023), 5 in the paper (default: the "
+        "plain loss of what is predicted; strokes: None)",
+        _POSITIVE,
+    ),
     Key(
         "diffusion.start",
         float | None,

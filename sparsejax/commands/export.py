@@ -189,6 +189,7 @@ def _export_pipeline(
         schedule.betas,
         ddim.timesteps,
         sampler="ddim" if is_ddim else "ddpm",
+        predicts=config.diffusion.predicts,
         clip=settings.clip,
         set_alpha_to_one=bool(ddim.alphas_prev[0] == 1),
     )

@@ -1,9 +1,10 @@
-"""The forward process q, its posterior, and the eps-prediction loss."""
+"""The forward process q, its posterior, what a network predicts, and the losses."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from sparsejax.diffusion.noise_schedules import NoiseSchedule
-from sparsejax.types import Array, ArrayLike
+from sparsejax.types import Array, ArrayLike, NumpyArray
 
 
 def at(values: ArrayLike, t: Array, ndim: int) -> Array:
@@ -90,19 +91,82 @@ def posterior_mean_of_eps(schedule: NoiseSchedule, x_t: Array, t: Array, eps: Ar
     return at(scale, t, x_t.ndim) * (x_t - at(weights, t, x_t.ndim) * eps)
 
 
-def eps_loss(eps: Array, noise: Array) -> Array:
-    """Return each example's mean squared error between predicted and true noise.
-
-    L_simple of Ho et al. (2020), equation 14.
+def target_of(schedule: NoiseSchedule, predicts: str, x_0: Array, noise: Array, t: Array) -> Array:
+    """Return what a network is trained to predict at x_t.
 
     Args:
-      eps: predicted noise, [batch, ...].
-      noise: the noise that was added, the shape of `eps`.
+      schedule: NoiseSchedule.
+      predicts: one of `schema.PREDICTIONS`: `eps`, the noise (Ho et al. 2020); `x_0`, the data;
+        `v`, sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho 2022, section 4).
+      x_0: data, [batch, ...].
+      noise: standard normal noise, the shape of `x_0`.
+      t: diffusion steps, [batch] int, 0..T-1.
+
+    Returns:
+      The shape of `x_0`.
+    """
+    if predicts == "eps":
+        return noise
+    if predicts == "x_0":
+        return x_0
+    signal = at(schedule.sqrt_alphas_cumprod, t, x_0.ndim)
+    return signal * noise - at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0.ndim) * x_0
+
+
+def eps_of(schedule: NoiseSchedule, predicts: str, x_t: Array, output: Array, t: Array) -> Array:
+    """Return the noise that follows from a network's output at x_t.
+
+    eps = sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t, or (x_t - sqrt(alpha_bar) x_0) / sqrt(1 -
+    alpha_bar).
+
+    Args:
+      schedule: NoiseSchedule.
+      predicts: see `target_of`.
+      x_t: noisy data, [batch, ...].
+      output: the network's output, the shape of `x_t`.
+      t: diffusion steps, [batch] int, 0..T-1.
+
+    Returns:
+      The shape of `x_t`.
+    """
+    if predicts == "eps":
+        return output
+    signal = at(schedule.sqrt_alphas_cumprod, t, x_t.ndim)
+    sigma = at(schedule.sqrt_one_minus_alphas_cumprod, t, x_t.ndim)
+    return signal * output + sigma * x_t if predicts == "v" else (x_t - signal * output) / sigma
+
+
+def min_snr_weights(schedule: NoiseSchedule, predicts: str, largest: float) -> NumpyArray:
+    """Return the weights of the loss at each t that bound the signal-to-noise ratio, [T] float32.
+
+    Min-SNR-gamma (Hang et al. 2023, section 3.4): the error of x_0 is weighed with min(SNR, gamma),
+    SNR = alpha_bar / (1 - alpha_bar). The error of eps is SNR times that of x_0, the error of v
+    SNR + 1 times.
+
+    Args:
+      schedule: NoiseSchedule.
+      predicts: see `target_of`.
+      largest: gamma; 5 in the paper.
+    """
+    alpha_bar = np.asarray(schedule.alphas_cumprod, np.float64)
+    ratio = alpha_bar / (1 - alpha_bar)
+    share = {"eps": ratio, "x_0": np.ones_like(ratio), "v": ratio + 1}[predicts]
+    return (np.minimum(ratio, largest) / share).astype(np.float32)
+
+
+def simple_loss(output: Array, target: Array) -> Array:
+    """Return each example's mean squared error.
+
+    L_simple of Ho et al. (2020), equation 14, where the target is the noise.
+
+    Args:
+      output: of the network, [batch, ...].
+      target: what it should be (`target_of`), the shape of `output`.
 
     Returns:
       [batch] float32.
     """
-    error = eps.astype(jnp.float32) - noise
+    error = output.astype(jnp.float32) - target
     return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 
 

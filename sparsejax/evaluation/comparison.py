@@ -31,7 +31,8 @@ _IMAGES = ("columns", "held_out", "image_size", "channels")
 _DATA = ("name", "dataset", "source", "words", *_IMAGES, *_SPLITS)
 _COMPARED = tuple(f"task.{key}" for key in _DATA)
 # Keys that the held-out loss also depends on, through its noise and what the noise is added to.
-_COMPARED_HELD_OUT = ("task.representation", "diffusion.steps", "diffusion.schedule")
+_DIFFUSION = ("steps", "schedule", "predicts", "min_snr")
+_COMPARED_HELD_OUT = ("task.representation", *(f"diffusion.{key}" for key in _DIFFUSION))
 
 
 def check_comparable(names: Sequence[PathLike], configs: Sequence[ConfigDict], data: Data) -> None:

@@ -1,4 +1,4 @@
-"""Diffusion with the Latent Diffusion UNet and eps-prediction.
+"""Diffusion with the Latent Diffusion UNet.
 
 Shared by pixels and latents: `images_model` and `latents_model` supply what is denoised.
 """
@@ -81,7 +81,7 @@ def denoising_model(
         count: int,
         start: int | Array = 0,
     ) -> Array:
-        drawn = _sample(schedule, shape, config.sample, apply, params, key, count, start)
+        drawn = _sample(schedule, shape, config, apply, params, key, count, start)
         return decode(frozen, drawn) if decode else drawn
 
     def load(path: PathLike) -> Params:
@@ -93,7 +93,7 @@ def denoising_model(
         network=network,
         init=init,
         apply=functools.partial(_apply, network),
-        loss=functools.partial(denoising_loss, schedule, example),
+        loss=functools.partial(denoising_loss, schedule, config.diffusion, example),
         sample=sample,
         render=image_grid,
         layer_flops=lambda params: layer_flops(network, params, *example_inputs),
@@ -149,6 +149,7 @@ def _narrow(network: UNet, width: int) -> dict[str, Value]:
 
 def denoising_loss(
     schedule: NoiseSchedule,
+    settings: ConfigDict,
     example: str,
     apply: Apply,
     params: Params,
@@ -156,12 +157,13 @@ def denoising_loss(
     keys: Keys,
     train: bool,
 ) -> Array:
-    """Return the mean eps loss; t, noise and dropout come from each example's own key.
+    """Return the mean loss; t, noise and dropout come from each example's own key.
 
     Args:
       schedule: NoiseSchedule.
+      settings: `config.diffusion`.
       example: name of the examples in a batch.
-      apply: `apply(params, x_t, t, train=..., rngs=...) -> eps`.
+      apply: `apply(params, x_t, t, train=..., rngs=...) -> output`.
       params: what `apply` takes.
       batch: dictionary of the examples x_0 [batch, height, width, channels].
       keys: a PRNG key per example [batch].
@@ -176,14 +178,19 @@ def denoising_loss(
 
     t, noise, dropout_keys = jax.vmap(draw)(keys)
     x_t = process.q_sample(schedule, x_0, t, noise)
-    eps = apply(params, x_t, t, train=train, rngs={"dropout": dropout_keys})
-    return jnp.mean(process.eps_loss(eps, noise))
+    output = apply(params, x_t, t, train=train, rngs={"dropout": dropout_keys})
+    target = process.target_of(schedule, settings.predicts, x_0, noise, t)
+    losses = process.simple_loss(output, target)
+    if settings.min_snr is not None:
+        weights = process.min_snr_weights(schedule, settings.predicts, settings.min_snr)
+        losses = jnp.asarray(weights)[t] * losses
+    return jnp.mean(losses)
 
 
 def _sample(
     schedule: NoiseSchedule,
     shape: Shape,
-    settings: ConfigDict,
+    config: ConfigDict,
     apply: Apply,
     params: Params,
     key: PRNGKey,
@@ -193,9 +200,12 @@ def _sample(
     indices = start + jnp.arange(count)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     x_T, noise = samplers.example_noise(keys, shape)  # noqa: N806
-    denoise = functools.partial(apply, params)
-    ends_at_one = bool(settings.set_alpha_to_one)
-    return run_sampler(schedule, settings, denoise, x_T, noise, ends_at_one=ends_at_one)
+
+    def denoise(x: Array, t: Array) -> Array:
+        return process.eps_of(schedule, config.diffusion.predicts, x, apply(params, x, t), t)
+
+    ends_at_one = bool(config.sample.set_alpha_to_one)
+    return run_sampler(schedule, config.sample, denoise, x_T, noise, ends_at_one=ends_at_one)
 
 
 def _noise_schedule(diffusion: ConfigDict) -> NoiseSchedule:

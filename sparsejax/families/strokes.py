@@ -384,8 +384,10 @@ def _sample_lengths(
 def _noise_schedule(diffusion: ConfigDict) -> noise_schedules.NoiseSchedule:
     known = diffusion.schedule in _SCHEDULES
     require(known, "diffusion.schedule", diffusion.schedule, ", ".join(_SCHEDULES))
-    for key in ("start", "end"):
+    for key in ("start", "end", "min_snr"):
         require(diffusion[key] is None, f"diffusion.{key}", diffusion[key], "None with strokes")
+    predicts = diffusion.predicts
+    require(predicts == "eps", "diffusion.predicts", predicts, "eps with strokes")
     fewest = 21 if diffusion.schedule == "linear" else 2
     require(diffusion.steps >= fewest, "diffusion.steps", diffusion.steps, f"{fewest} or more")
     return noise_schedules.chirodiff_schedule(diffusion.schedule, diffusion.steps)

@@ -18,6 +18,7 @@ from sparsejax.models.diffusers_layout import autoencoder_to_diffusers
 from sparsejax.types import NumpyArray, Params, Value
 
 _PIPELINES = {"ddim": "DDIMPipeline", "ddpm": "DDPMPipeline"}
+_PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x_0": "sample"}
 _SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler"}
 
 
@@ -42,6 +43,7 @@ def scheduler_config(
     timesteps: NumpyArray,
     *,
     sampler: str = "ddim",
+    predicts: str = "eps",
     clip: float | None = None,
     set_alpha_to_one: bool = False,
 ) -> dict[str, Value]:
@@ -51,6 +53,7 @@ def scheduler_config(
       betas: [T], as in training.
       timesteps: [S] int, increasing: the steps that DDIM takes; DDPM takes all T.
       sampler: `ddim` or `ddpm`.
+      predicts: what the network predicts, `eps`, `v` or `x_0`.
       clip: bound of the predicted x_0, if any. diffusers' DDIM agrees with ours only with
         `use_clipped_model_output=True`.
       set_alpha_to_one: whether DDIM ends at alpha_bar = 1 rather than that of t = 0.
@@ -68,7 +71,7 @@ def scheduler_config(
         "clip_sample": clip is not None,
         "clip_sample_range": 1.0 if clip is None else float(clip),
         "num_train_timesteps": len(betas),
-        "prediction_type": "epsilon",
+        "prediction_type": _PREDICTIONS[predicts],
         "rescale_betas_zero_snr": False,
         "steps_offset": 0,
         "thresholding": False,

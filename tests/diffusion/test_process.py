@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from sparsejax.diffusion import noise_schedules, process
+from sparsejax.schema import PREDICTIONS
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,7 @@ def test_q_sample_equals_the_reference(ldm, reference):
 
 
 def test_eps_loss_equals_the_reference(ldm, reference):
-    ours = process.eps_loss(jnp.asarray(reference["eps"]), reference["noise"])
+    ours = process.simple_loss(jnp.asarray(reference["eps"]), reference["noise"])
     np.testing.assert_allclose(ours, reference["loss_per_sample"], rtol=1e-6)
     np.testing.assert_allclose(ours.mean(), reference["loss"], rtol=1e-6)
     bound = (noise_schedules.vlb_weights(ldm)[reference["t"]] * ours).mean()
@@ -44,3 +45,41 @@ def test_prediction_inverts_q_sample(ldm, reference):
     back = process.predict_x_0(ldm, x_t, t, noise)
     scale = np.asarray(ldm.sqrt_recip_alphas_cumprod)[t].reshape(-1, 1, 1, 1)
     assert (np.abs(back - x_0) < 1e-5 * scale).all()
+
+
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+def test_the_noise_follows_from_what_is_predicted(ldm, reference, predicts):
+    x_0, t, noise = reference["x0"], reference["t"], reference["noise"]
+    x_t = process.q_sample(ldm, x_0, t, noise)
+    target = process.target_of(ldm, predicts, x_0, noise, t)
+    back = process.eps_of(ldm, predicts, x_t, target, t)
+    scale = np.asarray(ldm.sqrt_recip_alphas_cumprod / ldm.sqrt_one_minus_alphas_cumprod)[t]
+    assert (np.abs(back - noise) < 2e-6 * scale.reshape(-1, 1, 1, 1)).all()
+
+
+def test_v_is_the_velocity_on_the_circle(ldm, reference):
+    """x_t = cos(phi) x_0 + sin(phi) eps, v = dx_t / dphi (Salimans and Ho 2022, appendix D)."""
+    x_0, noise, t = (reference[name].astype(np.float64) for name in ("x0", "noise", "t"))
+    phi = np.arccos(np.sqrt(np.float64(ldm.alphas_cumprod)))[t.astype(int)].reshape(-1, 1, 1, 1)
+    point = lambda angle: np.cos(angle) * x_0 + np.sin(angle) * noise  # noqa: E731
+    slope = (point(phi + 1e-6) - point(phi - 1e-6)) / 2e-6
+    v = process.target_of(ldm, "v", x_0, noise, t.astype(int))
+    np.testing.assert_allclose(v, slope, atol=1e-5)
+
+
+@pytest.mark.parametrize("predicts", PREDICTIONS)
+def test_min_snr_weighs_the_same_error_of_the_data_the_same(ldm, reference, predicts):
+    """Whatever is predicted, an x_0 that is off by 0.1 costs 0.01 min(SNR, gamma)."""
+    x_0, t, noise = reference["x0"], reference["t"], reference["noise"]
+    x_t = process.q_sample(ldm, x_0, t, noise)
+    signal, sigma = (
+        process.at(values, t, 4)
+        for values in (ldm.sqrt_alphas_cumprod, ldm.sqrt_one_minus_alphas_cumprod)
+    )
+    eps = (x_t - signal * (x_0 + 0.1)) / sigma
+    output = process.target_of(ldm, predicts, x_0 + 0.1, eps, t)
+    losses = process.simple_loss(output, process.target_of(ldm, predicts, x_0, noise, t))
+    alpha_bar = np.float64(ldm.alphas_cumprod)[t]
+    expected = 0.01 * np.minimum(alpha_bar / (1 - alpha_bar), 5)
+    weights = process.min_snr_weights(ldm, predicts, 5.0)[t]
+    np.testing.assert_allclose(weights * losses, expected, rtol=2e-3)

@@ -1,3 +1,6 @@
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,8 +24,12 @@ def scaled_identity(params, x, t, *, train=False, rngs=None):
     return params * x
 
 
-def test_loss_is_the_eps_loss_at_each_examples_own_noise(model):
+@pytest.mark.parametrize("predicts", ["eps", "v", "x_0"])
+@pytest.mark.parametrize("min_snr", [None, 5.0])
+def test_loss_is_that_of_what_is_predicted_at_each_examples_own_noise(predicts, min_snr):
     """With a denoiser that returns c x_t, the loss is known from t and noise alone."""
+    changes = {"diffusion.predicts": predicts, "diffusion.min_snr": min_snr}
+    model = build_model(resolve(tiny_config(**changes)))
     x_0 = jnp.asarray(build_data(resolve(tiny_config())).reference()[:6])
     keys = jax.random.split(jax.random.key(3), 6)
     ours = model.loss(scaled_identity, 0.5, {"image": x_0}, keys, train=True)
@@ -34,8 +41,36 @@ def test_loss_is_the_eps_loss_at_each_examples_own_noise(model):
         t = int(jax.random.randint(t_key, (), 0, 1000))
         noise = np.asarray(jax.random.normal(noise_key, x.shape))
         x_t = np.sqrt(alpha_bar[t]) * x + np.sqrt(1 - alpha_bar[t]) * noise
-        errors.append(((0.5 * x_t - noise) ** 2).mean())
+        signal, sigma = np.sqrt(alpha_bar[t]), np.sqrt(1 - alpha_bar[t])
+        target = {"eps": noise, "x_0": x, "v": signal * noise - sigma * x}[predicts]
+        snr = signal**2 / sigma**2
+        # The table of Hang et al. (2023), section 3.4.
+        weight = {"eps": min(1, 5 / snr), "x_0": min(snr, 5), "v": min(snr, 5) / (snr + 1)}[
+            predicts
+        ]
+        errors.append((weight if min_snr else 1) * ((0.5 * x_t - target) ** 2).mean())
     np.testing.assert_allclose(ours, np.mean(errors), rtol=1e-4)
+
+
+def test_samples_do_not_depend_on_what_the_network_predicts():
+    """The exact denoiser of data at one point, said in three ways, ends at that point."""
+    point, ends = 0.25, {}
+    alpha_bar = jnp.cumprod(1 - jnp.asarray(noise_schedules.cosine_betas(1000), jnp.float32))
+
+    def exact(predicts, params, x, t):
+        a = alpha_bar[t][:, None, None, None]
+        eps = (x - jnp.sqrt(a) * point) / jnp.sqrt(1 - a)
+        v = jnp.sqrt(a) * eps - jnp.sqrt(1 - a) * point
+        return {"eps": eps, "v": v, "x_0": jnp.full_like(x, point)}[predicts]
+
+    for sampler, predicts in itertools.product(("ddim", "ddpm", "dpmpp_2m"), ("eps", "v", "x_0")):
+        changes = {"diffusion.predicts": predicts, "sample.sampler": sampler}
+        drawn = build_model(resolve(tiny_config(**changes)))
+        apply = functools.partial(exact, predicts)
+        ends[sampler, predicts] = drawn.sample(apply, None, (), jax.random.key(0), 4)
+    for (sampler, _), end in ends.items():
+        np.testing.assert_allclose(end, ends[sampler, "eps"], atol=2e-4)
+        np.testing.assert_allclose(end, point, atol=0.2)
 
 
 def test_samples_do_not_depend_on_how_they_are_batched(model):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.diffusion import noise_schedules, samplers
+from sparsejax.diffusion import noise_schedules, process, samplers
 from sparsejax.models import first_stage, pipelines
 from sparsejax.models.arguments import network_arguments
 from sparsejax.models.autoencoder import KLModel, VQModel
@@ -30,7 +30,7 @@ def test_the_scheduler_written_is_the_recorded_one(name):
     recorded = SCHEDULERS[name]
     schedule, _, ddim = recorded_schedules(recorded)
     keys = ("sampler", "clip", "set_alpha_to_one")
-    chosen = {key: recorded[key] for key in keys}
+    chosen = {key: recorded[key] for key in keys} | {"predicts": recorded.get("predicts", "eps")}
     written = pipelines.scheduler_config(schedule.betas, ddim.timesteps, **chosen)
     assert json.loads(json.dumps(written)) == recorded["config"]
     assert ddim.timesteps.tolist() == recorded["timesteps"][::-1]
@@ -47,7 +47,8 @@ def test_our_samplers_end_where_diffusers_scheduler_ended(name):
         return jnp.reshape(values, (1, 3, 2, 2)).transpose(0, 2, 3, 1)
 
     def denoise(x, t):
-        return jnp.tanh(x) * (0.5 + t[:, None, None, None] / recorded["steps"])
+        output = jnp.tanh(x) * (0.5 + t[:, None, None, None] / recorded["steps"])
+        return process.eps_of(schedule, recorded.get("predicts", "eps"), x, output, t)
 
     start = image(1.5 * jnp.sin(0.7 * waves))
 

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from sparsejax import parallel
+from sparsejax.configuration import default_config
 from sparsejax.diffusion import noise_schedules
 from sparsejax.families import Model, denoising
 from sparsejax.models.layers import Dropout
@@ -117,9 +118,9 @@ def test_devices_and_microbatches_change_nothing_about_dropout():
         assert train
         return params * Dropout(0.5).apply({}, x, rngs["dropout"])
 
-    model = MODEL._replace(
-        apply=apply, loss=functools.partial(denoising.denoising_loss, schedule, "image")
-    )
+    settings = default_config().diffusion
+    loss = functools.partial(denoising.denoising_loss, schedule, settings, "image")
+    model = MODEL._replace(apply=apply, loss=loss)
     x = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype(np.float32)
 
     @functools.partial(jax.jit, static_argnums=2)
