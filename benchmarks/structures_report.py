@@ -155,13 +155,14 @@ def figure_of(found):
 
 
 def draw(axes, cell, rows, measure):
-    """Draw a line through the measurements of a cell, the last of them with a large mark."""
+    """Draw a line through the measurements of a cell, that at equal time with a large mark."""
     structure, method, _ = cell
     _, colour, mark = LOOKS[structure]
-    points = {}
+    points, at_equal_time = {}, []
     for row in rows:
         if measure in row["measures"]:
             points.setdefault(row["training_seconds"], []).append(row["measures"][measure])
+            at_equal_time += [row["training_seconds"]] if TIME in row["budgets"] else []
     if structure == "dense":  # its early measurements would stretch the axis
         points = dict(sorted(points.items())[1:])
     spreads = {seconds: spread(values) for seconds, values in sorted(points.items())}
@@ -176,7 +177,8 @@ def draw(axes, cell, rows, measure):
     bar = {"fmt": "none", "ecolor": colour, "elinewidth": 0.8, "capsize": 2, "alpha": 0.6}
     axes.errorbar(list(spreads), means, yerr=bars, zorder=1, **bar)
     look |= {"linestyle": "none", "markersize": 10 if mark == "*" else 7}
-    axes.plot(list(spreads)[-1:], means[-1:], zorder=3, **look)
+    for seconds in set(at_equal_time) & spreads.keys():
+        axes.plot([seconds], [spreads[seconds].mean], zorder=3, **look)
 
 
 def legend(found):
@@ -200,11 +202,11 @@ def describe(times, rows):
     blocks = [f"{LOOKS[k][0]} {times['settings'][v]}" for k, v in sizes.items()]
     used = {row["structure"] for row in rows}
     words = f"; {', '.join(blocks)} (inputs x outputs)" if used & set(sizes) else ""
-    machine = times["machine"]
+    releases = ", ".join(sorted({row["versions"]["jax"] for row in rows}))
     return (
         f"{config['steps']:,} steps of {config['batch_size']} for dense, "
         f"{config['steps'] * dense['seconds']['step']:.0f} s of training, one thread of "
-        f"{machine['cpu']}, jax {machine['versions']['jax']}; a topology update every "
+        f"{times['machine']['cpu']}, jax {releases}; a topology update every "
         f"{config['sparsity']['update_interval']} steps until step "
         f"{int(0.75 * config['steps'])}, drop fraction {config['sparsity']['drop_fraction']:g}"
         f"{words}. Commits: {', '.join(sorted({str(row['commit']) for row in rows}))}."

@@ -106,6 +106,7 @@ def folder(tmp_path):
         row = {"structure": structure, "method": method, "seed": seed, "steps": steps}
         row |= {"sparsity": 0.75 if method == "rigl" else 0.0, "budgets": budgets}
         row |= {"training_seconds": 0.1 * steps, "step_seconds": 0.1, "commit": "c"}
+        row |= {"versions": {"jax": "0"}}
         row |= {"active_parameters": 10, "forward_flops": 20}
         row["measures"] = {"training_loss": 9.0, "held_out_loss": loss + 0.125 * seed}
         lines.append(json.dumps(row))
