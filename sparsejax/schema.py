@@ -16,6 +16,7 @@ LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 DROP_SCHEDULES = ("cosine", "constant", "linear")
 STRUCTURES = ("weight", "block", "channel")
 PREDICTIONS = ("eps", "v", "x_0")
+SPACINGS = ("leading", "trailing")
 SAMPLERS = ("ddim", "ddpm", "dpmpp_2m")
 # Sections that hold the arguments of a network.
 NETWORK_SECTIONS = ("model", "first_stage.model")
@@ -354,6 +355,13 @@ KEYS = (
     Key("sample.count", int, 64, "samples per grid", "1 to 100000"),
     Key("sample.sampler", str, "ddim", "sampler; dpmpp_2m is DPM-Solver++(2M)", SAMPLERS),
     Key("sample.steps", int, 50, "ddim, dpmpp_2m: number of sampling steps"),
+    Key(
+        "sample.spacing",
+        str,
+        "leading",
+        "ddim, dpmpp_2m: which steps; trailing ones begin at the last diffusion step",
+        SPACINGS,
+    ),
     Key(
         "sample.eta", float, 0.0, "ddim: 0 is deterministic, 1 adds as much noise as ddpm", "[0, 1]"
     ),

@@ -192,6 +192,7 @@ def _export_pipeline(
         predicts=config.diffusion.predicts,
         clip=settings.clip,
         set_alpha_to_one=bool(ddim.alphas_prev[0] == 1),
+        spacing=settings.spacing,
     )
     try:
         unet_diffusers_config(model)

@@ -210,12 +210,18 @@ class DDIMSchedule(NamedTuple):
 
 
 def ddim_schedule(
-    schedule: NoiseSchedule, steps: int, eta: float, last_alpha: float | None = None
+    schedule: NoiseSchedule,
+    steps: int,
+    eta: float,
+    last_alpha: float | None = None,
+    spacing: str = "leading",
 ) -> DDIMSchedule:
-    """Choose `steps` of the T diffusion steps, evenly spaced as in Latent Diffusion.
+    """Choose `steps` of the T diffusion steps, evenly spaced.
 
-    Fewer than T steps are t = 1 + floor(i T / S). With all T steps, which include t = 0, the last
-    one ends at alpha_bar = 1 by default: ending at alpha_bar_0 would make it a no-op.
+    `leading`, as in Latent Diffusion: fewer than T steps are t = 1 + floor(i T / S), i = 0..S-1, so
+    that the noisiest t may be far from T. `trailing` (Lin et al. 2024, table 2) always begins at
+    T - 1: t = round(T - i T / S) - 1. With all T steps, which include t = 0, the last one ends at
+    alpha_bar = 1 by default: ending at alpha_bar_0 would make it a no-op.
 
     Args:
       schedule: NoiseSchedule with T steps.
@@ -223,6 +229,7 @@ def ddim_schedule(
       eta: 0 for a deterministic trajectory, 1 for DDPM's noise.
       last_alpha: alpha_bar at which sampling ends (default: that of t = 0, as in Latent
         Diffusion); 1 ends at the predicted x_0 itself, as in ChiroDiff.
+      spacing: one of `schema.SPACINGS`.
 
     Returns:
       DDIMSchedule: int32 timesteps, everything else float64 (cast where used).
@@ -233,7 +240,10 @@ def ddim_schedule(
     total = schedule.steps
     if not 1 <= steps <= total:
         raise ValueError(f"{steps} sampling steps; accepted: 1 to {total} (the diffusion steps)")
-    timesteps = np.arange(steps) * total // steps + (1 if steps < total else 0)
+    if spacing == "trailing":
+        timesteps = np.round(total - np.arange(steps)[::-1] * (total / steps)).astype(int) - 1
+    else:
+        timesteps = np.arange(steps) * total // steps + (1 if steps < total else 0)
     alpha_bar = np.asarray(schedule.alphas_cumprod, np.float64)
     alphas = alpha_bar[timesteps]
     if last_alpha is None:
@@ -266,7 +276,10 @@ _FEW = 15  # steps, below which the last one is of first order, as the authors r
 
 
 def dpm_solver_schedule(
-    schedule: NoiseSchedule, steps: int, last_alpha: float | None = None
+    schedule: NoiseSchedule,
+    steps: int,
+    last_alpha: float | None = None,
+    spacing: str = "leading",
 ) -> DPMSolverSchedule:
     """Choose the steps of `ddim_schedule`, and weigh them as DPM-Solver++(2M) does.
 
@@ -277,6 +290,7 @@ def dpm_solver_schedule(
       schedule: NoiseSchedule with T steps.
       steps: number S of sampling steps, 1 to T.
       last_alpha: alpha_bar at which sampling ends; see `ddim_schedule`.
+      spacing: likewise.
 
     Returns:
       DPMSolverSchedule: int32 timesteps, everything else float64 (cast where used).
@@ -284,7 +298,7 @@ def dpm_solver_schedule(
     Raises:
       ValueError: `steps` is not in 1..T.
     """
-    ddim = ddim_schedule(schedule, steps, 0.0, last_alpha)
+    ddim = ddim_schedule(schedule, steps, 0.0, last_alpha, spacing)
     alpha_bar, next_alpha_bar = ddim.alphas[::-1], ddim.alphas_prev[::-1]
     alphas, sigmas = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     alphas_next, sigmas_next = np.sqrt(next_alpha_bar), np.sqrt(1 - next_alpha_bar)

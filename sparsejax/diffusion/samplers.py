@@ -88,6 +88,7 @@ def ddim_sample(
     eta: float = 0.0,
     clip: float | None = None,
     last_alpha: float | None = None,
+    spacing: str = "leading",
 ) -> Array:
     """Sample with DDIM.
 
@@ -100,6 +101,7 @@ def ddim_sample(
       eta: 0 is deterministic, 1 as noisy as DDPM.
       clip: if given, predicted x_0 is clipped to [-clip, clip] (data in pixels).
       last_alpha: see `noise_schedules.ddim_schedule`.
+      spacing: likewise.
 
     Returns:
       Samples, the shape of `x_T`.
@@ -107,7 +109,8 @@ def ddim_sample(
     Raises:
       ValueError: `steps` is not in 1..T.
     """
-    constants = jax.tree.map(jnp.asarray, ddim_schedule(schedule, steps, eta, last_alpha))
+    chosen = ddim_schedule(schedule, steps, eta, last_alpha, spacing)
+    constants = jax.tree.map(jnp.asarray, chosen)
     constants = jax.tree.map(lambda x: x[::-1], constants)
 
     def step(i: Array, x: Array) -> Array:
@@ -127,6 +130,7 @@ def dpm_solver_sample(
     steps: int,
     clip: float | None = None,
     last_alpha: float | None = None,
+    spacing: str = "leading",
 ) -> Array:
     """Sample with DPM-Solver++(2M), a multistep solver of second order for few steps.
 
@@ -140,6 +144,7 @@ def dpm_solver_sample(
       steps: number of sampling steps, 1 to T.
       clip: if given, predicted x_0 is clipped to [-clip, clip] (data in pixels).
       last_alpha: see `noise_schedules.ddim_schedule`.
+      spacing: likewise.
 
     Returns:
       Samples, the shape of `x_T`.
@@ -147,7 +152,8 @@ def dpm_solver_sample(
     Raises:
       ValueError: `steps` is not in 1..T.
     """
-    constants = jax.tree.map(jnp.asarray, dpm_solver_schedule(schedule, steps, last_alpha))
+    chosen = dpm_solver_schedule(schedule, steps, last_alpha, spacing)
+    constants = jax.tree.map(jnp.asarray, chosen)
 
     def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         x, x_0_before = carry

@@ -280,4 +280,5 @@ def sampling_schedules(config: ConfigDict) -> tuple[NoiseSchedule, noise_schedul
     schedule, settings = _noise_schedule(config.diffusion), config.sample
     steps = passes_per_sample(config)
     last_alpha = 1.0 if settings.set_alpha_to_one else None
-    return schedule, noise_schedules.ddim_schedule(schedule, steps, settings.eta, last_alpha)
+    chosen = (settings.eta, last_alpha, settings.spacing)
+    return schedule, noise_schedules.ddim_schedule(schedule, steps, *chosen)

@@ -58,22 +58,11 @@ def run_sampler(
         return samplers.ddpm_sample(
             denoise, schedule, x_T, noise, noise_weight=settings.noise_weight, clip=settings.clip
         )
-    last_alpha = 1.0 if ends_at_one else None
-    steps, clip = settings.steps, settings.clip
+    options = {"steps": settings.steps, "clip": settings.clip, "spacing": settings.spacing}
+    options["last_alpha"] = 1.0 if ends_at_one else None
     if settings.sampler == "dpmpp_2m":
-        return samplers.dpm_solver_sample(
-            denoise, schedule, x_T, steps=steps, clip=clip, last_alpha=last_alpha
-        )
-    return samplers.ddim_sample(
-        denoise,
-        schedule,
-        x_T,
-        noise,
-        steps=steps,
-        eta=settings.eta,
-        clip=clip,
-        last_alpha=last_alpha,
-    )
+        return samplers.dpm_solver_sample(denoise, schedule, x_T, **options)
+    return samplers.ddim_sample(denoise, schedule, x_T, noise, eta=settings.eta, **options)
 
 
 def warnings_of(schedule: NoiseSchedule) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ def scheduler_config(
     predicts: str = "eps",
     clip: float | None = None,
     set_alpha_to_one: bool = False,
+    spacing: str = "leading",
 ) -> dict[str, Value]:
     """Return the scheduler_config.json that makes diffusers take the steps of our samplers.
 
@@ -57,6 +58,7 @@ def scheduler_config(
       clip: bound of the predicted x_0, if any. diffusers' DDIM agrees with ours only with
         `use_clipped_model_output=True`.
       set_alpha_to_one: whether DDIM ends at alpha_bar = 1 rather than that of t = 0.
+      spacing: of DDIM's steps, `leading` or `trailing`.
 
     Returns:
       JSON-serializable dictionary. For S steps, diffusers takes the same ones if `has_same_steps`.
@@ -81,7 +83,8 @@ def scheduler_config(
     }
     if sampler == "ddpm":
         return config | {"variance_type": "fixed_small"}
-    return config | {"set_alpha_to_one": set_alpha_to_one, "steps_offset": int(timesteps[0])}
+    config |= {"set_alpha_to_one": set_alpha_to_one, "timestep_spacing": spacing}
+    return config | {"steps_offset": int(timesteps[0]) if spacing == "leading" else 0}
 
 
 def has_same_steps(timesteps: NumpyArray, total: int) -> bool:

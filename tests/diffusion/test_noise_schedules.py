@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sparsejax.diffusion import noise_schedules
+from sparsejax.schema import SPACINGS
 
 
 def test_scaled_linear_schedule_equals_latent_diffusions(golden, ldm):
@@ -98,15 +99,19 @@ def test_a_limit_that_is_given_is_not_scaled():
     np.testing.assert_allclose(betas[[0, -1]], [4e-4, 0.195], rtol=1e-12)
 
 
-def test_every_number_of_ddim_steps_has_distinct_timesteps_below_t():
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_every_number_of_ddim_steps_has_distinct_timesteps_below_t(spacing):
     """Also where T / S lies between 1 and 2, or S does not divide T; no step goes nowhere."""
     for total in range(1, 41):
         schedule = noise_schedules.noise_schedule(np.linspace(0.01, 0.3, total))
         for steps in range(1, total + 1):
-            ours = noise_schedules.ddim_schedule(schedule, steps, 1.0)
+            ours = noise_schedules.ddim_schedule(schedule, steps, 1.0, spacing=spacing)
+            assert len(ours.timesteps) == steps
             assert ours.timesteps.tolist() == sorted(set(ours.timesteps.tolist()))
             assert ours.timesteps[0] >= 0
             assert ours.timesteps[-1] < total
+            assert spacing == "leading" or ours.timesteps[-1] == total - 1
             assert (ours.alphas_prev > ours.alphas).all(), (total, steps)
-            end = 1 if steps == total else schedule.alphas_cumprod[0]
+            end = schedule.alphas_cumprod[0] if ours.timesteps[0] else 1
+            assert end < 1 or steps == total or spacing == "trailing"
             assert ours.alphas_prev[0] == end

@@ -22,7 +22,8 @@ def recorded_schedules(recorded):
     total, steps = recorded["steps"], recorded["sampling_steps"]
     schedule = noise_schedules.noise_schedule(np.linspace(0.1 / total, min(20 / total, 0.9), total))
     last_alpha = 1.0 if recorded["set_alpha_to_one"] else schedule.alphas_cumprod[0]
-    return schedule, last_alpha, noise_schedules.ddim_schedule(schedule, steps, 0, last_alpha)
+    chosen = 0, last_alpha, recorded.get("spacing", "leading")
+    return schedule, last_alpha, noise_schedules.ddim_schedule(schedule, steps, *chosen)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -30,7 +31,8 @@ def test_the_scheduler_written_is_the_recorded_one(name):
     recorded = SCHEDULERS[name]
     schedule, _, ddim = recorded_schedules(recorded)
     keys = ("sampler", "clip", "set_alpha_to_one")
-    chosen = {key: recorded[key] for key in keys} | {"predicts": recorded.get("predicts", "eps")}
+    chosen = {key: recorded[key] for key in keys}
+    chosen |= {key: recorded[key] for key in ("predicts", "spacing") if key in recorded}
     written = pipelines.scheduler_config(schedule.betas, ddim.timesteps, **chosen)
     assert json.loads(json.dumps(written)) == recorded["config"]
     assert ddim.timesteps.tolist() == recorded["timesteps"][::-1]
@@ -67,6 +69,7 @@ def test_our_samplers_end_where_diffusers_scheduler_ended(name):
             eta=recorded["eta"],
             clip=recorded["clip"],
             last_alpha=last_alpha,
+            spacing=recorded.get("spacing", "leading"),
         )
     flat, expected = out.transpose(0, 3, 1, 2).ravel(), np.array(recorded["out"])
     np.testing.assert_allclose(flat, expected, atol=1e-5 * np.abs(expected).max())
