@@ -73,6 +73,7 @@ NOT_RUN = [
     (r"^-m tests\.faults", "takes long; tests/faults has a few cases of each kind"),
     (r"--config\.task\.dataset=hf", "needs a dataset from the Hugging Face hub"),
     (r"--extractor inception", "needs the published weights of Inception"),
+    (r"^docs/front_figure\.py", "draws committed results; run in the checkout, with all of docs/"),
     (r"^-m benchmarks\.against_pytorch", "needs an interpreter with PyTorch"),
 ]
 
