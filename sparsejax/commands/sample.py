@@ -26,7 +26,7 @@ from sparsejax.storage import require_writable
 
 if TYPE_CHECKING:
     from sparsejax.training.trained import Run
-    from sparsejax.types import NumpyArray, Samples, Value
+    from sparsejax.types import NumpyArray, Samples
 
 _BATCH = 256  # as in `evaluate`: the last bits of samples may depend on it
 _SHOWN = 256  # number of samples in a grid
@@ -46,7 +46,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     output = pathlib.Path(flags.output or pathlib.Path("samples") / _name(flags.run))
     require_writable(output, "--output")
-    run = load(flags.run, first_stage=flags.first_stage, **_sampling(flags))
+    run = load(
+        flags.run,
+        first_stage=flags.first_stage,
+        sampler=flags.sampler,
+        steps=flags.steps,
+        eta=flags.eta,
+    )
     _check_outputs(flags, run)
     for warning in run.model.warnings:
         logger.warning(warning)
@@ -128,10 +134,6 @@ def _add_sampling(parser: command_line.Parser) -> None:
         metavar="NUMBER",
         help="Of ddim: from 0 (deterministic) to 1 (default: config.sample.eta).",
     )
-
-
-def _sampling(flags: argparse.Namespace) -> dict[str, "Value"]:
-    return {name: getattr(flags, name) for name in ("sampler", "steps", "eta")}
 
 
 def _name(run: str) -> str:

@@ -177,7 +177,8 @@ def _data(task: Mapping[str, JSON], amount: str) -> str:
             f"{source.title}: {source.owner}. The licence of this repository is set to that of "
             "the data."
         )
-    origin = f" (`{task['source']}`: {amount})" if task["source"] else ""
+    content = f": {amount}" if amount else ""
+    origin = f" (`{task['source']}`{content})" if task["source"] else ""
     size = f", at {task['image_size']} x {task['image_size']} pixels" if task["image_size"] else ""
     held_out = ""
     if task["held_out"]:

@@ -28,8 +28,13 @@ def has_stamp(workdir: PathLike) -> bool:
 
 
 def describe_data(workdir: PathLike) -> str:
-    """Say in a few words how much there was at `config.task.source` when a run was started."""
-    return describe((read_side_file(workdir, DATA) or {}).get("task.source", {}))
+    """Say in a few words how much there was at `config.task.source` when a run was started.
+
+    Returns:
+      Such as "200 files, 369,357 bytes"; empty if the run recorded nothing.
+    """
+    stamp = (read_side_file(workdir, DATA) or {}).get("task.source")
+    return describe(stamp) if stamp else ""
 
 
 def save_facts(workdir: PathLike, config: ConfigDict, facts: Facts | None) -> None:
