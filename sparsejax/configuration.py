@@ -200,6 +200,7 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
     """
     config = complete(config.copy_and_resolve_references().to_dict())
     import_modules(config.imports)
+    config.task.kind = schema.kind_of(_kinds(config), config.task.kind)
     sparsity = config.sparsity
     if saved:
         for name in ("begin", "end", "includes_end", "fan_in"):
@@ -250,6 +251,11 @@ def _resolve_betas(config: ConfigDict, saved: Saved | None) -> None:
             require(start <= end, "diffusion.start", start, accepted)
         require(start <= end, "diffusion.end", end, f"[{start:g}, 1): diffusion.start or more")
     diffusion.start, diffusion.end = start, end
+
+
+def _kinds(config: ConfigDict) -> tuple[str, ...]:
+    """Return the kinds of networks of a config's task; none for a family from elsewhere."""
+    return schema.KINDS.get(config.task.name, ())
 
 
 def _has_beta_limits(config: ConfigDict | Saved) -> bool:
@@ -309,6 +315,7 @@ def with_defaults(saved: Saved, origin: str = "") -> Saved:
       ConfigError: an unknown key, a value of the wrong type, or one that no run is sampled with.
     """
     config = complete(saved)
+    config.task.kind = schema.kind_of(_kinds(config), config.task.kind)
     flat = flatten(config.to_dict(), ".")
     for one in (key for key in KEYS if key.path.startswith(_OF_SAMPLING)):
         values.check_range(one, flat[one.path])

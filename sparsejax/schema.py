@@ -4,6 +4,7 @@
 (`model.*`) come from the fields of the network: see `families.arguments.network_keys`.
 """
 
+from collections.abc import Collection
 from typing import Any, NamedTuple, TypeAlias
 
 from sparsejax.seeds import MAX_SEED
@@ -18,6 +19,13 @@ STRUCTURES = ("weight", "block", "channel")
 PREDICTIONS = ("eps", "v", "x_0")
 SPACINGS = ("leading", "trailing")
 SAMPLERS = ("ddim", "ddpm", "dpmpp_2m")
+# Kinds of networks (`task.kind`) by task, the default first.
+KINDS = {
+    "images": ("unet", "dit"),
+    "latents": ("unet", "dit"),
+    "autoencoder": ("vq", "kl"),
+    "strokes": ("birnn", "transformer"),
+}
 # Sections that hold the arguments of a network.
 NETWORK_SECTIONS = ("model", "first_stage.model")
 # Steps are int32 on the device; larger networks than these would take forever to set up.
@@ -43,6 +51,13 @@ NETWORK_VALUES: dict[str, tuple[Value, ...] | str] = {
     "heads": _WIDTH,
     "pe_dim": _WIDTH,
     "layers": _DEPTH,
+    "patch_size": "1 to 1024",
+    "hidden_size": _WIDTH,
+    "depth": _DEPTH,
+    "num_heads": _WIDTH,
+    "mlp_ratio": "(0, 65536]",
+    "classes": "0 to 1000000",
+    "mlp_norm_eps": "(0, 1]",
     "num_res_blocks": _DEPTH,
     "channel_mult": _DEPTH,
     "dropout": "[0, 1)",
@@ -149,7 +164,13 @@ KEYS = (
     ),
     Key("task.flip", bool, False, "mirror images with probability 1/2, drawn anew in each epoch"),
     Key("task.data_dir", str, "", "data folder of tensorflow-datasets (default: its own default)"),
-    Key("task.kind", str, "vq", "network: vq or kl (autoencoder), birnn or transformer (strokes)"),
+    Key(
+        "task.kind",
+        str,
+        "",
+        "network: unet or dit (images, latents), vq or kl (autoencoder), birnn or transformer "
+        "(strokes); default: the first",
+    ),
     Key(
         "task.regulariser",
         float,
@@ -395,3 +416,20 @@ KEYS = (
 )
 
 BY_PATH = {key.path: key for key in KEYS}
+
+
+def kind_of(kinds: Collection[Any], kind: str) -> str:
+    """Return the kind of network of a config.
+
+    Args:
+      kinds: those of its task, the default first.
+      kind: `task.kind`; "vq", as runs on images and latents were saved when they had one kind,
+        stands for their default.
+
+    Examples:
+      >>> images, strokes = KINDS["images"], KINDS["strokes"]
+      >>> kind_of(images, ""), kind_of(images, "vq"), kind_of(strokes, "")
+      ('unet', 'unet', 'birnn')
+    """
+    is_former = kind == "vq" and "unet" in kinds
+    return next(iter(kinds)) if kinds and (not kind or is_former) else kind

@@ -66,10 +66,12 @@ def require_writable(folder: str | os.PathLike[str], name: str) -> None:
       ConfigError: the folder can't be created or written to; names `name`, folder and reason.
     """
     folder = pathlib.Path(folder)
-    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:  # without a name, if one is killed here
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(folder)  # fails if no folder can have this name
+        # No folder is made and removed: another process may just have begun to use it.
+        nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+        with tempfile.TemporaryFile(dir=nearest) as probe:  # without a name, if one is killed here
             probe.write(bytes(4096))
     except OSError as error:
         reason = error.strerror or str(error)
@@ -77,10 +79,6 @@ def require_writable(folder: str | os.PathLike[str], name: str) -> None:
             f"{name} is {str(folder)!r}, where nothing can be written: {reason}; "
             "accepted: a folder that can be created and written to"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            for path in missing:
-                path.rmdir()
 
 
 def storage_problem(error: BaseException) -> str | None:

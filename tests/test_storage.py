@@ -1,5 +1,6 @@
 """Folders that can't be written to are refused by name, before anything is computed."""
 
+import concurrent.futures
 import errno
 import os
 import shutil
@@ -44,6 +45,25 @@ def test_a_folder_that_works_is_left_as_it_was(tmp_path):
     (tmp_path / "a").mkdir()
     require_writable(tmp_path / "a", "--output")
     assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+
+
+def test_no_process_takes_a_folder_away_that_another_has_begun_to_use(tmp_path):
+    """One asks again and again whether it could write there; the other one does."""
+    count, now = 3000, 0
+
+    def probe():
+        while now < count:
+            require_writable(tmp_path / str(now) / "digits" / "1.0.0", "TFDS_DATA_DIR")
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        probing = pool.submit(probe)
+        try:
+            for now in range(count):  # noqa: B007
+                (tmp_path / str(now) / "digits" / "incomplete").mkdir(parents=True)
+        finally:
+            now = count
+        probing.result()
+    assert all((tmp_path / str(i) / "digits/incomplete").is_dir() for i in range(count))
 
 
 def test_what_is_in_the_way_is_named(tmp_path, below_a_file):

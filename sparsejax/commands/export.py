@@ -5,16 +5,19 @@
     python -m sparsejax export --workdir runs/digits-rigl-0.75-0 --hub exported/digits
 
 Writes the weights of a UNet in the layouts of CompVis Latent Diffusion and of Hugging Face
-diffusers, and next to each its masks: arrays of zeros and ones with the same names and shapes.
-`diffusers` is a whole pipeline, with the run's scheduler and first stage. With --sparse, writes a
-run of any task as model.safetensors instead: its active weights, and its masks as packed bits
-(`sparse_files`). With --hub, writes that file with config.json, a model card and pictures, as the
+diffusers, those of a DiT in the layouts of its authors and of diffusers, and next to each its
+masks: arrays of zeros and ones with the same names and shapes. For a UNet, `diffusers` is a whole
+pipeline, with the run's scheduler and first stage. With --sparse, writes a run of any task as
+model.safetensors instead: its active weights, and its masks as packed bits (`sparse_files`). With
+--hub, writes that file with config.json, a model card and pictures, as the
 Hugging Face Hub wants them.
 """
 
 import argparse
+import functools
 import json
 import math
+import operator
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sparsejax.families import Model
+    from sparsejax.models.dit import DiT
     from sparsejax.models.pipelines import FirstStage
     from sparsejax.models.unet import UNet
     from sparsejax.types import Params
@@ -111,53 +115,71 @@ def _export_hub(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table, 
 
 
 def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table, str]":
-    """Write a UNet in both layouts; return the closing table, and how to open the pipeline."""
+    """Write a network in both layouts; return the closing table, and how to open the result."""
     from rich.table import Table
 
     from sparsejax.families import networks_of
-    from sparsejax.models.export import compvis_differences, export_unet
-    from sparsejax.models.unet import UNet
+    from sparsejax.families.denoising import NETWORKS
+    from sparsejax.models.dit import DiT
+    from sparsejax.models.export import compvis_differences, export_dit, export_unet
     from sparsejax.training import runs
 
     config = runs.read_config(workdir)
-    if UNet not in networks_of(config).values():
+    if networks_of(config) is not NETWORKS:
         raise ValueError(
             f"{workdir} is a run of the task {config.task.name!r}; accepted: images, latents, or "
             "--sparse"
         )
     model, params, masks = runs.load_run(workdir, ema=ema)
-    network = cast(UNet, model.network).clone(dtype=None)
     first_stage, problem = None, ""
     if model.first_stage:
         try:
             first_stage = model.first_stage()
         except ValueError as error:
-            problem = str(error)
+            problem = f"no diffusers pipeline was written: {error}"
+    network = cast("UNet | DiT", model.network.clone(dtype=None))
     metadata = _metadata(config, network, first_stage) | {"weights": "ema" if ema else "last step"}
-    size = _input_size(model, params)
-    written = export_unet(params, masks, output, network, sample_size=size, metadata=metadata)
-    says = f"no diffusers pipeline was written: {problem}"
-    if not problem:
-        more, says = _export_pipeline(config, network, output / "diffusers", first_stage)
-        written += more
+    size, parts = _input_size(model, params), (params, masks, output)
+    if isinstance(network, DiT):
+        written = export_dit(*parts, network, sample_size=size, metadata=metadata)
+        says = _how_to_open(network, output / "diffusers" / "transformer")
+    else:
+        written = export_unet(*parts, network, sample_size=size, metadata=metadata)
+        says = problem
+        if not problem:
+            more, says = _export_pipeline(config, network, output / "diffusers", first_stage)
+            written += more
+        differences = compvis_differences(network)
+        if differences:
+            says += f"\nunet.safetensors can't be used with CompVis's own code: {differences}"
     table = Table(f"in {output}", "MB")
     for path in written:
         table.add_row(str(path.relative_to(output)), f"{path.stat().st_size / 1e6:.2f}")
-    differences = compvis_differences(network)
-    if differences:
-        says += f"\nunet.safetensors can't be used with CompVis's own code: {differences}"
     return table, says
 
 
+def _how_to_open(network: "DiT", folder: pathlib.Path) -> str:
+    """Return how diffusers opens the DiT in a folder, or why it isn't there."""
+    from sparsejax.models.dit_layout import dit_diffusers_config
+
+    try:
+        dit_diffusers_config(network, network.patch_size)
+    except ValueError as error:
+        return f"no diffusers transformer was written: {error}"
+    return f"diffusers.DiTTransformer2DModel.from_pretrained({str(folder)!r})"
+
+
 def _input_size(model: "Model", params: "Params") -> int:
-    """Return the height of the UNet's input: its first layer costs 2 FLOPs per weight and pixel."""
-    kernel = params["input_blocks_0_0"]["kernel"]
-    pixels = model.layer_flops(params)["input_blocks_0_0/kernel"] / (2 * kernel.size)
-    return math.isqrt(round(pixels))
+    """Return the height of the input: the first layer costs 2 FLOPs per weight and position."""
+    layers = {"input_blocks_0_0": ("input_blocks_0_0",), "x_embedder": ("x_embedder", "proj")}
+    path = next(path for name, path in layers.items() if name in params)
+    kernel = functools.reduce(operator.getitem, (*path, "kernel"), params)
+    positions = model.layer_flops(params)["/".join((*path, "kernel"))] / (2 * kernel.size)
+    return math.isqrt(round(positions)) * getattr(model.network, "patch_size", 1)
 
 
 def _metadata(
-    config: "ConfigDict", model: "UNet", first_stage: "FirstStage | None"
+    config: "ConfigDict", model: "UNet | DiT", first_stage: "FirstStage | None"
 ) -> dict[str, str]:
     from sparsejax.models.arguments import MODEL_KEY, network_arguments
 

@@ -19,6 +19,7 @@ from sparsejax.models.first_stage import FILE, KINDS, load_first_stage, save_fir
 from sparsejax.models.flops import layer_flops
 from sparsejax.rendering.images import image_grid
 from sparsejax.rendering.pixels import to_unit_range
+from sparsejax.schema import kind_of
 from sparsejax.types import Apply, Array, Batch, Frozen, Keys, Params, PRNGKey, PyTree
 
 _RECONSTRUCTED_AT_ONCE = 8  # images per device
@@ -43,7 +44,8 @@ def autoencoder_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     """
     del facts
     settings = config.task
-    network = build_autoencoder(settings.kind, config.model, "task.kind", "model")
+    kind = kind_of(KINDS, settings.kind)
+    network = build_autoencoder(kind, config.model, "task.kind", "model")
     weight = settings.regulariser
     size, factor = settings.image_size, network.factor
     fits = size >= factor and size % factor == 0
@@ -93,7 +95,7 @@ def autoencoder_model(config: ConfigDict, facts: Facts | None = None) -> Model:
         passes_per_sample=1,
         load=lambda path: load_first_stage(path, network),
         export=lambda params, folder: save_first_stage(
-            pathlib.Path(folder) / FILE, params, settings.kind, config.model.to_dict()
+            pathlib.Path(folder) / FILE, params, kind, config.model.to_dict()
         ),
         closing_files=(FILE,),
     )

@@ -1,4 +1,4 @@
-"""Diffusion with the Latent Diffusion UNet.
+"""Diffusion with a UNet or a transformer.
 
 Shared by pixels and latents: `images_model` and `latents_model` supply what is denoised.
 """
@@ -13,14 +13,15 @@ from ml_collections import ConfigDict
 from sparsejax.diffusion import noise_schedules, process, samplers
 from sparsejax.diffusion.noise_schedules import NoiseSchedule
 from sparsejax.errors import require
-from sparsejax.families.arguments import build_module, check_widths, is_count
+from sparsejax.families import dit, unet
+from sparsejax.families.arguments import build_module
+from sparsejax.families.backbone import Network
 from sparsejax.families.family import Model
 from sparsejax.families.sampling import check_sampling, passes_per_sample, run_sampler, warnings_of
 from sparsejax.models.flops import layer_flops
-from sparsejax.models.published import check_params, load_unet
-from sparsejax.models.unet import UNet
-from sparsejax.models.units import unet_units
+from sparsejax.models.published import check_params
 from sparsejax.rendering.images import image_grid
+from sparsejax.schema import kind_of
 from sparsejax.types import (
     Apply,
     Array,
@@ -35,6 +36,9 @@ from sparsejax.types import (
     Value,
 )
 
+BACKBONES = {"unet": unet.BACKBONE, "dit": dit.BACKBONE}
+NETWORKS = {kind: backbone.module for kind, backbone in BACKBONES.items()}
+
 
 def denoising_model(
     config: ConfigDict,
@@ -44,11 +48,11 @@ def denoising_model(
     decode: Callable[[Frozen, Array], Array] | None = None,
     **others: Value,
 ) -> Model:
-    """Return the Model of a UNet that denoises examples [size, size, model.in_channels].
+    """Return the Model of a network that denoises examples [size, size, model.in_channels].
 
     Args:
-      config: resolved ConfigDict; `model` holds arguments of `models.unet.UNet`, its dtype by
-        name.
+      config: resolved ConfigDict; `task.kind` names the backbone, and `model` holds the arguments
+        of its network, its dtype by name.
       size: height and width of what is denoised.
       example: name of the examples in a batch.
       decode: `decode(frozen, examples) -> images`; None if examples are images.
@@ -60,7 +64,11 @@ def denoising_model(
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
-    network = _build_network(config, size)
+    kind = kind_of(BACKBONES, config.task.kind)
+    require(kind in BACKBONES, "task.kind", kind, ", ".join(BACKBONES))
+    backbone = BACKBONES[kind]
+    network = build_module(backbone.module, config.model, "model")
+    backbone.check(network, config, size)
     schedule = _noise_schedule(config.diffusion)
     check_sampling(config)
     shape = (size, size, network.in_channels)
@@ -85,8 +93,8 @@ def denoising_model(
         return decode(frozen, drawn) if decode else drawn
 
     def load(path: PathLike) -> Params:
-        params = load_unet(path, model=network)
-        check_params(params, jax.eval_shape(init, jax.random.key(0)), path)
+        params = backbone.load(path, network)
+        check_params(params, jax.eval_shape(init, jax.random.key(0)), path, backbone.to_names)
         return params
 
     return Model(
@@ -101,15 +109,15 @@ def denoising_model(
         schedule=schedule,
         load=load,
         warnings=warnings_of(schedule),
-        units=lambda params: unet_units(params, network.norm_groups, network.num_head_channels),
-        widths=_widths(network),
-        narrow=functools.partial(_narrow, network),
+        units=functools.partial(backbone.units, network),
+        widths=backbone.widths(network),
+        narrow=functools.partial(backbone.narrow, network),
         **others,
     )
 
 
 def _apply(
-    network: UNet,
+    network: Network,
     params: Params,
     x: Array,
     t: Array,
@@ -119,32 +127,6 @@ def _apply(
 ) -> PyTree:
     keys = rngs and rngs["dropout"]
     return network.apply({"params": params}, x, t, train=train, dropout_keys=keys)
-
-
-def _widths(network: UNet) -> tuple[int, ...]:
-    """Return the even widths that keep the number of attention heads.
-
-    They keep at least half of the GroupNorm groups, too.
-    """
-    full, head = network.model_channels, network.num_head_channels
-    widths = range(4 if network.freq_shift else 2, full + 1, 2)
-    return tuple(w for w in widths if _norm_groups(network, w) and not head * w % full)
-
-
-def _norm_groups(network: UNet, width: int) -> int:
-    """Return the largest number of groups that divides a width, from half to all of the model's."""
-    full = network.norm_groups
-    divisors = [groups for groups in range(-(-full // 2), full + 1) if width % groups == 0]
-    return max(divisors, default=0)
-
-
-def _narrow(network: UNet, width: int) -> dict[str, Value]:
-    """Return the arguments of a UNet with another width and the same depth."""
-    return {
-        "num_head_channels": network.num_head_channels * width // network.model_channels,
-        "norm_groups": _norm_groups(network, width),
-        "model_channels": width,
-    }
 
 
 def denoising_loss(
@@ -220,48 +202,6 @@ def _noise_schedule(diffusion: ConfigDict) -> NoiseSchedule:
     return noise_schedules.noise_schedule(
         noise_schedules.BETAS[diffusion.schedule](diffusion.steps, **limits)
     )
-
-
-def _build_network(config: ConfigDict, size: int) -> UNet:
-    """Return the UNet of `config.model`, checked against the size of its input."""
-    model = build_module(UNet, config.model, "model")
-    _check_sizes(model)
-    _check_attention(model)
-    image_size = config.task.image_size
-    require(is_count(image_size), "task.image_size", image_size, "1 or more")
-    halvings = len(model.channel_mult) - 1
-    multiple, cell = 2**halvings, config.task.image_size // size
-    accepted = f"multiples of {multiple * cell}: model.channel_mult halves "
-    accepted += f"{'images' if cell == 1 else 'latents'} {halvings} times"
-    fits = size >= multiple and size % multiple == 0
-    require(fits, "task.image_size", config.task.image_size, accepted)
-    return model
-
-
-def _check_sizes(model: UNet) -> None:
-    width, groups = model.model_channels, model.norm_groups
-    check_widths("model", "model_channels", width, model.channel_mult)
-    accepted = f"multiples of {groups} (norm_groups)"
-    require(width % groups == 0, "model.model_channels", width, accepted)
-    same = model.in_channels == model.out_channels
-    accepted = f"{model.in_channels}, as model.in_channels"
-    require(same, "model.out_channels", model.out_channels, accepted)
-    accepted = "0, or 1 where model.model_channels is 4 or more"
-    has_frequencies = model.freq_shift == 0 or width >= 4
-    require(has_frequencies, "model.freq_shift", model.freq_shift, accepted)
-
-
-def _check_attention(model: UNet) -> None:
-    factors = [2**level for level in range(len(model.channel_mult))]
-    attends = model.attention_resolutions
-    accepted = f"some of {factors}, the downsampling factors"
-    require(set(attends) <= set(factors), "model.attention_resolutions", attends, accepted)
-    head = model.num_head_channels
-    for factor, mult in zip(factors, model.channel_mult, strict=True):
-        channels = mult * model.model_channels
-        divides = channels % head == 0 or not (factor in attends or factor == factors[-1])
-        accepted = f"divisors of {channels}, the channels at factor {factor}"
-        require(divides, "model.num_head_channels", head, accepted)
 
 
 def sampling_schedules(config: ConfigDict) -> tuple[NoiseSchedule, noise_schedules.DDIMSchedule]:

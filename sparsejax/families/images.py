@@ -8,9 +8,8 @@ from sparsejax.data.builders import open_builder, stamp
 from sparsejax.data.splits import is_held_out, spread_over
 from sparsejax.errors import require
 from sparsejax.families.arguments import check_batch_size
-from sparsejax.families.denoising import denoising_model
+from sparsejax.families.denoising import NETWORKS, denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
-from sparsejax.models.unet import UNet
 from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.types import Batches, NumpyArray
 
@@ -19,7 +18,7 @@ _HELD_OUT_BATCH = 250
 
 
 def images_model(config: ConfigDict, facts: Facts | None = None) -> Model:
-    """Return the Model of a UNet on images of `config.task.image_size`.
+    """Return the Model of a network on images of `config.task.image_size`.
 
     Args:
       config: resolved ConfigDict; see `denoising_model`.
@@ -145,6 +144,6 @@ def held_out_batches(settings: ConfigDict) -> Batches:
 FAMILY = Family(
     model=images_model,
     data=images_data,
-    networks={None: UNet},
+    networks=NETWORKS,
     stamp=lambda config: stamp(config.task),
 )

@@ -1,4 +1,4 @@
-"""Latent Diffusion: the UNet denoises the latents of a frozen first stage."""
+"""Latent Diffusion: a network denoises the latents of a frozen first stage."""
 
 import contextlib
 import functools
@@ -18,14 +18,13 @@ from sparsejax.data.stamps import Stamp, stamp_file, stamp_folder
 from sparsejax.errors import ConfigError, require
 from sparsejax.families.arguments import is_count, require_fact
 from sparsejax.families.autoencoder import build_autoencoder
-from sparsejax.families.denoising import denoising_model
+from sparsejax.families.denoising import NETWORKS, denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.families.images import image_counts, prepare_images, reference_images
 from sparsejax.models import first_stage
 from sparsejax.models.arguments import FREE_ARGUMENTS, comparable
 from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.pipelines import FirstStage
-from sparsejax.models.unet import UNet
 from sparsejax.parallel import on_local_devices, shard_batch
 from sparsejax.types import Array, Batches, Frozen, Params
 
@@ -35,7 +34,7 @@ _PUBLISHED = "https://ommer-lab.com/files/latent-diffusion/vq-f4.zip"  # of Comp
 
 
 def latents_model(config: ConfigDict, facts: Facts | None = None) -> Model:
-    """Return the Model of a UNet on the latents of images.
+    """Return the Model of a network on the latents of images.
 
     The first stage is a file, or the workdir of a finished run of the task `autoencoder`. If it is
     missing but `facts` describes its latents, the Model is built nonetheless; it samples latents
@@ -293,7 +292,7 @@ def _stamp(config: ConfigDict) -> dict[str, Stamp]:
 FAMILY = Family(
     model=latents_model,
     data=latents_data,
-    networks={None: UNet},
+    networks=NETWORKS,
     stamp=_stamp,
     facts=("latent_size", "first_stage"),
     check_facts=_check_facts,

@@ -27,6 +27,7 @@ from sparsejax.models.flops import layer_flops
 from sparsejax.models.units import bigru_units
 from sparsejax.rendering import RASTER_VERSION, rasterize, stroke_grid, svg_grid, to_gif
 from sparsejax.rendering.pixels import to_pixels
+from sparsejax.schema import kind_of
 from sparsejax.types import (
     Apply,
     Array,
@@ -129,7 +130,7 @@ def strokes_model(config: ConfigDict, facts: Facts | None = None) -> Model:
         schedule=schedule,
         warnings=warnings_of(schedule),
         frozen=frozen,
-        units=bigru_units if config.task.kind == "birnn" else lambda params: {},
+        units=bigru_units if isinstance(network, BiGRUDenoiser) else lambda params: {},
         widths=_widths(network),
         narrow=lambda width: {"hidden": width},
         to_images=to_images,
@@ -402,7 +403,7 @@ def _check_clip(config: ConfigDict) -> None:
 
 
 def _build_network(config: ConfigDict) -> Denoiser:
-    kind = config.task.kind
+    kind = kind_of(KINDS, config.task.kind)
     require(kind in KINDS, "task.kind", kind, ", ".join(KINDS))
     fixed = {"steps": config.diffusion.steps, "representation": config.task.representation}
     for key, value in fixed.items():

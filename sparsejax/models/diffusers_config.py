@@ -109,18 +109,18 @@ def unet_arguments(config: dict[str, Value]) -> dict[str, Value]:
       >>> arguments["channel_mult"], arguments["attention_resolutions"]
       ((1, 2), (2,))
     """
-    config = _complete(config, "UNet2DModel", _UNET_FIXED, _UNET_ARGUMENTS, _UNET_NEUTRAL)
+    config = check_keys(config, "UNet2DModel", _UNET_FIXED, _UNET_ARGUMENTS, _UNET_NEUTRAL)
     widths, groups = _widths(config), config["norm_num_groups"]
     attends = _attends(config, len(widths))
     given = config["attn_norm_num_groups"]
     accepted = f"None, or {groups}, as norm_num_groups"
-    _require(given in (None, groups), "attn_norm_num_groups", given, accepted)
+    require_value(given in (None, groups), "attn_norm_num_groups", given, accepted)
     given = config["time_embedding_dim"]
     accepted = f"None, or 4 times {widths[0]}, the first of block_out_channels"
-    _require(given in (None, 4 * widths[0]), "time_embedding_dim", given, accepted)
+    require_value(given in (None, 4 * widths[0]), "time_embedding_dim", given, accepted)
     given = config["dropout"]
     is_rate = isinstance(given, int | float) and 0 <= given < 1
-    _require(is_rate, "dropout", given, "numbers in [0, 1)")
+    require_value(is_rate, "dropout", given, "numbers in [0, 1)")
     _check_published_variants(config, widths[0])
     # The middle block, which has the last width, always attends.
     attended = [width for width, a in zip(widths, attends, strict=True) if a] + [widths[-1]]
@@ -176,9 +176,9 @@ def autoencoder_arguments(
     kinds = {name: kind for kind, name in KINDS.items()}
     if kind is None:
         name = config.get("_class_name")
-        _require(name in list(kinds), "_class_name", name, ", ".join(kinds))
+        require_value(name in list(kinds), "_class_name", name, ", ".join(kinds))
         kind = kinds[str(name)]
-    config = _complete(
+    config = check_keys(
         config, KINDS[kind], _AUTOENCODER_FIXED[kind], _ARGUMENTS[kind], _AUTOENCODER_NEUTRAL[kind]
     )
     widths = _widths(config)
@@ -186,9 +186,9 @@ def autoencoder_arguments(
         given = config[f"{key}_block_types"]
         fits = _list(given) == len(widths) * [block]
         accepted = f"{len(widths)} (as block_out_channels) of {block}"
-        _require(fits, f"{key}_block_types", given, accepted)
+        require_value(fits, f"{key}_block_types", given, accepted)
     given, same = config["out_channels"], config["in_channels"]
-    _require(given == same, "out_channels", given, f"{same}, as in_channels")
+    require_value(given == same, "out_channels", given, f"{same}, as in_channels")
     arguments = {
         "channels": widths[0],
         "channel_mult": tuple(width // widths[0] for width in widths),
@@ -200,7 +200,7 @@ def autoencoder_arguments(
     if kind == "vq":
         given, same = config["vq_embed_dim"], config["latent_channels"]
         accepted = f"None, or {same}, as latent_channels"
-        _require(given in (None, same), "vq_embed_dim", given, accepted)
+        require_value(given in (None, same), "vq_embed_dim", given, accepted)
         arguments["codes"] = config["num_vq_embeddings"]
     return kind, arguments
 
@@ -299,34 +299,45 @@ def _check_object(config: Value) -> None:
         raise ValueError(f"it holds a {type(config).__name__}; accepted: a JSON object")
 
 
-def _complete(
+def check_keys(
     config: dict[str, Value],
     name: str,
     fixed: Mapping[str, tuple[Value, ...]],
     arguments: dict[str, Value],
     neutral: Sequence[str],
 ) -> dict[str, Value]:
-    """Return the config with defaults for missing keys; names, types and fixed keys are checked."""
+    """Return a config with defaults for missing keys, after checking names, types and fixed keys.
+
+    Args:
+      config: content of config.json.
+      name: class of diffusers that it describes.
+      fixed: `{key: supported values}`.
+      arguments: `{key: default}`; a default that is a whole number stands for a count.
+      neutral: keys that don't affect what the network computes.
+
+    Raises:
+      ValueError: names a key, its value and what is accepted.
+    """
     _check_object(config)
     defaulted = _list(config.get("_use_default_values"))
     config = {key: value for key, value in config.items() if key not in defaulted}
     found = config.get("_class_name", name)
-    _require(found == name, "_class_name", found, repr(name))
+    require_value(found == name, "_class_name", found, repr(name))
     # diffusers' own notes, such as _diffusers_version, start with an underscore.
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     known = sorted((*fixed, *arguments, *neutral))
     for key, value in config.items():
-        _require(key in known, key, value, f"keys of {name}: {', '.join(known)}")
+        require_value(key in known, key, value, f"keys of {name}: {', '.join(known)}")
         if key in fixed:
             # diffusers ignores the case of activation names.
             given = value.lower() if key == "act_fn" and isinstance(value, str) else value
-            _require(given in fixed[key], key, value, " or ".join(map(repr, fixed[key])))
+            require_value(given in fixed[key], key, value, " or ".join(map(repr, fixed[key])))
     config = arguments | config
     for key, default in arguments.items():
         if key in _CHECKED_APART:
             continue
         if isinstance(default, int):
-            _require(_is_count(config[key]), key, config[key], "a whole number, 1 or more")
+            require_value(_is_count(config[key]), key, config[key], "a whole number, 1 or more")
     return config
 
 
@@ -334,26 +345,28 @@ def _check_published_variants(config: dict[str, Value], width: int) -> None:
     """Check the keys in which google/ddpm-* (Ho et al.) differ from Latent Diffusion's UNets."""
     given = config["norm_eps"]
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    _require(is_number and 0 < given <= 1, "norm_eps", given, "numbers in (0, 1]")
+    require_value(is_number and 0 < given <= 1, "norm_eps", given, "numbers in (0, 1]")
     given = config["flip_sin_to_cos"]
-    _require(isinstance(given, bool), "flip_sin_to_cos", given, "True or False")
+    require_value(isinstance(given, bool), "flip_sin_to_cos", given, "True or False")
     for key in ("freq_shift", "downsample_padding"):
         given = config[key]
-        _require(not isinstance(given, bool) and given in (0, 1), key, given, "0 or 1")
+        require_value(not isinstance(given, bool) and given in (0, 1), key, given, "0 or 1")
     given = config["freq_shift"]
     accepted = f"0, where the first of block_out_channels is {width}, or 1 where it is 4 or more"
-    _require(given == 0 or width >= 4, "freq_shift", given, accepted)
+    require_value(given == 0 or width >= 4, "freq_shift", given, accepted)
 
 
 def _widths(config: dict[str, Value]) -> list[int]:
     """Check and return `block_out_channels`."""
     widths, groups = config["block_out_channels"], config["norm_num_groups"]
     are_counts = len(_list(widths)) > 0 and all(map(_is_count, widths))
-    _require(are_counts, "block_out_channels", widths, "a list of whole numbers, 1 or more")
+    require_value(are_counts, "block_out_channels", widths, "a list of whole numbers, 1 or more")
     fits = all(width % widths[0] == 0 for width in widths)
-    _require(fits, "block_out_channels", widths, f"multiples of {widths[0]}, the first of them")
+    require_value(
+        fits, "block_out_channels", widths, f"multiples of {widths[0]}, the first of them"
+    )
     fits = all(width % groups == 0 for width in widths)
-    _require(fits, "norm_num_groups", groups, f"divisors of block_out_channels, {widths}")
+    require_value(fits, "norm_num_groups", groups, f"divisors of block_out_channels, {widths}")
     return widths
 
 
@@ -366,11 +379,11 @@ def _attends(config: dict[str, Value], levels: int) -> list[bool]:
         names = [str(name).removeprefix("UNetRes") for name in _list(config[key])]
         fits = len(names) == levels and set(names) <= set(known)
         accepted = f"{levels} (as block_out_channels) of {' and '.join(known)}"
-        _require(fits, key, config[key], accepted)
+        require_value(fits, key, config[key], accepted)
         found[way] = [name == known[1] for name in names]
     accepted = "attention where down_block_types have it, in reverse"
     mirrored = found["Up"] == found["Down"][::-1]
-    _require(mirrored, "up_block_types", config["up_block_types"], accepted)
+    require_value(mirrored, "up_block_types", config["up_block_types"], accepted)
     return found["Down"]
 
 
@@ -379,15 +392,16 @@ def _head_channels(config: dict[str, Value], attended: Sequence[int]) -> int:
     given, widths = config["attention_head_dim"], sorted(set(attended))
     if given is None:
         accepted = f"numbers, since heads of all channels would have {widths} of them"
-        _require(len(widths) == 1, "attention_head_dim", given, accepted)
+        require_value(len(widths) == 1, "attention_head_dim", given, accepted)
         return widths[0]
     fits = _is_count(given) and all(width % given == 0 for width in widths)
     accepted = f"None, or divisors of {widths}, the widths of blocks with attention"
-    _require(fits, "attention_head_dim", given, accepted)
+    require_value(fits, "attention_head_dim", given, accepted)
     return given
 
 
-def _require(condition: object, key: str, value: Value, accepted: str) -> None:
+def require_value(condition: object, key: str, value: Value, accepted: str) -> None:
+    """Raise ValueError, naming a key, its value and what is accepted, unless a condition holds."""
     if not condition:
         raise ValueError(f"{key} is {value!r}; accepted: {accepted}")
 

@@ -1,4 +1,4 @@
-"""Export a UNet and its masks, in the layouts of CompVis Latent Diffusion and of diffusers."""
+"""Export a network and its masks, in the layout that it was published in and in diffusers'."""
 
 import json
 import pathlib
@@ -13,8 +13,12 @@ from sparsejax.models.arguments import COMPVIS_ARGUMENTS, MODEL_KEY, network_arg
 from sparsejax.models.convert import unet_to_torch
 from sparsejax.models.diffusers_config import unet_diffusers_config
 from sparsejax.models.diffusers_layout import unet_to_diffusers
+from sparsejax.models.dit import DiT
+from sparsejax.models.dit_layout import dit_diffusers_config, dit_to_diffusers, dit_to_torch
+from sparsejax.models.published import DIFFUSERS_STEM
+from sparsejax.models.published_dit import REFERENCE_ARGUMENTS
 from sparsejax.models.unet import UNet
-from sparsejax.types import Masks, NumpyArray, Params, PathLike
+from sparsejax.types import Masks, NumpyArray, Params, PathLike, Value
 
 
 def export_unet(
@@ -51,28 +55,88 @@ def export_unet(
       `export_unet(params, masks, "exported", UNet(), metadata={"sparsity_level": "0.75"})`
     """
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     full_masks = jax.tree.map(_full_mask, params, masks)
-    # PyTorch's readers want to know that the tensors are theirs.
-    metadata = {"format": "pt", **(metadata or {})}
-    if any(getattr(model, name) != theirs for name, theirs in COMPVIS_ARGUMENTS.items()):
-        # Neither names nor shapes tell.
-        metadata = {MODEL_KEY: json.dumps(network_arguments(model))} | metadata
-    trees = {"unet.safetensors": params, "masks.safetensors": full_masks}
-    written = [
-        _write_tensors(folder / name, unet_to_torch(tree), metadata) for name, tree in trees.items()
-    ]
+    metadata = _metadata(model, COMPVIS_ARGUMENTS, metadata)
+    tensors = {"unet": unet_to_torch(params), "masks": unet_to_torch(full_masks)}
+    written = _write_all(folder, tensors, metadata)
     if model.channel_mult[0] != 1:
         return written
-    diffusers_folder = folder / "diffusers" / "unet"
-    diffusers_folder.mkdir(parents=True, exist_ok=True)
-    trees = {"diffusion_pytorch_model.safetensors": params, "masks.safetensors": full_masks}
-    for name, tree in trees.items():
-        tensors = unet_to_diffusers(tree, model.num_head_channels)
-        written.append(_write_tensors(diffusers_folder / name, tensors, metadata))
+    tensors = {
+        DIFFUSERS_STEM: unet_to_diffusers(params, model.num_head_channels),
+        "masks": unet_to_diffusers(full_masks, model.num_head_channels),
+    }
     config = unet_diffusers_config(model, sample_size)
-    atomic.write_text(diffusers_folder / "config.json", json.dumps(config, indent=2) + "\n")
-    return [*written, diffusers_folder / "config.json"]
+    return written + _write_all(folder / "diffusers" / "unet", tensors, metadata, config)
+
+
+def export_dit(
+    params: Params,
+    masks: Masks,
+    folder: PathLike,
+    model: DiT,
+    *,
+    sample_size: int,
+    metadata: Mapping[str, str] | None = None,
+) -> list[pathlib.Path]:
+    """Write a DiT and its masks.
+
+    Each file is written whole or not at all.
+
+    Args:
+      params: of `models.dit.DiT`.
+      masks: see `export_unet`.
+      folder: where to write `dit.safetensors` and `masks.safetensors` (names and shapes of the
+        reference's `DiT`, with its position embedding), and `diffusers/transformer`
+        (`DiTTransformer2DModel.from_pretrained` reads it), which is left out if diffusers has no
+        such DiT (`dit_layout.dit_diffusers_config`).
+      model: the `models.dit.DiT`.
+      sample_size: height and width of its input.
+      metadata: see `export_unet`.
+
+    Returns:
+      Paths of the files written.
+    """
+    folder = pathlib.Path(folder)
+    full_masks = jax.tree.map(_full_mask, params, masks)
+    metadata = _metadata(model, REFERENCE_ARGUMENTS, metadata)
+    weights = dit_to_torch(params, grid=sample_size // model.patch_size)
+    tensors = {"dit": weights, "masks": dit_to_torch(full_masks)}
+    written = _write_all(folder, tensors, metadata)
+    try:
+        config = dit_diffusers_config(model, sample_size)
+    except ValueError:
+        return written
+    tensors = {DIFFUSERS_STEM: dit_to_diffusers(params), "masks": dit_to_diffusers(full_masks)}
+    return written + _write_all(folder / "diffusers" / "transformer", tensors, metadata, config)
+
+
+def _metadata(
+    model: UNet | DiT, published: Mapping[str, Value], metadata: Mapping[str, str] | None
+) -> dict[str, str]:
+    """Add what the published layout doesn't tell: names and shapes don't."""
+    # PyTorch's readers want to know that the tensors are theirs.
+    metadata = {"format": "pt", **(metadata or {})}
+    if any(getattr(model, name) != theirs for name, theirs in published.items()):
+        metadata = {MODEL_KEY: json.dumps(network_arguments(model))} | metadata
+    return metadata
+
+
+def _write_all(
+    folder: pathlib.Path,
+    files: Mapping[str, Mapping[str, NumpyArray]],
+    metadata: dict[str, str],
+    config: dict[str, Value] | None = None,
+) -> list[pathlib.Path]:
+    """Write safetensors files by stem, and config.json; return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [
+        _write_tensors(folder / f"{stem}.safetensors", tensors, metadata)
+        for stem, tensors in files.items()
+    ]
+    if config is None:
+        return written
+    atomic.write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    return [*written, folder / "config.json"]
 
 
 def compvis_differences(model: UNet) -> str:

@@ -98,20 +98,20 @@ def load_unet(
     Examples:
       `params = load_unet("ldm/celeba256/model.ckpt")`
     """
-    path = _find_file(path, ("unet",))
+    path = find_weights(path, ("unet",))
     state_dict = read_state_dict(path)
-    named = _strip(state_dict, "model.diffusion_model.")
-    if named and ema and _strip(state_dict, "model_ema."):
+    named = below(state_dict, "model.diffusion_model.")
+    if named and ema and below(state_dict, "model_ema."):
         named = _ema_weights(state_dict, named, path)
-    named = named or _strip(state_dict, "diffusion_model.") or state_dict
-    if _strip(named, "down_blocks."):
+    named = named or below(state_dict, "diffusion_model.") or state_dict
+    if below(named, "down_blocks."):
         head_channels = _head_channels(path, num_head_channels, model)
-        return _naming(path, diffusers_layout.unet_from_diffusers, named, head_channels)
-    if _strip(named, "input_blocks."):
+        return naming(path, diffusers_layout.unet_from_diffusers, named, head_channels)
+    if below(named, "input_blocks."):
         if model is not None:
             check_arguments(COMPVIS_ARGUMENTS | read_arguments(path), model, path)
-        return _naming(path, convert.unet_from_torch, named)
-    raise _unknown_layout(path, state_dict, "UNet", "input_blocks.*, down_blocks.*")
+        return naming(path, convert.unet_from_torch, named)
+    raise unknown_layout(path, state_dict, "UNet", "input_blocks.*, down_blocks.*")
 
 
 def unet_from_diffusers(folder: PathLike) -> tuple[UNet, Params]:
@@ -131,7 +131,7 @@ def unet_from_diffusers(folder: PathLike) -> tuple[UNet, Params]:
     Examples:
       `model, params = unet_from_diffusers("ldm-celebahq-256")`
     """
-    path = _find_file(folder, ("unet",))
+    path = find_weights(folder, ("unet",))
     config_path = path.with_name("config.json")
     model = UNet(**read_config(config_path, diffusers_config.unet_arguments))
     params = load_unet(path, model=model)
@@ -164,21 +164,21 @@ def load_autoencoder(path: PathLike, *, model: VQModel | KLModel | None = None) 
     """
     path = find_autoencoder(path)
     state_dict = read_state_dict(path)
-    named = _strip(state_dict, "first_stage_model.") or state_dict
+    named = below(state_dict, "first_stage_model.") or state_dict
     named = {name: a for name, a in named.items() if not name.startswith(_TRAINING_ONLY)}
-    if _strip(named, "encoder.down_blocks."):
+    if below(named, "encoder.down_blocks."):
         config_path = path.with_name("config.json")
         if config_path.is_file():
-            kind = "vq" if _strip(named, "quantize.") else "kl"
+            kind = "vq" if below(named, "quantize.") else "kl"
             _, arguments = read_config(config_path, diffusers_config.autoencoder_arguments, kind)
             if model is not None:
                 check_arguments(arguments, model, config_path)
-        return _naming(path, diffusers_layout.autoencoder_from_diffusers, named)
-    if _strip(named, "encoder.down."):
+        return naming(path, diffusers_layout.autoencoder_from_diffusers, named)
+    if below(named, "encoder.down."):
         if model is not None:
             check_arguments(read_arguments(path), model, path)
-        return _naming(path, convert.autoencoder_from_torch, named)
-    raise _unknown_layout(path, state_dict, "autoencoder", "encoder.down.*, encoder.down_blocks.*")
+        return naming(path, convert.autoencoder_from_torch, named)
+    raise unknown_layout(path, state_dict, "autoencoder", "encoder.down.*, encoder.down_blocks.*")
 
 
 def check_params(
@@ -228,7 +228,7 @@ def read_config(path: PathLike, describe: Callable[..., Described], *others: Val
     Raises:
       ValueError: the file is missing or not JSON, or `describe` raises it; names the path.
     """
-    return _naming(path, describe, _read_json(pathlib.Path(path)), *others)
+    return naming(path, describe, _read_json(pathlib.Path(path)), *others)
 
 
 def _read_json(path: pathlib.Path) -> Value:
@@ -246,7 +246,7 @@ def find_autoencoder(path: PathLike) -> pathlib.Path:
     Raises:
       ValueError: `path` is a folder without such a file.
     """
-    return _find_file(path, ("vqvae", "vae"))
+    return find_weights(path, ("vqvae", "vae"))
 
 
 def _list_few(kind: str, names: Sequence[str], few: int = 3) -> str:
@@ -329,8 +329,16 @@ def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:
     )
 
 
-def _find_file(path: PathLike, folders: Sequence[str]) -> pathlib.Path:
-    """Return the file of weights at `path`, which may be a folder of diffusers."""
+def find_weights(path: PathLike, folders: Sequence[str]) -> pathlib.Path:
+    """Return the file of weights at `path`, which may be a folder of diffusers.
+
+    Args:
+      path: file or folder.
+      folders: names of the folders in a pipeline to look in, too.
+
+    Raises:
+      ValueError: there is no such file.
+    """
     path = pathlib.Path(path)
     if not path.exists():
         raise ValueError(f"there is no file {path}")
@@ -365,7 +373,8 @@ def _weights_in(folder: pathlib.Path) -> pathlib.Path | None:
     return next(iter(variants.values()), None)
 
 
-def _strip(state_dict: Mapping[str, NumpyArray], prefix: str) -> StateDict:
+def below(state_dict: Mapping[str, NumpyArray], prefix: str) -> StateDict:
+    """Return the tensors whose names begin with a prefix, under the rest of their names."""
     return {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
 
 
@@ -388,7 +397,7 @@ def _head_channels(path: pathlib.Path, given: int | None, model: UNet | None) ->
     config_path = path.with_name("config.json")
     given = given if model is None else model.num_head_channels
     config = _read_json(config_path) if config_path.is_file() else {}
-    arguments = _naming(config_path, diffusers_config.unet_arguments, config)
+    arguments = naming(config_path, diffusers_config.unet_arguments, config)
     if given is None and "attention_head_dim" not in config:
         raise ValueError(
             f"{path} is in diffusers' layout, which doesn't tell the channels of an attention "
@@ -404,18 +413,17 @@ def _head_channels(path: pathlib.Path, given: int | None, model: UNet | None) ->
     return stated
 
 
-def _naming(
-    path: PathLike, convert_names: Callable[..., Described], *arguments: Value
-) -> Described:
-    """Call `convert_names(*arguments)`; errors name the file."""
+def naming(path: PathLike, convert_names: Callable[..., Described], *arguments: Value) -> Described:
+    """Return `convert_names(*arguments)`; errors name the file."""
     try:
         return convert_names(*arguments)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _unknown_layout(
+def unknown_layout(
     path: pathlib.Path, state_dict: Mapping[str, NumpyArray], kind: str, accepted: str
 ) -> ValueError:
+    """Return the error for a file whose tensors aren't those of a kind of network."""
     found = ", ".join(sorted({name.split(".")[0] for name in state_dict})[:5])
     return ValueError(f"{path} holds no {kind}; accepted: tensors {accepted}; found: {found}")

@@ -50,6 +50,35 @@ def unet_units(params: Params, norm_groups: int, num_head_channels: int) -> Grou
     return groups
 
 
+def dit_units(params: Params, head_channels: int) -> Groups:
+    """Return the units of a DiT: the heads of each attention and the hidden units of each MLP.
+
+    Args:
+      params: params of `models.dit.DiT`, arrays or `jax.ShapeDtypeStruct`.
+      head_channels: channels per head.
+
+    Returns:
+      Groups, two per block.
+    """
+    groups: Groups = {}
+    for block in (name for name in params if name.startswith("blocks_")):
+        channels = params[block]["attn"]["proj"]["kernel"].shape[0]
+        heads = np.repeat(np.arange(channels // head_channels), head_channels)
+        attention, mlp = f"{block}/attn", f"{block}/mlp"
+        groups[f"{block}/heads"] = [
+            (f"{attention}/qkv/kernel", 1, np.tile(heads, 3), True),
+            (f"{attention}/qkv/bias", 0, np.tile(heads, 3), True),
+            (f"{attention}/proj/kernel", 0, heads, False),
+        ]
+        hidden = np.arange(params[block]["mlp"]["fc1"]["kernel"].shape[1])
+        groups[f"{block}/hidden"] = [
+            (f"{mlp}/fc1/kernel", 1, hidden, True),
+            (f"{mlp}/fc1/bias", 0, hidden, True),
+            (f"{mlp}/fc2/kernel", 0, hidden, False),
+        ]
+    return groups
+
+
 def bigru_units(params: Params) -> Groups:
     """Return the units of ChiroDiff's GRU: the hidden units of each layer and direction.
 

@@ -18,7 +18,7 @@ from sparsejax.nested import flatten
 from sparsejax.types import Params, PathLike, Value
 
 # Arguments of networks that count layers or blocks; each has several tensors.
-_DEPTHS = ("num_res_blocks", "layers")
+_DEPTHS = ("num_res_blocks", "layers", "depth")
 # Those must fit channel_mult and diffusion.steps.
 _PASSED_OVER = ("attention_resolutions", "steps")
 
