@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import ml_collections
 from ml_collections import ConfigDict, config_dict
 
-from sparsejax import schema, values
+from sparsejax import network_values, schema, values
 from sparsejax.diffusion import noise_schedules
 from sparsejax.errors import ConfigError, nearest, require
 from sparsejax.nested import flatten
@@ -200,7 +200,7 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
     """
     config = complete(config.copy_and_resolve_references().to_dict())
     import_modules(config.imports)
-    config.task.kind = schema.kind_of(_kinds(config), config.task.kind)
+    config.task.kind = network_values.kind_of(_kinds(config), config.task.kind)
     sparsity = config.sparsity
     if saved:
         for name in ("begin", "end", "includes_end", "fan_in"):
@@ -255,13 +255,14 @@ def _resolve_betas(config: ConfigDict, saved: Saved | None) -> None:
 
 def _kinds(config: ConfigDict) -> tuple[str, ...]:
     """Return the kinds of networks of a config's task; none for a family from elsewhere."""
-    return schema.KINDS.get(config.task.name, ())
+    return network_values.KINDS.get(config.task.name, ())
 
 
 def _has_beta_limits(config: ConfigDict | Saved) -> bool:
     """Return whether a config's schedule has start and end; ChiroDiff's linear one doesn't."""
-    is_unet = config["task"]["name"] in ("images", "latents")
-    return is_unet and config["diffusion"]["schedule"] in noise_schedules.LIMITS
+    has_betas = config["task"]["name"] in ("images", "latents")
+    has_betas = has_betas and config["diffusion"]["process"] == "ddpm"
+    return has_betas and config["diffusion"]["schedule"] in noise_schedules.LIMITS
 
 
 def complete(tree: Saved) -> ConfigDict:
@@ -315,7 +316,7 @@ def with_defaults(saved: Saved, origin: str = "") -> Saved:
       ConfigError: an unknown key, a value of the wrong type, or one that no run is sampled with.
     """
     config = complete(saved)
-    config.task.kind = schema.kind_of(_kinds(config), config.task.kind)
+    config.task.kind = network_values.kind_of(_kinds(config), config.task.kind)
     flat = flatten(config.to_dict(), ".")
     for one in (key for key in KEYS if key.path.startswith(_OF_SAMPLING)):
         values.check_range(one, flat[one.path])

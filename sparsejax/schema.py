@@ -4,7 +4,6 @@
 (`model.*`) come from the fields of the network: see `families.arguments.network_keys`.
 """
 
-from collections.abc import Collection
 from typing import Any, NamedTuple, TypeAlias
 
 from sparsejax.seeds import MAX_SEED
@@ -17,54 +16,19 @@ LEARNING_RATE_SCHEDULES = ("constant", "cosine", "linear")
 DROP_SCHEDULES = ("cosine", "constant", "linear")
 STRUCTURES = ("weight", "block", "channel")
 PREDICTIONS = ("eps", "v", "x_0")
-SPACINGS = ("leading", "trailing")
-SAMPLERS = ("ddim", "ddpm", "dpmpp_2m")
-# Kinds of networks (`task.kind`) by task, the default first.
-KINDS = {
-    "images": ("unet", "dit"),
-    "latents": ("unet", "dit"),
-    "autoencoder": ("vq", "kl"),
-    "strokes": ("birnn", "transformer"),
-}
+SPACINGS = ("leading", "trailing", "karras")
+SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "euler", "heun")
+PROCESSES = ("ddpm", "flow", "edm")
+TIMES = ("logit_normal", "uniform")
 # Sections that hold the arguments of a network.
 NETWORK_SECTIONS = ("model", "first_stage.model")
 # Steps are int32 on the device; larger networks than these would take forever to set up.
 _STEPS = "1 to 1000000000"
 _STEPS_OR_0 = "0 to 1000000000"
 _WIDTH = "1 to 65536"
-_DEPTH = "1 to 100"
 # What float32 can hold, and tell from 1.
 _DECAY = "[0, 0.9999999]"
 _POSITIVE = "[1e-30, 1e30]"
-# Accepted values of networks' arguments, as in `Key.accepted`.
-NETWORK_VALUES: dict[str, tuple[Value, ...] | str] = {
-    "model_channels": _WIDTH,
-    "channels": _WIDTH,
-    "z_channels": _WIDTH,
-    "in_channels": _WIDTH,
-    "out_channels": _WIDTH,
-    "num_head_channels": _WIDTH,
-    "norm_groups": _WIDTH,
-    "codes": "1 to 1000000",
-    "code_limit": _POSITIVE,
-    "hidden": _WIDTH,
-    "heads": _WIDTH,
-    "pe_dim": _WIDTH,
-    "layers": _DEPTH,
-    "patch_size": "1 to 1024",
-    "hidden_size": _WIDTH,
-    "depth": _DEPTH,
-    "num_heads": _WIDTH,
-    "mlp_ratio": "(0, 65536]",
-    "classes": "0 to 1000000",
-    "mlp_norm_eps": "(0, 1]",
-    "num_res_blocks": _DEPTH,
-    "channel_mult": _DEPTH,
-    "dropout": "[0, 1)",
-    "norm_eps": "(0, 1]",
-    "freq_shift": (0, 1),
-    "downsample_padding": (0, 1),
-}
 # Keys that hold the path of data; a run may be resumed with the same data in another place.
 PLACES = ("task.source", "task.data_dir", "task.latents_dir", "first_stage.path")
 
@@ -206,6 +170,28 @@ KEYS = (
         "vq",
         "first stage's type, where the file does not say",
         ("vq", "kl"),
+    ),
+    Key(
+        "diffusion.process",
+        str,
+        "ddpm",
+        "how data become noise: in steps (Ho et al. 2020), along straight paths (rectified flow, "
+        "Liu et al. 2022), or by noise levels (Karras et al. 2022); strokes: ddpm",
+        PROCESSES,
+    ),
+    Key(
+        "diffusion.times",
+        str,
+        "logit_normal",
+        "flow: how times are drawn in training (Esser et al. 2024; Liu et al. 2022)",
+        TIMES,
+    ),
+    Key(
+        "diffusion.sigma_data",
+        float,
+        0.5,
+        "edm: standard deviation of the data, about 1 for latents",
+        _POSITIVE,
     ),
     Key("diffusion.steps", int, 1000, "number of diffusion steps T", "2 to 1000000"),
     Key("diffusion.schedule", str, "linear", "noise schedule: linear, scaled_linear, cosine"),
@@ -374,17 +360,32 @@ KEYS = (
     Key("log.wandb", bool, False, "also send metrics and pictures to Weights & Biases"),
     Key("sample.every", int, 500, "steps between sample grids; 0: only at the end", _STEPS_OR_0),
     Key("sample.count", int, 64, "samples per grid", "1 to 100000"),
-    Key("sample.sampler", str, "ddim", "sampler; dpmpp_2m is DPM-Solver++(2M)", SAMPLERS),
-    Key("sample.steps", int, 50, "ddim, dpmpp_2m: number of sampling steps"),
+    Key(
+        "sample.sampler",
+        str,
+        "ddim",
+        "ddpm: ddim, ddpm or dpmpp_2m, which is DPM-Solver++(2M); flow, edm: euler or heun",
+        SAMPLERS,
+    ),
+    Key("sample.steps", int, 50, "number of sampling steps; ddpm takes all"),
     Key(
         "sample.spacing",
         str,
         "leading",
-        "ddim, dpmpp_2m: which steps; trailing ones begin at the last diffusion step",
+        "ddim, dpmpp_2m: which steps; trailing ones begin at the last diffusion step, karras takes "
+        "more of them where there is little noise",
         SPACINGS,
     ),
     Key(
         "sample.eta", float, 0.0, "ddim: 0 is deterministic, 1 adds as much noise as ddpm", "[0, 1]"
+    ),
+    Key(
+        "sample.churn",
+        float,
+        0.0,
+        "edm with heun: S_churn of Karras et al. (2022), noise that is added while sampling; 0 is "
+        "deterministic",
+        "0 to 1e6",
     ),
     Key(
         "sample.clip",
@@ -416,20 +417,3 @@ KEYS = (
 )
 
 BY_PATH = {key.path: key for key in KEYS}
-
-
-def kind_of(kinds: Collection[Any], kind: str) -> str:
-    """Return the kind of network of a config.
-
-    Args:
-      kinds: those of its task, the default first.
-      kind: `task.kind`; "vq", as runs on images and latents were saved when they had one kind,
-        stands for their default.
-
-    Examples:
-      >>> images, strokes = KINDS["images"], KINDS["strokes"]
-      >>> kind_of(images, ""), kind_of(images, "vq"), kind_of(strokes, "")
-      ('unet', 'unet', 'birnn')
-    """
-    is_former = kind == "vq" and "unet" in kinds
-    return next(iter(kinds)) if kinds and (not kind or is_former) else kind

@@ -200,11 +200,14 @@ def _export_pipeline(
     first_stage: "FirstStage | None",
 ) -> tuple[list[pathlib.Path], str]:
     """Write the rest of a pipeline; return the paths written, and how to open and call it."""
-    from sparsejax.families import denoising
+    from sparsejax.families import objectives
     from sparsejax.models.diffusers_config import unet_diffusers_config
     from sparsejax.models.pipelines import export_pipeline, has_same_steps, scheduler_config
 
-    schedule, ddim = denoising.sampling_schedules(config)
+    name = config.diffusion.process
+    if name != "ddpm":
+        return [], f"no diffusers pipeline was written: none samples UNets of the process {name}"
+    schedule, ddim = objectives.sampling_schedules(config)
     # diffusers' pipelines without conditions take DDIM's steps or DDPM's.
     settings, is_ddim = config.sample, config.sample.sampler != "ddpm"
     scheduler = scheduler_config(

@@ -220,8 +220,10 @@ def ddim_schedule(
 
     `leading`, as in Latent Diffusion: fewer than T steps are t = 1 + floor(i T / S), i = 0..S-1, so
     that the noisiest t may be far from T. `trailing` (Lin et al. 2024, table 2) always begins at
-    T - 1: t = round(T - i T / S) - 1. With all T steps, which include t = 0, the last one ends at
-    alpha_bar = 1 by default: ending at alpha_bar_0 would make it a no-op.
+    T - 1: t = round(T - i T / S) - 1. `karras` spaces sigma / alpha as `karras_sigmas` do, from
+    that of t = T - 1 to that of t = 0, and the network is given the t nearest to each. Steps that
+    include t = 0 end at alpha_bar = 1 by default: ending at alpha_bar_0 would make the last one a
+    no-op.
 
     Args:
       schedule: NoiseSchedule with T steps.
@@ -240,17 +242,51 @@ def ddim_schedule(
     total = schedule.steps
     if not 1 <= steps <= total:
         raise ValueError(f"{steps} sampling steps; accepted: 1 to {total} (the diffusion steps)")
-    if spacing == "trailing":
+    alpha_bar = np.asarray(schedule.alphas_cumprod, np.float64)
+    if spacing == "karras":
+        timesteps, alphas = _karras_steps(alpha_bar, steps)
+    elif spacing == "trailing":
         timesteps = np.round(total - np.arange(steps)[::-1] * (total / steps)).astype(int) - 1
+        alphas = alpha_bar[timesteps]
     else:
         timesteps = np.arange(steps) * total // steps + (1 if steps < total else 0)
-    alpha_bar = np.asarray(schedule.alphas_cumprod, np.float64)
-    alphas = alpha_bar[timesteps]
+        alphas = alpha_bar[timesteps]
     if last_alpha is None:
         last_alpha = alpha_bar[0] if timesteps[0] > 0 else 1.0
     alphas_prev = np.append(last_alpha, alphas[:-1])
     sigmas = eta * np.sqrt((1 - alphas_prev) / (1 - alphas) * (1 - alphas / alphas_prev))
     return DDIMSchedule(timesteps.astype(np.int32), alphas, alphas_prev, sigmas)
+
+
+def karras_sigmas(steps: int, smallest: float, largest: float, rho: float = 7.0) -> NumpyArray:
+    """Return noise levels whose steps grow with the noise, from the largest to the smallest.
+
+    Karras et al. (2022), equation 5, without the last one, 0.
+
+    Args:
+      steps: number of levels.
+      smallest: last level.
+      largest: first level, the only one if `steps` is 1.
+      rho: 1 spaces levels evenly; more puts more of them where there is little noise.
+
+    Returns:
+      [steps] float64.
+
+    Examples:
+      >>> karras_sigmas(3, 0.002, 80.0).round(3).tolist()
+      [80.0, 2.515, 0.002]
+    """
+    ramp = np.linspace(0, 1, steps)
+    ends = largest ** (1 / rho), smallest ** (1 / rho)
+    return (ends[0] + ramp * (ends[1] - ends[0])) ** rho
+
+
+def _karras_steps(alpha_bar: NumpyArray, steps: int) -> tuple[NumpyArray, NumpyArray]:
+    """Return timesteps and alpha_bar in increasing t, at the levels of `karras_sigmas`."""
+    levels = np.sqrt((1 - alpha_bar) / alpha_bar)
+    sigmas = karras_sigmas(steps, levels[0], levels[-1])[::-1]
+    timesteps = np.interp(np.log(sigmas), np.log(levels), np.arange(len(levels)))
+    return np.round(timesteps).astype(int), 1 / (1 + sigmas**2)
 
 
 class DPMSolverSchedule(NamedTuple):

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from sparsejax import values
 from sparsejax.errors import require
-from sparsejax.schema import NETWORK_VALUES, Key
+from sparsejax.network_values import NETWORK_VALUES
+from sparsejax.schema import Key
 from sparsejax.types import Value
 
 Network = TypeVar("Network", bound=nn.Module)

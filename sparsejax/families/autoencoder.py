@@ -17,9 +17,9 @@ from sparsejax.families.images import images_data
 from sparsejax.models.autoencoder import KLModel, VQModel
 from sparsejax.models.first_stage import FILE, KINDS, load_first_stage, save_first_stage
 from sparsejax.models.flops import layer_flops
+from sparsejax.network_values import kind_of
 from sparsejax.rendering.images import image_grid
 from sparsejax.rendering.pixels import to_unit_range
-from sparsejax.schema import kind_of
 from sparsejax.types import Apply, Array, Batch, Frozen, Keys, Params, PRNGKey, PyTree
 
 _RECONSTRUCTED_AT_ONCE = 8  # images per device

@@ -10,18 +10,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from sparsejax.diffusion import noise_schedules, process, samplers
-from sparsejax.diffusion.noise_schedules import NoiseSchedule
+from sparsejax.diffusion import samplers
 from sparsejax.errors import require
 from sparsejax.families import dit, unet
 from sparsejax.families.arguments import build_module
 from sparsejax.families.backbone import Network
 from sparsejax.families.family import Model
-from sparsejax.families.sampling import check_sampling, passes_per_sample, run_sampler, warnings_of
+from sparsejax.families.objectives import Objective, objective_of
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.published import check_params
+from sparsejax.network_values import kind_of
 from sparsejax.rendering.images import image_grid
-from sparsejax.schema import kind_of
 from sparsejax.types import (
     Apply,
     Array,
@@ -69,8 +68,7 @@ def denoising_model(
     backbone = BACKBONES[kind]
     network = build_module(backbone.module, config.model, "model")
     backbone.check(network, config, size)
-    schedule = _noise_schedule(config.diffusion)
-    check_sampling(config)
+    objective = objective_of(config)
     shape = (size, size, network.in_channels)
     example_inputs = (
         jax.ShapeDtypeStruct((1, *shape), jnp.float32),
@@ -89,7 +87,7 @@ def denoising_model(
         count: int,
         start: int | Array = 0,
     ) -> Array:
-        drawn = _sample(schedule, shape, config, apply, params, key, count, start)
+        drawn = _sample(objective, shape, apply, params, key, count, start)
         return decode(frozen, drawn) if decode else drawn
 
     def load(path: PathLike) -> Params:
@@ -101,14 +99,14 @@ def denoising_model(
         network=network,
         init=init,
         apply=functools.partial(_apply, network),
-        loss=functools.partial(denoising_loss, schedule, config.diffusion, example),
+        loss=functools.partial(denoising_loss, objective, example),
         sample=sample,
         render=image_grid,
         layer_flops=lambda params: layer_flops(network, params, *example_inputs),
-        passes_per_sample=passes_per_sample(config),
-        schedule=schedule,
+        passes_per_sample=len(objective.visited),
+        schedule=objective.schedule,
         load=load,
-        warnings=warnings_of(schedule),
+        warnings=objective.warnings,
         units=functools.partial(backbone.units, network),
         widths=backbone.widths(network),
         narrow=functools.partial(backbone.narrow, network),
@@ -130,8 +128,7 @@ def _apply(
 
 
 def denoising_loss(
-    schedule: NoiseSchedule,
-    settings: ConfigDict,
+    objective: Objective,
     example: str,
     apply: Apply,
     params: Params,
@@ -142,10 +139,9 @@ def denoising_loss(
     """Return the mean loss; t, noise and dropout come from each example's own key.
 
     Args:
-      schedule: NoiseSchedule.
-      settings: `config.diffusion`.
+      objective: Objective.
       example: name of the examples in a batch.
-      apply: `apply(params, x_t, t, train=..., rngs=...) -> output`.
+      apply: `apply(params, x, t, train=..., rngs=...) -> output`.
       params: what `apply` takes.
       batch: dictionary of the examples x_0 [batch, height, width, channels].
       keys: a PRNG key per example [batch].
@@ -155,24 +151,17 @@ def denoising_loss(
 
     def draw(key: PRNGKey) -> tuple[Array, Array, PRNGKey]:
         t_key, noise_key, dropout_key = jax.random.split(key, 3)
-        t = jax.random.randint(t_key, (), 0, schedule.steps)
-        return t, jax.random.normal(noise_key, x_0.shape[1:]), dropout_key
+        return objective.draw(t_key), jax.random.normal(noise_key, x_0.shape[1:]), dropout_key
 
     t, noise, dropout_keys = jax.vmap(draw)(keys)
-    x_t = process.q_sample(schedule, x_0, t, noise)
-    output = apply(params, x_t, t, train=train, rngs={"dropout": dropout_keys})
-    target = process.target_of(schedule, settings.predicts, x_0, noise, t)
-    losses = process.simple_loss(output, target)
-    if settings.min_snr is not None:
-        weights = process.min_snr_weights(schedule, settings.predicts, settings.min_snr)
-        losses = jnp.asarray(weights)[t] * losses
-    return jnp.mean(losses)
+    x, network_t = objective.inputs(x_0, noise, t)
+    output = apply(params, x, network_t, train=train, rngs={"dropout": dropout_keys})
+    return jnp.mean(objective.loss(output, x_0, noise, t))
 
 
 def _sample(
-    schedule: NoiseSchedule,
+    objective: Objective,
     shape: Shape,
-    config: ConfigDict,
     apply: Apply,
     params: Params,
     key: PRNGKey,
@@ -182,43 +171,4 @@ def _sample(
     indices = start + jnp.arange(count)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
     x_T, noise = samplers.example_noise(keys, shape)  # noqa: N806
-
-    def denoise(x: Array, t: Array) -> Array:
-        return process.eps_of(schedule, config.diffusion.predicts, x, apply(params, x, t), t)
-
-    ends_at_one = bool(config.sample.set_alpha_to_one)
-    return run_sampler(schedule, config.sample, denoise, x_T, noise, ends_at_one=ends_at_one)
-
-
-def _noise_schedule(diffusion: ConfigDict) -> NoiseSchedule:
-    accepted = ", ".join(noise_schedules.BETAS)
-    known = diffusion.schedule in noise_schedules.BETAS
-    require(known, "diffusion.schedule", diffusion.schedule, accepted)
-    limits = {k: diffusion[k] for k in ("start", "end") if diffusion[k] is not None}
-    if diffusion.schedule not in noise_schedules.LIMITS:
-        for key, beta in limits.items():
-            accepted = f"None with the {diffusion.schedule} schedule"
-            require(False, f"diffusion.{key}", beta, accepted)
-    return noise_schedules.noise_schedule(
-        noise_schedules.BETAS[diffusion.schedule](diffusion.steps, **limits)
-    )
-
-
-def sampling_schedules(config: ConfigDict) -> tuple[NoiseSchedule, noise_schedules.DDIMSchedule]:
-    """Return the schedules that a run on images or latents samples with.
-
-    Args:
-      config: resolved ConfigDict.
-
-    Returns:
-      Tuple of its NoiseSchedule and a DDIMSchedule of `sample.steps` steps (of all steps if
-      `sample.sampler` is `ddpm`).
-
-    Raises:
-      ConfigError: see `denoising_model`.
-    """
-    schedule, settings = _noise_schedule(config.diffusion), config.sample
-    steps = passes_per_sample(config)
-    last_alpha = 1.0 if settings.set_alpha_to_one else None
-    chosen = (settings.eta, last_alpha, settings.spacing)
-    return schedule, noise_schedules.ddim_schedule(schedule, steps, *chosen)
+    return objective.sample(functools.partial(apply, params), x_T, noise)

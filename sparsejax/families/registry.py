@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from sparsejax import schema
+from sparsejax import network_values
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import autoencoder, images, latents, strokes
 from sparsejax.families.arguments import network_keys
@@ -136,7 +136,7 @@ def network_arguments(config: ConfigDict) -> dict[str, Value]:
       `{name: value}` of the network's arguments, defaults included; see `models.published`.
     """
     networks = networks_of(config)
-    kind = None if None in networks else schema.kind_of(networks, config.task.kind)
+    kind = None if None in networks else network_values.kind_of(networks, config.task.kind)
     require(kind in networks, "task.kind", kind, ", ".join(map(str, networks)))
     fields = networks[kind].__dataclass_fields__
     passed_over = ("parent", "name", *FREE_ARGUMENTS)
@@ -156,7 +156,7 @@ def model_keys(config: ConfigDict) -> tuple[Key, ...]:
     """
     family = FAMILIES.get(config.task.name)
     networks = family.networks if family else {}
-    kind = schema.kind_of(networks, config.task.kind)
+    kind = network_values.kind_of(networks, config.task.kind)
     network = networks.get(None) or networks.get(kind)
     keys = network_keys(network) if network else ()
     stage = first_stage.KINDS.get(config.first_stage.kind)

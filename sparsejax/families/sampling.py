@@ -7,12 +7,18 @@ from sparsejax.diffusion.noise_schedules import NoiseSchedule, remaining_signal
 from sparsejax.errors import require
 from sparsejax.types import Array
 
+SAMPLERS_OF = {
+    "ddpm": ("ddim", "ddpm", "dpmpp_2m"),
+    "flow": ("euler", "heun"),
+    "edm": ("euler", "heun"),
+}
 # Largest sqrt(alpha_bar_T) for which sampling from pure noise is accurate.
 _LARGEST_SIGNAL = 0.05
+_MOST_STEPS = 100_000
 
 
 def check_sampling(config: ConfigDict) -> None:
-    """Check that sampling takes no more steps than the diffusion process has.
+    """Check that the sampler is one of the process's, and takes no more steps than that has.
 
     Args:
       config: resolved ConfigDict.
@@ -20,9 +26,15 @@ def check_sampling(config: ConfigDict) -> None:
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
+    name, sampler = config.diffusion.process, config.sample.sampler
+    accepted = f"{', '.join(SAMPLERS_OF[name])} with diffusion.process {name}"
+    require(sampler in SAMPLERS_OF[name], "sample.sampler", sampler, accepted)
     steps, total = config.sample.steps, config.diffusion.steps
-    fits = config.sample.sampler == "ddpm" or 1 <= steps <= total  # ddpm takes all of them
-    require(fits, "sample.steps", steps, f"1 to {total} (diffusion.steps)")
+    if config.diffusion.process == "ddpm":
+        fits = config.sample.sampler == "ddpm" or 1 <= steps <= total  # ddpm takes all of them
+        require(fits, "sample.steps", steps, f"1 to {total} (diffusion.steps)")
+    else:
+        require(1 <= steps <= _MOST_STEPS, "sample.steps", steps, f"1 to {_MOST_STEPS}")
 
 
 def passes_per_sample(config: ConfigDict) -> int:

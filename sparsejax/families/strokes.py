@@ -25,9 +25,9 @@ from sparsejax.families.sampling import check_sampling, passes_per_sample, run_s
 from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, TransformerDenoiser
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.units import bigru_units
+from sparsejax.network_values import kind_of
 from sparsejax.rendering import RASTER_VERSION, rasterize, stroke_grid, svg_grid, to_gif
 from sparsejax.rendering.pixels import to_pixels
-from sparsejax.schema import kind_of
 from sparsejax.types import (
     Apply,
     Array,
@@ -387,8 +387,8 @@ def _noise_schedule(diffusion: ConfigDict) -> noise_schedules.NoiseSchedule:
     require(known, "diffusion.schedule", diffusion.schedule, ", ".join(_SCHEDULES))
     for key in ("start", "end", "min_snr"):
         require(diffusion[key] is None, f"diffusion.{key}", diffusion[key], "None with strokes")
-    predicts = diffusion.predicts
-    require(predicts == "eps", "diffusion.predicts", predicts, "eps with strokes")
+    for key, only in (("predicts", "eps"), ("process", "ddpm")):
+        require(diffusion[key] == only, f"diffusion.{key}", diffusion[key], f"{only} with strokes")
     fewest = 21 if diffusion.schedule == "linear" else 2
     require(diffusion.steps >= fewest, "diffusion.steps", diffusion.steps, f"{fewest} or more")
     return noise_schedules.chirodiff_schedule(diffusion.schedule, diffusion.steps)

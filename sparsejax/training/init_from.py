@@ -88,7 +88,8 @@ def compare_diffusion(
       other: config that the weights were trained with; None if it is unknown.
       path: of the weights, for the warning.
     """
-    if other is None or model.schedule is None:
+    has_diffusion = model.schedule is not None or config.diffusion.process != "ddpm"
+    if other is None or not has_diffusion:
         return
     ours, theirs = config.diffusion.to_dict(), other.diffusion.to_dict()
     differing = [

@@ -229,6 +229,25 @@ DPM_SOLVER = {
 }
 
 
+# The same with use_karras_sigmas=True and final_sigmas_type "zero".
+KARRAS = {
+    10: [-9.73052279, -6.65233926, -3.57415902, -0.4959766, 2.58220504, 5.66038613],
+    25: [-12.67407692, -8.86381788, -5.05355846, -1.24329869, 2.56696189, 6.37722282],
+}
+
+
+@pytest.mark.parametrize("steps", KARRAS)
+def test_karras_spacing_equals_diffusers(steps):
+    ours = samplers.dpm_solver_sample(
+        lambda x, t: x / 2 + (t[:, None] - 500) / 1000,
+        LDM,
+        jnp.linspace(-1.5, 1.5, 6)[:, None],
+        steps=steps,
+        spacing="karras",
+    )
+    np.testing.assert_allclose(ours[:, 0], KARRAS[steps], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("case", DPM_SOLVER)
 def test_dpm_solver_equals_diffusers(case):
     steps, last_alpha = case

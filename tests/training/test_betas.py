@@ -22,7 +22,9 @@ from tests.training.tiny import forget_copies, tiny_config
 
 FEW = {"diffusion.schedule": "linear", "diffusion.steps": 100}
 OLD = {"schedule": "linear", "steps": 100, "start": 1e-4, "end": 2e-2}
-OLD |= {"predicts": "eps", "min_snr": None}  # as every run did that was saved without these keys
+# As every run did that was saved without these keys.
+OLD |= {"predicts": "eps", "min_snr": None}
+OLD |= {"process": "ddpm", "times": "logit_normal", "sigma_data": 0.5}
 
 
 def diffusion_of(**changes):

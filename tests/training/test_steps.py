@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from sparsejax import parallel
-from sparsejax.configuration import default_config
-from sparsejax.diffusion import noise_schedules
+from sparsejax.configuration import resolve
 from sparsejax.families import Model, denoising
+from sparsejax.families.objectives import objective_of
 from sparsejax.models.layers import Dropout
 from sparsejax.parallel import data_parallel, shard_batch
 from sparsejax.sparsity import distributions, flat, masks, topology
@@ -21,6 +21,7 @@ from sparsejax.training import steps
 from sparsejax.training.ema import ema_decay, update_ema
 from sparsejax.training.keys import named_key
 from sparsejax.training.state import ema_params_of, state_from
+from tests.training.tiny import tiny_config
 
 WIDTH = 8
 KEY = named_key(0, "steps")
@@ -112,14 +113,13 @@ def test_microbatches_change_nothing_but_memory():
 
 def test_devices_and_microbatches_change_nothing_about_dropout():
     """The loss with half the features dropped, its batch whole, over two devices, in two parts."""
-    schedule = noise_schedules.noise_schedule(noise_schedules.cosine_betas(100))
 
     def apply(params, x, t, *, train, rngs):
         assert train
         return params * Dropout(0.5).apply({}, x, rngs["dropout"])
 
-    settings = default_config().diffusion
-    loss = functools.partial(denoising.denoising_loss, schedule, settings, "image")
+    objective = objective_of(resolve(tiny_config(**{"diffusion.steps": 100})))
+    loss = functools.partial(denoising.denoising_loss, objective, "image")
     model = MODEL._replace(apply=apply, loss=loss)
     x = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype(np.float32)
 
