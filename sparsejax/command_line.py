@@ -133,6 +133,17 @@ def count(text: str) -> int:
     return int(text)
 
 
+def index(text: str) -> int:
+    """Parse a whole number, 0 or more.
+
+    Raises:
+      argparse.ArgumentTypeError: `text` is something else; says what is accepted.
+    """
+    if not text.isdecimal():
+        raise _refused(text, "a whole number, 0 or more")
+    return int(text)
+
+
 def seed(text: str) -> int:
     """Parse a seed.
 

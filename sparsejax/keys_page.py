@@ -80,7 +80,7 @@ def _type_name(type_: KeyType) -> str:
         return "int or pair"
     name = plain.__name__ if isinstance(plain, type) and plain is not tuple else str(plain)
     name = "tuple" if plain is tuple else name
-    if plain in (tuple[int, ...], tuple[str, ...]):
+    if plain in (tuple[int, ...], tuple[float, ...], tuple[str, ...]):
         name = str(plain).replace("tuple[", "tuple of ").split(",")[0]
     return f"{name} or None" if values.is_optional(type_) else name
 

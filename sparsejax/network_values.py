@@ -39,6 +39,7 @@ NETWORK_VALUES: dict[str, tuple[Value, ...] | str] = {
     "num_res_blocks": _DEPTH,
     "channel_mult": _DEPTH,
     "dropout": "[0, 1)",
+    "label_dropout": "[0, 1]",
     "norm_eps": "(0, 1]",
     "freq_shift": (0, 1),
     "downsample_padding": (0, 1),

@@ -380,6 +380,27 @@ KEYS = (
         "sample.eta", float, 0.0, "ddim: 0 is deterministic, 1 adds as much noise as ddpm", "[0, 1]"
     ),
     Key(
+        "sample.label",
+        int | None,
+        None,
+        "with model.classes: label of all samples (default: all labels in turn)",
+        "0 to 1e6",
+    ),
+    Key(
+        "sample.guidance",
+        float,
+        1.0,
+        "with model.classes: weight of classifier-free guidance (Ho and Salimans 2022); 1 is none",
+        "0 to 1000",
+    ),
+    Key(
+        "sample.guidance_interval",
+        tuple[float, ...],
+        (),
+        "times in which guidance acts, from and to (Kynkäänniemi et al. 2024): t / T, t of flow, "
+        "or sigma of edm (default: all)",
+    ),
+    Key(
         "sample.churn",
         float,
         0.0,

@@ -39,6 +39,7 @@ def describe_type(type_: KeyType) -> str:
         return "a whole number, or two such as 16x64"
     if typing.get_origin(plain) is tuple:
         words = {int: "whole numbers, such as (1, 2)", str: "texts, such as ('a', 'b')"}
+        words[float] = "finite numbers, such as (0.1, 0.9)"
         text = f"a tuple of {words[typing.get_args(plain)[0]]}"
     else:
         text = _WORDS.get(plain, "a tuple")
@@ -94,7 +95,9 @@ def as_type(type_: KeyType, value: Value) -> Value:
         return float(value)
     takes_tuple = plain is tuple or plain == SIZE or typing.get_origin(plain) is tuple
     if takes_tuple and isinstance(value, list):
-        return tuple(as_type(tuple, child) for child in value)
+        value = tuple(as_type(tuple, child) for child in value)
+    if plain == tuple[float, ...] and isinstance(value, tuple):
+        value = tuple(as_type(float, child) for child in value)
     return value
 
 

@@ -3,6 +3,7 @@ r"""Draw samples from a trained model: a workdir, a sparse file alone, or a mode
     python -m sparsejax sample --run runs/digits-rigl-0.75-0
     python -m sparsejax sample --run model.safetensors --count 1000 --seed 1 --png
     python -m sparsejax sample --run hf://OWNER/NAME
+    python -m sparsejax sample --run runs/fashion_dit-rigl-0.75-0 --label 9 --guidance 3
     python -m sparsejax sample --run runs/celebahq_ldm-rigl-0.5-0 --steps 100 --eta 1 \
         --first-stage vq-f4.ckpt --output faces --grid --png
 
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sampler=flags.sampler,
         steps=flags.steps,
         eta=flags.eta,
+        label=flags.label,
+        guidance=flags.guidance,
     )
     _check_outputs(flags, run)
     for warning in run.model.warnings:
@@ -120,19 +123,33 @@ def _add_sampling(parser: command_line.Parser) -> None:
     parser.add_argument(
         "--sampler",
         metavar="NAME",
-        help="ddim, ddpm or dpmpp_2m, which is DPM-Solver++(2M) (default: config.sample.sampler).",
+        help="ddim, ddpm or dpmpp_2m, which is DPM-Solver++(2M); euler or heun for flow and edm "
+        "(default: config.sample.sampler).",
     )
     parser.add_argument(
         "--steps",
         type=command_line.count,
         metavar="N",
-        help="Steps of ddim or dpmpp_2m (default: config.sample.steps).",
+        help="Steps of other samplers than ddpm (default: config.sample.steps).",
     )
     parser.add_argument(
         "--eta",
         type=command_line.number,
         metavar="NUMBER",
         help="Of ddim: from 0 (deterministic) to 1 (default: config.sample.eta).",
+    )
+    parser.add_argument(
+        "--label",
+        type=command_line.index,
+        metavar="N",
+        help="Label of all samples, from 0, of a network with labels (default: "
+        "config.sample.label, or all labels in turn).",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=command_line.number,
+        metavar="NUMBER",
+        help="Weight of classifier-free guidance; 1 is none (default: config.sample.guidance).",
     )
 
 

@@ -73,6 +73,40 @@ def load_images(settings: ConfigDict, split: str) -> tuple[Pictures, NumpyArray]
     return _load(ml_collections.FrozenConfigDict(settings), split, describe(settings, split))
 
 
+def load_labels(settings: ConfigDict, split: str) -> NumpyArray:
+    """Return the labels of a dataset in the order of its images; raises what `open_images` raises.
+
+    Args:
+      settings: `config.task`.
+      split: as in tensorflow-datasets, such as train, validation or train[:12500].
+
+    Returns:
+      [count] int64; 0 if the dataset has none, -1 for an image without.
+    """
+    frozen = ml_collections.FrozenConfigDict(settings)
+    return _load_labels(frozen, split, describe(settings, split))
+
+
+@functools.cache
+def _load_labels(settings: ConfigDict, split: str, description: str) -> NumpyArray:
+    del description  # see `_load`
+    builder = open_builder(settings)
+    decoders = {"image": tfds.decode.SkipDecoding()}  # images are read, but not decoded
+    source = builder.as_data_source(split=split, decoders=decoders)
+    return np.array([int(record.get("label", 0)) for record in source], np.int64)
+
+
+def number_of_classes(settings: ConfigDict) -> int:
+    """Return how many classes the labels of the training split tell apart.
+
+    Args:
+      settings: `config.task`.
+    """
+    features = open_builder(settings).info.features
+    known = getattr(features["label"], "num_classes", None) if "label" in features else 1
+    return known or 1 + int(load_labels(settings, settings.split).max(initial=0))
+
+
 @functools.cache
 def _load(settings: ConfigDict, split: str, description: str) -> tuple[Pictures, NumpyArray]:
     """Load; the description distinguishes contents of the same files."""
@@ -110,6 +144,7 @@ def image_batches(
     start: int,
     stop: int,
     flip: bool = False,
+    labels: NumpyArray | None = None,
 ) -> Batches:
     """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
 
@@ -125,28 +160,31 @@ def image_batches(
       start: first step.
       stop: step to stop before.
       flip: mirror images left-right with probability 1/2, drawn anew in each epoch.
+      labels: [count] int, to go with the images.
 
     Returns:
-      Iterator of `{"image": [batch_size / P, height, width, channels] float32 in [-1, 1]}`,
-      prefetched by threads.
+      Iterator of `{"image": [batch_size / P, height, width, channels] float32 in [-1, 1]}`, with
+      `label` [batch_size / P] if there are labels; prefetched by threads.
     """
     seed = check_seed(seed)
     processes, process = jax.process_count(), jax.process_index()
     in_memory = isinstance(dataset, np.ndarray)
 
-    def image(index: int) -> Pictures:
-        return dataset[index] if in_memory else dataset[index]["image"]
+    def read(index: int) -> Example:
+        example = {"image": dataset[index] if in_memory else dataset[index]["image"]}
+        return example if labels is None else example | {"label": labels[index]}
 
-    images = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat().map(image)
+    def scaled(example: Example) -> Example:
+        return example | {"image": to_unit_range(example["image"])}
+
+    examples = grain.MapDataset.range(len(dataset)).seed(seed).shuffle().repeat().map(read)
     if flip:
-        images = images.random_map(_flip)
-    batches = images.map(lambda image: {"image": to_unit_range(image)}).batch(
-        batch_size // processes
-    )
+        examples = examples.random_map(_flip)
+    batches = examples.map(scaled).batch(batch_size // processes)
     steps = slice(start * processes + process, stop * processes, processes)
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=8)
     return iter(batches.slice(steps).to_iter_dataset(read_options=options))
 
 
-def _flip(image: Pictures, rng: np.random.Generator) -> Pictures:
-    return image[:, ::-1] if rng.random() < 0.5 else image
+def _flip(example: Example, rng: np.random.Generator) -> Example:
+    return example | {"image": example["image"][:, ::-1]} if rng.random() < 0.5 else example

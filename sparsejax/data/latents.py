@@ -177,7 +177,13 @@ def read_std(folder: PathLike, first_stage: str) -> float:
 
 
 def latent_batches(
-    latents: grain.MapDataset, scale: float, batch_size: int, seed: int, start: int, stop: int
+    latents: grain.MapDataset,
+    scale: float,
+    batch_size: int,
+    seed: int,
+    start: int,
+    stop: int,
+    labels: NumpyArray | None = None,
 ) -> Batches:
     """Iterate over the training batches of steps `start` to `stop - 1`, for this process.
 
@@ -190,16 +196,29 @@ def latent_batches(
       seed: Python int.
       start: first step.
       stop: step to stop before.
+      labels: [count] int, to go with the latents.
 
     Returns:
-      Iterator of `{"latent": [batch_size / P, h, w, c] float32}`.
+      Iterator of `{"latent": [batch_size / P, h, w, c] float32}`, with `label` [batch_size / P] if
+      there are labels.
     """
     processes, process = jax.process_count(), jax.process_index()
 
-    def choose(versions: NumpyArray, rng: np.random.Generator) -> Batch:
-        return {"latent": scale * versions[rng.integers(len(versions))]}
+    def with_label(index: int, versions: NumpyArray) -> Batch:
+        example = {"latent": versions}
+        return example if labels is None else example | {"label": labels[index]}
 
-    dataset = latents.seed(check_seed(seed)).shuffle().repeat().random_map(choose)
+    def choose(example: Batch, rng: np.random.Generator) -> Batch:
+        versions = example["latent"]
+        return example | {"latent": scale * versions[rng.integers(len(versions))]}
+
+    dataset = (
+        latents.map_with_index(with_label)
+        .seed(check_seed(seed))
+        .shuffle()
+        .repeat()
+        .random_map(choose)
+    )
     dataset = dataset.batch(batch_size // processes)
     steps = slice(start * processes + process, stop * processes, processes)
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)

@@ -148,7 +148,7 @@ def _close(workdir: pathlib.Path, guard: Guard) -> Summary:
     summary = run_costs(config, model, build_plan(config, model), params, masks, lines=lines)
     guard()
     if jax.process_index() == 0:
-        real = data.reference()[:count]
+        real = data.shown(count) if data.shown else data.reference()[:count]
         plots.save_samples(workdir / "samples.png", model.render(samples), model.render(real))
         plots.save_curves(workdir / "curves.png", lines)
         counts = summarize(params, masks).layers

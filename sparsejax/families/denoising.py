@@ -15,6 +15,13 @@ from sparsejax.errors import require
 from sparsejax.families import dit, unet
 from sparsejax.families.arguments import build_module
 from sparsejax.families.backbone import Network
+from sparsejax.families.conditioning import (
+    check_conditioning,
+    conditioned,
+    drop_labels,
+    grid_columns,
+    guided_passes,
+)
 from sparsejax.families.family import Model
 from sparsejax.families.objectives import Objective, objective_of
 from sparsejax.models.flops import layer_flops
@@ -31,7 +38,6 @@ from sparsejax.types import (
     PathLike,
     PRNGKey,
     PyTree,
-    Shape,
     Value,
 )
 
@@ -68,12 +74,11 @@ def denoising_model(
     backbone = BACKBONES[kind]
     network = build_module(backbone.module, config.model, "model")
     backbone.check(network, config, size)
+    classes = network.classes
+    check_conditioning(config, classes)
     objective = objective_of(config)
     shape = (size, size, network.in_channels)
-    example_inputs = (
-        jax.ShapeDtypeStruct((1, *shape), jnp.float32),
-        jax.ShapeDtypeStruct((1,), jnp.int32),
-    )
+    example_inputs = _example_inputs(network, size)
 
     def init(key: PRNGKey) -> Params:
         inputs = (jnp.zeros(x.shape, x.dtype) for x in example_inputs)
@@ -87,7 +92,10 @@ def denoising_model(
         count: int,
         start: int | Array = 0,
     ) -> Array:
-        drawn = _sample(objective, shape, apply, params, key, count, start)
+        indices = start + jnp.arange(count)
+        predict = conditioned(config.sample, objective, classes, apply, params, indices)
+        keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+        drawn = objective.sample(predict, *samplers.example_noise(keys, shape))
         return decode(frozen, drawn) if decode else drawn
 
     def load(path: PathLike) -> Params:
@@ -99,11 +107,11 @@ def denoising_model(
         network=network,
         init=init,
         apply=functools.partial(_apply, network),
-        loss=functools.partial(denoising_loss, objective, example),
+        loss=functools.partial(denoising_loss, objective, example, network),
         sample=sample,
-        render=image_grid,
+        render=functools.partial(image_grid, columns=grid_columns(config.sample, classes)),
         layer_flops=lambda params: layer_flops(network, params, *example_inputs),
-        passes_per_sample=len(objective.visited),
+        passes_per_sample=guided_passes(config.sample, objective),
         schedule=objective.schedule,
         load=load,
         warnings=objective.warnings,
@@ -114,22 +122,31 @@ def denoising_model(
     )
 
 
+def _example_inputs(network: Network, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Return the shapes of x, t and, if the network takes them, labels, of one example."""
+    x = jax.ShapeDtypeStruct((1, size, size, network.in_channels), jnp.float32)
+    t = labels = jax.ShapeDtypeStruct((1,), jnp.int32)
+    return (x, t, labels) if network.classes else (x, t)
+
+
 def _apply(
     network: Network,
     params: Params,
     x: Array,
     t: Array,
+    labels: Array | None = None,
     *,
     train: bool = False,
     rngs: dict[str, Keys] | None = None,
 ) -> PyTree:
     keys = rngs and rngs["dropout"]
-    return network.apply({"params": params}, x, t, train=train, dropout_keys=keys)
+    return network.apply({"params": params}, x, t, labels, train=train, dropout_keys=keys)
 
 
 def denoising_loss(
     objective: Objective,
     example: str,
+    network: Network,
     apply: Apply,
     params: Params,
     batch: Batch,
@@ -141,9 +158,12 @@ def denoising_loss(
     Args:
       objective: Objective.
       example: name of the examples in a batch.
-      apply: `apply(params, x, t, train=..., rngs=...) -> output`.
+      network: of it, only `classes` and `label_dropout` are read.
+      apply: `apply(params, x, t, train=..., rngs=...) -> output`; labels come after t, if the
+        network takes any.
       params: what `apply` takes.
-      batch: dictionary of the examples x_0 [batch, height, width, channels].
+      batch: dictionary of the examples x_0 [batch, height, width, channels], and of `label` [batch]
+        int for a network that takes labels.
       keys: a PRNG key per example [batch].
       train: whether dropout is on.
     """
@@ -155,20 +175,9 @@ def denoising_loss(
 
     t, noise, dropout_keys = jax.vmap(draw)(keys)
     x, network_t = objective.inputs(x_0, noise, t)
-    output = apply(params, x, network_t, train=train, rngs={"dropout": dropout_keys})
+    inputs: tuple[Array, ...] = (x, network_t)
+    if network.classes:
+        labels, rate = batch["label"], network.label_dropout if train else 0.0
+        inputs += (drop_labels(labels, keys, rate, network.classes),)
+    output = apply(params, *inputs, train=train, rngs={"dropout": dropout_keys})
     return jnp.mean(objective.loss(output, x_0, noise, t))
-
-
-def _sample(
-    objective: Objective,
-    shape: Shape,
-    apply: Apply,
-    params: Params,
-    key: PRNGKey,
-    count: int,
-    start: int | Array,
-) -> Array:
-    indices = start + jnp.arange(count)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-    x_T, noise = samplers.example_noise(keys, shape)  # noqa: N806
-    return objective.sample(functools.partial(apply, params), x_T, noise)

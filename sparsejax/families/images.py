@@ -1,6 +1,9 @@
 """Diffusion on the pixels of small images."""
 
+from collections.abc import Callable
+
 import grain
+import numpy as np
 from ml_collections import ConfigDict
 
 from sparsejax.data import images as data
@@ -8,10 +11,11 @@ from sparsejax.data.builders import open_builder, stamp
 from sparsejax.data.splits import is_held_out, spread_over
 from sparsejax.errors import require
 from sparsejax.families.arguments import check_batch_size
+from sparsejax.families.conditioning import in_turn
 from sparsejax.families.denoising import NETWORKS, denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.rendering.pixels import to_unit_range
-from sparsejax.types import Batches, NumpyArray
+from sparsejax.types import Batch, Batches, NumpyArray
 
 _IN_MEMORY = 2**30  # bytes of pixels; larger sets are decoded while training
 _HELD_OUT_BATCH = 250
@@ -54,8 +58,9 @@ def images_data(config: ConfigDict) -> Data:
 
     def held_out() -> Batches:
         images, _ = data.load_images(settings, settings.reference_split)
+        examples = {"image": to_unit_range(images)} | labels_of(config, settings.reference_split)
         for start in range(0, len(images), _HELD_OUT_BATCH):
-            yield {"image": to_unit_range(images[start : start + _HELD_OUT_BATCH])}
+            yield {key: x[start : start + _HELD_OUT_BATCH] for key, x in examples.items()}
 
     def training(most: int) -> NumpyArray:
         images, _ = data.load_images(settings, settings.split)
@@ -71,6 +76,7 @@ def images_data(config: ConfigDict) -> Data:
         sizes=lambda: image_counts(config),
         held_out=held_out if has_held_out else None,
         training=training if has_held_out else None,
+        shown=shown_images(config),
     )
 
 
@@ -89,6 +95,35 @@ def check_channels(config: ConfigDict) -> None:
     require(channels == image.shape[2], "model.in_channels", channels, accepted)
 
 
+def check_classes(config: ConfigDict) -> None:
+    """Check that a network that takes labels knows as many as the images have.
+
+    Raises:
+      ConfigError: the numbers differ, or the images have no labels.
+    """
+    classes = config.model.get("classes", 0)
+    if classes:
+        found, name = data.number_of_classes(config.task), data.label(config.task)
+        accepted = f"0 or {found}, the classes of {name}" if found > 1 else f"0: {name} has none"
+        require(classes == found > 1, "model.classes", classes, accepted)
+
+
+def labels_of(config: ConfigDict, split: str) -> Batch:
+    """Return the labels of a split for a network that takes them, `{"label": [count] int32}`.
+
+    Images without a label have that of none, `model.classes`. A network without classes gets {}.
+
+    Args:
+      config: resolved ConfigDict.
+      split: as in tensorflow-datasets.
+    """
+    classes = config.model.get("classes", 0)
+    if not classes:
+        return {}
+    labels = data.load_labels(config.task, split)
+    return {"label": np.where(labels < 0, classes, labels).astype(np.int32)}
+
+
 def prepare_images(config: ConfigDict) -> grain.MapDataset:
     """Open the training images, preparing them on disk the first time.
 
@@ -98,9 +133,11 @@ def prepare_images(config: ConfigDict) -> grain.MapDataset:
       See `data.images.open_images`.
 
     Raises:
-      ConfigError: a split can't be opened, or `batch_size` exceeds the size of the training split.
+      ConfigError: a split can't be opened, `batch_size` exceeds the size of the training split, or
+        the network knows another number of labels.
     """
     settings = config.task
+    check_classes(config)
     for split in filter(None, (settings.reference_split, settings.labelled_split)):
         data.open_images(settings, split)
     images = data.open_images(settings, settings.split)
@@ -124,8 +161,9 @@ def training_batches(config: ConfigDict, start: int, stop: int) -> Batches:
     images = data.open_images(settings, settings.split)
     if len(images) * images[0]["image"].nbytes <= _IN_MEMORY:
         images, _ = data.load_images(settings, settings.split)
+    labels = labels_of(config, settings.split).get("label")
     return data.image_batches(
-        images, config.batch_size, config.seed, start, stop, flip=settings.flip
+        images, config.batch_size, config.seed, start, stop, flip=settings.flip, labels=labels
     )
 
 
@@ -134,11 +172,20 @@ def reference_images(settings: ConfigDict) -> NumpyArray:
     return to_unit_range(data.load_images(settings, settings.reference_split)[0])
 
 
-def held_out_batches(settings: ConfigDict) -> Batches:
-    """Iterate once over the images of `reference_split`, as `training_batches` gives them."""
-    images = reference_images(settings)
-    for start in range(0, len(images), _HELD_OUT_BATCH):
-        yield {"image": images[start : start + _HELD_OUT_BATCH]}
+def shown_images(config: ConfigDict) -> Callable[[int], NumpyArray] | None:
+    """Return `shown(count) -> images of reference_split` with labels in turn, as samples have them.
+
+    Returns None for a network without labels, or samples of one.
+    """
+    settings, classes = config.task, config.model.get("classes", 0)
+    if not classes or config.sample.label is not None:
+        return None
+
+    def shown(count: int) -> NumpyArray:
+        labels = data.load_labels(settings, settings.reference_split)
+        return reference_images(settings)[in_turn(labels, classes, count)]
+
+    return shown
 
 
 FAMILY = Family(

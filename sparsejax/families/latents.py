@@ -20,7 +20,13 @@ from sparsejax.families.arguments import is_count, require_fact
 from sparsejax.families.autoencoder import build_autoencoder
 from sparsejax.families.denoising import NETWORKS, denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
-from sparsejax.families.images import image_counts, prepare_images, reference_images
+from sparsejax.families.images import (
+    image_counts,
+    labels_of,
+    prepare_images,
+    reference_images,
+    shown_images,
+)
 from sparsejax.models import first_stage
 from sparsejax.models.arguments import FREE_ARGUMENTS, comparable
 from sparsejax.models.autoencoder import KLModel, VQModel
@@ -146,8 +152,9 @@ def latents_data(config: ConfigDict) -> Data:
 
     def batches(start: int, stop: int) -> Batches:
         latents, std = cache.open_latents(folder, identity(), stamp(settings))
+        labels = labels_of(config, settings.split).get("label")
         return cache.latent_batches(
-            latents, scale or 1 / std, config.batch_size, config.seed, start, stop
+            latents, scale or 1 / std, config.batch_size, config.seed, start, stop, labels
         )
 
     def facts() -> Facts:
@@ -167,6 +174,7 @@ def latents_data(config: ConfigDict) -> Data:
         prepare=prepare,
         sizes=lambda: image_counts(config),
         labelled=lambda: data.load_images(settings, settings.labelled_split or settings.split),
+        shown=shown_images(config),
     )
 
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from sparsejax.types import PathLike, Value
 
 # Inference doesn't depend on these arguments.
-FREE_ARGUMENTS = ("dtype", "remat", "dropout", "code_limit")
+FREE_ARGUMENTS = ("dtype", "remat", "dropout", "label_dropout", "code_limit")
 # What CompVis's code computes, for files that don't state otherwise.
 COMPVIS_ARGUMENTS = {
     "norm_eps": 1e-5,

@@ -14,6 +14,8 @@ from sparsejax.types import NumpyArray, Params, PyTree, StateDict
 
 # Attention in CompVis's UNet uses 1x1 Conv1d layers, whose weights have a third axis.
 _CONV1D = ("qkv", "proj_out")
+# Tables: a module in PyTorch, and in an autoencoder a leaf here.
+_TABLES = ("embedding", "label_emb")
 
 
 def unet_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
@@ -145,7 +147,7 @@ def _from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
         if kind not in ("weight", "bias"):
             raise ValueError(f"state dict entry {name!r}; accepted: names ending in weight or bias")
         leaf, value = leaf_from_torch(modules[-1] if modules else "", kind, np.asarray(array))
-        if leaf == "embedding":
+        if leaf == "embedding" and modules[-1] == leaf:
             modules.pop()
         node = params
         for module in _join_numbers(modules):
@@ -176,7 +178,7 @@ def leaf_from_torch(module: str, kind: str, array: NumpyArray) -> tuple[str, Num
     Returns:
       The leaf's name (`kernel`, `scale`, `embedding` or `bias`), and its array.
     """
-    if module == "embedding":
+    if module in _TABLES:
         return "embedding", array
     match kind, array.ndim:
         case "weight", 4:
@@ -194,7 +196,7 @@ def _to_torch(params: Params) -> StateDict:
     state_dict = {}
     for path, value in jax.tree_util.tree_flatten_with_path(params)[0]:
         *modules, leaf = (entry.key for entry in path)
-        if leaf == "embedding":
+        if leaf == "embedding" and modules[-1] not in _TABLES:
             modules.append(leaf)
         kind = "bias" if leaf == "bias" else "weight"
         name = ".".join([*_split_numbers(modules), kind])

@@ -23,7 +23,6 @@ _UNET_FIXED = {
     "downsample_type": ("conv", None),
     "mid_block_scale_factor": (1,),
     "mid_block_type": ("UNetMidBlock2D",),
-    "num_class_embeds": (None,),
     "resnet_time_scale_shift": ("default",),
     "time_embedding_type": ("positional",),
     "upsample_type": ("conv", None),
@@ -41,6 +40,7 @@ _UNET_ARGUMENTS = {
     "layers_per_block": 2,
     "norm_eps": 1e-5,
     "norm_num_groups": 32,
+    "num_class_embeds": None,
     "out_channels": 3,
     "time_embedding_dim": None,
     "up_block_types": [*3 * ["AttnUpBlock2D"], "UpBlock2D"],
@@ -118,6 +118,8 @@ def unet_arguments(config: dict[str, Value]) -> dict[str, Value]:
     given = config["time_embedding_dim"]
     accepted = f"None, or 4 times {widths[0]}, the first of block_out_channels"
     require_value(given in (None, 4 * widths[0]), "time_embedding_dim", given, accepted)
+    given = config["num_class_embeds"]
+    require_value(given is None or _is_count(given), "num_class_embeds", given, "None, 1 or more")
     given = config["dropout"]
     is_rate = isinstance(given, int | float) and 0 <= given < 1
     require_value(is_rate, "dropout", given, "numbers in [0, 1)")
@@ -138,6 +140,7 @@ def unet_arguments(config: dict[str, Value]) -> dict[str, Value]:
         "freq_shift": int(config["freq_shift"]),
         "flip_sin_to_cos": config["flip_sin_to_cos"],
         "downsample_padding": int(config["downsample_padding"]),
+        "classes": config["num_class_embeds"] or 0,
     }
 
 
@@ -232,6 +235,7 @@ def unet_diffusers_config(model: UNet, sample_size: int | None = None) -> dict[s
         "block_out_channels": [mult * model.model_channels for mult in model.channel_mult],
         "down_block_types": ["AttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "downsample_padding": model.downsample_padding,
+        "num_class_embeds": model.classes or None,
         "dropout": model.dropout,
         "flip_sin_to_cos": model.flip_sin_to_cos,
         "freq_shift": model.freq_shift,

@@ -17,6 +17,7 @@ from sparsejax.models.diffusers_config import unet_diffusers_config as unet_diff
 from sparsejax.types import NumpyArray, Params, Shape, StateDict
 
 _TIME = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2"}
+_TIME["label_emb"] = "class_embedding"
 _RES_BLOCK = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",

@@ -232,6 +232,7 @@ class DiT(nn.Module):
       num_heads: attention heads of a block.
       mlp_ratio: hidden units of a block's MLP, as a multiple of `hidden_size`.
       classes: number of labels; 0 for a network without labels.
+      label_dropout: rate at which training leaves labels out, for classifier-free guidance.
       learn_sigma: whether the network has the variances of the published models among its outputs.
         They are neither trained nor used here.
       dtype: computation dtype; parameters are float32.
@@ -255,6 +256,7 @@ class DiT(nn.Module):
     remat: bool = False
     freq_shift: int = 0
     mlp_norm_eps: float = _NORM_EPS
+    label_dropout: float = 0.1
 
     @nn.compact
     def __call__(

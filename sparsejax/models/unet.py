@@ -175,6 +175,9 @@ class UNet(nn.Module):
         google/ddpm-*, puts the sines first.
       downsample_padding: zeros on every side before a halving, 0 or 1; 0, as in google/ddpm-*, pads
         one row at the bottom and one column at the right only.
+      classes: number of labels; 0 for a network without labels. A label is embedded and added to
+        the time embedding, as in Dhariwal and Nichol (2021); no label adds nothing.
+      label_dropout: rate at which training leaves labels out, for classifier-free guidance.
     """
 
     in_channels: int = 3
@@ -192,16 +195,25 @@ class UNet(nn.Module):
     freq_shift: int = 0
     flip_sin_to_cos: bool = True
     downsample_padding: int = 1
+    classes: int = 0
+    label_dropout: float = 0.1
 
     @nn.compact
     def __call__(
-        self, x: Array, t: Array, *, train: bool = False, dropout_keys: Keys | None = None
+        self,
+        x: Array,
+        t: Array,
+        labels: Array | None = None,
+        *,
+        train: bool = False,
+        dropout_keys: Keys | None = None,
     ) -> Array:
         """Predict the noise.
 
         Args:
           x: noisy examples, [batch, height, width, in_channels].
           t: diffusion steps, [batch].
+          labels: [batch] int from 0 to `classes`, which stands for no label (default: no labels).
           train: enables dropout.
           dropout_keys: PRNG keys [batch]; if None, they are split from the rng `dropout`.
 
@@ -213,6 +225,8 @@ class UNet(nn.Module):
         elif dropout_keys is None:
             dropout_keys = jax.random.split(self.make_rng("dropout"), len(x))
         embedding = self._embed_time(t)
+        if self.classes:
+            embedding = embedding + self._embed_labels(labels, len(x))
 
         def res_block(h: Array, features: int, name: str) -> Array:
             cls = nn.remat(ResBlock) if self.remat else ResBlock
@@ -266,6 +280,19 @@ class UNet(nn.Module):
         width = 4 * self.model_channels
         embedding = dense(embedding, width, "time_embed_0", dtype=self.dtype)
         return dense(nn.silu(embedding), width, "time_embed_2", dtype=self.dtype)
+
+    def _embed_labels(self, labels: Array | None, batch: int) -> Array:
+        """Return the embeddings of labels, [batch, 4 model_channels]; zeros for no label."""
+        table = nn.Embed(
+            self.classes,
+            4 * self.model_channels,
+            dtype=self.dtype,
+            embedding_init=nn.initializers.normal(1.0),
+            name="label_emb",
+        )
+        labels = jnp.full((batch,), self.classes) if labels is None else labels
+        known = (labels < self.classes)[:, None]
+        return jnp.where(known, table(jnp.minimum(labels, self.classes - 1)), 0)
 
     def _attend(self, h: Array, name: str) -> Array:
         cls = nn.remat(AttentionBlock) if self.remat else AttentionBlock

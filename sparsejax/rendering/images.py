@@ -16,8 +16,8 @@ _GAP = 4
 logger = logging.getLogger(__name__)
 
 
-def image_grid(images: Samples) -> Pictures:
-    """Lay out images in a square grid on white.
+def image_grid(images: Samples, columns: int | None = None) -> Pictures:
+    """Lay out images in a grid on white.
 
     Images of fewer than 48 pixels are enlarged by a whole factor without interpolation: the grid
     shows exactly the 8-bit pictures that are measured. Images with values that aren't finite are
@@ -25,6 +25,8 @@ def image_grid(images: Samples) -> Pictures:
 
     Args:
       images: [count, height, width, channels] floats in [-1, 1], 1 or 3 channels.
+      columns: number of columns, if there are as many images (default: as many columns as rows, or
+        one more).
 
     Returns:
       [grid height, grid width, 3] uint8.
@@ -36,7 +38,7 @@ def image_grid(images: Samples) -> Pictures:
         logger.warning("%d of %d images hold values that aren't finite: left white", bad, count)
     factor = max(1, -(-_SMALLEST // height))
     height, width = height * factor, width * factor
-    columns = math.ceil(math.sqrt(count))
+    columns = columns if columns and count >= columns else math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3)
     grid = np.full(shape, 255, np.uint8)

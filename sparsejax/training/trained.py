@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import jax
@@ -16,7 +16,7 @@ from sparsejax.compact.states import without_inactive
 from sparsejax.configuration import set_key, structure_name
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model
-from sparsejax.schema import BY_PATH
+from sparsejax.schema import BY_PATH, SAMPLERS
 from sparsejax.training import runs
 from sparsejax.training.facts import build_model_of, read_facts
 from sparsejax.training.hub import sparse_file_of
@@ -87,6 +87,8 @@ def load(
     sampler: str | None = None,
     steps: int | None = None,
     eta: float | None = None,
+    label: int | None = None,
+    guidance: float | None = None,
 ) -> Run:
     """Load a trained model to sample from, without needing its data.
 
@@ -97,8 +99,11 @@ def load(
       first_stage: first stage of a run on latents: a file, a diffusers folder, or the workdir that
         trained it (default: the path in the config, if it exists).
       sampler: one of `schema.SAMPLERS` (default: `config.sample.sampler`).
-      steps: number of steps of DDIM or DPM-Solver++ (default: `config.sample.steps`).
+      steps: number of steps, of other samplers than ddpm (default: `config.sample.steps`).
       eta: eta of DDIM, from 0 (deterministic) to 1 (default: `config.sample.eta`).
+      label: label of all samples, of a network with `model.classes` (default:
+        `config.sample.label`; if that is None, all labels in turn).
+      guidance: weight of classifier-free guidance (default: `config.sample.guidance`).
 
     Returns:
       Run.
@@ -110,7 +115,16 @@ def load(
     Examples:
       `sparsejax.load("runs/digits-rigl-0.75-0").sample(jax.random.key(0), 16)`
     """
-    config, model, params, masks = _read(sparse_file_of(path), first_stage, sampler, steps, eta)
+    changes = {
+        "first_stage.path": first_stage and str(first_stage),
+        "sample.sampler": sampler,
+        "sample.steps": steps,
+        "sample.eta": eta,
+        "sample.label": label,
+        "sample.guidance": guidance,
+    }
+    changes = {key: value for key, value in changes.items() if value is not None}
+    config, model, params, masks = _read(sparse_file_of(path), changes)
     takes_one = model.first_stage is not None or not first_stage
     require(takes_one, "task.name", config.task.name, "latents, with a first stage")
     decodes = model.first_stage is None or bool(first_stage) or _is_there(config.first_stage.path)
@@ -128,17 +142,17 @@ def load(
 
 
 def _read(
-    path: pathlib.Path, *changes: Value
+    path: pathlib.Path, changes: Mapping[str, Value]
 ) -> tuple[ml_collections.FrozenConfigDict, Model, Params, Masks]:
     """Return the changed config, the Model, params and masks of a workdir or of a sparse file."""
     if path.is_file():
         config, known, params, masks = _named(runs.read_sparse, path)
-        config = _changed(config, *changes)
+        config = _changed(config, changes)
         model = build_sparse_model(config, known, params, path)
         return config, model, *complete_units(structure_name(config.sparsity), model, params, masks)
     config = runs.read_config(path)
     known = read_facts(path, config)
-    config = _changed(config, *changes)
+    config = _changed(config, changes)
     model = build_model_of(config, known, path)
     state = runs.load_state_of(path, config, model)
     return config, model, ema_params_of(state), state.masks
@@ -153,23 +167,18 @@ def _named(function: Callable[..., T], *args: Value) -> T:
 
 
 def _changed(
-    config: ml_collections.FrozenConfigDict,
-    first_stage: PathLike | None,
-    sampler: str | None,
-    steps: int | None,
-    eta: float | None,
+    config: ml_collections.FrozenConfigDict, changes: Mapping[str, Value]
 ) -> ml_collections.FrozenConfigDict:
     """Return a resolved config with the changes that the caller of `load` requests.
 
     No other key is checked: sampling a sparse file needs none of the modules that trained it.
     """
-    changes: dict[str, Value] = {"sample.sampler": sampler}
-    changes |= {"sample.steps": steps, "sample.eta": eta}
-    changes |= {"first_stage.path": first_stage and str(first_stage)}
-    changes = {key: value for key, value in changes.items() if value is not None}
-    sampler = sampler or config.sample.sampler
+    sampler = changes.get("sample.sampler", config.sample.sampler)
     changed = ml_collections.ConfigDict(config.to_dict())
-    takes = {"sample.steps": ("ddim", "dpmpp_2m"), "sample.eta": ("ddim",)}
+    takes = {
+        "sample.steps": tuple(name for name in SAMPLERS if name != "ddpm"),
+        "sample.eta": ("ddim",),
+    }
     for key, value in changes.items():
         accepted = f"the default of a run whose sample.sampler is {sampler}"
         require(sampler in takes.get(key, (sampler,)), key, value, accepted)

@@ -149,7 +149,7 @@ def test_diffusers_weights_come_back_bit_for_bit():
     assert_same_bits(diffusers_layout.autoencoder_to_diffusers(params), autoencoder)
 
 
-@pytest.mark.parametrize("model", [MIXED, NO_ATTENTION, ONE_RESOLUTION])
+@pytest.mark.parametrize("model", [MIXED, MIXED.clone(classes=4), NO_ATTENTION, ONE_RESOLUTION])
 def test_our_weights_come_back_from_diffusers(model):
     params = numbered(unet_shapes(model))
     named = diffusers_layout.unet_to_diffusers(params, model.num_head_channels)
@@ -205,9 +205,9 @@ def test_config_of_another_network_is_refused(key, value):
 def test_refusals_name_the_tensor():
     unet, autoencoder = recorded_weights("unet"), recorded_weights("autoencoder")
     q, k = (f"mid_block.attentions.0.to_{part}.weight" for part in "qk")
-    extra = {"class_embedding.weight": np.zeros((10, 64))}
+    extra = {"add_embedding.weight": np.zeros((10, 64))}
     cases = {
-        "class_embedding.weight": unet | extra,
+        "add_embedding.weight": unet | extra,
         q: {name: array for name, array in unet.items() if name != q},
         k: unet | {k: np.zeros((16, 48))},
     }
@@ -216,7 +216,7 @@ def test_refusals_name_the_tensor():
             diffusers_layout.unet_from_diffusers(weights, 8)
     with pytest.raises(ValueError, match=r"attentions.*multiples of 9"):
         diffusers_layout.unet_from_diffusers(unet, 9)
-    with pytest.raises(ValueError, match="class_embedding"):
+    with pytest.raises(ValueError, match="add_embedding"):
         diffusers_layout.autoencoder_from_diffusers(autoencoder | extra)
-    with pytest.raises(ValueError, match="label_emb"):
-        diffusers_layout.unet_to_diffusers({"label_emb": {"bias": np.zeros(3)}}, 8)
+    with pytest.raises(ValueError, match="label_out"):
+        diffusers_layout.unet_to_diffusers({"label_out": {"bias": np.zeros(3)}}, 8)
