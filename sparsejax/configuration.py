@@ -209,10 +209,12 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
         # Not read once there is a checkpoint, so it may be left out and may no longer exist.
         checkpoint = config.checkpoint
         checkpoint.init_from = checkpoint.init_from or saved["checkpoint"]["init_from"]
+    prunes_once = sparsity.method == "one_shot"
     if sparsity.begin is None:
-        sparsity.begin = sparsity.update_interval
+        sparsity.begin = config.steps // 2 if prunes_once else sparsity.update_interval
     if sparsity.end is None:
-        sparsity.end = int(0.75 * config.steps)
+        once = sparsity.begin + sparsity.update_interval
+        sparsity.end = once if prunes_once else int(0.75 * config.steps)
     if sparsity.includes_end is None:
         sparsity.includes_end = False
     if sparsity.fan_in is None:

@@ -1,9 +1,11 @@
 """Kinds of networks by task, and the values that their arguments can have."""
 
 from collections.abc import Collection
-from typing import Any
+from typing import TypeVar
 
 from sparsejax.types import Value
+
+Kind = TypeVar("Kind")  # str; None stands for any kind
 
 # Kinds of networks (`task.kind`) by task, the default first.
 KINDS = {
@@ -46,7 +48,7 @@ NETWORK_VALUES: dict[str, tuple[Value, ...] | str] = {
 }
 
 
-def kind_of(kinds: Collection[Any], kind: str) -> str:
+def kind_of(kinds: Collection[Kind], kind: str) -> Kind | str:
     """Return the kind of network of a config.
 
     Args:

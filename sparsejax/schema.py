@@ -325,14 +325,14 @@ KEYS = (
         "sparsity.begin",
         int | None,
         None,
-        "first step with a topology update (default: update_interval)",
+        "first step with a topology update (default: update_interval; one_shot: steps / 2)",
         _STEPS_OR_0,
     ),
     Key(
         "sparsity.end",
         int | None,
         None,
-        "first step without topology updates (default: 0.75 * steps)",
+        "first step without topology updates (default: 0.75 * steps; one_shot: after one update)",
         _STEPS_OR_0,
     ),
     Key(

@@ -15,7 +15,8 @@ from sparsejax.reports.spreads import Spread, spreads_of
 # Method, structure, sparsity, drop fraction, update interval, steps, parameters.
 Setting: TypeAlias = tuple[str, str, float, float | None, int | None, int, int | None]
 
-_METHODS = ("dense", "small_dense", "small_dense_flops", "static", "rigl", "magran")
+_DENSE = ("dense", "small_dense", "small_dense_flops")
+_METHODS = (*_DENSE, "static", "rigl", "magran", "gradual", "one_shot")
 _STRUCTURES = ("weight", "block", "channel")
 
 
@@ -69,7 +70,7 @@ class Group(NamedTuple):
     @property
     def is_sparse(self) -> bool:
         """Whether the runs have masks: neither dense nor a small dense model."""
-        return self.method not in _METHODS[:3]
+        return self.method not in _DENSE
 
 
 class Comparison(NamedTuple):

@@ -28,6 +28,7 @@ STYLE: Settings = {
 # Distinct in print, in grey and to the colour-blind (Okabe and Ito).
 BLACK, BLUE, ORANGE, PURPLE = "#1A1A1A", "#0072B2", "#E69F00", "#CC79A7"
 VERMILION, GREEN, SKY = "#D55E00", "#009E73", "#56B4E9"
+BROWN, GREY = "#7A4E1D", "#7F7F7F"
 MARKS = {
     "dense": (BLACK, "*"),
     "small_dense": (SKY, "s"),
@@ -35,6 +36,8 @@ MARKS = {
     "static": (BLUE, "o"),
     "rigl": (VERMILION, "^"),
     "magran": (GREEN, "v"),
+    "gradual": (BROWN, "h"),
+    "one_shot": (GREY, "H"),
 }
 OTHER = (ORANGE, "P")
 MEANING = "Marks are means over seeds, bars one standard deviation, faint dots single runs."

@@ -2,13 +2,12 @@
 
 `static` draws a random topology and keeps it (Static-DM). `rigl` grows where the dense
 gradient is largest (RigL-DM; Evci et al. 2020). `magran` grows at random (MagRan-DM; SET
-with plain magnitude, Mocanu et al. 2018). `dense` is the baseline. The unit that moves, a single
+with plain magnitude, Mocanu et al. 2018). `dense` is the baseline; `gradual` and `one_shot` begin
+dense and are pruned (`pruning`). The unit that moves, a single
 weight, block or channel, is a `structure`.
 """
 
 import dataclasses
-import functools
-import inspect
 import re
 from collections.abc import Callable
 from typing import TypeAlias
@@ -17,6 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.sparsity import masks as masks_lib
+from sparsejax.sparsity.method import Init, Method
+from sparsejax.sparsity.pruning import gradual, one_shot
 from sparsejax.sparsity.structure import WEIGHT, Structure
 from sparsejax.types import (
     ArrayLike,
@@ -24,99 +25,12 @@ from sparsejax.types import (
     Masks,
     Params,
     PRNGKey,
-    PyTree,
     Scores,
     Sparsities,
     Units,
 )
 
-Init: TypeAlias = Callable[[PRNGKey, Params, Sparsities], Masks]
-Update: TypeAlias = Callable[..., tuple[Params, Masks]]
-
 _SMALL = 2**14  # entries of a layer whose scores are drawn together with others
-_POSITIONAL = ("key", "params", "masks", "gradients", "fraction")
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """How a method of sparse training initializes and updates masks.
-
-    Attributes:
-      name: the method's name.
-      update: `update(key, params, masks, gradients, fraction, *, step=None, density=None) ->
-        (params, masks)`: the topology update. `params` are masked on entry and on return;
-        `gradients` are dense (not masked), with respect to `probe(key, params, masks)`;
-        `fraction` is the drop fraction; `step` is the number of optimizer steps taken, an int32
-        scalar, and `density` is the density that the caller requests of every layer, floats in the
-        structure of `init`'s sparsities: the training loop passes 1 minus those, a loop of your
-        own may pass the value of a schedule. Both are None if the caller passes neither, and a
-        function that doesn't need them may omit them from its signature.
-      init: `init(key, params, sparsities) -> masks`: the first topology. `sparsities` has the
-        structure of params, or of the groups of channels.
-      probe: `probe(key, params, masks) -> params` at which gradients are taken: `params`
-        themselves, except for channels (see `structure.channel`).
-      is_dynamic: whether `update` changes anything; otherwise it needn't be called.
-      uses_gradients: whether `update` uses the dense gradients, which cost FLOPs.
-      changes_density: whether the number of active weights of a layer may change in `update`.
-        Costs are then summed over the steps; flat optimizer state, whose shapes are static,
-        raises ValueError.
-
-    Raises:
-      ValueError: a method changes density but is not dynamic; or `update` has a different
-        signature or can't be called.
-
-    Examples:
-      SET (Mocanu et al. 2018), by hand: drop the smallest weights, grow at random.
-
-      >>> from sparsejax.sparsity import topology
-      >>> def update(key, params, masks, gradients, fraction):
-      ...     scores = jax.tree.map(lambda p: jax.random.uniform(key, p.shape), params)
-      ...     masks = topology.rewire(params, masks, scores, fraction)
-      ...     return masks_lib.apply_masks(params, masks), masks
-      >>> Method("set", update).is_dynamic
-      True
-    """
-
-    name: str
-    update: Update
-    init: Init = masks_lib.random_masks
-    probe: Callable[[PRNGKey, Params, Masks], Params] = lambda key, params, masks: params
-    is_dynamic: bool = True
-    uses_gradients: bool = False
-    changes_density: bool = False
-
-    def __post_init__(self) -> None:
-        if self.changes_density and not self.is_dynamic:
-            raise ValueError(f"method {self.name!r} changes density; accepted: is_dynamic=True")
-        object.__setattr__(self, "update", _taking_step_and_density(self.name, self.update))
-
-
-def _taking_step_and_density(name: str, update: Update) -> Update:
-    """Return `update` with `step` and `density` accepted, and dropped if it has no such parameter.
-
-    Raises:
-      ValueError: it can't be called as the training loop calls it.
-    """
-    try:
-        signature = inspect.signature(update)
-        parameters = signature.parameters.values()
-        takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-        taken = [key for key in ("step", "density") if takes_all or key in signature.parameters]
-        signature.bind(*_POSITIONAL, **dict.fromkeys(taken))
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"update of method {name!r} can't be called: {error}; accepted: update("
-            f"{', '.join(_POSITIONAL)}, *, step=None, density=None), the last two of which may be "
-            "left out"
-        ) from error
-    if len(taken) == 2:
-        return update
-
-    @functools.wraps(update)
-    def update_ignoring(*args: PyTree, **kwargs: PyTree) -> tuple[Params, Masks]:
-        return update(*args, **{k: v for k, v in kwargs.items() if k in taken})
-
-    return update_ignoring
 
 
 Factory: TypeAlias = Callable[[Structure], Method]
@@ -164,6 +78,8 @@ METHODS: dict[str, Method | Factory] = {
     "static": static,
     "rigl": rigl,
     "magran": magran,
+    "gradual": gradual,
+    "one_shot": one_shot,
 }
 
 
@@ -294,7 +210,7 @@ def _origin(method: Method | Factory) -> tuple[str, str]:
 
 
 def get_method(name: str, structure: Structure = WEIGHT) -> Method:
-    """Return the method of this name: `dense`, `static`, `rigl`, `magran` or a registered one.
+    """Return the method of this name, one of `METHODS`.
 
     Args:
       name: name of the method.

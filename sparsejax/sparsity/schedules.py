@@ -2,7 +2,9 @@
 
 import dataclasses
 
-from sparsejax.types import Array
+import jax.numpy as jnp
+
+from sparsejax.types import Array, ArrayLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,3 +43,15 @@ class UpdateSchedule:
     def count_due(self, steps: int) -> int:
         """Return the number of updates in a run of this many optimizer steps."""
         return sum(bool(self.is_due(step)) for step in range(1, steps + 1))
+
+    def progress(self, step: ArrayLike) -> Array:
+        """Return how far a run is at a step: 0 at its first topology update, 1 at its last.
+
+        Float32 scalar; 1 throughout if there is one update or none.
+        """
+        interval = self.update_interval
+        first = -(-max(self.begin, 1) // interval) * interval
+        last = (self.end if self.includes_end else self.end - 1) // interval * interval
+        if last <= first:
+            return jnp.float32(1)
+        return jnp.clip((jnp.float32(step) - first) / (last - first), 0, 1)

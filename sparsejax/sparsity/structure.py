@@ -68,6 +68,8 @@ class Structure(NamedTuple):
         values for units that are newly active since `before`; `key` is that of `probe`.
       rewire: `rewire(scores, unit_masks, grow_scores, fraction) -> unit_masks`, with as many active
         units (see `topology.rewire`).
+      keep: `keep(scores, unit_masks, counts) -> unit_masks` with the `counts` largest of the active
+        units of each array (see `topology.keep`).
       draw: `draw(key, units, sparsities) -> unit_masks`: a random topology; `units` are arrays of
         the shapes of scores, or `jax.ShapeDtypeStruct`.
       compact_trees: `compact_trees(params, sparsities) -> CompactTrees`, from the shapes of params;
@@ -84,6 +86,7 @@ class Structure(NamedTuple):
         apply_masks(params, after)
     )
     rewire: Callable[[Scores, Units, Scores, ArrayLike], Units] = topology.rewire
+    keep: Callable[[Scores, Units, PyTree], Units] = topology.keep
     draw: Callable[[PRNGKey, PyTree, Sparsities], Units] = random_masks
     compact_trees: Callable[[Params, Sparsities], CompactTrees | None] | None = None
 
@@ -133,6 +136,7 @@ def block(size: BlockSize, fan_in: bool = False) -> Structure:
             lambda mask, leaf: blocks.spread(mask, leaf, size), units, params
         ),
         rewire=topology.rewire_columns if fan_in else topology.rewire,
+        keep=topology.keep_columns if fan_in else topology.keep,
         draw=blocks.random_fan_in if fan_in else random_masks,
         compact_trees=functools.partial(block_trees, size=size) if fan_in else None,
     )

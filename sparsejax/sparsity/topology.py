@@ -16,7 +16,7 @@ from sparsejax.sparsity.masks import count_active
 from sparsejax.sparsity.selection import select_top, select_top_columns
 from sparsejax.types import Array, ArrayLike, Masks, Params, PyTree, Scores
 
-__all__ = ["prune", "regrow", "rewire", "rewire_columns", "select_top"]
+__all__ = ["keep", "keep_columns", "prune", "regrow", "rewire", "rewire_columns", "select_top"]
 
 
 def prune(params: Params, masks: Masks, fraction: ArrayLike) -> Masks:
@@ -44,6 +44,54 @@ def prune(params: Params, masks: Masks, fraction: ArrayLike) -> Masks:
         return select_top(jnp.abs(param), active - dropped, candidates=mask)
 
     return jax.tree.map(prune_leaf, params, masks)
+
+
+def keep(params: Params, masks: Masks, counts: PyTree) -> Masks:
+    """Keep the given number of active weights of largest magnitude in each layer.
+
+    Args:
+      params: pytree of arrays; only active weights matter.
+      masks: masks of `params`; 0-d masks pass unchanged.
+      counts: pytree of integer scalars, Python or traced; at most as many as are active are kept.
+
+    Returns:
+      Masks; ties as in `prune`.
+
+    Examples:
+      >>> params, masks = {"kernel": jnp.array([3.0, -4.0, 1.0])}, {"kernel": jnp.ones(3, bool)}
+      >>> keep(params, masks, {"kernel": 2})["kernel"].tolist()
+      [True, True, False]
+    """
+
+    def keep_leaf(param: Array, mask: Array, count: ArrayLike) -> Array:
+        if mask.ndim == 0:
+            return mask
+        chex.assert_equal_shape([param, mask])
+        return select_top(jnp.abs(param), count, candidates=mask)
+
+    return jax.tree.map(keep_leaf, params, masks, counts)
+
+
+def keep_columns(params: Params, masks: Masks, counts: PyTree) -> Masks:
+    """Keep as `keep` does, the same number in each column of an array of two dimensions.
+
+    Args:
+      params: pytree of arrays; of two dimensions, [rows, columns]. Others are pruned as by `keep`.
+      masks: masks of `params`.
+      counts: pytree of integer scalars; those of columns are rounded up.
+
+    Returns:
+      Masks.
+    """
+
+    def keep_leaf(param: Array, mask: Array, count: ArrayLike) -> Array:
+        if mask.ndim != 2:
+            return keep(param, mask, count)
+        chex.assert_equal_shape([param, mask])
+        of_column = -(-jnp.asarray(count, jnp.int32) // mask.shape[1])
+        return select_top_columns(jnp.abs(param), of_column, candidates=mask)
+
+    return jax.tree.map(keep_leaf, params, masks, counts)
 
 
 def regrow(masks: Masks, scores: Scores, counts: PyTree, *, exclude: Masks | None = None) -> Masks:

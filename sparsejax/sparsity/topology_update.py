@@ -29,6 +29,7 @@ def update_topology(
     *,
     step: ArrayLike | None = None,
     density: Sparsities | None = None,
+    progress: ArrayLike | None = None,
     trees: CompactTrees | None = None,
 ) -> tuple[Params, Masks, OptState]:
     """Prune and regrow, and return parameters and optimizer state ready for the next step.
@@ -51,6 +52,7 @@ def update_topology(
       step: number of optimizer steps taken, for methods that use it.
       density: requested density per layer, for methods that change it: floats in the structure
         of `params`.
+      progress: 0 at the first update of a run, 1 at its last, for methods that use it.
       trees: CompactTrees, if `params`, `masks` (CompactMasks) and `opt_state` are compact; the
         gradients have full shapes in any case.
 
@@ -89,7 +91,14 @@ def update_topology(
 
     def update(params: Params, masks: Masks) -> tuple[Params, Masks]:
         params, masks = method.update(
-            key, params, masks, gradients, fraction, step=step, density=density
+            key,
+            params,
+            masks,
+            gradients,
+            fraction,
+            step=step,
+            density=density,
+            progress=progress,
         )
         return apply_masks(params, masks), masks
 

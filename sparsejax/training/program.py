@@ -90,6 +90,7 @@ def build_program(run: Setup, counts: Summary) -> Program:
         plan.method,
         plan.drop_fraction,
         density=jax.tree.map(lambda sparsity: 1.0 - sparsity, plan.sparsities),
+        progress=plan.updates.progress,
         accumulate=accumulate,
         trees=trees,
     )

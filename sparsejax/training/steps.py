@@ -193,6 +193,7 @@ def make_topology_update(
     drop_fraction: Schedule,
     *,
     density: PyTree = None,
+    progress: Schedule | None = None,
     accumulate: int = 1,
     trees: CompactTrees | None = None,
 ) -> Callable[[TrainState, Batch, UpdateKeys], tuple[TrainState, Metrics]]:
@@ -208,6 +209,7 @@ def make_topology_update(
       method: `sparsity.methods.Method`.
       drop_fraction: optax schedule over global steps.
       density: densities passed to `method.update`: floats in the structure of its sparsities.
+      progress: of the run, passed to it too: from 0 to 1, over global steps.
       accumulate: microbatches, as in the train step.
       trees: CompactTrees, if the states are compact.
 
@@ -241,6 +243,7 @@ def make_topology_update(
             fraction,
             step=state.step,
             density=density,
+            progress=progress(state.step) if progress else None,
             trees=trees,
         )
         if skipped is not None:

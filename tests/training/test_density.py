@@ -23,7 +23,7 @@ from tests.training.tiny import small_config
 BEGIN, END = 2, 9
 CHANGES = {
     "steps": 12,
-    "sparsity.method": "gradual",
+    "sparsity.method": "cubic",
     "sparsity.update_interval": 2,
     "sparsity.begin": BEGIN,
     "sparsity.end": END,
@@ -33,7 +33,7 @@ CHANGES = {
 }
 
 
-def gradual(structure):
+def cubic(structure):
     """Gradual magnitude pruning from dense (Zhu & Gupta 2017, equation 1)."""
     del structure
 
@@ -55,20 +55,20 @@ def gradual(structure):
         masks = jax.tree.map(prune, params, masks, density)
         return apply_masks(params, masks), masks
 
-    return methods.Method("gradual", update, init, changes_density=True)
+    return methods.Method("cubic", update, init, changes_density=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _registered():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(methods.METHODS, "gradual", gradual)
+        patch.setitem(methods.METHODS, "cubic", cubic)
         yield
 
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory, _registered):
     """A finished run, a checkpoint after every topology update."""
-    workdir = tmp_path_factory.mktemp("gradual") / "whole"
+    workdir = tmp_path_factory.mktemp("cubic") / "whole"
     assert loop.train(small_config(**CHANGES), workdir)
     return workdir
 
@@ -170,13 +170,13 @@ def test_a_run_of_a_method_that_is_not_registered_is_refused_in_a_line(pruned, t
     """As by evaluate.py, which knows no methods but this project's; the weights can be used."""
     runs.save_sparse_run(pruned, tmp_path / "file")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delitem(methods.METHODS, "gradual")
+        patch.delitem(methods.METHODS, "cubic")
         for read in (
             runs.load_run,
             runs.read_config,
             lambda p: comparison.evaluate_runs([p], tmp_path),
         ):
-            with pytest.raises(ConfigError, match="is 'gradual', which is not registered") as error:
+            with pytest.raises(ConfigError, match="is 'cubic', which is not registered") as error:
                 read(pruned)
             assert str(pruned / "config.json") in str(error.value)
             assert "\n" not in str(error.value)
