@@ -112,6 +112,13 @@ KEYS = (
     ),
     Key("task.image_size", int, 0, "height and width in pixels"),
     Key(
+        "task.padding",
+        int,
+        0,
+        "images: pixels of black on each side, which are part of task.image_size",
+        "0 to 65536",
+    ),
+    Key(
         "task.channels",
         int | None,
         None,

@@ -230,9 +230,7 @@ def test_config_arguments_choose_method_and_level():
     sparsity = get_config("magran,0.5,0.05,1000").sparsity
     assert (sparsity.level, sparsity.drop_fraction) == (0.5, 0.05)
     assert sparsity.update_interval == 1000
-    with pytest.raises(
-        ValueError, match="'stattic'; accepted: dense, static, rigl, magran, grad"
-    ):
+    with pytest.raises(ValueError, match="'stattic'; accepted: dense, static, rigl, magran, grad"):
         get_config("stattic")
 
 

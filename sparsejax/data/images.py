@@ -1,7 +1,7 @@
 """Image datasets by name, and the input pipeline of training.
 
 Functions take `config.task` and read from it dataset, source, url, columns, held_out, image_size,
-channels and data_dir.
+padding, channels and data_dir.
 """
 
 import concurrent.futures
@@ -47,6 +47,9 @@ def open_images(settings: ConfigDict, split: str) -> grain.MapDataset:
     require(is_image_set, "task.dataset", settings.dataset, ", ".join(image_sets()))
     size = settings.image_size
     require(1 <= size <= 65536, "task.image_size", size, "1 to 65536")
+    border = settings.padding
+    accepted = f"less than half of task.image_size ({size})"
+    require(2 * border < size, "task.padding", border, accepted)
     builder = open_builder(settings)
     check_split(settings, split, builder)
     decoders = {"image": tfds.decode.SkipDecoding()}
@@ -54,7 +57,8 @@ def open_images(settings: ConfigDict, split: str) -> grain.MapDataset:
     channels = settings.channels or builder.info.features["image"].shape[-1]
 
     def example(record: Example) -> Example:
-        image = decoding.decode(record["image"], size, channels)
+        image = decoding.decode(record["image"], size - 2 * border, channels)
+        image = np.pad(image, ((border, border), (border, border), (0, 0)))
         return {"image": image, "label": int(record.get("label", 0))}
 
     return grain.MapDataset.source(source).map(example)
@@ -127,7 +131,9 @@ def describe(settings: ConfigDict, split: str) -> str:
     """
     size, channels = settings.image_size, settings.channels
     converted = f"x{channels}" if channels else ""
-    return f"{full_name(settings)} {split}, {decoding.METHOD} to {size}x{size}{converted}"
+    inner = size - 2 * settings.padding
+    padded = f", padded to {size}x{size}" if settings.padding else ""
+    return f"{full_name(settings)} {split}, {decoding.METHOD} to {inner}x{inner}{converted}{padded}"
 
 
 def label(settings: ConfigDict) -> str:

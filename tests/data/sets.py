@@ -18,6 +18,7 @@ def task(data_dir, **changes):
         "source": "",
         "url": "",
         "image_size": 8,
+        "padding": 0,
         "channels": None,
         "columns": (),
         "held_out": 0.0,

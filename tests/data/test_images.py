@@ -174,3 +174,19 @@ def test_each_process_reads_its_share_alone(monkeypatch):
         shares.append(read)
     assert [len(read) for read in shares] == [5 * 4] * 4
     assert len(set(sum(shares, []))) == 5 * 16
+
+
+def test_padding_is_a_black_border_that_belongs_to_the_size(tmp_path):
+    small = np.random.default_rng(0).integers(1, 256, size=(4, 6, 6), dtype=np.uint8)
+    np.savez(tmp_path / "set.npz", images=small)
+    padded = {"source": str(tmp_path / "set.npz"), "image_size": 10, "padding": 2}
+    ours = task(tmp_path / "datasets", **padded)
+    images, _ = data.load_images(ours, "train")
+    assert images.shape == (4, 10, 10, 1)
+    inner = {image.tobytes() for image in images[:, 2:8, 2:8, 0]}
+    assert inner == {image.tobytes() for image in small}
+    assert images.sum() == small.sum()
+    assert data.describe(ours, "train").endswith("to 6x6, padded to 10x10")
+    whole = task(tmp_path / "datasets", **padded | {"padding": 5})
+    with pytest.raises(ConfigError, match="padding is 5; accepted: less than half of task.image"):
+        data.load_images(whole, "train")
