@@ -45,6 +45,7 @@ from sparsejax.evaluation.evaluate import meter_of
 from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.evaluation.provenance import provenance
 from sparsejax.families import build_data, build_model
+from sparsejax.network_values import KINDS, kind_of
 from sparsejax.parallel import data_parallel, replicate, shard_batch
 from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.schema import SIZE
@@ -263,8 +264,10 @@ def shared_config(config):
     """Return a config without its seed and without paths, JSON-able."""
     config = json.loads(json.dumps(config))
     config.pop("seed")
+    task = config["task"]
+    task["kind"] = kind_of(KINDS[task["name"]], task["kind"])
     for path in ("source", "data_dir"):
-        config["task"].pop(path)
+        task.pop(path)
     return config
 
 

@@ -8,7 +8,7 @@ size on two thirds of the images.
     python train.py --config configs/digits.py:sweep # the short variant, for comparisons
     python train.py --config configs/digits.py:static,0.9
 
-The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
+The argument is any of: a method (dense, static, rigl, magran, ...), a sparsity, a drop fraction, an
 update interval, `sweep`, `evidence`.
 """
 

@@ -4,7 +4,7 @@
     python train.py --config configs/vmnist_chirodiff.py:like,rigl,0.5 \
         --config.task.source=vmnist_like.npz
 
-The argument is any of: a method (dense, static, rigl, magran), a sparsity, a drop fraction, an
+The argument is any of: a method (dense, static, rigl, magran, ...), a sparsity, a drop fraction, an
 update interval, `cpu` (half an hour on one core), `short` (minutes), `evidence` (see
 docs/evidence.md), `like`. The source is an npz in the packed layout (see `sparsejax.data.packed`),
 made from the drawings that https://github.com/dasayan05/chirodiff links under Data preparation, a

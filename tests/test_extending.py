@@ -126,7 +126,8 @@ def test_modules_that_are_none_are_named_in_a_line(folder, name):
 
 
 def test_a_method_that_no_module_registers_raises_in_a_line(folder):
-    accepted = "accepted: dense, static, rigl, magran, or what a module of config.imports registers"
+    accepted = "accepted: dense, static, rigl, magran, gradual, one_shot, or what a module of "
+    accepted += "config.imports registers"
     with pytest.raises(ConfigError, match=f"config.sparsity.method is 'mine'; {accepted}"):
         resolve(tiny_config(**{"sparsity.method": "mine"}))
 

@@ -115,7 +115,8 @@ def _parser() -> command_line.Parser:
         metavar="NAMES",
         type=words,
         default="dense,static,rigl,magran",
-        help="Any of dense, static, rigl, magran, small_dense, small_dense_flops, or your own.",
+        help="Any of dense, static, rigl, magran, gradual, one_shot, small_dense, "
+        "small_dense_flops, or your own.",
     )
     parser.add_argument(
         "--levels", type=numbers(float), default="0.5", metavar="NUMBERS", help="Sparsities."

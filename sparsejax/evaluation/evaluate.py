@@ -121,7 +121,8 @@ def evaluate_run(
                 save_pngs(png, pictures, index * batch)
             yield pictures
 
-    measures = meter.measure(images())
+    labels = np.asarray(model.labels(np.arange(meter.count))) if model.labels else None
+    measures = meter.measure(images(), labels)
     if model.statistics:
         found = model.statistics(np.concatenate(drawn), data.reference())
         measures |= {f"{name}@{meter.count}": value for name, value in found.items()}

@@ -21,6 +21,7 @@ from sparsejax.families.conditioning import (
     drop_labels,
     grid_columns,
     guided_passes,
+    sampled_labels,
 )
 from sparsejax.families.family import Model
 from sparsejax.families.objectives import Objective, objective_of
@@ -112,6 +113,7 @@ def denoising_model(
         render=functools.partial(image_grid, columns=grid_columns(config.sample, classes)),
         layer_flops=lambda params: layer_flops(network, params, *example_inputs),
         passes_per_sample=guided_passes(config.sample, objective),
+        labels=functools.partial(sampled_labels, config.sample, classes) if classes else None,
         schedule=objective.schedule,
         load=load,
         warnings=objective.warnings,

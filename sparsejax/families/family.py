@@ -19,6 +19,7 @@ from sparsejax.models.pipelines import FirstStage
 from sparsejax.rendering.pixels import to_pixels
 from sparsejax.types import (
     Apply,
+    Array,
     Batches,
     Frozen,
     Groups,
@@ -65,6 +66,8 @@ class Model(NamedTuple):
       render: `render(samples) -> image [height, width, 3] uint8`.
       layer_flops: `layer_flops(params) -> {path: FLOPs}` of one example's forward pass.
       passes_per_sample: number of forward passes per sample.
+      labels: `labels(indices) -> labels [count]` of samples, by their place in the sequence of
+        `sample`; None for a network without labels.
       schedule: the noise schedule; None for a model without diffusion.
       frozen: `frozen() -> pytree` of arrays that sampling needs besides params, such as a first
         stage; an argument of `sample`, so that they don't become constants of a compiled program.
@@ -94,6 +97,7 @@ class Model(NamedTuple):
     render: Callable[[Samples], Pictures]
     layer_flops: Callable[[Params], LayerFlops]
     passes_per_sample: int
+    labels: Callable[[Array], Array] | None = None
     schedule: NoiseSchedule | None = None
     frozen: Callable[[], Frozen] = lambda: ()
     load: Callable[[PathLike], Params] = load_nothing

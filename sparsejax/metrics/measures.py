@@ -33,16 +33,18 @@ class Meter(NamedTuple):
     Attributes:
       count: number of samples that it measures.
       reference: description of what they are compared with.
-      measure: `measure(batches) -> {name: value}` for batches of pictures [n, height, width,
-        channels] uint8, `count` in all. Names contain metric, extractor and number of samples:
-        `FD[classifier:digits]@1797`. Pictures are dropped after each batch; features are kept only
-        if a metric needs them, so the Frechet distance alone takes no more memory than a
-        covariance.
+      measure: `measure(batches, labels=None) -> {name: value}` for batches of pictures [n, height,
+        width, channels] uint8, `count` in all, and the labels that they were made for, [count] int.
+        With labels and a classifier of the same labels, the share of samples that it recognizes is
+        measured too (`accuracy`), and the smallest share of a label (`worst accuracy`). Names
+        contain metric, extractor and number of samples: `FD[classifier:digits]@1797`. Pictures are
+        dropped after each batch; features are kept only if a metric needs them, so the Frechet
+        distance alone takes no more memory than a covariance.
     """
 
     count: int  # type: ignore[assignment]  # it hides the method of tuples
     reference: str
-    measure: Callable[[Iterable[NumpyArray]], dict[str, float]]
+    measure: Callable[..., dict[str, float]]
 
 
 class _Reference(NamedTuple):
@@ -131,10 +133,15 @@ def build_meter(
         problem = "the Frechet distance of so few samples is biased upwards"
         logger.warning("%d samples for %d features: %s", count, chosen.dim, problem)
 
-    def measure(batches: Iterable[NumpyArray]) -> dict[str, float]:
+    def measure(
+        batches: Iterable[NumpyArray], labels: NumpyArray | None = None
+    ) -> dict[str, float]:
         seen: list[NumpyArray] = []
         noted = copying.note(batches, seen) if copying else batches
-        values = _measure(chosen, real, noted, metrics, subset_size)
+        is_classifier = chosen.name.startswith("classifier")
+        values = _measure(
+            chosen, real, noted, metrics, subset_size, labels if is_classifier else None
+        )
         named = {f"{name}[{chosen.name}]@{count}": value for name, value in values.items()}
         if copying:
             share = nearer_to_training(np.concatenate(seen), copying.training, copying.held_out)
@@ -164,8 +171,9 @@ def _measure(
     batches: Iterable[NumpyArray],
     metrics: Sequence[str],
     subset_size: int,
+    labels: NumpyArray | None,
 ) -> dict[str, float]:
-    """Return the metrics of batches of pictures, by name."""
+    """Return the metrics of batches of pictures, by name; labels are those of a classifier."""
     found: moments.Statistics | None = None
     features, logits = [], []
     for batch in batches:
@@ -174,7 +182,7 @@ def _measure(
             found = moments.update(found, ours)
         if "kid" in metrics or "precision_recall" in metrics:
             features.append(ours)
-        if "is" in metrics and scores is not None:
+        if scores is not None and ("is" in metrics or labels is not None):
             logits.append(scores)
     together = np.concatenate(features) if features else np.empty((0, extractor.dim))
     values = {}
@@ -186,7 +194,12 @@ def _measure(
             together, real.features, subsets=SUBSETS, subset_size=subset_size
         )
         values |= {"KID": mean, "KID std": spread}
-    if logits:
+    if logits and labels is not None:
+        found_labels = np.concatenate(logits).argmax(axis=1)
+        by_label = [np.mean(found_labels[labels == label] == label) for label in np.unique(labels)]
+        values["accuracy"] = float(np.mean(found_labels == labels))
+        values["worst accuracy"] = float(min(by_label))
+    if logits and "is" in metrics:
         mean, spread = distances.inception_score(np.concatenate(logits), splits=SPLITS)
         values |= {"IS": mean, "IS std": spread}
     if "precision_recall" in metrics:

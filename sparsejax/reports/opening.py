@@ -25,6 +25,9 @@ _METRICS = {
     "which can be negative",
     "precision": "the share of samples that lie among the real examples in feature space",
     "recall": "the share of real examples that lie among the samples in feature space",
+    "accuracy": "the share of samples in which a classifier of real examples sees the label that "
+    "they were made for",
+    "worst accuracy": "the same share of the label that has the smallest",
     "IS": "the Inception Score's formula on the extractor's classes",
     HELD_OUT: "the mean loss over examples kept from training, with diffusion times and noise "
     "that are the same for every run",

@@ -22,7 +22,7 @@ _TEXTS = ("run", "method", "structure", "reference", "pictures", "commit", "devi
 _NUMBERS = ("sparsity", "drop_fraction", "update_interval")
 _WHOLE = ("seed", "steps", "parameters")
 _OBJECTS = ("measures", "config", "versions", "evaluation")
-_HIGHER_IS_BETTER = ("precision", "recall", "IS")
+_HIGHER_IS_BETTER = ("precision", "recall", "IS", "accuracy", "worst accuracy")
 
 
 def read_results(path: str | os.PathLike[str]) -> list[Row]:
@@ -237,7 +237,7 @@ def is_spread(measure: str) -> bool:
 
 
 def higher_is_better(measure: str) -> bool:
-    """Tell the direction of a measure by its metric: precision, recall and IS go up."""
+    """Tell the direction of a measure by its metric: precision, recall, IS and accuracy go up."""
     return metric_of(measure) in _HIGHER_IS_BETTER
 
 

@@ -51,6 +51,23 @@ def test_every_number_says_metric_extractor_and_count(digits):
     assert 8 < measures["IS[classifier:digits]@899"] <= 10
 
 
+def test_accuracy_is_the_share_of_samples_that_show_their_label(digits):
+    """Real digits do, as well as the classifier knows them; wrong labels and pixels don't."""
+    images, labels = digits
+    (batches, real), ours = halves(images), labels[::2]
+    meter = meter_of(real, labelled=lambda: (real, labels[1::2]), count=899, metrics=["fd"])
+    names = [f"{name}[classifier:digits]@899" for name in ("accuracy", "worst accuracy")]
+    right, worst = (meter.measure(iter(batches), ours)[name] for name in names)
+    assert right > 0.9
+    assert right > worst > 0.7
+    wrong = np.where(ours == 3, 4, ours)  # of one label in ten, all
+    expected = right - np.mean(ours == 3) * 0.95
+    assert meter.measure(iter(batches), wrong)[names[0]] == pytest.approx(expected, abs=0.02)
+    assert not {*names} & meter.measure(iter(batches)).keys()
+    pixels = meter_of(real, count=899, metrics=["fd"]).measure(iter(batches), ours)
+    assert not any("accuracy" in name for name in pixels)
+
+
 def test_numbers_are_those_of_the_distances_on_the_extractors_features(digits):
     images, _ = digits
     batches, real = halves(images, 4)

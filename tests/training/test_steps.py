@@ -13,6 +13,7 @@ from sparsejax.configuration import resolve
 from sparsejax.families import Model, denoising
 from sparsejax.families.objectives import objective_of
 from sparsejax.models.layers import Dropout
+from sparsejax.models.unet import UNet
 from sparsejax.parallel import data_parallel, shard_batch
 from sparsejax.sparsity import distributions, flat, masks, topology
 from sparsejax.sparsity.methods import Method, get_method
@@ -119,7 +120,7 @@ def test_devices_and_microbatches_change_nothing_about_dropout():
         return params * Dropout(0.5).apply({}, x, rngs["dropout"])
 
     objective = objective_of(resolve(tiny_config(**{"diffusion.steps": 100})))
-    loss = functools.partial(denoising.denoising_loss, objective, "image")
+    loss = functools.partial(denoising.denoising_loss, objective, "image", UNet())
     model = MODEL._replace(apply=apply, loss=loss)
     x = np.random.default_rng(0).normal(size=(8, 4, 4, 1)).astype(np.float32)
 
