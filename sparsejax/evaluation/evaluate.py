@@ -121,7 +121,7 @@ def evaluate_run(
                 save_pngs(png, pictures, index * batch)
             yield pictures
 
-    labels = np.asarray(model.labels(np.arange(meter.count))) if model.labels else None
+    labels = np.asarray(model.labels(jax.numpy.arange(meter.count))) if model.labels else None
     measures = meter.measure(images(), labels)
     if model.statistics:
         found = model.statistics(np.concatenate(drawn), data.reference())

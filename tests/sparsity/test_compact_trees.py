@@ -40,7 +40,7 @@ OPTIMIZERS = {
 CASES = [
     ("block", "rigl", "adam"),
     ("block", "magran", "MultiSteps"),
-    ("channel", "rigl", "adagrad"),
+    pytest.param(("channel", "rigl", "adagrad"), marks=pytest.mark.slow),
     ("channel", "magran", "momentum"),
 ]
 

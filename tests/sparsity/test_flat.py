@@ -48,6 +48,7 @@ ACCEPTED = {
     "schedule_free": optax.contrib.schedule_free_adamw(0.1),
     "sign_sgd": optax.sign_sgd(0.1),
 }
+LBFGS = pytest.param("lbfgs", marks=pytest.mark.slow)
 ARRAYS, STATE, TRIED = "on the array that", "its state isn't of single weights", "it can't be tried"
 REFUSED = {
     "adafactor": (optax.adafactor(0.1), ARRAYS),
@@ -182,7 +183,7 @@ def test_packed_equals_masked_when_compiled():
     compare("adamw", masked_step, packed_step, jax.jit, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(ACCEPTED))
+@pytest.mark.parametrize("name", [*sorted(ACCEPTED.keys() - {"lbfgs"}), LBFGS])
 def test_what_treats_all_weights_alike_is_accepted(name):
     _, mask = masked_model()
     transforms.packed(ACCEPTED[name], mask)

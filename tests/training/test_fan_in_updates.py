@@ -161,7 +161,10 @@ def assert_moved(before, after, fresh, is_whole):
             assert np.isin(new[~now], [begin] if is_whole else [0, begin]).all()
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "optimizer",
+    [*list(OPTIMIZERS)[:-1], pytest.param(list(OPTIMIZERS)[-1], marks=pytest.mark.slow)],
+)
 @settings(max_examples=8, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
