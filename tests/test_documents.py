@@ -67,7 +67,8 @@ def params_and_state(library, names):
 @pytest.mark.parametrize(
     ("library", "optimizer"),
     [
-        *((library, "packed") for library in ("nnx", "equinox", "haiku")),
+        *((library, "packed") for library in ("nnx", "equinox")),
+        pytest.param("haiku", "packed", marks=pytest.mark.slow),
         ("nnx", "sparse_updates"),
         pytest.param("equinox", "sparse_updates", marks=pytest.mark.slow),
         pytest.param("haiku", "sparse_updates", marks=pytest.mark.slow),

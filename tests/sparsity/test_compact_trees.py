@@ -41,7 +41,7 @@ CASES = [
     ("block", "rigl", "adam"),
     ("block", "magran", "MultiSteps"),
     pytest.param(("channel", "rigl", "adagrad"), marks=pytest.mark.slow),
-    ("channel", "magran", "momentum"),
+    pytest.param(("channel", "magran", "momentum"), marks=pytest.mark.slow),
 ]
 
 

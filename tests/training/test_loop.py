@@ -109,10 +109,9 @@ def test_a_finished_run_is_not_trained_again(tiny_run):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow  # tests/faults kills runs too
 @pytest.mark.parametrize(
-    ("family", "times", "pause"),
-    [(SMALL, 1, 0.1), pytest.param({}, 4, 1, marks=pytest.mark.slow)],
-    ids=["small", "unet"],
+    ("family", "times", "pause"), [(SMALL, 1, 0.1), ({}, 4, 1)], ids=["small", "unet"]
 )
 def test_a_run_killed_at_a_random_step_ends_as_if_it_had_not_been(
     family, times, pause, request, tmp_path
