@@ -60,7 +60,8 @@ def try_keys(rng: Rng) -> tuple[bool, str, str]:
     """Set a few keys of a config to strange values; returns refused, what is wrong, the keys."""
     from sparsejax.config_files import load_config
     from sparsejax.configuration import resolve, to_json
-    from sparsejax.schema import BY_PATH, NETWORK_VALUES
+    from sparsejax.network_values import NETWORK_VALUES
+    from sparsejax.schema import BY_PATH
 
     names = [*sorted(BY_PATH), *(f"model.{name}" for name in NETWORK_VALUES)]
     file = f"configs/{CONFIGS[int(rng.integers(len(CONFIGS)))]}.py"
