@@ -14,7 +14,7 @@ import numpy as np
 from sparsejax.models.convolutions import convolve
 from sparsejax.models.layers import QKVAttention, at_least_float32
 from sparsejax.models.unet import timestep_embedding
-from sparsejax.types import Array, Dtype, Keys, NumpyArray, PRNGKey, Shape
+from sparsejax.types import Array, Dtype, Keys, PRNGKey, Shape
 
 # Width, depth and heads of the published sizes (Peebles and Xie 2023, table 1).
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -24,7 +24,7 @@ _NORM_EPS = 1e-6
 _small_normal = nn.initializers.normal(0.02)
 
 
-def position_embedding(grid: int, dim: int) -> NumpyArray:
+def position_embedding(grid: int, dim: int) -> Array:
     """Return the fixed embedding of the positions of a square grid, row by row.
 
     The first half of the channels encodes the column, the second half the row, each in sines, then
@@ -38,15 +38,16 @@ def position_embedding(grid: int, dim: int) -> NumpyArray:
       [grid ** 2, dim] float32.
 
     Examples:
-      >>> position_embedding(2, 4).round(2).tolist()[1]
-      [0.8399999737739563, 0.5400000214576721, 0.0, 1.0]
+      >>> [round(x, 2) for x in position_embedding(2, 4)[1].tolist()]
+      [0.84, 0.54, 0.0, 1.0]
     """
     frequencies = 10_000.0 ** -(np.arange(dim // 4) / (dim // 4))
     angles = np.arange(grid)[:, None] * frequencies
-    along = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
-    columns = np.broadcast_to(along[None], (grid, grid, dim // 2))
-    rows = np.broadcast_to(along[:, None], (grid, grid, dim // 2))
-    return np.concatenate([columns, rows], axis=2).reshape(grid**2, dim).astype(np.float32)
+    along = np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+    # Only here as large as the image, so that the shapes of a network can be found without memory.
+    columns = jnp.broadcast_to(jnp.asarray(along)[None], (grid, grid, dim // 2))
+    rows = jnp.broadcast_to(jnp.asarray(along)[:, None], (grid, grid, dim // 2))
+    return jnp.concatenate([columns, rows], axis=2).reshape(grid**2, dim)
 
 
 def _xavier_uniform(key: PRNGKey, shape: Shape, dtype: Dtype = jnp.float32) -> Array:

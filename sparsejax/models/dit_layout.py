@@ -73,15 +73,24 @@ def dit_from_torch(state_dict: Mapping[str, NumpyArray]) -> Params:
     """
     named = dict(state_dict)
     positions = named.pop(_POSITIONS, None)
-    if positions is not None:
-        ours = position_embedding(round(positions.shape[-2] ** 0.5), positions.shape[-1])
-        if ours.shape != positions.shape[1:] or np.abs(ours - positions[0]).max() > 1e-4:
-            raise ValueError(f"tensor {_POSITIONS!r} is not the fixed embedding of a square grid")
+    if positions is not None and not _is_of_grid(np.asarray(positions)):
+        raise ValueError(f"tensor {_POSITIONS!r} is not the fixed embedding of a square grid")
     table = named.pop(_TABLE, None)
     params = convert.unet_from_torch(named)
     if table is not None:
         params["y_embedder"] = {"embedding_table": {"embedding": np.asarray(table)}}
     return params
+
+
+def _is_of_grid(positions: NumpyArray) -> bool:
+    """Return whether an array [1, positions, channels] is the embedding of a square grid."""
+    if positions.ndim != 3 or positions.shape[0] != 1 or positions.shape[2] % 4:
+        return False
+    grid = round(positions.shape[1] ** 0.5)
+    if grid**2 != positions.shape[1]:
+        return False
+    ours = np.asarray(position_embedding(grid, positions.shape[2]))
+    return bool(np.abs(ours - positions[0]).max(initial=0) <= 1e-4)
 
 
 def dit_to_torch(params: Params, *, grid: int | None = None) -> StateDict:
@@ -102,7 +111,7 @@ def dit_to_torch(params: Params, *, grid: int | None = None) -> StateDict:
         named[_TABLE] = np.asarray(params["y_embedder"]["embedding_table"]["embedding"])
     if grid is not None:
         dim = len(named["x_embedder.proj.bias"])
-        named[_POSITIONS] = position_embedding(grid, dim)[None]
+        named[_POSITIONS] = np.asarray(position_embedding(grid, dim))[None]
     return named
 
 

@@ -10,7 +10,7 @@ from tests.faults import mutations
 from tests.faults.damage import Rng
 from tests.faults.deadline import TooSlow, deadline
 
-CONFIGS = ("digits", "chirodiff", "celebahq_ldm", "kanjivg_chirodiff")
+CONFIGS = ("digits", "chirodiff", "celebahq_ldm", "kanjivg_chirodiff", "fashion_dit")
 _TEXTS = (
     *(
         "",

@@ -142,8 +142,10 @@ def test_both_layouts_are_inverted_bit_for_bit(reference, diffusers):
 
 def test_tensors_that_no_dit_has_are_refused_by_name(reference, diffusers):
     theirs = state_dict(reference)
-    with pytest.raises(ValueError, match="'pos_embed' is not the fixed embedding"):
-        dit_layout.dit_from_torch(theirs | {"pos_embed": theirs["pos_embed"] + 0.01})
+    right = theirs["pos_embed"]
+    for wrong in (right + 0.01, right[0], right[:, :5], right[..., :30], right * np.nan):
+        with pytest.raises(ValueError, match="'pos_embed' is not the fixed embedding"):
+            dit_layout.dit_from_torch(theirs | {"pos_embed": wrong})
     theirs = state_dict(diffusers)
     embedder = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"
     with pytest.raises(ValueError, match=f"'{embedder}' differs from that of another block"):
@@ -252,7 +254,14 @@ def test_remat_changes_no_gradient_and_bfloat16_computes_in_half_precision(diffu
 
 
 def test_positions_are_told_apart_by_row_and_column():
-    table = position_embedding(4, 32).reshape(4, 4, 32)
+    table = np.asarray(position_embedding(4, 32)).reshape(4, 4, 32)
     np.testing.assert_array_equal(table[0, :, :16], table[3, :, :16])  # the column
     np.testing.assert_array_equal(table[:, 0, 16:], table[:, 3, 16:])  # the row
     assert len(np.unique(table.reshape(16, 32), axis=0)) == 16
+
+
+def test_shapes_of_a_network_on_huge_images_need_no_memory():
+    model = DiT(hidden_size=64, depth=1, num_heads=2, patch_size=1)
+    x = jax.ShapeDtypeStruct((1, 60_000, 60_000, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1, jnp.int32))
+    assert count(params) < 200_000
