@@ -17,8 +17,10 @@ DROP_SCHEDULES = ("cosine", "constant", "linear")
 STRUCTURES = ("weight", "block", "channel")
 PREDICTIONS = ("eps", "v", "x_0")
 SPACINGS = ("leading", "trailing", "karras")
-SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "euler", "heun")
-PROCESSES = ("ddpm", "flow", "edm")
+_ODE = ("euler", "heun")
+SAMPLERS_OF = {"ddpm": ("ddim", "ddpm", "dpmpp_2m"), "flow": _ODE, "edm": _ODE}  # by process
+PROCESSES = tuple(SAMPLERS_OF)
+SAMPLERS = tuple(dict.fromkeys(name for names in SAMPLERS_OF.values() for name in names))
 TIMES = ("logit_normal", "uniform")
 # Sections that hold the arguments of a network.
 NETWORK_SECTIONS = ("model", "first_stage.model")

@@ -9,21 +9,20 @@ diffusers, those of a DiT in the layouts of its authors and of diffusers, and ne
 masks: arrays of zeros and ones with the same names and shapes. For a UNet, `diffusers` is a whole
 pipeline, with the run's scheduler and first stage. With --sparse, writes a run of any task as
 model.safetensors instead: its active weights, and its masks as packed bits (`sparse_files`). With
---hub, writes that file with config.json, a model card and pictures, as the
-Hugging Face Hub wants them.
+--hub, writes that file with config.json, a model card and pictures, as the Hugging Face Hub wants
+them.
 """
 
 import argparse
-import functools
 import json
 import math
-import operator
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from sparsejax import command_line
 from sparsejax.errors import ConfigError
+from sparsejax.nested import flatten
 from sparsejax.storage import require_writable
 
 if TYPE_CHECKING:
@@ -171,10 +170,8 @@ def _how_to_open(network: "DiT", folder: pathlib.Path) -> str:
 
 def _input_size(model: "Model", params: "Params") -> int:
     """Return the height of the input: the first layer costs 2 FLOPs per weight and position."""
-    layers = {"input_blocks_0_0": ("input_blocks_0_0",), "x_embedder": ("x_embedder", "proj")}
-    path = next(path for name, path in layers.items() if name in params)
-    kernel = functools.reduce(operator.getitem, (*path, "kernel"), params)
-    positions = model.layer_flops(params)["/".join((*path, "kernel"))] / (2 * kernel.size)
+    first = "x_embedder/proj/kernel" if "x_embedder" in params else "input_blocks_0_0/kernel"
+    positions = model.layer_flops(params)[first] / (2 * flatten(params)[first].size)
     return math.isqrt(round(positions)) * getattr(model.network, "patch_size", 1)
 
 

@@ -101,10 +101,13 @@ def _load_labels(settings: ConfigDict, split: str, description: str) -> NumpyArr
 
 
 def number_of_classes(settings: ConfigDict) -> int:
-    """Return how many classes the labels of the training split tell apart.
+    """Return how many classes the labels of the training split tell apart; 1 without labels.
 
     Args:
       settings: `config.task`.
+
+    Raises:
+      ConfigError: see `open_images`.
     """
     features = open_builder(settings).info.features
     known = getattr(features["label"], "num_classes", None) if "label" in features else 1

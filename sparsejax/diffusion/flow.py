@@ -9,6 +9,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
+from sparsejax.diffusion.process import append_axes
 from sparsejax.types import Array, PRNGKey
 
 # Networks are given TIME_SCALE * t: their embeddings tell 0 to 1000 apart, as diffusers does.
@@ -41,18 +42,29 @@ def interpolate(x_0: Array, noise: Array, t: Array) -> Array:
       noise: standard normal noise, the shape of `x_0`.
       t: times in [0, 1], [batch].
     """
-    t = t.reshape(t.shape + (1,) * (x_0.ndim - 1))
+    t = append_axes(t, x_0.ndim)
     return (1 - t) * x_0 + t * noise
 
 
 def velocity(x_0: Array, noise: Array) -> Array:
-    """Return dx_t / dt = noise - x_0, what a network is trained to predict at x_t."""
+    """Return dx_t / dt = noise - x_0, what a network is trained to predict at x_t.
+
+    Args:
+      x_0: data, [batch, ...].
+      noise: standard normal noise, the shape of `x_0`.
+    """
     return noise - x_0
 
 
 def predict_x_0(x_t: Array, output: Array, t: Array) -> Array:
-    """Return x_0 = x_t - t v, from the velocity v that a network predicts at x_t, t [batch]."""
-    return x_t - t.reshape(t.shape + (1,) * (x_t.ndim - 1)) * output
+    """Return x_0 = x_t - t v from the velocity v.
+
+    Args:
+      x_t: noisy data, [batch, ...].
+      output: v, as a network predicts it at x_t; the shape of `x_t`.
+      t: times in [0, 1], [batch].
+    """
+    return x_t - append_axes(t, x_t.ndim) * output
 
 
 def times(steps: int) -> Array:

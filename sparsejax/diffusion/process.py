@@ -7,10 +7,14 @@ from sparsejax.diffusion.noise_schedules import NoiseSchedule
 from sparsejax.types import Array, ArrayLike, NumpyArray
 
 
+def append_axes(values: Array, ndim: int) -> Array:
+    """Return values [batch] with axes appended, so that they broadcast over `ndim` dimensions."""
+    return values.reshape(values.shape + (1,) * (ndim - values.ndim))
+
+
 def at(values: ArrayLike, t: Array, ndim: int) -> Array:
     """Return `values[t]` with axes appended, so that [batch] broadcasts over `ndim` dimensions."""
-    looked_up = jnp.asarray(values)[t]
-    return looked_up.reshape(looked_up.shape + (1,) * (ndim - looked_up.ndim))
+    return append_axes(jnp.asarray(values)[t], ndim)
 
 
 def q_sample(schedule: NoiseSchedule, x_0: Array, t: Array, noise: Array) -> Array:

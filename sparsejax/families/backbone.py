@@ -17,8 +17,9 @@ class Backbone(NamedTuple):
     """A kind of network: one file, and one line in `denoising.BACKBONES`.
 
     Attributes:
-      module: Flax module; `apply(params, x [batch, size, size, in_channels], t [batch], train=...,
-        dropout_keys=...)` predicts an array of x's shape.
+      module: Flax module with the fields `in_channels`, `classes` and `label_dropout`;
+        `apply(params, x [batch, size, size, in_channels], t [batch], labels [batch] or None,
+        train=..., dropout_keys=...)` predicts an array of x's shape.
       check: `check(network, config, size)` raises ConfigError unless the network fits inputs of
         this height and width.
       load: `load(path, network) -> params` from published files; raises ValueError if they are of

@@ -115,7 +115,12 @@ def guided_span(settings: ConfigDict, objective: Objective) -> Span | None:
 
 
 def guided_passes(settings: ConfigDict, objective: Objective) -> int:
-    """Return the number of forward passes per sample: two at each time that is guided."""
+    """Return the number of forward passes per sample: two at each time that is guided.
+
+    Args:
+      settings: `config.sample`.
+      objective: Objective.
+    """
     visited: NumpyArray = objective.visited
     span = guided_span(settings, objective)
     if span is None:

@@ -14,7 +14,7 @@ from sparsejax.diffusion import samplers
 from sparsejax.errors import require
 from sparsejax.families import dit, unet
 from sparsejax.families.arguments import build_module
-from sparsejax.families.backbone import Network
+from sparsejax.families.backbone import Backbone, Network
 from sparsejax.families.conditioning import (
     check_conditioning,
     conditioned,
@@ -70,9 +70,7 @@ def denoising_model(
     Raises:
       ConfigError: names the config key, its value and what is accepted.
     """
-    kind = kind_of(BACKBONES, config.task.kind)
-    require(kind in BACKBONES, "task.kind", kind, ", ".join(BACKBONES))
-    backbone = BACKBONES[kind]
+    backbone = _backbone(config.task)
     network = build_module(backbone.module, config.model, "model")
     backbone.check(network, config, size)
     classes = network.classes
@@ -122,6 +120,12 @@ def denoising_model(
         narrow=functools.partial(backbone.narrow, network),
         **others,
     )
+
+
+def _backbone(settings: ConfigDict) -> Backbone:
+    kind = kind_of(BACKBONES, settings.kind)
+    require(kind in BACKBONES, "task.kind", kind, ", ".join(BACKBONES))
+    return BACKBONES[kind]
 
 
 def _example_inputs(network: Network, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:

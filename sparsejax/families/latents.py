@@ -124,7 +124,6 @@ def latents_data(config: ConfigDict) -> Data:
     beside = path.parent / "latents" / f"{data.label(settings)}-{settings.image_size}"
     folder = pathlib.Path(settings.latents_dir or beside)
     load = functools.cache(lambda: _load(path, network))
-    shape = (size, size, network.z_channels)
 
     def identity() -> Stamp:
         return {
@@ -141,7 +140,7 @@ def latents_data(config: ConfigDict) -> Data:
                 folder,
                 images,
                 encode,
-                shape,
+                (size, size, network.z_channels),
                 identity(),
                 flip=settings.flip,
                 batch_size=_ENCODED_AT_ONCE * jax.local_device_count(),

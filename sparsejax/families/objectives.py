@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from sparsejax.diffusion import edm, flow, noise_schedules, ode, process, samplers
 from sparsejax.diffusion.noise_schedules import NoiseSchedule
+from sparsejax.diffusion.process import append_axes
 from sparsejax.errors import require
 from sparsejax.families.sampling import check_sampling, passes_per_sample, run_sampler, warnings_of
 from sparsejax.schema import BY_PATH
@@ -134,7 +135,7 @@ def _flow(config: ConfigDict) -> Objective:
             if sampling.clip is None:
                 return v
             x_0 = jnp.clip(flow.predict_x_0(x, v, t), -sampling.clip, sampling.clip)
-            return (x - x_0) / _like(t, x)
+            return (x - x_0) / append_axes(t, x.ndim)
 
         return _ODE_SAMPLERS[sampling.sampler](velocity, x_T, flow.times(sampling.steps))
 
@@ -154,22 +155,23 @@ def _edm(config: ConfigDict) -> Objective:
     levels = edm.sigmas(sampling.steps)
 
     def inputs(x_0: Array, noise: Array, sigma: Array) -> tuple[Array, Array]:
-        factors = edm.precondition(sigma, sigma_data)
-        x = x_0 + _like(sigma, x_0) * noise
-        return _like(factors.c_in, x_0) * x, factors.c_noise
+        level = append_axes(sigma, x_0.ndim)
+        factors = edm.precondition(level, sigma_data)
+        return factors.c_in * (x_0 + level * noise), factors.c_noise.ravel()
 
     def loss(output: Array, x_0: Array, noise: Array, sigma: Array) -> Array:
-        target = edm.target_of(x_0, noise, _like(sigma, x_0), sigma_data)
+        target = edm.target_of(x_0, noise, append_axes(sigma, x_0.ndim), sigma_data)
         return process.simple_loss(output, target)
 
     def sample(predict: Predict, x_T: Array, noise: samplers.Noise) -> Array:  # noqa: N803
         def derivative(x: Array, sigma: Array) -> Array:
-            factors = edm.precondition(sigma, sigma_data)
-            output = predict(_like(factors.c_in, x) * x, factors.c_noise)
-            x_0 = _like(factors.c_skip, x) * x + _like(factors.c_out, x) * output
+            level = append_axes(sigma, x.ndim)
+            factors = edm.precondition(level, sigma_data)
+            output = predict(factors.c_in * x, factors.c_noise.ravel())
+            x_0 = factors.c_skip * x + factors.c_out * output
             if sampling.clip is not None:
                 x_0 = jnp.clip(x_0, -sampling.clip, sampling.clip)
-            return (x - x_0) / _like(sigma, x)
+            return (x - x_0) / level
 
         x = edm.SIGMA_MAX * x_T
         if sampling.sampler == "euler":
@@ -186,11 +188,6 @@ def _edm(config: ConfigDict) -> Objective:
     )
 
 
-def _like(values: Array, x: Array) -> Array:
-    """Return values [batch] with axes appended, so that they broadcast over x [batch, ...]."""
-    return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
-
-
 def _visited(times: NumpyArray, sampling: ConfigDict) -> NumpyArray:
     """Return the times at which Euler's or Heun's steps evaluate the network."""
     corrected = times[1:-1] if sampling.sampler == "heun" else times[:0]
@@ -201,7 +198,10 @@ _OBJECTIVES = {"ddpm": _ddpm, "flow": _flow, "edm": _edm}
 
 
 def noise_schedule_of(diffusion: ConfigDict) -> NoiseSchedule:
-    """Return the NoiseSchedule of `config.diffusion` for images or latents.
+    """Return the NoiseSchedule of images or latents.
+
+    Args:
+      diffusion: `config.diffusion`.
 
     Raises:
       ConfigError: names the config key, its value and what is accepted.

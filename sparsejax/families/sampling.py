@@ -5,13 +5,9 @@ from ml_collections import ConfigDict
 from sparsejax.diffusion import samplers
 from sparsejax.diffusion.noise_schedules import NoiseSchedule, remaining_signal
 from sparsejax.errors import require
+from sparsejax.schema import SAMPLERS_OF
 from sparsejax.types import Array
 
-SAMPLERS_OF = {
-    "ddpm": ("ddim", "ddpm", "dpmpp_2m"),
-    "flow": ("euler", "heun"),
-    "edm": ("euler", "heun"),
-}
 # Largest sqrt(alpha_bar_T) for which sampling from pure noise is accurate.
 _LARGEST_SIGNAL = 0.05
 _MOST_STEPS = 100_000

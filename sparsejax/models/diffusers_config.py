@@ -405,7 +405,17 @@ def _head_channels(config: dict[str, Value], attended: Sequence[int]) -> int:
 
 
 def require_value(condition: object, key: str, value: Value, accepted: str) -> None:
-    """Raise ValueError, naming a key, its value and what is accepted, unless a condition holds."""
+    """Check the value of a key of config.json.
+
+    Args:
+      condition: whether the value is supported.
+      key: key of config.json.
+      value: its value.
+      accepted: what is accepted, in words.
+
+    Raises:
+      ValueError: the condition doesn't hold; names the key, its value and what is accepted.
+    """
     if not condition:
         raise ValueError(f"{key} is {value!r}; accepted: {accepted}")
 

@@ -414,7 +414,16 @@ def _head_channels(path: pathlib.Path, given: int | None, model: UNet | None) ->
 
 
 def naming(path: PathLike, convert_names: Callable[..., Described], *arguments: Value) -> Described:
-    """Return `convert_names(*arguments)`; errors name the file."""
+    """Return `convert_names(*arguments)`; its errors name the file.
+
+    Args:
+      path: of the file that the arguments were read from.
+      convert_names: function that raises ValueError for what it can't convert.
+      *arguments: of the function.
+
+    Raises:
+      ValueError: the function raised it.
+    """
     try:
         return convert_names(*arguments)
     except ValueError as error:
@@ -424,6 +433,13 @@ def naming(path: PathLike, convert_names: Callable[..., Described], *arguments: 
 def unknown_layout(
     path: pathlib.Path, state_dict: Mapping[str, NumpyArray], kind: str, accepted: str
 ) -> ValueError:
-    """Return the error for a file whose tensors aren't those of a kind of network."""
+    """Return the error for a file whose tensors aren't those of a kind of network.
+
+    Args:
+      path: of the file.
+      state_dict: its tensors by name.
+      kind: what it should hold, such as `UNet`.
+      accepted: names of the tensors of known layouts.
+    """
     found = ", ".join(sorted({name.split(".")[0] for name in state_dict})[:5])
     return ValueError(f"{path} holds no {kind}; accepted: tensors {accepted}; found: {found}")

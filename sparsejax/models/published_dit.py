@@ -86,7 +86,16 @@ def dit_from_diffusers(folder: PathLike) -> tuple[DiT, Params]:
 
 
 def check_dit_params(params: Params, model: DiT, path: PathLike) -> None:
-    """Raise ValueError, naming the file and the tensors, unless parameters fit a DiT."""
+    """Check that parameters fit a DiT.
+
+    Args:
+      params: tree of arrays.
+      model: `models.dit.DiT`.
+      path: file that `params` come from.
+
+    Raises:
+      ValueError: see `published.check_params`.
+    """
     x = jax.ShapeDtypeStruct((1, model.patch_size, model.patch_size, model.in_channels), np.float32)
     t = jax.ShapeDtypeStruct((1,), np.int32)
     expected = jax.eval_shape(model.init, jax.random.key(0), x, t)["params"]
