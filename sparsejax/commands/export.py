@@ -204,6 +204,8 @@ def _export_pipeline(
     name = config.diffusion.process
     if name != "ddpm":
         return [], f"no diffusers pipeline was written: none samples UNets of the process {name}"
+    if model.classes:
+        return [], "no diffusers pipeline was written: none gives a UNet its labels"
     schedule, ddim = objectives.sampling_schedules(config)
     # diffusers' pipelines without conditions take DDIM's steps or DDPM's.
     settings, is_ddim = config.sample, config.sample.sampler != "ddpm"

@@ -17,7 +17,7 @@ from sparsejax.training import load_run
 from sparsejax.training.runs import save_config
 from tests.models.test_convert import assert_same_trees
 from tests.models.test_export import WEIGHTS
-from tests.training.tiny import tiny_config
+from tests.training.tiny import tiny_config, write_run
 
 
 def run_command(*arguments):
@@ -61,6 +61,26 @@ def test_the_command_exports_a_run(tiny_run, tmp_path, capsys):
     assert metadata["sparsity_method"] == "rigl"
     assert float(metadata["sparsity_level"]) == tiny_config().sparsity.level
     assert metadata["weights"] == "last step"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"model.classes": 10}, "none gives a UNet its labels"),
+        (
+            {"diffusion.process": "flow", "sample.sampler": "euler"},
+            "none samples UNets of the process flow",
+        ),
+    ],
+)
+def test_a_pipeline_that_could_not_sample_the_network_is_not_written(
+    changes, why, tmp_path, capsys
+):
+    write_run(tmp_path / "run", tiny_config(**changes))
+    run_command("--workdir", tmp_path / "run", "--output", tmp_path / "out")
+    assert f"no diffusers pipeline was written: {why}\n" in capsys.readouterr().out
+    assert (tmp_path / "out/diffusers/unet/config.json").is_file()
+    assert not (tmp_path / "out/diffusers/model_index.json").exists()
 
 
 def test_the_command_writes_a_sparse_file(tiny_run, tmp_path, capsys):
