@@ -37,7 +37,7 @@ PROCESSES = {
 METHODS = ("rigl", "magran", "static", "gradual", "one_shot")
 STRUCTURES = {
     "weight": {},
-    "block": {"sparsity.structure": "block", "sparsity.block_size": (4, 8)},
+    "block": {"sparsity.structure": "block", "sparsity.block_size": (2, 8)},
     "channel": {"sparsity.structure": "channel"},
 }
 CASES = list(itertools.product(NETWORKS, PROCESSES, (False, True), METHODS, STRUCTURES))
