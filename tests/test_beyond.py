@@ -1,8 +1,9 @@
 """Transformers, labels, other objectives and pruning, with all that is done with a run.
 
 Each case trains a tiny run, stopped halfway and resumed; exports it, as published weights and as
-a sparse file, which are read back; and evaluates it. The suite has one case; the product, which
-closes and samples each run as well, is slow.
+a sparse file, which are read back; and evaluates it. The suite has one case; the product is slow.
+Of 20 cases, in which each two choices meet, runs are also closed and sampled, and a sweep trains
+the same on two devices.
 """
 
 import itertools
@@ -15,13 +16,15 @@ import pytest
 from sparsejax.commands import export, sample
 from sparsejax.evaluation.closing import close_run
 from sparsejax.evaluation.evaluate import evaluate_run, meter_of
+from sparsejax.evaluation.grids import Run
+from sparsejax.evaluation.sweep import sweep
 from sparsejax.models.published import load_unet
 from sparsejax.models.published_dit import load_dit
 from sparsejax.training import load_run, loop
 from sparsejax.training.runs import load_state, read_config
 from sparsejax.training.trained import load
 from tests.models.test_convert import assert_same_trees
-from tests.training.tiny import tiny_config
+from tests.training.tiny import tiny_config, with_devices
 
 DIT = {"in_channels": 1, "hidden_size": 16, "depth": 1, "num_heads": 2, "freq_shift": 1}
 UNET = {"in_channels": 1, "out_channels": 1, "model_channels": 8, "num_res_blocks": 1}
@@ -40,15 +43,25 @@ STRUCTURES = {
     "block": {"sparsity.structure": "block", "sparsity.block_size": (2, 8)},
     "channel": {"sparsity.structure": "channel"},
 }
-CASES = list(itertools.product(NETWORKS, PROCESSES, (False, True), METHODS, STRUCTURES))
+CHOICES = (tuple(NETWORKS), tuple(PROCESSES), (False, True), METHODS, tuple(STRUCTURES))
+CASES = list(itertools.product(*CHOICES))
+PAIRWISE = [
+    tuple(
+        values[i // every % len(values)]
+        for values, every in zip(CHOICES, (3, 1, 4, 1, 1), strict=True)
+    )
+    for i in range(20)
+]
+EVALUATION = {"count": 20, "metrics": ["fd"]}
+ACCURACY = "accuracy[classifier:digits]@20"
 IN_SUITE = ("dit", "flow", True, "rigl", "channel")
 
 
 def config_of(network, process, labelled, method, structure):
     run = {"task.kind": network, "steps": 8, "checkpoint.every": 4, "sparsity.method": method}
-    run |= {"sparsity.level": 0.5, "sparsity.update_interval": 2, "sample.steps": 3}
+    run |= {"sparsity.level": 0.5, "sparsity.update_interval": 2, "sparsity.begin": 2}
     run |= {"log.every": 4, "optimizer.warmup_steps": 1, "task.split": "train[:200]"}
-    run |= {"optimizer.schedule": "constant", "sparsity.end": 7}
+    run |= {"optimizer.schedule": "constant", "sparsity.end": 7, "sample.steps": 3}
     config = tiny_config(**run | PROCESSES[process] | STRUCTURES[structure])
     with config.unlocked():
         config.model = NETWORKS[network] | {"dtype": "float32"}
@@ -58,39 +71,32 @@ def config_of(network, process, labelled, method, structure):
     return config
 
 
-def check(case, tmp_path, *, closed=True):
+def check(case, tmp_path):
+    """Train, resume, export, read and evaluate a run; return its workdir."""
     workdir = tmp_path / "run"
     config = config_of(*case)
     half = config.copy_and_resolve_references()
     half.steps = 4
     assert loop.train(half, workdir)
     assert loop.train(config, workdir)
-    if closed:
-        close_run(workdir)
-        assert json.loads((workdir / "summary.json").read_text())["steps"] == 8
     config, (model, params, masks) = read_config(workdir), load_run(workdir)
 
     export.main(["--workdir", str(workdir), "--output", str(tmp_path / "out")])
     file, read = {"unet": ("unet", load_unet), "dit": ("dit", load_dit)}[case[0]]
     assert_same_trees(read(tmp_path / "out" / f"{file}.safetensors", model=model.network), params)
     export.main(["--workdir", str(workdir), "--output", str(tmp_path / "out"), "--sparse"])
-    run = load(tmp_path / "out" / "model.safetensors")
-    assert_same_trees(run.params, params)
-    if closed:
-        drawn = run.sample(jax.random.key(0), 4)
-        np.testing.assert_allclose(load(workdir).sample(jax.random.key(0), 4), drawn, atol=1e-5)
-        flags = ["--run", str(workdir), "--count", "4", "--output", str(tmp_path / "samples")]
-        sample.main([*flags, *(["--label", "3", "--guidance", "1"] if case[2] else [])])
+    assert_same_trees(load(tmp_path / "out" / "model.safetensors").params, params)
 
-    row = evaluate_run(workdir, meter_of(config, count=20, metrics=["fd"]), batch=10)
-    assert ("accuracy[classifier:digits]@20" in row["measures"]) == case[2]
+    row = evaluate_run(workdir, meter_of(config, **EVALUATION), batch=10)
+    assert (ACCURACY in row["measures"]) == case[2]
     state = load_state(workdir)[1]
     assert int(state.step) == 8
     jax.tree.map(np.testing.assert_array_equal, state.masks, masks)
+    return workdir
 
 
 def test_a_run_is_resumed_exported_sampled_and_evaluated(tmp_path):
-    check(IN_SUITE, tmp_path, closed=False)
+    check(IN_SUITE, tmp_path)
 
 
 @pytest.mark.slow
@@ -98,3 +104,33 @@ def test_a_run_is_resumed_exported_sampled_and_evaluated(tmp_path):
 def test_every_choice_goes_with_every_other(part, tmp_path):
     for i, case in enumerate(CASES[part::24]):
         check(case, tmp_path / str(i))
+
+
+def test_each_two_choices_meet():
+    for some, others in itertools.combinations(range(len(CHOICES)), 2):
+        pairs = set(itertools.product(CHOICES[some], CHOICES[others]))
+        assert {(case[some], case[others]) for case in PAIRWISE} == pairs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: "-".join(map(str, case)))
+def test_each_two_choices_are_closed_sampled_and_swept(case, tmp_path, monkeypatch):
+    workdir = check(case, tmp_path)
+    close_run(workdir)
+    assert json.loads((workdir / "summary.json").read_text())["steps"] == 8
+    drawn = load(tmp_path / "out" / "model.safetensors").sample(jax.random.key(0), 4)
+    np.testing.assert_allclose(load(workdir).sample(jax.random.key(0), 4), drawn, atol=1e-5)
+    flags = ["--run", str(workdir), "--count", "4", "--output", str(tmp_path / "samples")]
+    sample.main([*flags, *(["--label", "3", "--guidance", "1"] if case[2] else [])])
+
+    monkeypatch.setenv("XLA_FLAGS", with_devices(2))
+    run = Run("two", case[3], 0.5, config_of(*case))
+    assert sweep([run], tmp_path / "swept", tmp_path, batch=10, **EVALUATION) == {}
+    (line,) = (tmp_path / "swept" / "results.jsonl").read_text().splitlines()
+    assert (ACCURACY in json.loads(line)["measures"]) == case[2]
+    one, two = (load_state(path)[1] for path in (workdir, tmp_path / "two"))
+    jax.tree.map(np.testing.assert_array_equal, one.masks, two.masks)
+    for state in (one, two):
+        # Weights of slow frequencies have equal gradients: RigL chooses among them by rounding.
+        state.params.pop("t_embedder", None)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), one.params, two.params)
