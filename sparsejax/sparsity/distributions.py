@@ -116,10 +116,41 @@ def erdos_renyi_kernel(
     return _distribute(params, sparsity, custom, is_sparsifiable, solve)
 
 
+def global_magnitude(
+    params: Params,
+    sparsity: float,
+    *,
+    custom: Custom = (),
+    is_sparsifiable: IsSparsifiable = is_sparsifiable,
+) -> Sparsities:
+    """Return the sparsities of `uniform`, for pruning that ranks weights of all layers together.
+
+    Only the total is kept to: how sparse a layer becomes follows from the magnitudes
+    (`topology.keep_overall`; "global magnitude pruning" in Blalock et al. 2020). So it is for
+    methods that prune a trained network.
+
+    Args:
+      params: as for `uniform`.
+      sparsity: as for `uniform`.
+      custom: empty.
+      is_sparsifiable: as for `uniform`.
+
+    Returns:
+      Pytree of Python floats with the structure of `params`; 0.0 = dense.
+
+    Raises:
+      ValueError: as `uniform`, or `custom` isn't empty.
+    """
+    if custom:
+        raise ValueError(f"custom is {custom!r}; accepted: () with global_magnitude")
+    return uniform(params, sparsity, is_sparsifiable=is_sparsifiable)
+
+
 DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform": uniform,
     "erdos_renyi": erdos_renyi,
     "erdos_renyi_kernel": erdos_renyi_kernel,
+    "global_magnitude": global_magnitude,
 }
 
 

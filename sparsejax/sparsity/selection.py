@@ -6,6 +6,10 @@ bit by bit, with one counting pass per bit. A second bisection over flat indices
 `k` may be traced, so one compiled function serves every drop fraction.
 """
 
+import functools
+import operator
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -30,14 +34,16 @@ def _ordered_bits(scores: Array) -> Array:
     return ordered.astype(jnp.promote_types(unsigned, jnp.uint32))
 
 
-def _kth_largest(keys: Array, count: Array, width: int) -> Array:
+def _kth_largest(keys: Sequence[Array], count: Array, width: int) -> Array:
     """Return the largest threshold that at least `count` of the unsigned `keys` reach."""
+    dtype = keys[0].dtype
 
     def try_bit(i: Array, threshold: Array) -> Array:
-        candidate = threshold | (jnp.ones((), keys.dtype) << (width - 1 - i).astype(keys.dtype))
-        return jnp.where(_count(keys >= candidate) >= count, candidate, threshold)
+        candidate = threshold | (jnp.ones((), dtype) << (width - 1 - i).astype(dtype))
+        reached = _count_all([key >= candidate for key in keys])
+        return jnp.where(reached >= count, candidate, threshold)
 
-    return lax.fori_loop(0, width, try_bit, jnp.zeros((), keys.dtype))
+    return lax.fori_loop(0, width, try_bit, jnp.zeros((), dtype))
 
 
 def _first(ties: Array, count: Array) -> Array:
@@ -60,6 +66,10 @@ def _first(ties: Array, count: Array) -> Array:
 
 def _count(booleans: Array) -> Array:
     return jnp.sum(booleans, dtype=jnp.int32)
+
+
+def _count_all(arrays: Sequence[Array]) -> Array:
+    return functools.reduce(operator.add, map(_count, arrays))
 
 
 def select_top(scores: ArrayLike, count: ArrayLike, *, candidates: Array | None = None) -> Array:
@@ -87,16 +97,46 @@ def select_top(scores: ArrayLike, count: ArrayLike, *, candidates: Array | None 
       [True, True, False]
     """
     scores = jnp.asarray(scores)
-    if not jnp.issubdtype(scores.dtype, jnp.floating) or scores.dtype.itemsize < 2:
-        scores = scores.astype(jnp.float32)
-    keys = _ordered_bits(scores).reshape(-1)
+    among = None if candidates is None else [candidates]
+    return select_top_overall([scores], count, candidates=among)[0]
+
+
+def select_top_overall(
+    scores: Sequence[Array], count: ArrayLike, *, candidates: Sequence[Array] | None = None
+) -> list[Array]:
+    """Select exactly `count` of the largest scores of several arrays together.
+
+    Args:
+      scores: arrays as for `select_top`; they have fewer than 2**31 entries in all.
+      count: as for `select_top`.
+      candidates: boolean arrays of the same shapes. Default: all.
+
+    Returns:
+      Boolean arrays of the shapes of `scores`, with `count` True entries in all. Ties go to the
+      first array, then to the lowest flat index.
+
+    Examples:
+      >>> of_both = select_top_overall([jnp.array([1.0, 5.0]), jnp.array([2.0, 4.0, 3.0])], 3)
+      >>> [selected.tolist() for selected in of_both]
+      [[False, True], [False, True, True]]
+    """
+    dtype = jnp.result_type(*scores)
+    if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize < 2:
+        dtype = jnp.dtype(jnp.float32)
+    keys = [_ordered_bits(score.astype(dtype)).reshape(-1) for score in scores]
     if candidates is not None:
-        keys = jnp.where(candidates.reshape(-1), keys, jnp.zeros_like(keys))
-    count = jnp.clip(jnp.asarray(count, jnp.int32), 0, _count(keys > 0))
-    threshold = _kth_largest(keys, count, jnp.dtype(scores.dtype).itemsize * 8)
-    above = keys > threshold
-    ties = _first(keys == threshold, count - _count(above))
-    return (above | ties).reshape(scores.shape)
+        pairs = zip(keys, candidates, strict=True)
+        keys = [jnp.where(among.reshape(-1), key, jnp.zeros_like(key)) for key, among in pairs]
+    count = jnp.clip(jnp.asarray(count, jnp.int32), 0, _count_all([key > 0 for key in keys]))
+    threshold = _kth_largest(keys, count, dtype.itemsize * 8)
+    above = [key > threshold for key in keys]
+    left, selected = count - _count_all(above), []
+    for score, key, larger in zip(scores, keys, above, strict=True):
+        ties = key == threshold
+        taken = jnp.minimum(left, _count(ties)) if len(keys) > 1 else left
+        selected.append((larger | _first(ties, taken)).reshape(score.shape))
+        left -= taken
+    return selected
 
 
 def select_top_columns(

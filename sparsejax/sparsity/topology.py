@@ -1,9 +1,9 @@
 """Prune and regrow: pure functions from masks to masks.
 
-Each works leaf by leaf and uses only scores, so the caller decides what a score stands for (here,
-a single weight): pooled scores of blocks or channels go through the same functions, and the
-resulting masks are spread over their weights. Params may be sharded over a mesh of automatic axes
-(`jax.sharding.AxisType.Auto`), and masks keep that sharding.
+Each but `keep_overall` works leaf by leaf, and all use only scores, so the caller decides what a
+score stands for (here, a single weight): pooled scores of blocks or channels go through the same
+functions, and the resulting masks are spread over their weights. Params may be sharded over a mesh
+of automatic axes (`jax.sharding.AxisType.Auto`), and masks keep that sharding.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from sparsejax.sparsity.masks import count_active
-from sparsejax.sparsity.selection import select_top, select_top_columns
+from sparsejax.sparsity.selection import select_top, select_top_columns, select_top_overall
 from sparsejax.types import Array, ArrayLike, Masks, Params, PyTree, Scores
 
-__all__ = ["keep", "keep_columns", "prune", "regrow", "rewire", "rewire_columns", "select_top"]
+__all__ = [
+    "keep",
+    "keep_columns",
+    "keep_overall",
+    "prune",
+    "regrow",
+    "rewire",
+    "rewire_columns",
+    "select_top",
+]
 
 
 def prune(params: Params, masks: Masks, fraction: ArrayLike) -> Masks:
@@ -70,6 +79,34 @@ def keep(params: Params, masks: Masks, counts: PyTree) -> Masks:
         return select_top(jnp.abs(param), count, candidates=mask)
 
     return jax.tree.map(keep_leaf, params, masks, counts)
+
+
+def keep_overall(params: Params, masks: Masks, counts: PyTree) -> Masks:
+    """Keep the active weights of largest magnitude in all layers together.
+
+    Args:
+      params: pytree of arrays; only active weights matter.
+      masks: masks of `params`; 0-d masks pass unchanged.
+      counts: pytree of integer scalars; their sum over layers is kept, wherever the weights are.
+
+    Returns:
+      Masks; ties go to the first layer.
+
+    Examples:
+      >>> params = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([1.0, -5.0, 2.0])}
+      >>> masks = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
+      >>> keep_overall(params, masks, {"a": 1, "b": 1})["b"].tolist()
+      [False, True, False]
+    """
+    layers = zip(*map(jax.tree.leaves, (params, masks, counts)), strict=True)
+    sparse = [layer for layer in layers if layer[1].ndim]
+    if not sparse:
+        return masks
+    for param, mask, _ in sparse:
+        chex.assert_equal_shape([param, mask])
+    weights, candidates, numbers = zip(*sparse, strict=True)
+    kept = iter(select_top_overall([*map(jnp.abs, weights)], sum(numbers), candidates=candidates))
+    return jax.tree.map(lambda mask: next(kept) if mask.ndim else mask, masks)
 
 
 def keep_columns(params: Params, masks: Masks, counts: PyTree) -> Masks:

@@ -16,7 +16,7 @@ from sparsejax.compact.network import CompactNetwork, find_layers, is_plain, nam
 from sparsejax.configuration import asked_level, structure_name
 from sparsejax.errors import ConfigError, require
 from sparsejax.families import Model
-from sparsejax.sparsity import channels
+from sparsejax.sparsity import channels, topology
 from sparsejax.sparsity import structure as structures
 from sparsejax.sparsity.blocks import fan_in_sparsities
 from sparsejax.sparsity.distributions import get_distribution
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # to layers without the structure.
 _Read: TypeAlias = tuple[structures.Structure, Sparsities, Sparsities, Callable[[], None]]
 
+_GLOBAL = "global_magnitude"
 _NEVER = UpdateSchedule(update_interval=1, begin=0, end=0)
 
 
@@ -92,6 +93,10 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
     except ValueError as error:
         raise ConfigError(f"config.sparsity.structure is {structure.name!r}: {error}") from error
     level = asked_level(sparsity)
+    is_global = sparsity.distribution == _GLOBAL and level
+    prunes = method.changes_density and structure.name == "weight"
+    accepted = "the others; this one is for gradual and one_shot with structure weight"
+    require(prunes or not is_global, "sparsity.distribution", _GLOBAL, accepted)
 
     def log() -> None:
         log_structure()
@@ -221,7 +226,10 @@ def _groups(model: Model, params: Params) -> channels.ChannelGroups:
 def _weights(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
     del model
     sparsities = _by_layer(sparsity, params)
-    return structures.WEIGHT, sparsities, sparsities, lambda: None
+    structure = structures.WEIGHT
+    if sparsity.distribution == _GLOBAL:
+        structure = structure._replace(keep=topology.keep_overall)
+    return structure, sparsities, sparsities, lambda: None
 
 
 def _blocks(sparsity: ConfigDict, model: Model, params: Params) -> _Read:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparsejax.sparsity import methods, structure
+from sparsejax.sparsity import methods, structure, topology
 from sparsejax.sparsity.blocks import fan_in_sparsities
-from sparsejax.sparsity.distributions import uniform
+from sparsejax.sparsity.distributions import global_magnitude, uniform
 from sparsejax.sparsity.masks import target_active
 from sparsejax.sparsity.schedules import UpdateSchedule
 from tests.sparsity.channel_net import GROUPS, init
@@ -91,6 +91,20 @@ def test_blocks_are_pruned_whole(fan_in):
     assert active(masks, "out") == active(drawn, "out")
     if fan_in:
         assert len(set(units.sum(0).tolist())) == 1
+
+
+def test_magnitudes_of_all_layers_are_ranked_together():
+    """Here one layer has weights a third as large, so most of what goes is there."""
+    params = PARAMS | {"out": {"kernel": PARAMS["out"]["kernel"] / 3}}
+    overall = structure.WEIGHT._replace(keep=topology.keep_overall)
+    method, sparsities = methods.get_method("gradual", overall), global_magnitude(params, 0.75)
+    *_, (pruned, masks) = updates_of(method, params, sparsities, [0.0, 0.5, 1.0])
+    kernels = [np.abs(params[path]["kernel"]).ravel() for path in ("in", "out")]
+    threshold = np.sort(np.concatenate(kernels))[-528]  # a quarter of 960 + 1152
+    for path, kernel in zip(("in", "out"), kernels, strict=True):
+        np.testing.assert_array_equal(masks[path]["kernel"].ravel(), kernel >= threshold)
+        np.testing.assert_array_equal(pruned[path]["kernel"] != 0, masks[path]["kernel"])
+    assert active(masks, "in") > 3 * active(masks, "out")
 
 
 def test_channels_are_pruned_whole():

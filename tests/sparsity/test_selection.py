@@ -8,13 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsejax.sparsity.topology import select_top
+from sparsejax.sparsity.selection import select_top, select_top_overall
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SPECIAL = [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-45, 1e-40, 6e-8, 1e30, -1e30, 1.0, -1.0]
 
 select_jitted = jax.jit(select_top)
 select_among_jitted = jax.jit(lambda scores, count, c: select_top(scores, count, candidates=c))
+select_overall_jitted = jax.jit(
+    lambda scores, count, c: select_top_overall(scores, count, candidates=c)
+)
 
 
 def stable_sort_mask(scores, count, candidates=None):
@@ -52,6 +55,16 @@ def test_selection_among_candidates_equals_a_stable_sort(case):
     scores, count, candidates = case
     ours = np.asarray(select_among_jitted(jnp.asarray(scores), count, jnp.asarray(candidates)))
     np.testing.assert_array_equal(ours, stable_sort_mask(scores, count, candidates))
+
+
+@settings(max_examples=150, deadline=None)
+@given(scores_and_count())
+def test_selection_of_several_arrays_equals_a_stable_sort_of_all(case):
+    scores, count, candidates = case
+    parts, among = np.split(scores, [20, 21]), np.split(candidates, [20, 21])
+    ours = select_overall_jitted([*map(jnp.asarray, parts)], count, [*map(jnp.asarray, among)])
+    expected = stable_sort_mask(scores, count, candidates)
+    np.testing.assert_array_equal(np.concatenate(ours), expected)
 
 
 def test_denormals_keep_their_order():

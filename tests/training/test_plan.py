@@ -29,6 +29,14 @@ from tests.training.tiny import tiny_config
             {"structure": "channel", "custom": (("qkv", 0.5),)},
             r"config.sparsity.custom is \(\('qkv', 0.5\),\); accepted: \(\) with channels",
         ),
+        (
+            {"distribution": "global_magnitude"},
+            "config.sparsity.distribution is 'global_magnitude'; accepted: the others; this one is",
+        ),
+        (
+            {"distribution": "global_magnitude", "method": "gradual", "custom": (("qkv", 0.5),)},
+            r"config.sparsity.custom is .* \[custom is .*; accepted: \(\) with global_magnitude\]",
+        ),
     ],
 )
 def test_structures_that_cannot_work_are_refused(changes, message):
