@@ -44,7 +44,7 @@ from configs import chirodiff
 from sparsejax.compact.states import shrink_state
 from sparsejax.configuration import resolve
 from sparsejax.families import build_model
-from sparsejax.families.strokes import even_times
+from sparsejax.families.stroke_sampling import even_times
 from sparsejax.parallel import data_parallel, shard_batch
 from sparsejax.sparsity.masks import summarize
 from sparsejax.training.keys import named_key

@@ -30,10 +30,12 @@ class Sketches(NamedTuple):
     Attributes:
       points: [points, 4] float32: x, y, pen, time, in the requested representation.
       offsets: [count + 1] int64; drawing i is `points[offsets[i]:offsets[i + 1]]`.
+      labels: [count] int, to go with the drawings; None for drawings alone.
     """
 
     points: NumpyArray
     offsets: NumpyArray
+    labels: NumpyArray | None = None
 
     @property
     def lengths(self) -> NumpyArray:
@@ -219,11 +221,14 @@ def pad(sketches: Sketches, indices: NumpyArray, length: int) -> Batch:
 
     Returns:
       `{"points": [batch, length, 3], "times": [batch, length], "lengths": [batch]}`, float32
-      and int32.
+      and int32, with `label` [batch] int32 if there are labels.
     """
     lengths = sketches.lengths[indices]
     rows = np.arange(length)
     valid = rows < lengths[:, None]
     where = np.where(valid, sketches.offsets[indices][:, None] + rows, 0)
     points = np.where(valid[..., None], sketches.points[where], 0)
-    return {"points": points[..., :3], "times": points[..., 3], "lengths": lengths}
+    batch = {"points": points[..., :3], "times": points[..., 3], "lengths": lengths}
+    if sketches.labels is not None:
+        batch["label"] = sketches.labels[indices].astype(np.int32)
+    return batch

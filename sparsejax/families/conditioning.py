@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import TypeAlias
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from sparsejax.errors import require
-from sparsejax.families.objectives import Objective, Predict
+from sparsejax.families.objectives import Predict
 from sparsejax.types import Apply, Array, Keys, NumpyArray, Params
 
 Span: TypeAlias = tuple[float, float]  # times of the network, from and to
@@ -75,6 +76,21 @@ def in_turn(labels: NumpyArray, classes: int, count: int) -> NumpyArray:
     return np.array([place[i // classes % len(place)] for i, place in enumerate(places)])
 
 
+def check_classes(classes: int, found: int, name: str) -> None:
+    """Check that a network knows as many labels as its data have.
+
+    Args:
+      classes: number of labels of the network; 0 if it takes none.
+      found: number of labels in the data; 1 if they have none.
+      name: short name of the data.
+
+    Raises:
+      ConfigError: the numbers differ, or the data have no labels.
+    """
+    accepted = f"0 or {found}, the classes of {name}" if found > 1 else f"0: {name} has none"
+    require(not classes or classes == found > 1, "model.classes", classes, accepted)
+
+
 def check_conditioning(config: ConfigDict, classes: int) -> None:
     """Check the keys of `config.sample` that a network with labels reads.
 
@@ -99,30 +115,28 @@ def check_conditioning(config: ConfigDict, classes: int) -> None:
     require(fits, "sample.guidance_interval", span, "(), or two numbers, 0 <= from < to")
 
 
-def guided_span(settings: ConfigDict, objective: Objective) -> Span | None:
+def guided_span(settings: ConfigDict, network_time: Callable[[float], float]) -> Span | None:
     """Return the network's times between which guidance acts; None if it never does.
 
     Args:
       settings: `config.sample`.
-      objective: Objective.
+      network_time: see `Objective`.
     """
     if settings.guidance == 1:
         return None
     if not settings.guidance_interval:
         return -math.inf, math.inf
-    low, high = map(objective.network_time, settings.guidance_interval)
+    low, high = map(network_time, settings.guidance_interval)
     return low, high
 
 
-def guided_passes(settings: ConfigDict, objective: Objective) -> int:
+def guided_passes(visited: NumpyArray, span: Span | None) -> int:
     """Return the number of forward passes per sample: two at each time that is guided.
 
     Args:
-      settings: `config.sample`.
-      objective: Objective.
+      visited: see `Objective`.
+      span: see `guided_span`.
     """
-    visited: NumpyArray = objective.visited
-    span = guided_span(settings, objective)
     if span is None:
         return len(visited)
     return len(visited) + int(np.sum((visited >= span[0]) & (visited <= span[1])))
@@ -130,7 +144,7 @@ def guided_passes(settings: ConfigDict, objective: Objective) -> int:
 
 def conditioned(
     settings: ConfigDict,
-    objective: Objective,
+    span: Span | None,
     classes: int,
     apply: Apply,
     params: Params,
@@ -140,7 +154,7 @@ def conditioned(
 
     Args:
       settings: `config.sample`.
-      objective: Objective.
+      span: see `guided_span`.
       classes: number of labels; 0 for a network without.
       apply: `apply(params, x, t)`, or with labels after t.
       params: what `apply` takes.
@@ -149,7 +163,6 @@ def conditioned(
     if not classes:
         return functools.partial(apply, params)
     labels = sampled_labels(settings, classes, indices)
-    span = guided_span(settings, objective)
     return guided(apply, params, labels, classes, settings.guidance, span)
 
 

@@ -21,6 +21,7 @@ from sparsejax.families.conditioning import (
     drop_labels,
     grid_columns,
     guided_passes,
+    guided_span,
     sampled_labels,
 )
 from sparsejax.families.family import Model
@@ -76,6 +77,7 @@ def denoising_model(
     classes = network.classes
     check_conditioning(config, classes)
     objective = objective_of(config)
+    span = guided_span(config.sample, objective.network_time)
     shape = (size, size, network.in_channels)
     example_inputs = _example_inputs(network, size)
 
@@ -92,7 +94,7 @@ def denoising_model(
         start: int | Array = 0,
     ) -> Array:
         indices = start + jnp.arange(count)
-        predict = conditioned(config.sample, objective, classes, apply, params, indices)
+        predict = conditioned(config.sample, span, classes, apply, params, indices)
         keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
         drawn = objective.sample(predict, *samplers.example_noise(keys, shape))
         return decode(frozen, drawn) if decode else drawn
@@ -110,7 +112,7 @@ def denoising_model(
         sample=sample,
         render=functools.partial(image_grid, columns=grid_columns(config.sample, classes)),
         layer_flops=lambda params: layer_flops(network, params, *example_inputs),
-        passes_per_sample=guided_passes(config.sample, objective),
+        passes_per_sample=guided_passes(objective.visited, span),
         labels=functools.partial(sampled_labels, config.sample, classes) if classes else None,
         schedule=objective.schedule,
         load=load,

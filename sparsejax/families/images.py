@@ -11,7 +11,7 @@ from sparsejax.data.builders import open_builder, stamp
 from sparsejax.data.splits import is_held_out, spread_over
 from sparsejax.errors import require
 from sparsejax.families.arguments import check_batch_size
-from sparsejax.families.conditioning import in_turn
+from sparsejax.families.conditioning import check_classes, in_turn
 from sparsejax.families.denoising import NETWORKS, denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.rendering.pixels import to_unit_range
@@ -95,19 +95,6 @@ def check_channels(config: ConfigDict) -> None:
     require(channels == image.shape[2], "model.in_channels", channels, accepted)
 
 
-def check_classes(config: ConfigDict) -> None:
-    """Check that a network that takes labels knows as many as the images have.
-
-    Raises:
-      ConfigError: the numbers differ, or the images have no labels.
-    """
-    classes = config.model.get("classes", 0)
-    if classes:
-        found, name = data.number_of_classes(config.task), data.label(config.task)
-        accepted = f"0 or {found}, the classes of {name}" if found > 1 else f"0: {name} has none"
-        require(classes == found > 1, "model.classes", classes, accepted)
-
-
 def labels_of(config: ConfigDict, split: str) -> Batch:
     """Return the labels of a split for a network that takes them, `{"label": [count] int32}`.
 
@@ -137,7 +124,9 @@ def prepare_images(config: ConfigDict) -> grain.MapDataset:
         the network knows another number of labels.
     """
     settings = config.task
-    check_classes(config)
+    classes = config.model.get("classes", 0)
+    if classes:  # otherwise, labels needn't be read
+        check_classes(classes, data.number_of_classes(settings), data.label(settings))
     for split in filter(None, (settings.reference_split, settings.labelled_split)):
         data.open_images(settings, split)
     images = data.open_images(settings, settings.split)

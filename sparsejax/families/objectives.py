@@ -15,7 +15,13 @@ from sparsejax.diffusion import edm, flow, noise_schedules, ode, process, sample
 from sparsejax.diffusion.noise_schedules import NoiseSchedule
 from sparsejax.diffusion.process import append_axes
 from sparsejax.errors import require
-from sparsejax.families.sampling import check_sampling, passes_per_sample, run_sampler, warnings_of
+from sparsejax.families.sampling import (
+    check_sampling,
+    passes_per_sample,
+    run_sampler,
+    visited_times,
+    warnings_of,
+)
 from sparsejax.schema import BY_PATH
 from sparsejax.types import Array, NumpyArray, PRNGKey
 
@@ -101,16 +107,13 @@ def _ddpm(config: ConfigDict) -> Objective:
         ends_at_one = bool(sampling.set_alpha_to_one)
         return run_sampler(schedule, sampling, denoise, x_T, noise, ends_at_one=ends_at_one)
 
-    visited = np.arange(schedule.steps)
-    if sampling.sampler != "ddpm":
-        visited = sampling_schedules(config)[1].timesteps
     return Objective(
         draw=draw,
         inputs=inputs,
         loss=loss,
         sample=sample,
         network_time=lambda t: t * schedule.steps,
-        visited=visited,
+        visited=visited_times(config, schedule),
         schedule=schedule,
         warnings=warnings_of(schedule),
     )

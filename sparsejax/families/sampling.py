@@ -1,12 +1,13 @@
 """Samplers of a config: shared by all families with diffusion."""
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from sparsejax.diffusion import samplers
-from sparsejax.diffusion.noise_schedules import NoiseSchedule, remaining_signal
+from sparsejax.diffusion.noise_schedules import NoiseSchedule, ddim_schedule, remaining_signal
 from sparsejax.errors import require
 from sparsejax.schema import SAMPLERS_OF
-from sparsejax.types import Array
+from sparsejax.types import Array, NumpyArray
 
 # Largest sqrt(alpha_bar_T) for which sampling from pure noise is accurate.
 _LARGEST_SIGNAL = 0.05
@@ -37,6 +38,19 @@ def passes_per_sample(config: ConfigDict) -> int:
     """Return the number of forward passes per sample."""
     is_ddpm = config.sample.sampler == "ddpm"
     return config.diffusion.steps if is_ddpm else config.sample.steps
+
+
+def visited_times(config: ConfigDict, schedule: NoiseSchedule) -> NumpyArray:
+    """Return the times at which a sampler of diffusion in T steps evaluates the network.
+
+    Args:
+      config: resolved ConfigDict.
+      schedule: noise schedule of the model.
+    """
+    settings = config.sample
+    if settings.sampler == "ddpm":
+        return np.arange(schedule.steps)
+    return ddim_schedule(schedule, settings.steps, settings.eta, None, settings.spacing).timesteps
 
 
 def run_sampler(

@@ -16,12 +16,23 @@ from sparsejax.data.builders import open_builder, stamp
 from sparsejax.data.images import label
 from sparsejax.data.splits import is_held_out, spread_over
 from sparsejax.data.stroke_statistics import compare_strokes
-from sparsejax.data.strokes import MAX_POINTS, PEN_UP, SCALE
-from sparsejax.diffusion import noise_schedules, process, samplers
+from sparsejax.data.strokes import MAX_POINTS, SCALE
+from sparsejax.diffusion import noise_schedules, process
 from sparsejax.errors import ConfigError, require
 from sparsejax.families.arguments import build_module, check_batch_size, is_count, require_fact
+from sparsejax.families.conditioning import (
+    check_classes,
+    check_conditioning,
+    drop_labels,
+    grid_columns,
+    guided_passes,
+    guided_span,
+    in_turn,
+    sampled_labels,
+)
 from sparsejax.families.family import Data, Facts, Family, Model
-from sparsejax.families.sampling import check_sampling, passes_per_sample, run_sampler, warnings_of
+from sparsejax.families.sampling import check_sampling, visited_times, warnings_of
+from sparsejax.families.stroke_sampling import lengths_by_label, sample_strokes, to_drawings
 from sparsejax.models.chirodiff import TIME_EMBEDDINGS, BiGRUDenoiser, TransformerDenoiser
 from sparsejax.models.flops import layer_flops
 from sparsejax.models.units import bigru_units
@@ -53,7 +64,6 @@ KINDS: dict[str, type[BiGRUDenoiser | TransformerDenoiser]] = {
 # Side of the images that metrics read: a classifier of 32x32 images trains in two minutes on one
 # CPU core, of 64x64 in ten.
 RASTER_SIZE = 32
-NO_POINT = 2  # pen state after the end of a drawing
 
 _SCHEDULES = ("linear", "cosine")
 # Fixed, since the noise of the held-out loss depends on them.
@@ -71,7 +81,8 @@ def strokes_model(config: ConfigDict, facts: Facts | None = None) -> Model:
       config: resolved ConfigDict; `model` holds arguments of the denoiser that `task.kind`
         names.
       facts: `lengths`, the numbers of points of the training drawings, which the lengths of
-        samples are drawn from. Without them the Model can neither sample nor count FLOPs.
+        samples are drawn from; for a network with labels also their `labels`, and lengths are those
+        of drawings of the same label. Without them the Model can neither sample nor count FLOPs.
 
     Returns:
       Model; samples are drawings [count, length, 3] float32: absolute x and y (y down), pen 0
@@ -84,49 +95,44 @@ def strokes_model(config: ConfigDict, facts: Facts | None = None) -> Model:
     schedule = _noise_schedule(config.diffusion)
     network = _build_network(config)
     check_sampling(config)
+    classes = network.classes
+    check_conditioning(config, classes)
     _check_clip(config)
     constants = _constants(network)
+    span = guided_span(config.sample, lambda t: t * schedule.steps)
+    columns = grid_columns(config.sample, classes)
     lengths = np.asarray(facts["lengths"], np.int32) if facts else None
     if lengths is not None:
         _check_lengths(config, data.bucket_bounds(lengths, 1)[-1])
 
     def init(key: PRNGKey) -> Params:
-        return network.init(key, *_inputs(1))["params"]
-
-    def apply(
-        params: Params,
-        noisy: Array,
-        t: Array,
-        lengths: Array,
-        timestamps: Array,
-        *,
-        train: bool = False,
-        rngs: dict[str, Keys] | None = None,
-    ) -> PyTree:
-        del rngs
-        variables = {"params": params} | constants
-        return network.apply(variables, noisy, t, lengths, timestamps, train=train)
+        return network.init(key, *_inputs(network, 1))["params"]
 
     def sample(*args: Input, **options: Input) -> Array:
         bounds = data.bucket_bounds(_known(lengths), config.task.buckets)
-        return _sample(schedule, bounds, config, *args, **options)
+        return sample_strokes(schedule, bounds, classes, span, config, *args, **options)
 
     def frozen() -> Frozen:
-        return {"lengths": np.asarray(config.sample.lengths or _known(lengths), np.int32)}
+        if config.sample.lengths:
+            return {"lengths": np.asarray(config.sample.lengths, np.int32)}
+        if not (classes and facts):
+            return {"lengths": _known(lengths)}
+        return lengths_by_label(_known(lengths), np.asarray(facts["labels"]), classes)
 
     def layer_flops_of_mean_drawing(params: Params) -> LayerFlops:
         mean_length = round(_known(lengths).mean())
-        return layer_flops(network, params, *_inputs(mean_length), **constants)
+        return layer_flops(network, params, *_inputs(network, mean_length), **constants)
 
     return Model(
         network=network,
         init=init,
-        apply=apply,
-        loss=functools.partial(_loss, schedule),
+        apply=functools.partial(_apply, network, constants),
+        loss=functools.partial(_loss, schedule, network),
         sample=sample,
-        render=stroke_grid,
+        render=functools.partial(stroke_grid, columns=columns),
         layer_flops=layer_flops_of_mean_drawing,
-        passes_per_sample=passes_per_sample(config),
+        passes_per_sample=guided_passes(visited_times(config, schedule), span),
+        labels=functools.partial(sampled_labels, config.sample, classes) if classes else None,
         schedule=schedule,
         warnings=warnings_of(schedule),
         frozen=frozen,
@@ -135,7 +141,7 @@ def strokes_model(config: ConfigDict, facts: Facts | None = None) -> Model:
         narrow=lambda width: {"hidden": width},
         to_images=to_images,
         statistics=compare_strokes,
-        illustrate=_illustrate,
+        illustrate=functools.partial(_illustrate, columns=columns),
         closing_files=("samples.svg", "samples.gif"),
     )
 
@@ -154,19 +160,26 @@ def strokes_data(config: ConfigDict) -> Data:
     """
     settings = config.task
     data.check_sketches(settings, settings.reference_split)
-    sketches = data.load_sketches(settings, settings.split)
+    sketches = _load(config, settings.split)
     bounds = data.bucket_bounds(sketches.lengths, settings.buckets)
     _check_lengths(config, bounds[-1])
     labelled_split = settings.labelled_split or settings.split
     labels = data.load_labels(settings, labelled_split)
+    classes = config.model.get("classes", 0)
 
     def batches(start: int, stop: int) -> Batches:
         share = 100 * data.padding(sketches.lengths, bounds)
         logger.info("batches are padded to %s points; %.0f %% is padding", bounds, share)
         return data.sketch_batches(sketches, bounds, config.batch_size, config.seed, start, stop)
 
-    def sizes() -> dict[str, int]:
+    def check() -> None:
         check_batch_size(config, len(sketches.lengths))
+        if sketches.labels is not None:
+            found = len(set(settings.words)) or 1 + int(sketches.labels.max())
+            check_classes(classes, found, label(settings))
+
+    def sizes() -> dict[str, int]:
+        check()
         others = data.load_sketches(settings, settings.reference_split)
         return {
             settings.split: len(sketches.lengths),
@@ -174,39 +187,56 @@ def strokes_data(config: ConfigDict) -> Data:
         }
 
     def held_out() -> Batches:
-        others = data.load_sketches(settings, settings.reference_split)
+        others = _load(config, settings.reference_split)
         return data.ordered_batches(others, _HELD_OUT_BUCKETS, _HELD_OUT_BATCH)
-
-    def reference() -> NumpyArray:
-        others = data.load_sketches(settings, settings.reference_split)
-        return drawings(others, np.arange(len(others.lengths)))
-
-    def drawings(these: data.Sketches, indices: NumpyArray) -> NumpyArray:
-        longest = data.bucket_bounds(these.lengths, 1)[0]
-        batch = data.pad(these, indices, longest)
-        return np.asarray(to_drawings(batch["points"], batch["lengths"], settings.representation))
 
     def labelled() -> tuple[Pictures, NumpyArray]:
         # Spread over the split: if it is sorted by label, the first ones have few labels.
         chosen = spread_over(len(labels), LABELLED)
-        others = data.load_sketches(settings, labelled_split)
-        return to_images(drawings(others, chosen)), labels[chosen]
+        return to_images(_drawings(settings, labelled_split, chosen)), labels[chosen]
 
     def training(most: int) -> NumpyArray:
-        return drawings(sketches, spread_over(len(sketches.lengths), most))
+        chosen = spread_over(len(sketches.lengths), most)
+        return _drawings(settings, settings.split, chosen)
+
+    def shown(count: int) -> NumpyArray:
+        of_others = data.load_labels(settings, settings.reference_split)
+        return _drawings(settings, settings.reference_split, in_turn(of_others, classes, count))
 
     return Data(
         batches=batches,
-        reference=reference,
+        reference=lambda: _drawings(settings, settings.reference_split),
         label=label(settings),
         split=f"{settings.reference_split} as rasters {RASTER_VERSION} of {RASTER_SIZE} pixels",
-        facts=lambda: {"lengths": sketches.lengths.tolist()},
-        prepare=lambda: check_batch_size(config, len(sketches.lengths)),
+        facts=functools.partial(_facts, sketches),
+        prepare=check,
         sizes=sizes,
         held_out=held_out,
         labelled=labelled if np.ptp(labels) else None,
         training=training if is_held_out(settings, open_builder(settings)) else None,
+        shown=shown if classes and config.sample.label is None else None,
     )
+
+
+def _load(config: ConfigDict, split: str) -> data.Sketches:
+    """Return the drawings of a split, with labels for a network that takes them."""
+    sketches = data.load_sketches(config.task, split)
+    if not config.model.get("classes", 0):
+        return sketches
+    return sketches._replace(labels=data.load_labels(config.task, split))
+
+
+def _drawings(settings: ConfigDict, split: str, indices: NumpyArray | None = None) -> NumpyArray:
+    """Return some drawings of a split, or all, as `strokes_model` samples them."""
+    sketches = data.load_sketches(settings, split)
+    chosen = np.arange(len(sketches.lengths)) if indices is None else indices
+    batch = data.pad(sketches, chosen, data.bucket_bounds(sketches.lengths, 1)[0])
+    return np.asarray(to_drawings(batch["points"], batch["lengths"], settings.representation))
+
+
+def _facts(sketches: data.Sketches) -> Facts:
+    facts = {"lengths": sketches.lengths.tolist()}
+    return facts if sketches.labels is None else facts | {"labels": sketches.labels.tolist()}
 
 
 def _check_facts(config: ConfigDict, facts: Facts) -> None:
@@ -215,6 +245,13 @@ def _check_facts(config: ConfigDict, facts: Facts) -> None:
     require_fact(are_some, "lengths", lengths, f"a list of {accepted}")
     odd = [n for n in lengths if not (is_count(n) and n <= MAX_POINTS)]
     require_fact(not odd, "lengths", odd[:1], accepted)
+    classes = config.model.get("classes", 0)
+    if classes:
+        labels, accepted = facts.get("labels", []), f"whole numbers from 0 to {classes - 1}"
+        fit = isinstance(labels, list) and len(labels) == len(lengths)
+        require_fact(fit, "labels", labels, f"a list of {len(lengths)} {accepted}")
+        odd = [n for n in labels if not (type(n) is int and 0 <= n < classes)]
+        require_fact(not odd, "labels", odd[:1], accepted)
 
 
 def _check_lengths(config: ConfigDict, longest: int) -> None:
@@ -248,54 +285,21 @@ def to_images(samples: Samples) -> Pictures:
     return to_pixels(rasterize(samples, RASTER_SIZE))
 
 
-def to_drawings(points: Array, lengths: Array, representation: str) -> Array:
-    """Convert sequences of the model to drawings.
-
-    Args:
-      points: [batch, length, 3], offsets or points as `representation` says, and pen.
-      lengths: [batch] int.
-      representation: `threeseqdel` or `threeseqabs`.
-
-    Returns:
-      [batch, length + 1, 3] float32: absolute x, y, starting at the origin; pen 0, 1 (values
-      above 0.8), or 2 after the end.
-    """
-    points = jnp.pad(points, [(0, 0), (1, 0), (0, 0)])
-    xy = jnp.cumsum(points[..., :2], axis=1) if representation == "threeseqdel" else points[..., :2]
-    valid = jnp.arange(points.shape[1]) <= lengths[:, None]
-    pen = jnp.where(valid, (points[..., 2] > PEN_UP).astype(jnp.float32), NO_POINT)
-    return jnp.concatenate([jnp.where(valid[..., None], xy, 0), pen[..., None]], axis=-1)
-
-
-def _illustrate(samples: Samples, folder: pathlib.Path) -> None:
-    write_text(folder / "samples.svg", svg_grid(samples[:_ILLUSTRATED]))
+def _illustrate(samples: Samples, folder: pathlib.Path, *, columns: int | None) -> None:
+    write_text(folder / "samples.svg", svg_grid(samples[:_ILLUSTRATED], columns=columns))
     with replacing(folder / "samples.gif") as partial:
-        to_gif(samples[:_ILLUSTRATED], partial)
+        to_gif(samples[:_ILLUSTRATED], partial, columns=columns)
 
 
-def even_times(length: int, lengths: Array, representation: str) -> Array:
-    """Return the times of drawings at constant pace, as `data.strokes.represent` gives them.
-
-    Args:
-      length: padded length.
-      lengths: [batch] int.
-      representation: `threeseqdel` or `threeseqabs`.
-
-    Returns:
-      [batch, length] float32, from 0 (`threeseqdel`) or up to 1 (`threeseqabs`).
-    """
-    first = 1 if representation == "threeseqabs" else 0
-    return (jnp.arange(length) + first) / lengths[:, None]
-
-
-def _inputs(length: int) -> tuple[Array, Array, Array, Array]:
-    points = jnp.zeros((1, length, 3))
-    return points, jnp.zeros(1, jnp.int32), jnp.full(1, length), points[..., 0]
+def _inputs(network: Denoiser, length: int) -> tuple[Array, ...]:
+    points, t = jnp.zeros((1, length, 3)), jnp.zeros(1, jnp.int32)
+    inputs = points, t, jnp.full(1, length), points[..., 0]
+    return (*inputs, t) if network.classes else inputs
 
 
 def _constants(model: Denoiser) -> PyTree:
     """Return the model's fixed random matrices, the same in every run and every version of JAX."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *_inputs(1))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *_inputs(model, 1))
     stream = np.random.RandomState(0)  # numpy guarantees the same numbers in every version
     return {
         name: jax.tree.map(lambda x: np.float32(stream.standard_normal(x.shape)), collection)
@@ -304,8 +308,27 @@ def _constants(model: Denoiser) -> PyTree:
     }
 
 
+def _apply(
+    network: Denoiser,
+    constants: PyTree,
+    params: Params,
+    noisy: Array,
+    t: Array,
+    lengths: Array,
+    timestamps: Array,
+    labels: Array | None = None,
+    *,
+    train: bool = False,
+    rngs: dict[str, Keys] | None = None,
+) -> PyTree:
+    del rngs
+    variables = {"params": params} | constants
+    return network.apply(variables, noisy, t, lengths, timestamps, labels, train=train)
+
+
 def _loss(
     schedule: noise_schedules.NoiseSchedule,
+    network: Denoiser,
     apply: Apply,
     params: Params,
     batch: Batch,
@@ -322,64 +345,12 @@ def _loss(
 
     t, noise = jax.vmap(draw)(keys)
     noisy = process.q_sample(schedule, points, t, noise)
-    eps = apply(params, noisy, t, lengths, batch["times"], train=train)
+    inputs: tuple[Array, ...] = (noisy, t, lengths, batch["times"])
+    if network.classes:
+        rate = network.label_dropout if train else 0.0
+        inputs += (drop_labels(batch["label"], keys, rate, network.classes),)
+    eps = apply(params, *inputs, train=train)
     return jnp.mean(process.sequence_eps_loss(eps, noise, lengths))
-
-
-def _sample(
-    schedule: noise_schedules.NoiseSchedule,
-    bounds: tuple[int, ...],
-    config: ConfigDict,
-    apply: Apply,
-    params: Params,
-    frozen: Frozen,
-    key: PRNGKey,
-    count: int,
-    start: int | Array = 0,
-) -> Array:
-    """Sample drawings of similar length together, each group padded to the bound it needs."""
-    indices = start + jnp.arange(count)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
-    lengths = _sample_lengths(config.sample, frozen["lengths"], keys, indices)
-
-    def denoise_padded_to(bound: int, keys: Keys, lengths: Array) -> Array:
-        x_T, noise = samplers.example_noise(keys, (bounds[-1], 3))  # noqa: N806
-        times = even_times(bound, lengths, config.task.representation)
-        drawn = run_sampler(
-            schedule,
-            config.sample,
-            lambda x, t: apply(params, x, t, lengths, times),
-            x_T[:, :bound],
-            lambda i: noise(i)[:, :bound],
-            ends_at_one=config.sample.set_alpha_to_one is not False,
-        )
-        return jnp.pad(drawn, [(0, 0), (0, bounds[-1] - bound), (0, 0)])
-
-    def sample_group(group: tuple[Keys, Array]) -> Array:
-        bucket = jnp.searchsorted(jnp.array(bounds), jnp.max(group[1]))
-        branches = [functools.partial(denoise_padded_to, bound) for bound in bounds]
-        return jax.lax.switch(bucket, branches, *group)
-
-    order = jnp.argsort(lengths)
-    groups = max(1, min(8, count // 32))
-    padded = jnp.pad(order, (0, -count % groups), mode="edge")
-    split = jax.tree.map(lambda x: x[padded].reshape(groups, -1), (keys, lengths))
-    drawn = jax.lax.map(sample_group, split).reshape(-1, bounds[-1], 3)[:count]
-    drawn = jnp.zeros_like(drawn).at[order].set(drawn)
-    return to_drawings(drawn, lengths, config.task.representation)
-
-
-def _sample_lengths(
-    settings: ConfigDict, lengths: Array | NumpyArray, keys: Keys, indices: Array
-) -> Array:
-    if settings.lengths:
-        return lengths[indices % len(lengths)]
-
-    def draw(key: PRNGKey) -> Array:
-        # An index that no sampler uses for its noise.
-        return jax.random.choice(jax.random.fold_in(key, 2**31 - 1), lengths)
-
-    return jax.vmap(draw)(keys)
 
 
 def _noise_schedule(diffusion: ConfigDict) -> noise_schedules.NoiseSchedule:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparsejax.models.layers import QKVAttention, dense, reference_init
+from sparsejax.models.layers import QKVAttention, dense, embed_labels, reference_init
 from sparsejax.types import Array, Dtype
 
 _Saved: TypeAlias = tuple[Array, ...]  # what the backward pass reads
@@ -80,6 +80,9 @@ class _Denoiser(nn.Module):
         the collection `constants`) or `sinusoidal`.
       representation: `threeseqdel` (offsets) or `threeseqabs` (points).
       dtype: dtype of matrix products; everything else is float32.
+      classes: number of labels; 0 for a network without labels. The features of a label stand
+        beside those of time; no label has zeros.
+      label_dropout: rate at which training leaves labels out, for classifier-free guidance.
     """
 
     steps: int = 1000
@@ -89,6 +92,16 @@ class _Denoiser(nn.Module):
     time_embedding: str = "randomfourier"
     representation: str = "threeseqdel"
     dtype: Dtype = jnp.float32
+    classes: int = 0
+    label_dropout: float = 0.1
+
+    def _embed(self, t_index: Array, labels: Array | None) -> Array:
+        """Return the features of time and of labels, [batch, features]."""
+        time = self._embed_time(t_index)
+        if not self.classes:
+            return time
+        label = embed_labels(labels, len(time), self.classes, 4 * self.pe_dim)
+        return jnp.concatenate([time, label], axis=-1)
 
     def _embed_time(self, t_index: Array) -> Array:
         if self.time_embedding == "sinusoidal":
@@ -106,8 +119,9 @@ class _Denoiser(nn.Module):
 class BiGRUDenoiser(_Denoiser):
     """Bidirectional GRU that predicts the noise of each point.
 
-    Call: `(noisy [batch, length, 3], t_index [batch] int in 0..T-1, lengths [batch] int) -> eps
-    [batch, length, 3]`. Each layer sees only the valid points: the backward direction starts at
+    Call: `(noisy [batch, length, 3], t_index [batch] int in 0..T-1, lengths [batch] int, labels=
+    [batch] int) -> eps [batch, length, 3]`; labels go from 0 to `classes`, which stands for none
+    (default: no labels). Each layer sees only the valid points: the backward direction starts at
     the last of them. The defaults are the published network, 416,859 parameters.
     """
 
@@ -118,13 +132,14 @@ class BiGRUDenoiser(_Denoiser):
         t_index: Array,
         lengths: Array,
         timestamps: Array | None = None,
+        labels: Array | None = None,
         *,
         train: bool = False,
     ) -> Array:
         """Predict the noise; `timestamps` and `train`, for the Transformer, are ignored."""
         del timestamps, train
         length = noisy.shape[1]
-        time = self._embed_time(t_index)[:, None].repeat(length, axis=1)
+        time = self._embed(t_index, labels)[:, None].repeat(length, axis=1)
         valid = jnp.arange(length)[None, :, None] < lengths[:, None, None]
         x = jnp.concatenate([motion(noisy, self.representation), time], axis=-1)
         for i in range(self.layers):
@@ -276,6 +291,7 @@ class TransformerDenoiser(_Denoiser):
         t_index: Array,
         lengths: Array,
         timestamps: Array | None = None,
+        labels: Array | None = None,
         *,
         train: bool = False,
     ) -> Array:
@@ -291,7 +307,7 @@ class TransformerDenoiser(_Denoiser):
             jnp.pad(y, [(0, 0), (1, 0), *[(0, 0)] * (y.ndim - 2)]) for y in (points, timestamps)
         )
         pace = fourier_features(self._fourier_weights("seq_proj_W"), timestamps)
-        time = self._embed_time(t_index)[:, None].repeat(length + 1, axis=1)
+        time = self._embed(t_index, labels)[:, None].repeat(length + 1, axis=1)
         x = jnp.concatenate([points, pace, time], axis=-1)
         x = dense(x, self.hidden, "embedder", dtype=self.dtype)
         valid = jnp.arange(length + 1) < lengths[:, None] + 1

@@ -188,3 +188,25 @@ class QKVAttention(nn.Module):
         total = weights.sum(axis=-1, keepdims=True)
         attended = (weights.astype(v.dtype) @ v) / total.astype(v.dtype)
         return jnp.swapaxes(attended, 1, 2)
+
+
+def embed_labels(
+    labels: Array | None, batch: int, classes: int, features: int, dtype: Dtype = None
+) -> Array:
+    """Embed labels inside a compact module, as its layer `label_emb`.
+
+    Args:
+      labels: [batch] int from 0 to `classes`, which stands for no label (default: no labels).
+      batch: size of the batch.
+      classes: number of labels.
+      features: number of features.
+      dtype: dtype of the features.
+
+    Returns:
+      [batch, features]; zeros for no label.
+    """
+    initial = nn.initializers.normal(1.0)
+    table = nn.Embed(classes, features, dtype=dtype, embedding_init=initial, name="label_emb")
+    labels = jnp.full((batch,), classes) if labels is None else labels
+    known = (labels < classes)[:, None]
+    return jnp.where(known, table(jnp.minimum(labels, classes - 1)), 0)

@@ -21,6 +21,7 @@ from sparsejax.models.layers import (
     at_least_float32,
     conv,
     dense,
+    embed_labels,
     upsample,
 )
 from sparsejax.types import Array, Dtype, Keys
@@ -226,7 +227,8 @@ class UNet(nn.Module):
             dropout_keys = jax.random.split(self.make_rng("dropout"), len(x))
         embedding = self._embed_time(t)
         if self.classes:
-            embedding = embedding + self._embed_labels(labels, len(x))
+            width = embedding.shape[-1]
+            embedding += embed_labels(labels, len(x), self.classes, width, self.dtype)
 
         def res_block(h: Array, features: int, name: str) -> Array:
             cls = nn.remat(ResBlock) if self.remat else ResBlock
@@ -280,19 +282,6 @@ class UNet(nn.Module):
         width = 4 * self.model_channels
         embedding = dense(embedding, width, "time_embed_0", dtype=self.dtype)
         return dense(nn.silu(embedding), width, "time_embed_2", dtype=self.dtype)
-
-    def _embed_labels(self, labels: Array | None, batch: int) -> Array:
-        """Return the embeddings of labels, [batch, 4 model_channels]; zeros for no label."""
-        table = nn.Embed(
-            self.classes,
-            4 * self.model_channels,
-            dtype=self.dtype,
-            embedding_init=nn.initializers.normal(1.0),
-            name="label_emb",
-        )
-        labels = jnp.full((batch,), self.classes) if labels is None else labels
-        known = (labels < self.classes)[:, None]
-        return jnp.where(known, table(jnp.minimum(labels, self.classes - 1)), 0)
 
     def _attend(self, h: Array, name: str) -> Array:
         cls = nn.remat(AttentionBlock) if self.remat else AttentionBlock

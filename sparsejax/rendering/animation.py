@@ -19,6 +19,7 @@ def to_gif(
     frames: int = 40,
     seconds: float = 3.0,
     hold: float = 1.5,
+    columns: int | None = None,
 ) -> None:
     """Write a looping GIF in which the points of a grid of drawings appear in order.
 
@@ -32,9 +33,11 @@ def to_gif(
       frames: number of frames; identical consecutive frames are merged.
       seconds: duration of all frames except the last.
       hold: seconds that the last frame stays.
+      columns: number of columns of the grid (default: as many as rows, or one more).
     """
     cells = [_grow(drawing, cell, frames) for drawing in as_drawings(drawings)]
-    pictures = [Image.fromarray(tile([c[i] for c in cells], cell)) for i in range(frames)]
+    tiled = (tile([c[i] for c in cells], cell, columns) for i in range(frames))
+    pictures = [Image.fromarray(picture) for picture in tiled]
     colours = indexed()
     pictures = [picture.quantize(palette=colours, dither=Image.Dither.NONE) for picture in pictures]
     moving = round(1000 * seconds / max(1, frames - 1))

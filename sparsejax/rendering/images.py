@@ -1,12 +1,12 @@
 """Pictures as files: one by one, and in grids, enlarged and separated."""
 
 import logging
-import math
 import pathlib
 
 import numpy as np
 from PIL import Image
 
+from sparsejax.rendering.grid import grid_shape
 from sparsejax.rendering.pixels import are_finite, to_pixels
 from sparsejax.types import PathLike, Pictures, Samples
 
@@ -25,8 +25,7 @@ def image_grid(images: Samples, columns: int | None = None) -> Pictures:
 
     Args:
       images: [count, height, width, channels] floats in [-1, 1], 1 or 3 channels.
-      columns: number of columns, if there are as many images (default: as many columns as rows, or
-        one more).
+      columns: see `grid.grid_shape`.
 
     Returns:
       [grid height, grid width, 3] uint8.
@@ -38,8 +37,7 @@ def image_grid(images: Samples, columns: int | None = None) -> Pictures:
         logger.warning("%d of %d images hold values that aren't finite: left white", bad, count)
     factor = max(1, -(-_SMALLEST // height))
     height, width = height * factor, width * factor
-    columns = columns if columns and count >= columns else math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
+    rows, columns = grid_shape(count, columns)
     shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3)
     grid = np.full(shape, 255, np.uint8)
     for index in np.flatnonzero(finite):

@@ -28,18 +28,19 @@ def to_svg(drawing: Drawings, size: int = 109) -> str:
     return _document(size, size, [background, _group(drawings[0], size)])
 
 
-def svg_grid(drawings: Drawings, cell: int = 109) -> str:
-    """Lay out drawings in a square grid on white, separated by grey lines.
+def svg_grid(drawings: Drawings, cell: int = 109, columns: int | None = None) -> str:
+    """Lay out drawings in a grid on white, separated by grey lines.
 
     Args:
       drawings: [count, length, 3] floats, or one [length, 3], see `placement`.
       cell: side of a drawing.
+      columns: number of columns (default: as many as rows, or one more).
 
     Returns:
       The SVG document.
     """
     drawings = as_drawings(drawings)
-    rows, columns = grid_shape(len(drawings))
+    rows, columns = grid_shape(len(drawings), columns)
     width, height = columns * (cell + 1) + 1, rows * (cell + 1) + 1
     parts = [f'<rect width="{width}" height="{height}" fill="{GAP}"/>']
     for index in range(rows * columns):

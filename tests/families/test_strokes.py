@@ -22,7 +22,7 @@ from sparsejax.evaluation.closing import close_run
 from sparsejax.evaluation.comparison import evaluate_runs
 from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.families import build_data, strokes
-from sparsejax.families.strokes import even_times, to_drawings
+from sparsejax.families.stroke_sampling import even_times, to_drawings
 from sparsejax.rendering import rasterize
 from sparsejax.rendering.pixels import to_unit_range
 from sparsejax.sparse_files import load_sparse, save_sparse
