@@ -27,7 +27,7 @@ def downloads():
 def write_photos(place):
     """Pictures of three classes, 16 to train and 8 for validation, as an npz and as a folder.
 
-    And a folder of pictures without classes and splits.
+    A folder of pictures without classes and splits, and an npz of small grey ones of ten classes.
     """
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(24, 64, 64, 3), dtype=np.uint8)
@@ -38,6 +38,8 @@ def write_photos(place):
         for i, (image, label, part) in enumerate(zip(images, labels, split, strict=True))
     }
     write(downloads() / "files" / "imagenette2-160", **files)
+    grey, classes = images[:, :28, :28, :1], np.arange(24) % 10
+    np.savez(place / "fashion_mnist.npz", image=grey, label=classes, split=split)
     write(place / "photos", **{f"{i}.png": image[:40] for i, image in enumerate(images)})
 
 

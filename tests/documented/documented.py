@@ -20,6 +20,7 @@ SCHEDULE = """--config.steps=4 --config.batch_size=4 --config.optimizer.warmup_s
 --config.sample.steps=3"""
 UNET = """--config.model.model_channels=32 --config.model.num_res_blocks=1
 --config.model.channel_mult=(1,) --config.model.attention_resolutions=()"""
+DIT = "--config.model.hidden_size=16 --config.model.depth=1 --config.model.num_heads=2"
 GRU = """--config.model.layers=1 --config.model.hidden=16 --config.diffusion.steps=21
 --config.sample.steps=20 --config.task.buckets=2"""
 CODES = """--config.model.channels=8 --config.model.channel_mult=(1,2) --config.model.codes=16
@@ -37,9 +38,11 @@ STRUCTURED = "--model-channels=32 --size=8 --batch=1 --block=32 --models=block:0
 # (pattern of a command without `python`, flags to append); all that match are appended.
 TINY = [
     (r"^train\.py| sweep ", SCHEDULE),
-    (r"^train\.py(?!.*(chirodiff|_vq|my_family))| sweep .*(digits|folder)", UNET),
+    (r"^train\.py(?!.*(chirodiff|_vq|_dit|my_family))| sweep .*(digits|folder)", UNET),
     (r"^train\.py.*chirodiff| sweep .*chirodiff", GRU),
     (r"^train\.py.*_vq", CODES),
+    (r"^train\.py.*_dit", DIT),
+    (r"^train\.py.*fashion_", "--config.task.reference_split=validation"),
     (r"^train\.py.*(celebahq|bedrooms|imagenette)_ldm", PHOTOS),
     (r"^evaluate\.py| sweep ", MEASURES),
     (r"^-m sparsejax --help$", ""),
