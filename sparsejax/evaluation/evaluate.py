@@ -18,6 +18,7 @@ from sparsejax.evaluation import closing
 from sparsejax.evaluation.held_out import held_out_loss
 from sparsejax.evaluation.provenance import provenance
 from sparsejax.families import Data, Model, build_data, build_model
+from sparsejax.metrics.by_label import OF_LABEL
 from sparsejax.metrics.measures import Meter, build_meter
 from sparsejax.rendering.images import save_pngs
 from sparsejax.rendering.pixels import PICTURES, are_finite
@@ -58,8 +59,16 @@ def meter_of(
         split=data.split,
         labelled=data.labelled,
         training=training,
+        reference_labels=data.reference_labels,
         **options,
     )
+
+
+def _by_label(measures: dict[str, float]) -> Row:
+    """Return the entries of a row for measures: those of single labels stand by themselves."""
+    of_labels = {name: value for name, value in measures.items() if OF_LABEL in name}
+    overall = {name: value for name, value in measures.items() if name not in of_labels}
+    return {"measures": overall} | ({"by_label": of_labels} if of_labels else {})
 
 
 def _training_pictures(
@@ -135,7 +144,8 @@ def evaluate_run(
         | closing.run_costs(config, model, plan, params, state.masks, step, lines)
         | closing.measured(read_metrics(workdir / "metrics.jsonl"))
         | {"sampling_seconds": min(seconds[1:] or seconds), "reference": meter.reference}
-        | {"measures": measures, "pictures": PICTURES, "config": config.to_dict()}
+        | _by_label(measures)
+        | {"pictures": PICTURES, "config": config.to_dict()}
         | provenance()
     )
 

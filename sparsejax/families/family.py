@@ -135,6 +135,8 @@ class Data(NamedTuple):
       training: `training(most) -> real examples [count, ...]` of the training split, in the format
         of samples: `most` of them, evenly spread, or all; None if the reference examples are
         trained on too, or samples aren't compared with training examples.
+      reference_labels: `reference_labels() -> [count] int` of the reference examples; None for a
+        network without labels.
       shown: `shown(count) -> real examples` to show beside samples, in the order of their labels;
         None for the first ones of the reference.
       inputs: `inputs() -> pytree` that samples are made from, in place of `Model.frozen()`, if
@@ -151,6 +153,7 @@ class Data(NamedTuple):
     held_out: Callable[[], Batches] | None = None
     labelled: Callable[[], tuple[Pictures, NumpyArray]] | None = None
     training: Callable[[int], NumpyArray] | None = None
+    reference_labels: Callable[[], NumpyArray] | None = None
     shown: Callable[[int], NumpyArray] | None = None
     inputs: Callable[[], Frozen] | None = None
 

@@ -76,6 +76,7 @@ def images_data(config: ConfigDict) -> Data:
         sizes=lambda: image_counts(config),
         held_out=held_out if has_held_out else None,
         training=training if has_held_out else None,
+        reference_labels=reference_labels(config),
         shown=shown_images(config),
     )
 
@@ -159,6 +160,13 @@ def training_batches(config: ConfigDict, start: int, stop: int) -> Batches:
 def reference_images(settings: ConfigDict) -> NumpyArray:
     """Return the images of `reference_split`, [count, height, width, channels] in [-1, 1]."""
     return to_unit_range(data.load_images(settings, settings.reference_split)[0])
+
+
+def reference_labels(config: ConfigDict) -> Callable[[], NumpyArray] | None:
+    """Return `Data.reference_labels` of images; None for a network without labels."""
+    if not config.model.get("classes", 0):
+        return None
+    return lambda: data.load_labels(config.task, config.task.reference_split)
 
 
 def shown_images(config: ConfigDict) -> Callable[[int], NumpyArray] | None:

@@ -25,6 +25,7 @@ from sparsejax.families.images import (
     labels_of,
     prepare_images,
     reference_images,
+    reference_labels,
     shown_images,
 )
 from sparsejax.models import first_stage
@@ -173,6 +174,7 @@ def latents_data(config: ConfigDict) -> Data:
         prepare=prepare,
         sizes=lambda: image_counts(config),
         labelled=lambda: data.load_images(settings, settings.labelled_split or settings.split),
+        reference_labels=reference_labels(config),
         shown=shown_images(config),
     )
 

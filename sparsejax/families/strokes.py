@@ -165,6 +165,7 @@ def strokes_data(config: ConfigDict) -> Data:
     _check_lengths(config, bounds[-1])
     labelled_split = settings.labelled_split or settings.split
     labels = data.load_labels(settings, labelled_split)
+    of_reference = functools.partial(data.load_labels, settings, settings.reference_split)
     classes = config.model.get("classes", 0)
 
     def batches(start: int, stop: int) -> Batches:
@@ -180,11 +181,8 @@ def strokes_data(config: ConfigDict) -> Data:
 
     def sizes() -> dict[str, int]:
         check()
-        others = data.load_sketches(settings, settings.reference_split)
-        return {
-            settings.split: len(sketches.lengths),
-            settings.reference_split: len(others.lengths),
-        }
+        splits = settings.split, settings.reference_split
+        return {split: len(data.load_sketches(settings, split).lengths) for split in splits}
 
     def held_out() -> Batches:
         others = _load(config, settings.reference_split)
@@ -200,8 +198,8 @@ def strokes_data(config: ConfigDict) -> Data:
         return _drawings(settings, settings.split, chosen)
 
     def shown(count: int) -> NumpyArray:
-        of_others = data.load_labels(settings, settings.reference_split)
-        return _drawings(settings, settings.reference_split, in_turn(of_others, classes, count))
+        chosen = in_turn(of_reference(), classes, count)
+        return _drawings(settings, settings.reference_split, chosen)
 
     return Data(
         batches=batches,
@@ -214,6 +212,7 @@ def strokes_data(config: ConfigDict) -> Data:
         held_out=held_out,
         labelled=labelled if np.ptp(labels) else None,
         training=training if is_held_out(settings, open_builder(settings)) else None,
+        reference_labels=of_reference if classes else None,
         shown=shown if classes and config.sample.label is None else None,
     )
 

@@ -10,6 +10,12 @@ import numpy as np
 
 from sparsejax.errors import ConfigError
 from sparsejax.metrics import distances, moments
+from sparsejax.metrics.by_label import (
+    ByLabel,
+    accuracies,
+    frechet_distances,
+    statistics_by_label,
+)
 from sparsejax.metrics.copying import nearer_to_training
 from sparsejax.metrics.extractors import (
     Extractor,
@@ -36,10 +42,10 @@ class Meter(NamedTuple):
       measure: `measure(batches, labels=None) -> {name: value}` for batches of pictures [n, height,
         width, channels] uint8, `count` in all, and the labels that they were made for, [count] int.
         With labels and a classifier of the same labels, the share of samples that it recognizes is
-        measured too (`accuracy`), and the smallest share of a label (`worst accuracy`). Names
-        contain metric, extractor and number of samples: `FD[classifier:digits]@1797`. Pictures are
-        dropped after each batch; features are kept only if a metric needs them, so the Frechet
-        distance alone takes no more memory than a covariance.
+        measured too, and with `fd` the distances of each label (`by_label`). Names contain metric,
+        extractor and number of samples: `FD[classifier:digits]@1797`. Pictures are dropped after
+        each batch; features are kept only if a metric or labels need them, so the Frechet distance
+        alone takes no more memory than a covariance.
     """
 
     count: int  # type: ignore[assignment]  # it hides the method of tuples
@@ -53,6 +59,7 @@ class _Reference(NamedTuple):
     statistics: moments.Statistics
     features: NumpyArray
     words: str
+    by_label: ByLabel = {}  # noqa: RUF012  # never changed
 
 
 class _Copying(NamedTuple):
@@ -79,6 +86,7 @@ def build_meter(
     split: str = "",
     labelled: Labelled | None = None,
     training: Callable[[int], NumpyArray] | None = None,
+    reference_labels: Callable[[], NumpyArray] | None = None,
     count: int | None = None,
     metrics: Sequence[str] | None = None,
     extractor: str | None = None,
@@ -96,6 +104,8 @@ def build_meter(
       labelled: see `build_extractor`; None without labels.
       training: `training(most) -> pictures`, at most so many examples that were trained on, for
         the metric `nearest`; None if there are none, or the reference set is trained on.
+      reference_labels: `reference_labels() -> labels` [number] int of the reference set, to compare
+        the samples of each label; None without labels.
       count: number of samples (default: size of the reference set).
       metrics: some of `METRICS` (default: those of `DEFAULT_METRICS` that there are enough
         examples for); `is`
@@ -124,9 +134,8 @@ def build_meter(
     if statistics:
         real = _read_reference(statistics, chosen)
     else:
-        features = reference_features(chosen, pictures)
         words = " ".join(filter(None, [label, split])) + f", {len(pictures):,} examples"
-        real = _Reference(moments.statistics(features), features, words)
+        real = _reference_of(chosen, pictures, words, reference_labels)
     if save_statistics:
         _save_statistics(save_statistics, chosen, real)
     if "fd" in metrics and count <= chosen.dim:
@@ -149,6 +158,17 @@ def build_meter(
         return named
 
     return Meter(count, real.words, measure)
+
+
+def _reference_of(
+    extractor: Extractor,
+    pictures: NumpyArray,
+    words: str,
+    labels: Callable[[], NumpyArray] | None,
+) -> _Reference:
+    features = reference_features(extractor, pictures)
+    by_label = statistics_by_label(features, labels()) if labels else {}
+    return _Reference(moments.statistics(features), features, words, by_label)
 
 
 def _copying_of(
@@ -180,7 +200,7 @@ def _measure(
         ours, scores = extractor.extract(batch)
         if "fd" in metrics:
             found = moments.update(found, ours)
-        if "kid" in metrics or "precision_recall" in metrics:
+        if labels is not None or "kid" in metrics or "precision_recall" in metrics:
             features.append(ours)
         if scores is not None and ("is" in metrics or labels is not None):
             logits.append(scores)
@@ -194,11 +214,10 @@ def _measure(
             together, real.features, subsets=SUBSETS, subset_size=subset_size
         )
         values |= {"KID": mean, "KID std": spread}
-    if logits and labels is not None:
-        found_labels = np.concatenate(logits).argmax(axis=1)
-        by_label = [np.mean(found_labels[labels == label] == label) for label in np.unique(labels)]
-        values["accuracy"] = float(np.mean(found_labels == labels))
-        values["worst accuracy"] = float(min(by_label))
+    if labels is not None:
+        values |= accuracies(np.concatenate(logits), labels)
+    if labels is not None and found is not None:
+        values |= frechet_distances(statistics_by_label(together, labels), real.by_label)
     if logits and "is" in metrics:
         mean, spread = distances.inception_score(np.concatenate(logits), splits=SPLITS)
         values |= {"IS": mean, "IS std": spread}

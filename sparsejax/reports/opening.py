@@ -28,6 +28,7 @@ _METRICS = {
     "accuracy": "the share of samples in which a classifier of real examples sees the label that "
     "they were made for",
     "worst accuracy": "the same share of the label that has the smallest",
+    "intra FD": "the mean of the Frechet distances between samples and real examples of each label",
     "IS": "the Inception Score's formula on the extractor's classes",
     HELD_OUT: "the mean loss over examples kept from training, with diffusion times and noise "
     "that are the same for every run",

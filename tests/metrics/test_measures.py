@@ -68,6 +68,26 @@ def test_accuracy_is_the_share_of_samples_that_show_their_label(digits):
     assert not any("accuracy" in name for name in pixels)
 
 
+def test_samples_of_each_label_are_compared_with_real_pictures_of_that_label(digits):
+    """Against the distance of the sets themselves; batches split them anywhere."""
+    images, labels = digits
+    samples, real = images[::2], images[1::2]
+    ours, theirs = labels[::2], labels[1::2]
+    options = {"labelled": lambda: (real, theirs), "count": 899, "metrics": ["fd"]}
+    meter = meter_of(real, reference_labels=lambda: theirs, **options)
+    found = meter.measure(np.array_split(samples, 7), ours)
+    ending = "[classifier:digits]@899"
+    for label in (0, 7):
+        some = meter_of(real[theirs == label], **options | {"count": int((ours == label).sum())})
+        (alone,) = some.measure([samples[ours == label]]).values()
+        assert found[f"FD of label {label}{ending}"] == pytest.approx(alone, rel=1e-6)
+    mean = np.mean([found[f"FD of label {label}{ending}"] for label in range(10)])
+    assert found[f"intra FD{ending}"] == pytest.approx(mean)
+    shares = [found[f"accuracy of label {label}{ending}"] for label in range(10)]
+    assert found[f"worst accuracy{ending}"] == min(shares)
+    assert "intra FD" not in str(meter.measure([samples]).keys())
+
+
 def test_numbers_are_those_of_the_distances_on_the_extractors_features(digits):
     images, _ = digits
     batches, real = halves(images, 4)
