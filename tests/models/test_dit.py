@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from configs import imagenette_dit
+from sparsejax.errors import ConfigError
 from sparsejax.models import dit_layout, export, published_dit
 from sparsejax.models.dit import SIZES, DiT, position_embedding
 from sparsejax.models.flops import layer_flops
@@ -266,3 +268,18 @@ def test_shapes_of_a_network_on_huge_images_need_no_memory():
     x = jax.ShapeDtypeStruct((1, 60_000, 60_000, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1, jnp.int32))
     assert count(params) < 200_000
+
+
+def test_the_config_of_published_sizes_has_their_network():
+    """XL/2 has 675,129,632 parameters: 1,000 classes, variances too, and constant positions."""
+    config = imagenette_dit.get_config("kl,XL,rigl,0.75")
+    assert config.name == "imagenette_dit_kl_XL"
+    assert (config.sparsity.level, config.task.latent_scale) == (0.75, 0.18215)
+    network = DiT(**config.model.to_dict())
+    labels, variances, positions = 990 * 1152, 2 * 2 * 4 * (1152 + 1), 256 * 1152
+    expected = 675_129_632 - labels - variances - positions
+    assert count(shapes_of(network, 32)) == expected
+    small = imagenette_dit.get_config("S,dense").model
+    assert (small.hidden_size, small.in_channels, small.patch_size) == (384, 3, 4)
+    with pytest.raises(ConfigError, match="'S' and 'XL' both set the size; accepted: one of them"):
+        imagenette_dit.get_config("S,XL")
