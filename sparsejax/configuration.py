@@ -22,7 +22,8 @@ from sparsejax.nested import flatten
 from sparsejax.plugins import import_modules
 from sparsejax.schema import KEYS, NETWORK_SECTIONS, STRUCTURES
 from sparsejax.seeds import MAX_SEED
-from sparsejax.sparsity.methods import METHODS
+from sparsejax.sparsity.distributions import GLOBAL
+from sparsejax.sparsity.methods import METHODS, get_method
 from sparsejax.types import Value
 
 Saved: TypeAlias = dict[str, Any]  # a config as nested dictionaries, as `json.loads` gives it
@@ -184,6 +185,14 @@ def sparsity_words(sparsity: ConfigDict) -> list[str]:
     return [sparsity.method, *structure_words(sparsity), *level]
 
 
+def _check_distribution(sparsity: ConfigDict) -> None:
+    if sparsity.distribution != GLOBAL or sparsity.method == "dense":
+        return
+    prunes = get_method(sparsity.method).changes_density and sparsity.structure == "weight"
+    accepted = "the others; this one is for gradual and one_shot with structure weight"
+    require(prunes, "sparsity.distribution", GLOBAL, accepted)
+
+
 def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
     """Check a config and fill in keys that follow from others.
 
@@ -225,6 +234,7 @@ def resolve(config: ConfigDict, saved: Saved | None = None) -> ConfigDict:
     flat = flatten(config.to_dict(), ".")
     for key in KEYS:
         values.check_value(key, flat[key.path])
+    _check_distribution(sparsity)
     _resolve_betas(config, saved)
     o = config.optimizer
     decays = o.name in ("adamw", "lion")

@@ -15,6 +15,7 @@ import pytest
 
 from sparsejax.commands import export, sample
 from sparsejax.evaluation.closing import close_run
+from sparsejax.evaluation.comparison import evaluate_runs
 from sparsejax.evaluation.evaluate import evaluate_run, meter_of
 from sparsejax.evaluation.grids import Run
 from sparsejax.evaluation.sweep import sweep
@@ -89,6 +90,8 @@ def check(case, tmp_path):
 
     row = evaluate_run(workdir, meter_of(config, **EVALUATION), batch=10)
     assert (ACCURACY in row["measures"]) == case[2]
+    assert len(row.get("by_label", {})) == 20 * case[2]  # accuracy and distance of ten labels
+    assert not any("of label" in name for name in row["measures"])
     state = load_state(workdir)[1]
     assert int(state.step) == 8
     jax.tree.map(np.testing.assert_array_equal, state.masks, masks)
@@ -97,6 +100,21 @@ def check(case, tmp_path):
 
 def test_a_run_is_resumed_exported_sampled_and_evaluated(tmp_path):
     check(IN_SUITE, tmp_path)
+
+
+@pytest.mark.slow
+def test_runs_with_and_without_labels_are_compared_in_any_order(tmp_path):
+    for name, labelled in (("plain", False), ("labelled", True)):
+        assert loop.train(config_of("unet", "flow", labelled, "static", "weight"), tmp_path / name)
+    found = [
+        evaluate_runs([tmp_path / name for name in names], tmp_path / "out", **EVALUATION)
+        for names in (("plain", "labelled"), ("labelled", "plain"))
+    ]
+    (plain, labelled), (labelled_first, plain_last) = found
+    assert labelled["measures"] == labelled_first["measures"]
+    assert labelled["by_label"] == labelled_first["by_label"]
+    assert "intra FD[classifier:digits]@20" in labelled["measures"]
+    assert plain["measures"] == plain_last["measures"]
 
 
 @pytest.mark.slow

@@ -97,7 +97,9 @@ def evaluate_runs(
     unfinished = _unfinished(folders, configs)
     if unfinished:
         logger.warning("%s", unfinished)
-    meter = meter_of(configs[0], data=data, **options)
+    # Those with labels are measured by label, whichever comes first.
+    of_labels = next((config for config in configs if config.model.get("classes", 0)), None)
+    meter = meter_of(of_labels or configs[0], data=None if of_labels else data, **options)
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     failed: dict[str, str] = {}
@@ -179,4 +181,5 @@ def _print_table(rows: Sequence[Row]) -> None:
 
 
 def _measure(name: str, row: Row) -> str:
-    return f"{row['measures'][name]:.4g}"
+    value = row["measures"].get(name)  # a run without labels lacks those of labels
+    return "" if value is None else f"{value:.4g}"

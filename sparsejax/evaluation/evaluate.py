@@ -137,7 +137,8 @@ def evaluate_run(
         measures |= {f"{name}@{meter.count}": value for name, value in found.items()}
     if data.held_out:
         measures[HELD_OUT] = held_out_loss(small_model, data.held_out(), small)
-    _save_artifacts(workdir / "evaluation", model, drawn[0], data.reference(), state.masks)
+    real = data.shown(_SHOWN) if data.shown else data.reference()
+    _save_artifacts(workdir / "evaluation", model, drawn[0], real, state.masks)
     return (
         {"run": workdir.name, "seed": config.seed}
         | _topology(config, plan, state, model)

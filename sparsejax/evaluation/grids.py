@@ -11,6 +11,7 @@ from sparsejax.configuration import STRUCTURES, default_config, resolve, structu
 from sparsejax.errors import require
 from sparsejax.evaluation.baselines import small_dense
 from sparsejax.seeds import ACCEPTED, MAX_SEED
+from sparsejax.sparsity.distributions import GLOBAL
 from sparsejax.sparsity.methods import METHODS, get_method
 
 BASELINES = {"small_dense": "parameters", "small_dense_flops": "flops"}
@@ -116,4 +117,6 @@ def _with_structure(config: ConfigDict, structure: str) -> ConfigDict:
 def _narrowed(config: ConfigDict, method: str, level: float) -> ConfigDict:
     sparse = _with_structure(config, "weight")
     sparse.sparsity.method, sparse.sparsity.level = "static", level
+    if sparse.sparsity.distribution == GLOBAL:  # as many weights are left in all
+        sparse.sparsity.distribution = "uniform"
     return small_dense(resolve(sparse), BASELINES[method]).model

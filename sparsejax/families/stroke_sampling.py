@@ -40,7 +40,7 @@ def sample_strokes(
       config: resolved ConfigDict.
       apply: `apply(params, noisy, t, lengths, timestamps) -> eps`, or with labels last.
       params: what `apply` takes.
-      frozen: `lengths`, and for a network with labels `first` (see `lengths_by_label`).
+      frozen: `lengths`, and for a network with labels `spans` (see `lengths_by_label`).
       key: PRNG key.
       count: number of samples.
       start: place of the first in the sequence that `key` determines.
@@ -95,16 +95,16 @@ def _sample_lengths(
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 2**31 - 1))(keys)
     if not classes:
         return jax.vmap(lambda key: jax.random.choice(key, lengths))(keys)
-    first, labels = frozen["first"], sampled_labels(settings, classes, indices)
+    labels = sampled_labels(settings, classes, indices)
 
     def draw(key: PRNGKey, label: Array) -> Array:
-        return lengths[jax.random.randint(key, (), first[label], first[label + 1])]
+        return lengths[jax.random.randint(key, (), *frozen["spans"][label])]
 
     return jax.vmap(draw)(keys, labels)
 
 
 def lengths_by_label(lengths: NumpyArray, labels: NumpyArray, classes: int) -> Frozen:
-    """Return `lengths` sorted by label, and where those of each label begin, as `first`.
+    """Return `lengths` sorted by label, and where those of each label are, as `spans`.
 
     Args:
       lengths: numbers of points of drawings, [count] int.
@@ -112,12 +112,14 @@ def lengths_by_label(lengths: NumpyArray, labels: NumpyArray, classes: int) -> F
       classes: number of labels.
 
     Returns:
-      Dictionary of `lengths` [count] int32 and `first` [classes + 1] int32: the lengths of label i
-      are `lengths[first[i]:first[i + 1]]`.
+      Dictionary of `lengths` [count] int32 and `spans` [classes, 2] int32, from and to; that of a
+      label without drawings is all of them.
     """
     order = np.argsort(labels, kind="stable")
-    first = np.searchsorted(labels[order], np.arange(classes + 1))
-    return {"lengths": lengths[order], "first": first.astype(np.int32)}
+    sides = (np.searchsorted(labels[order], np.arange(classes), side) for side in ("left", "right"))
+    spans = np.stack([*sides], axis=1)
+    spans[spans[:, 0] == spans[:, 1]] = 0, len(lengths)
+    return {"lengths": lengths[order], "spans": spans.astype(np.int32)}
 
 
 def even_times(length: int, lengths: Array, representation: str) -> Array:

@@ -177,6 +177,7 @@ def strokes_data(config: ConfigDict) -> Data:
         check_batch_size(config, len(sketches.lengths))
         if sketches.labels is not None:
             found = len(set(settings.words)) or 1 + int(sketches.labels.max())
+            found = 1 if sketches.labels.min() < 0 else found
             check_classes(classes, found, label(settings))
 
     def sizes() -> dict[str, int]:

@@ -135,7 +135,9 @@ def build_meter(
         real = _read_reference(statistics, chosen)
     else:
         words = " ".join(filter(None, [label, split])) + f", {len(pictures):,} examples"
-        real = _reference_of(chosen, pictures, words, reference_labels)
+        compares_labels = "fd" in metrics and chosen.name.startswith("classifier")
+        labels = reference_labels if compares_labels else None
+        real = _reference_of(chosen, pictures, words, labels)
     if save_statistics:
         _save_statistics(save_statistics, chosen, real)
     if "fd" in metrics and count <= chosen.dim:
@@ -216,8 +218,8 @@ def _measure(
         values |= {"KID": mean, "KID std": spread}
     if labels is not None:
         values |= accuracies(np.concatenate(logits), labels)
-    if labels is not None and found is not None:
-        values |= frechet_distances(statistics_by_label(together, labels), real.by_label)
+    if labels is not None and found is not None and real.by_label:
+        values |= frechet_distances(together, labels, real.by_label)
     if logits and "is" in metrics:
         mean, spread = distances.inception_score(np.concatenate(logits), splits=SPLITS)
         values |= {"IS": mean, "IS std": spread}

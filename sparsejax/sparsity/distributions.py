@@ -146,11 +146,12 @@ def global_magnitude(
     return uniform(params, sparsity, is_sparsifiable=is_sparsifiable)
 
 
+GLOBAL = "global_magnitude"  # the one that has no sparsity for each layer
 DISTRIBUTIONS: dict[str, Distribution] = {
     "uniform": uniform,
     "erdos_renyi": erdos_renyi,
     "erdos_renyi_kernel": erdos_renyi_kernel,
-    "global_magnitude": global_magnitude,
+    GLOBAL: global_magnitude,
 }
 
 

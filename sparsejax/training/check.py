@@ -32,7 +32,8 @@ class Layer(NamedTuple):
     Attributes:
       name: path of its weights.
       weights: number of weights.
-      requested: sparsity that the config requests; None if groups of channels are removed.
+      requested: sparsity that the config requests; None if groups of channels are removed,
+        or magnitudes of all layers are ranked together.
       actual: sparsity of the masks.
     """
 

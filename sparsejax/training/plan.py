@@ -19,7 +19,7 @@ from sparsejax.families import Model
 from sparsejax.sparsity import channels, topology
 from sparsejax.sparsity import structure as structures
 from sparsejax.sparsity.blocks import fan_in_sparsities
-from sparsejax.sparsity.distributions import get_distribution
+from sparsejax.sparsity.distributions import GLOBAL, get_distribution
 from sparsejax.sparsity.flat import static_counts
 from sparsejax.sparsity.masks import apply_masks
 from sparsejax.sparsity.methods import Method, get_method
@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 # to layers without the structure.
 _Read: TypeAlias = tuple[structures.Structure, Sparsities, Sparsities, Callable[[], None]]
 
-_GLOBAL = "global_magnitude"
 _NEVER = UpdateSchedule(update_interval=1, begin=0, end=0)
 
 
@@ -45,7 +44,8 @@ class Plan(NamedTuple):
     Attributes:
       method: how masks are drawn and how they change.
       structure: unit that is pruned and regrown: `weight`, `block` or `channel`; `weight` if dense.
-      requested: as `sparsities`, before rounding to whole blocks.
+      requested: as `sparsities`, before rounding to whole blocks; empty if only an overall sparsity
+        is requested.
       sparsities: sparsity per layer, Python floats in the structure of params; with
         channels, of each group, `{group: float}`.
       level: requested overall sparsity; 0 if dense.
@@ -93,10 +93,6 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
     except ValueError as error:
         raise ConfigError(f"config.sparsity.structure is {structure.name!r}: {error}") from error
     level = asked_level(sparsity)
-    is_global = sparsity.distribution == _GLOBAL and level
-    prunes = method.changes_density and structure.name == "weight"
-    accepted = "the others; this one is for gradual and one_shot with structure weight"
-    require(prunes or not is_global, "sparsity.distribution", _GLOBAL, accepted)
 
     def log() -> None:
         log_structure()
@@ -226,10 +222,11 @@ def _groups(model: Model, params: Params) -> channels.ChannelGroups:
 def _weights(sparsity: ConfigDict, model: Model, params: Params) -> _Read:
     del model
     sparsities = _by_layer(sparsity, params)
-    structure = structures.WEIGHT
-    if sparsity.distribution == _GLOBAL:
-        structure = structure._replace(keep=topology.keep_overall)
-    return structure, sparsities, sparsities, lambda: None
+    if sparsity.distribution != GLOBAL:
+        return structures.WEIGHT, sparsities, sparsities, lambda: None
+    # No layer has a sparsity of its own; the sparsities say which can be sparse.
+    overall = structures.WEIGHT._replace(keep=topology.keep_overall)
+    return overall, {}, sparsities, lambda: None
 
 
 def _blocks(sparsity: ConfigDict, model: Model, params: Params) -> _Read:

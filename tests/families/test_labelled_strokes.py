@@ -11,6 +11,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.evaluation.closing import close_run
 from sparsejax.evaluation.evaluate import evaluate_run, meter_of
 from sparsejax.families import build_data
+from sparsejax.families.stroke_sampling import lengths_by_label
 from sparsejax.families.strokes import FAMILY
 from sparsejax.models.chirodiff import BiGRUDenoiser, TransformerDenoiser
 from sparsejax.training import loop, runs
@@ -90,6 +91,12 @@ def test_samples_are_as_long_as_drawings_of_their_label(source, built):
     np.testing.assert_array_equal(ones[1::2], drawn[1::2])
 
 
+def test_a_label_without_drawings_has_the_lengths_of_all():
+    found = lengths_by_label(np.array([50, 10, 51, 11]), np.array([2, 0, 2, 0]), 4)
+    assert found["lengths"].tolist() == [10, 11, 50, 51]
+    assert found["spans"].tolist() == [[0, 2], [0, 4], [2, 4], [0, 4]]
+
+
 def test_guidance_weighs_what_a_label_changes(source):
     """The prediction is a label's number, so no label + 3 (label - no label) is another number."""
     model, guided = sampled(source, **{"sample.label": 1, "sample.guidance": 3.0})
@@ -142,6 +149,12 @@ def test_labels_that_do_not_fit_are_refused(source, changes, message):
 
     with pytest.raises(ConfigError, match=message):
         prepare()
+
+
+def test_drawings_with_a_negative_label_have_none(tmp_path):
+    write_scribbles(tmp_path / "some.npz", label=np.arange(60) % 3 - 1)
+    with pytest.raises(ConfigError, match=r"model.classes is 2; accepted: 0: \w+ has none"):
+        build(resolve(tiny(tmp_path / "some.npz", **LABELLED)))[1].prepare()
 
 
 def test_facts_without_labels_are_refused(source):

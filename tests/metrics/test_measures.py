@@ -86,6 +86,8 @@ def test_samples_of_each_label_are_compared_with_real_pictures_of_that_label(dig
     shares = [found[f"accuracy of label {label}{ending}"] for label in range(10)]
     assert found[f"worst accuracy{ending}"] == min(shares)
     assert "intra FD" not in str(meter.measure([samples]).keys())
+    rare = np.where(np.arange(899) == 0, 10, ours)  # of a label that no picture has
+    assert f"intra FD{ending}" not in meter.measure([samples], rare)
 
 
 def test_numbers_are_those_of_the_distances_on_the_extractors_features(digits):
