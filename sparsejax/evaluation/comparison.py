@@ -15,6 +15,7 @@ from sparsejax.errors import ConfigError, require
 from sparsejax.evaluation import closing
 from sparsejax.evaluation.evaluate import check_batch, evaluate_run, meter_of
 from sparsejax.families import Data, build_data
+from sparsejax.families.conditioning import classes_of
 from sparsejax.quantities import quantity
 from sparsejax.reports.report import write_report
 from sparsejax.reports.results import Row, measure_names
@@ -98,7 +99,7 @@ def evaluate_runs(
     if unfinished:
         logger.warning("%s", unfinished)
     # Those with labels are measured by label, whichever comes first.
-    of_labels = next((config for config in configs if config.model.get("classes", 0)), None)
+    of_labels = next((config for config in configs if classes_of(config)), None)
     meter = meter_of(of_labels or configs[0], data=None if of_labels else data, **options)
     output.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []

@@ -64,13 +64,6 @@ def meter_of(
     )
 
 
-def _by_label(measures: dict[str, float]) -> Row:
-    """Return the entries of a row for measures: those of single labels stand by themselves."""
-    of_labels = {name: value for name, value in measures.items() if OF_LABEL in name}
-    overall = {name: value for name, value in measures.items() if name not in of_labels}
-    return {"measures": overall} | ({"by_label": of_labels} if of_labels else {})
-
-
 def _training_pictures(
     model: Model, training: Callable[[int], NumpyArray], most: int
 ) -> NumpyArray:
@@ -208,6 +201,13 @@ def _topology(config: ConfigDict, plan: Plan, state: TrainState, model: Model) -
         "ever_active": sum(ever[name].active for name in sparse) / weights if sparse else 1.0,
         "layers": {name: [layers[name].active, layers[name].weights] for name in names},
     }
+
+
+def _by_label(measures: dict[str, float]) -> Row:
+    """Return the entries of a row for measures: those of single labels stand by themselves."""
+    of_labels = {name: value for name, value in measures.items() if OF_LABEL in name}
+    overall = {name: value for name, value in measures.items() if name not in of_labels}
+    return {"measures": overall} | ({"by_label": of_labels} if of_labels else {})
 
 
 def _save_artifacts(

@@ -20,6 +20,11 @@ _MOST_COLUMNS = 20
 _LABEL_DROPOUT = 3  # folded into an example's key
 
 
+def classes_of(config: ConfigDict) -> int:
+    """Return the number of labels of a config's network; 0 for one without."""
+    return config.model.get("classes", 0)
+
+
 def drop_labels(labels: Array, keys: Keys, rate: float, classes: int) -> Array:
     """Replace labels by `classes`, which stands for no label, each with probability `rate`.
 

@@ -11,7 +11,7 @@ from sparsejax.data.builders import open_builder, stamp
 from sparsejax.data.splits import is_held_out, spread_over
 from sparsejax.errors import require
 from sparsejax.families.arguments import check_batch_size
-from sparsejax.families.conditioning import check_classes, in_turn
+from sparsejax.families.conditioning import check_classes, classes_of, in_turn
 from sparsejax.families.denoising import NETWORKS, denoising_model
 from sparsejax.families.family import Data, Facts, Family, Model
 from sparsejax.rendering.pixels import to_unit_range
@@ -105,7 +105,7 @@ def labels_of(config: ConfigDict, split: str) -> Batch:
       config: resolved ConfigDict.
       split: as in tensorflow-datasets.
     """
-    classes = config.model.get("classes", 0)
+    classes = classes_of(config)
     if not classes:
         return {}
     labels = data.load_labels(config.task, split)
@@ -125,7 +125,7 @@ def prepare_images(config: ConfigDict) -> grain.MapDataset:
         the network knows another number of labels.
     """
     settings = config.task
-    classes = config.model.get("classes", 0)
+    classes = classes_of(config)
     if classes:  # otherwise, labels needn't be read
         check_classes(classes, data.number_of_classes(settings), data.label(settings))
     for split in filter(None, (settings.reference_split, settings.labelled_split)):
@@ -164,7 +164,7 @@ def reference_images(settings: ConfigDict) -> NumpyArray:
 
 def reference_labels(config: ConfigDict) -> Callable[[], NumpyArray] | None:
     """Return `Data.reference_labels` of images; None for a network without labels."""
-    if not config.model.get("classes", 0):
+    if not classes_of(config):
         return None
     return lambda: data.load_labels(config.task, config.task.reference_split)
 
@@ -174,7 +174,7 @@ def shown_images(config: ConfigDict) -> Callable[[int], NumpyArray] | None:
 
     Returns None for a network without labels, or samples of one.
     """
-    settings, classes = config.task, config.model.get("classes", 0)
+    settings, classes = config.task, classes_of(config)
     if not classes or config.sample.label is not None:
         return None
 

@@ -136,11 +136,10 @@ def latents_data(config: ConfigDict) -> Data:
     def prepare() -> None:
         images = prepare_images(config)
         if jax.process_index() == 0:
-            encode = _make_encode(network, load())
             cache.encode_dataset(
                 folder,
                 images,
-                encode,
+                _make_encode(network, load()),
                 (size, size, network.z_channels),
                 identity(),
                 flip=settings.flip,

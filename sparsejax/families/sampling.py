@@ -46,6 +46,9 @@ def visited_times(config: ConfigDict, schedule: NoiseSchedule) -> NumpyArray:
     Args:
       config: resolved ConfigDict.
       schedule: noise schedule of the model.
+
+    Returns:
+      [calls] int, from 0 to T - 1.
     """
     settings = config.sample
     if settings.sampler == "ddpm":

@@ -23,6 +23,7 @@ from sparsejax.families.arguments import build_module, check_batch_size, is_coun
 from sparsejax.families.conditioning import (
     check_classes,
     check_conditioning,
+    classes_of,
     drop_labels,
     grid_columns,
     guided_passes,
@@ -166,7 +167,7 @@ def strokes_data(config: ConfigDict) -> Data:
     labelled_split = settings.labelled_split or settings.split
     labels = data.load_labels(settings, labelled_split)
     of_reference = functools.partial(data.load_labels, settings, settings.reference_split)
-    classes = config.model.get("classes", 0)
+    classes = classes_of(config)
 
     def batches(start: int, stop: int) -> Batches:
         share = 100 * data.padding(sketches.lengths, bounds)
@@ -221,7 +222,7 @@ def strokes_data(config: ConfigDict) -> Data:
 def _load(config: ConfigDict, split: str) -> data.Sketches:
     """Return the drawings of a split, with labels for a network that takes them."""
     sketches = data.load_sketches(config.task, split)
-    if not config.model.get("classes", 0):
+    if not classes_of(config):
         return sketches
     return sketches._replace(labels=data.load_labels(config.task, split))
 
@@ -245,7 +246,7 @@ def _check_facts(config: ConfigDict, facts: Facts) -> None:
     require_fact(are_some, "lengths", lengths, f"a list of {accepted}")
     odd = [n for n in lengths if not (is_count(n) and n <= MAX_POINTS)]
     require_fact(not odd, "lengths", odd[:1], accepted)
-    classes = config.model.get("classes", 0)
+    classes = classes_of(config)
     if classes:
         labels, accepted = facts.get("labels", []), f"whole numbers from 0 to {classes - 1}"
         fit = isinstance(labels, list) and len(labels) == len(lengths)
