@@ -67,9 +67,10 @@ def test_the_command_exports_a_run(tiny_run, tmp_path, capsys):
     ("changes", "why"),
     [
         ({"model.classes": 10}, "none gives a UNet its labels"),
-        (
+        pytest.param(
             {"diffusion.process": "flow", "sample.sampler": "euler"},
             "none samples UNets of the process flow",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -128,7 +128,7 @@ def draw_masks(structure, params, seed):
     "structure",
     [
         pytest.param("square", marks=pytest.mark.slow),
-        "rectangular",
+        pytest.param("rectangular", marks=pytest.mark.slow),
         "channel",
         pytest.param("free", marks=pytest.mark.slow),
     ],

@@ -89,6 +89,7 @@ def test_a_batch_comes_from_one_bucket():
     assert seen == set(BOUNDS)
 
 
+@pytest.mark.slow
 def test_every_drawing_is_as_likely_as_any_other():
     """Each bucket passes through its drawings in turn, and comes up as often as it has some."""
     counts = np.zeros(50)

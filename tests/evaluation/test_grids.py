@@ -154,9 +154,8 @@ def test_small_dense_is_the_nearest_width():
         assert ours <= abs(planned_costs(resolve(other))[match] - target)
 
 
-@pytest.mark.parametrize(
-    ("shift", "narrowest"), [pytest.param(0, 2, marks=pytest.mark.slow), (1, 4)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("shift", "narrowest"), [(0, 2), (1, 4)])
 def test_small_dense_keeps_two_frequencies_where_they_are_shifted(shift, narrowest):
     """Of one, the time embedding would be nan."""
     narrow = {"model_channels": 8, "num_head_channels": 8, "norm_groups": 2, "norm_eps": 1e-6}
@@ -167,6 +166,7 @@ def test_small_dense_keeps_two_frequencies_where_they_are_shifted(shift, narrowe
     assert (small.model.freq_shift, small.model.norm_eps) == (shift, 1e-6)
 
 
+@pytest.mark.slow
 def test_small_dense_of_strokes_comes_within_half_a_step(tmp_path):
     config = vmnist_chirodiff.get_config("short,static,0.75")
     path = tmp_path / "set.npz"

@@ -105,6 +105,7 @@ def test_numbers_are_those_of_the_distances_on_the_extractors_features(digits):
     assert not any(name.startswith("IS") for name in measures), "pixels are no classifier"
 
 
+@pytest.mark.slow
 def test_copying_is_measured_in_pixels_among_as_many_training_as_held_out_examples(digits):
     images, labels = digits
     real, asked = images[1200:], []
