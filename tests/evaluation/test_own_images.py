@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+import pytest
 
 from configs.folder import get_config
 from sparsejax.configuration import resolve
@@ -16,6 +17,7 @@ SHORT = {"steps": 4, "batch_size": 8, "optimizer.warmup_steps": 1, "sparsity.upd
 SHORT |= {"log.every": 2, "log.tensorboard": False, "sample.every": 0, "sample.steps": 3}
 
 
+@pytest.mark.slow
 def test_two_hundred_photos_are_trained_on_and_measured(tmp_path):
     """By what so few can tell: no subsets of 1,000, and a held-out loss."""
     photos = {f"{i}.png": encoded(pixels(i, 9, 12)) for i in range(200)}

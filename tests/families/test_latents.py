@@ -351,6 +351,7 @@ def test_latents_of_another_size_than_the_first_stage_decodes_are_noticed(
         sampled(tmp_path, workdir, f"--first-stage={stages[1]}")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("latents_cache")
 def test_an_older_run_is_decoded_by_the_first_stage_that_the_flag_names(
     elsewhere, stages, tmp_path

@@ -26,7 +26,7 @@ CHANGES = {
 LEVEL = 0.77  # which neither whole blocks nor whole channels give
 
 
-@pytest.fixture(scope="module", params=CHANGES)
+@pytest.fixture(scope="module", params=[pytest.param("block", marks=pytest.mark.slow), "channel"])
 def saved(request, tmp_path_factory):
     """A workdir, and the changes of its config."""
     changes = CHANGES[request.param] | {"sparsity.level": LEVEL, "model.num_res_blocks": 1}
