@@ -87,8 +87,15 @@ def _dashed(word: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Split the value of a flag at commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
+    """Split the value of a flag at commas.
+
+    Raises:
+      argparse.ArgumentTypeError: there is nothing between the commas.
+    """
+    found = [word.strip() for word in text.split(",") if word.strip()]
+    if not found:
+        raise _refused(text, "one or more, with commas between")
+    return found
 
 
 def numbers(kind: type) -> Callable[[str], tuple]:

@@ -315,7 +315,12 @@ def test_a_larger_seed_of_a_saved_run_is_read_as_what_it_always_was(caplog):
         ("evaluate", [], "--workdirs must be given"),
         ("evaluate", ["--workdir=x"], "there is no flag --workdir; nearest: --workdirs"),
         ("evaluate", [f"--workdirs={'x' * 300}"], "holds no run"),
-        ("evaluate", ["--workdirs=,"], "--workdirs names no run"),
+        ("evaluate", ["--workdirs=,"], "--workdirs is ','; accepted: one or more"),
+        ("evaluate", ["--workdirs=x", "--metrics="], "--metrics is ''; accepted: one or more"),
+        *(
+            ("sweep", [f"--{axis}=,"], f"--{axis} is ','; accepted: one or more, with commas")
+            for axis in ("methods", "levels", "seeds", "structures", "drop-fractions")
+        ),
         ("evaluate", ["--workdirs=x", "--seed=4294967296"], "--seed is '4294967296'; accepted"),
         ("evaluate", ["--workdirs=x", "--seed=True"], "--seed is 'True'; accepted: whole"),
         ("evaluate", ["--workdirs=x", "--batch=0"], "--batch is '0'; accepted"),

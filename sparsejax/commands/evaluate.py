@@ -56,8 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--output", metavar="FOLDER", help="Folder to write to (default: see above)."
     )
     flags = parser.parse_args(argv)
-    if not flags.workdirs:
-        parser.error("--workdirs names no run")
     # Imported here since it takes seconds, which --help and a mistyped flag shouldn't wait for.
     from sparsejax.evaluation.comparison import evaluate_runs
 

@@ -125,20 +125,20 @@ def _parser() -> command_line.Parser:
         "--structures",
         metavar="NAMES",
         type=words,
-        default="",
+        default=(),
         help="Any of weight, block, channel (default: the config's).",
     )
     parser.add_argument(
         "--drop-fractions",
         type=numbers(float),
-        default="",
+        default=(),
         metavar="NUMBERS",
         help="Drop fractions (default: the config's).",
     )
     parser.add_argument(
         "--update-intervals",
         type=numbers(int),
-        default="",
+        default=(),
         metavar="NUMBERS",
         help="Steps between topology updates (default: the config's).",
     )
