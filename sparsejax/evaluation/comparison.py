@@ -28,11 +28,11 @@ from sparsejax.types import PathLike, Value
 logger = logging.getLogger(__name__)
 
 _SPLITS = ("split", "reference_split", "labelled_split")
-_IMAGES = ("columns", "held_out", "image_size", "channels")
+_IMAGES = ("columns", "held_out", "image_size", "padding", "channels")
 _DATA = ("name", "dataset", "source", "words", *_IMAGES, *_SPLITS)
 _COMPARED = tuple(f"task.{key}" for key in _DATA)
 # Keys that the held-out loss also depends on, through its noise and what the noise is added to.
-_DIFFUSION = ("steps", "schedule", "predicts", "min_snr")
+_DIFFUSION = ("process", "steps", "schedule", "predicts", "min_snr", "times", "sigma_data")
 _COMPARED_HELD_OUT = ("task.representation", *(f"diffusion.{key}" for key in _DIFFUSION))
 
 

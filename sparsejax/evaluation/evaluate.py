@@ -187,6 +187,7 @@ def _draw(
 def _topology(config: ConfigDict, plan: Plan, state: TrainState, model: Model) -> Row:
     """Return the columns of a row that describe masks and topology updates."""
     sparsity, is_dynamic = config.sparsity, plan.method.is_dynamic
+    takes_fraction = is_dynamic and plan.method.uses_fraction
     layers = summarize(state.params, state.masks).layers
     ever = summarize(state.params, unpack_bits(state.ever_active, state.params)).layers
     names = [name for name in model.layer_flops(state.params) if name in layers]
@@ -196,7 +197,7 @@ def _topology(config: ConfigDict, plan: Plan, state: TrainState, model: Model) -
         "structure": plan.structure,
         "block_size": sparsity.block_size if plan.structure == "block" else None,
         "fan_in": sparsity.fan_in if plan.structure == "block" else None,
-        "drop_fraction": sparsity.drop_fraction if is_dynamic else None,
+        "drop_fraction": sparsity.drop_fraction if takes_fraction else None,
         "update_interval": sparsity.update_interval if is_dynamic else None,
         "ever_active": sum(ever[name].active for name in sparse) / weights if sparse else 1.0,
         "layers": {name: [layers[name].active, layers[name].weights] for name in names},

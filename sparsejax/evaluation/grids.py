@@ -83,19 +83,23 @@ def grid(
     ):
         level = 0.0 if method == "dense" else level
         structure = "weight" if method in ("dense", *BASELINES) else structure
-        is_dynamic = method not in BASELINES and get_method(method).is_dynamic
+        found = get_method("dense" if method in BASELINES else method)
+        takes_fraction = found.is_dynamic and found.uses_fraction
         ours = _with_structure(config, structure)
         if method in BASELINES:
             ours.model = narrowed(method, level)
             ours.sparsity.method = "dense"
         else:
             ours.sparsity.method, ours.sparsity.level = method, level
-        if is_dynamic:
-            ours.sparsity.drop_fraction, ours.sparsity.update_interval = fraction, interval
+        if takes_fraction:
+            ours.sparsity.drop_fraction = fraction
+        if found.is_dynamic:
+            ours.sparsity.update_interval = interval
         ours.seed = seed
         parts = [config.name, method, *structure_words(ours.sparsity)]
         parts += [f"{level:g}"] if level else []
-        parts += [f"p{fraction:g}", f"dT{interval}"] if is_dynamic else []
+        parts += [f"p{fraction:g}"] if takes_fraction else []
+        parts += [f"dT{interval}"] if found.is_dynamic else []
         name = "-".join([*parts, str(seed)])
         if name in runs:
             continue

@@ -22,6 +22,7 @@ from sparsejax.reports.model_card import Described, model_card
 from sparsejax.reports.results import is_number, parse_results
 from sparsejax.reports.sheets import Picture, sheet
 from sparsejax.sparsity.masks import LayerSummary, summarize
+from sparsejax.sparsity.methods import get_method
 from sparsejax.training import runs
 from sparsejax.training.facts import describe_data
 from sparsejax.training.hub import MODEL_FILE
@@ -68,6 +69,7 @@ def write_repository(workdir: PathLike, folder: PathLike, *, ema: bool = True) -
                 name=workdir.name,
                 config=shown.to_dict(),
                 costs=costs,
+                changes_density=get_method(config.sparsity.method).changes_density,
                 layers=layers,
                 measures=_measures(workdir, config, costs["steps"]) if ema else {},
                 data=describe_data(workdir),

@@ -58,7 +58,8 @@ def scheduler_config(
       clip: bound of the predicted x_0, if any. diffusers' DDIM agrees with ours only with
         `use_clipped_model_output=True`.
       set_alpha_to_one: whether DDIM ends at alpha_bar = 1 rather than that of t = 0.
-      spacing: of DDIM's steps, `leading` or `trailing`.
+      spacing: of DDIM's steps, `leading` or `trailing`; another is written as `leading`, since
+        diffusers' DDIM has no more.
 
     Returns:
       JSON-serializable dictionary. For S steps, diffusers takes the same ones if `has_same_steps`.
@@ -83,8 +84,10 @@ def scheduler_config(
     }
     if sampler == "ddpm":
         return config | {"variance_type": "fixed_small"}
-    config |= {"set_alpha_to_one": set_alpha_to_one, "timestep_spacing": spacing}
-    return config | {"steps_offset": int(timesteps[0]) if spacing == "leading" else 0}
+    config |= {"set_alpha_to_one": set_alpha_to_one}
+    if spacing == "trailing":
+        return config | {"timestep_spacing": "trailing"}
+    return config | {"steps_offset": int(timesteps[0])}
 
 
 def has_same_steps(timesteps: NumpyArray, total: int) -> bool:

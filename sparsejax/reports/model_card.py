@@ -59,6 +59,7 @@ class Described(NamedTuple):
       name: of the run.
       config: resolved config of the run.
       costs: as `evaluation.costs.run_costs` counts them.
+      changes_density: whether the method changes the density during training.
       layers: counts by path of the weights, in the order of execution.
       measures: `{name: number}` of results.jsonl; empty if the run isn't evaluated.
       data: how much there is at `config.task.source`, as `training.facts.describe_data` says it.
@@ -70,6 +71,7 @@ class Described(NamedTuple):
     name: str
     config: Mapping[str, JSON]
     costs: Mapping[str, JSON]
+    changes_density: bool
     layers: Mapping[str, LayerCounts]
     measures: Mapping[str, float]
     data: str
@@ -130,8 +132,11 @@ def _summary(model: Described) -> str:
     else:
         unit = {"weight": "", "block": " of blocks", "channel": " of channels"}
         kind = unit.get(model.config["sparsity"]["structure"], "")
+        when = "sparse from the first step to the last"
+        if model.changes_density:
+            when = "with a density that changed during training"
         how = (
-            f", sparse from the first step to the last: method `{costs['method']}`, "
+            f", {when}: method `{costs['method']}`, "
             f"sparsity{kind} {costs['sparsity']:g} ({costs['actual_sparsity']:.4f} of the weights "
             "that can be sparse are zero)"
         )

@@ -37,6 +37,7 @@ class Method:
         themselves, except for channels (see `structure.channel`).
       is_dynamic: whether `update` changes anything; otherwise it needn't be called.
       uses_gradients: whether `update` uses the dense gradients, which cost FLOPs.
+      uses_fraction: whether `update` uses the drop fraction; otherwise a grid has one run for all.
       changes_density: whether the number of active weights of a layer may change in `update`.
         Costs are then summed over the steps; flat optimizer state, whose shapes are static,
         raises ValueError.
@@ -63,6 +64,7 @@ class Method:
     probe: Callable[[PRNGKey, Params, Masks], Params] = lambda key, params, masks: params
     is_dynamic: bool = True
     uses_gradients: bool = False
+    uses_fraction: bool = True
     changes_density: bool = False
 
     def __post_init__(self) -> None:

@@ -64,7 +64,7 @@ def _pruning(name: str, structure: Structure, share: Callable[[Array], Array]) -
         after = structure.spread(structure.keep(scores, units, counts), params)
         return structure.revive(key, params, masks, after), after
 
-    return Method(name, update, _dense_masks(structure), changes_density=True)
+    return Method(name, update, _dense_masks(structure), uses_fraction=False, changes_density=True)
 
 
 def _counts(part: Array, score: Array, density: float) -> Array:

@@ -23,17 +23,17 @@ def names(**axes):
 
 
 def test_a_grid_is_the_product_of_its_axes_without_repetitions():
-    """What a method ignores makes no second run: 1 dense, 2 static, 8 rigl for each seed."""
+    """What a method ignores makes no second run: 1 dense, 2 static, 8 rigl, 4 gradual per seed."""
     runs = grid(
         tiny_config(),
-        methods=["dense", "static", "rigl"],
+        methods=["dense", "static", "rigl", "gradual"],
         levels=[0.5, 0.9],
         drop_fractions=[0.5, 0.05],
         update_intervals=[5, 10],
         seeds=[3, 4],
     )
-    assert len(runs) == len({run.name for run in runs}) == 22
-    assert [run.config.seed for run in runs] == [3] * 11 + [4] * 11
+    assert len(runs) == len({run.name for run in runs}) == 30
+    assert [run.config.seed for run in runs] == [3] * 15 + [4] * 15
     seen = {
         (run.method, run.level, s.drop_fraction, s.update_interval, run.config.seed)
         for run in runs

@@ -10,16 +10,19 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
+from sparsejax.configuration import resolve
 from sparsejax.errors import ConfigError
 from sparsejax.evaluation import closing, comparison, evaluate
 from sparsejax.evaluation.comparison import evaluate_runs
 from sparsejax.evaluation.evaluate import evaluate_run, meter_of
+from sparsejax.families import build_data
 from sparsejax.training import loop
 from sparsejax.training.plan import build_plan
 from sparsejax.training.runs import load_state, read_config
-from tests.training.tiny import small_config
+from tests.training.tiny import small_config, tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -233,6 +236,22 @@ def test_what_cannot_be_evaluated_is_refused_at_once(runs, tmp_path):
     ):
         evaluate_runs([workdir, workdir], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("process", "flow"), ("times", "uniform"), ("sigma_data", 0.3)]
+)
+def test_losses_of_different_processes_do_not_stand_in_one_column(key, value):
+    splits = {"task.split": "train[:1000]", "task.reference_split": "train[1000:]"}
+    ours = resolve(tiny_config(**splits))
+    other = ConfigDict(ours.to_dict())
+    other.diffusion[key] = value
+    with pytest.raises(
+        ConfigError, match=f"diffusion.{key} is '?{value}'?; accepted: .* to compare"
+    ):
+        comparison.check_comparable(["ours", "other"], [ours, other], build_data(ours))
+    other.diffusion[key] = ours.diffusion[key]
+    comparison.check_comparable(["ours", "other"], [ours, other], build_data(ours))
 
 
 def test_a_run_without_a_checkpoint_is_refused_before_the_others_are_measured(

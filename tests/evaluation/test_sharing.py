@@ -185,9 +185,11 @@ def test_of_unknown_data_the_licence_is_asked_for(dataset, licence, workdir):
     config = json.loads((workdir / "config.json").read_text())
     config["task"] |= {"dataset": dataset, "source": "mine.npz"}
     costs = closing.run_costs(*described(workdir))
-    card = model_card.model_card(
-        model_card.Described("a", config, costs, {}, {}, "9 files", "EMA weights", (1, 2), [])
-    )
+    rest = ({}, {}, "9 files", "EMA weights", (1, 2), [])
+    card = model_card.model_card(model_card.Described("a", config, costs, False, *rest))
+    pruned = model_card.model_card(model_card.Described("a", config, costs, True, *rest))
+    assert "sparse from the first step to the last" in card
+    assert "sparse from the first step to the last" not in pruned
     data = front_matter(card)
     assert data["license"] == licence
     assert data.get("datasets") == (["ylecun/mnist"] if dataset == "vmnist" else None)

@@ -88,6 +88,14 @@ def test_steps_that_diffusers_spaces_otherwise_are_told(total, steps, same):
     assert pipelines.has_same_steps(ours, total) == same
 
 
+def test_a_spacing_that_diffusers_ddim_does_not_have_is_written_as_one_that_it_has():
+    schedule = noise_schedules.noise_schedule(np.full(1000, 0.01))
+    steps = noise_schedules.ddim_schedule(schedule, 20, 0, spacing="karras").timesteps
+    written = pipelines.scheduler_config(schedule.betas, steps, spacing="karras")
+    assert written["timestep_spacing"] == "leading"
+    assert not pipelines.has_same_steps(steps, 1000)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "model"),
     [
