@@ -7,10 +7,10 @@ are the paper's numbers; it doesn't say which ones, so these are the first of th
     python train.py --config configs/celebahq_ldm.py:magran,0.25,0.05,1000
     python train.py --config configs/celebahq_ldm.py:dense
 
-The argument is any of: a method (dense, static, rigl, magran, ...), a sparsity, a drop fraction, an
-update interval. Before the first run, the data and the first stage have to be there, as
-docs/latent_diffusion.md ("Published size") describes: the published VQ-f4 as
-first_stage/vq-f4.ckpt, or another first stage as `--config.first_stage.path`.
+The argument is any of: a method (dense, static, rigl, magran, ...), a structure (channel,
+block16x64, ...), a sparsity, a drop fraction, an update interval. Before the first run, the data
+and the first stage have to be there, as docs/latent_diffusion.md ("Published size") describes: the
+published VQ-f4 as first_stage/vq-f4.ckpt, or another first stage as `--config.first_stage.path`.
 """
 
 from ml_collections import ConfigDict

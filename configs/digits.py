@@ -1,15 +1,15 @@
 """Sparse UNet on scikit-learn's handwritten digits, 8x8: the example that runs anywhere.
 
-On two CPU cores the default takes three minutes and reaches a training loss of 0.14;
-the short variant takes 100 seconds. `evidence`, for docs/evidence.md, takes 2,000 steps of half the
+On two CPU cores the default takes three minutes and reaches a training loss of 0.14; the short
+variant takes 100 seconds. `evidence`, for docs/evidence.md, takes 2,000 steps with half the batch
 size on two thirds of the images.
 
     python train.py                                  # RigL-DM at S = 0.75, the default
     python train.py --config configs/digits.py:sweep # the short variant, for comparisons
     python train.py --config configs/digits.py:static,0.9
 
-The argument is any of: a method (dense, static, rigl, magran, ...), a sparsity, a drop fraction, an
-update interval, `sweep`, `evidence`.
+The argument is any of: a method (dense, static, rigl, magran, ...), a structure (channel,
+block16x64, ...), a sparsity, a drop fraction, an update interval, `sweep`, `evidence`.
 """
 
 from ml_collections import ConfigDict

@@ -3,12 +3,12 @@
     python train.py --config configs/fashion.py:rigl,0.5 --config.task.source=fashion_mnist.npz
     python train.py --config configs/fashion.py:dense --config.task.source=fashion_mnist.npz
 
-The argument is any of: a method (dense, static, rigl, magran, ...), a sparsity, a drop fraction, an
-update interval. The source is an npz with `image` [70000, 28, 28] uint8, `label` and `split` (0 for
-the 60,000 training images, 1 for the 10,000 test images, which count as `validation` here), or
-whatever else `task.dataset=files` takes. Images are averaged to 16x16. The network has 0.7 M
-parameters and takes 3,000 steps of 32, made to fit into ten minutes of one CPU core: see
-docs/evidence.md.
+The argument is any of: a method (dense, static, rigl, magran, ...), a structure (channel,
+block16x64, ...), a sparsity, a drop fraction, an update interval. The source is an npz with `image`
+[70000, 28, 28] uint8, `label` and `split` (0 for the 60,000 training images, 1 for the 10,000 test
+images, which count as `validation` here), or whatever else `task.dataset=files` takes. Images are
+averaged to 16x16. The network has 0.7 M parameters and takes 3,000 steps of 32, made to fit into
+ten minutes of one CPU core: see docs/evidence.md.
 """
 
 from ml_collections import ConfigDict

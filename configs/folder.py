@@ -8,11 +8,12 @@ at 64 pixels one with 4.3 M (3.0 GFLOPs).
     python train.py --config configs/folder.py:64,magran,0.75 $S
     python train.py --config configs/folder.py:grey,dense $S
 
-The argument is any of: a method (dense, static, rigl, magran, ...), a sparsity, then a drop
-fraction and an update interval (not 32 or 64); `32` or `64`, the size in pixels; `grey`, to train
-on one channel instead of three; `short`, for a first look or a few hundred images. Images are
-cropped to their centre, resized and mirrored at random; about one in ten is held out if the source
-has no split `validation`. docs/own_images.md is the guide.
+The argument is any of: a method (dense, static, rigl, magran, ...), a structure (channel,
+block16x64, ...), a sparsity, then a drop fraction and an update interval (not 32 or 64); `32` or
+`64`, the size in pixels; `grey`, to train on one channel instead of three; `short`, for a first
+look or a few hundred images. Images are cropped to their centre, resized and mirrored at random;
+about one in ten is held out if the source has no split `validation`. docs/own_images.md is the
+guide.
 """
 
 from ml_collections import ConfigDict

@@ -7,9 +7,10 @@ images and stores the latents next to the first stage.
     python train.py --config configs/imagenette64_ldm.py:small,rigl,0.5
     python train.py --config configs/imagenette64_ldm.py:small,dense
 
-The argument is any of: a method (dense, static, rigl, magran, ...), a sparsity, a drop fraction, an
-update interval, `small`: the small first stage and 500 steps of a UNet with 4.6 M parameters, six
-minutes on two CPU cores, enough to see that everything works and no more.
+The argument is any of: a method (dense, static, rigl, magran, ...), a structure (channel,
+block16x64, ...), a sparsity, a drop fraction, an update interval, `small`: the small first stage
+and 500 steps of a UNet with 4.6 M parameters, six minutes on two CPU cores, enough to see that
+everything works and no more.
 """
 
 from ml_collections import ConfigDict

@@ -4,11 +4,11 @@
     python train.py --config configs/quickdraw_chirodiff.py --config.task.words=cat,crab
     python train.py --config configs/quickdraw_chirodiff.py --config.task.source=cat.ndjson
 
-The argument is any of: a method (dense, static, rigl, magran, ...), a sparsity, a drop fraction, an
-update interval, `cpu` (half an hour on one core), `short` (minutes), `evidence` (see
-docs/evidence.md). The first run downloads the simplified drawings of the categories in
-`task.words`. `--config.task.source` names other data: one of Google's ndjson files, raw or
-simplified, a folder of them, or a packed npz.
+The argument is any of: a method (dense, static, rigl, magran, ...), a structure (channel,
+block16x64, ...), a sparsity, a drop fraction, an update interval, `cpu` (half an hour on one core),
+`short` (minutes), `evidence` (see docs/evidence.md). The first run downloads the simplified
+drawings of the categories in `task.words`. `--config.task.source` names other data: one of Google's
+ndjson files, raw or simplified, a folder of them, or a packed npz.
 https://github.com/googlecreativelab/quickdraw-dataset lists the categories.
 """
 

@@ -28,8 +28,8 @@ def from_arrays(
     Args:
       images: [count, height, width, channels] with 1 or 3 channels, or [count, height, width];
         uint8, or floats in [-1, 1], as samples are. Arrays of numpy or jax.
-      labels: [count] whole numbers from 0, the classes; not trained on, but metrics compare
-        images in the features of a classifier of them.
+      labels: [count] whole numbers from 0, the classes: metrics compare images in the features of
+        a classifier of them, and networks with `model.classes` are trained on them.
       held_out: images that aren't trained on, as `images`: the split `validation` (default: none;
         then `config.task.held_out` sets aside a fraction).
       name: short name of the data, for figures: letters, digits, `_`, `.` and `-`.

@@ -13,8 +13,8 @@ def small_dense(config: ConfigDict, match: str = "parameters") -> ConfigDict:
     """Return the config of a dense model as small as a config's sparse one.
 
     The network is narrowed and keeps its depth: `model_channels` of a UNet, with the same number
-    of attention heads and at least half of the GroupNorm groups, or `hidden` of a stroke denoiser.
-    Of the possible widths, the one nearest to the target is chosen.
+    of attention heads and at least half of the GroupNorm groups, `hidden_size` of a DiT, `hidden`
+    of a stroke denoiser. Of the possible widths, the one nearest to the target is chosen.
 
     Args:
       config: resolved ConfigDict of a sparse model.

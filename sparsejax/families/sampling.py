@@ -1,4 +1,4 @@
-"""Samplers of a config: shared by all families with diffusion."""
+"""Samplers of a config for diffusion in T steps: shared by all families with it."""
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -35,7 +35,7 @@ def check_sampling(config: ConfigDict) -> None:
 
 
 def passes_per_sample(config: ConfigDict) -> int:
-    """Return the number of forward passes per sample."""
+    """Return the forward passes per sample of diffusion in T steps, without guidance."""
     is_ddpm = config.sample.sampler == "ddpm"
     return config.diffusion.steps if is_ddpm else config.sample.steps
 

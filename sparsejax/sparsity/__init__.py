@@ -20,8 +20,8 @@ The names that a training loop needs are here; each is imported when it is first
     )
     print(sparsity.summarize(params, masks).total)
 
-Everything else is in the modules `costs`, `distributions`, `flat`, `masks`, `methods`,
-`schedules`, `selection`, `structure`, `topology` and `transforms`.
+Everything else is in the modules `costs`, `distributions`, `flat`, `masks`, `method`, `methods`,
+`pruning`, `schedules`, `selection`, `structure`, `topology`, `topology_update` and `transforms`.
 """
 
 import importlib

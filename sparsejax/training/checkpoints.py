@@ -30,13 +30,18 @@ logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathnam
 
 
 def _hook(default: Callable[[Any], None], unraisable: Any) -> None:
-    """Report an unraisable exception, unless it is only a consequence of a failed write.
+    """Report an unraisable exception, unless it only follows from a failed read or write.
 
-    The failed write itself raises an error. tensorstore then adds exceptions of its own, because it
+    The failure itself raises an error. tensorstore then adds exceptions of its own, because it
     calls an event loop that the failure has closed.
     """
     if str(unraisable.exc_value) != "Event loop is closed":
         default(unraisable)
+
+
+def _report_failures_once() -> None:
+    if getattr(sys.unraisablehook, "func", None) is not _hook:
+        sys.unraisablehook = functools.partial(_hook, sys.unraisablehook)
 
 
 def open_manager(folder: PathLike, keep: int = 2) -> ocp.CheckpointManager:
@@ -49,8 +54,7 @@ def open_manager(folder: PathLike, keep: int = 2) -> ocp.CheckpointManager:
     Returns:
       `ocp.CheckpointManager`; close it when done.
     """
-    if getattr(sys.unraisablehook, "func", None) is not _hook:
-        sys.unraisablehook = functools.partial(_hook, sys.unraisablehook)
+    _report_failures_once()
     options = ocp.CheckpointManagerOptions(max_to_keep=keep)
     return ocp.CheckpointManager(pathlib.Path(folder).resolve(), options=options)
 
@@ -88,14 +92,15 @@ def restore_newest(folder: PathLike, example: TrainState) -> tuple[TrainState, E
     Raises:
       ConfigError: there are checkpoints, but none can be restored.
     """
+    _report_failures_once()
     folder, failures = pathlib.Path(folder).resolve(), []
     abstract = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), example._asdict())
     for step in list_steps(folder)[::-1]:
         try:
             state, extra = _restore(folder, step, abstract)
         except Exception as error:  # noqa: BLE001  orbax raises whatever the damage causes
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            failures.append(f"{folder / str(step)} is damaged or of a different model: {reason[0]}")
+            place = f"{folder / str(step)} is damaged or of a different model"
+            failures.append(f"{place}: {_reason(error)}")
             logger.warning("checkpoint %s; trying the previous one", failures[-1])
             continue
         if jax.process_count() > 1:
@@ -104,6 +109,12 @@ def restore_newest(folder: PathLike, example: TrainState) -> tuple[TrainState, E
     if failures:
         raise ConfigError("no checkpoint can be restored:\n  " + "\n  ".join(failures))
     return None
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says, in one line, without the specifications that tensorstore adds."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].partition(" [tensorstore_spec")[0]
 
 
 def read_extra(folder: PathLike, step: int) -> Extra:

@@ -1,6 +1,7 @@
 """The loop on real data: what a run writes, how it resumes, what it refuses."""
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -138,12 +139,35 @@ def truncate(checkpoint):
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def flip_a_bit(checkpoint):
-    """In the middle of the largest file, which holds the arrays."""
-    file = max(checkpoint.rglob("*"), key=lambda f: f.stat().st_size if f.is_file() else 0)
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+def flip_bits(checkpoint):
+    """In the middle of each file that holds arrays: how they are spread over files varies."""
+    files = [*(checkpoint / "state" / "ocdbt.process_0" / "d").iterdir()]
+    assert files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+
+def test_of_a_checkpoint_that_cannot_be_read_one_line_is_printed(
+    small_run, tmp_path, monkeypatch, caplog
+):
+    """tensorstore describes what it opened, and its other reads call a loop that is closed."""
+    others = []
+    monkeypatch.setattr(sys, "unraisablehook", others.append)
+    damaged = shutil.copytree(small_run, tmp_path / "damaged")
+    for file in (damaged / "checkpoints" / "40" / "state" / "d").iterdir():
+        truncated = file.read_bytes()[: file.stat().st_size // 2]
+        file.write_bytes(truncated)
+    load_run(damaged)
+    gc.collect()
+    assert [str(other.exc_value) for other in others] == []
+    (line,) = caplog.messages
+    assert line.startswith(
+        f"checkpoint {damaged}/checkpoints/40 is damaged or of a different model"
+    )
+    assert "tensorstore_spec" not in line
+    assert line.endswith("; trying the previous one")
 
 
 def test_a_damaged_checkpoint_is_named_and_skipped(small_run, tmp_path, caplog):
@@ -151,7 +175,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(small_run, tmp_path, caplog):
     workdir = small_run
     damaged = tmp_path / "damaged"
     subprocess.run(["cp", "-r", workdir, damaged], check=True)
-    for i, damage in enumerate((truncate, flip_a_bit), 1):
+    for i, damage in enumerate((truncate, flip_bits), 1):
         damage(damaged / "checkpoints" / "40")
         load_run(damaged)
         assert checkpoints.list_steps(damaged / "checkpoints") == [30, 40], "reading changed it"
