@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sampler=flags.sampler,
         steps=flags.steps,
         eta=flags.eta,
+        clip=flags.clip,
         label=flags.label,
         guidance=flags.guidance,
     )
@@ -139,6 +140,12 @@ def _add_sampling(parser: command_line.Parser) -> None:
         help="Of ddim: from 0 (deterministic) to 1 (default: config.sample.eta).",
     )
     parser.add_argument(
+        "--clip",
+        type=command_line.number,
+        metavar="NUMBER",
+        help="Bound of the predicted data (default: config.sample.clip).",
+    )
+    parser.add_argument(
         "--label",
         type=command_line.index,
         metavar="N",
@@ -179,7 +186,7 @@ def _draw(
     """Draw all samples; return the arrays of samples.npz and the samples to show."""
     import numpy as np
 
-    from sparsejax.rendering.images import save_pngs
+    from sparsejax.rendering.images import remove_pngs_from, save_pngs
     from sparsejax.rendering.pixels import to_pixels
     from sparsejax.training.keys import named_key
 
@@ -203,6 +210,10 @@ def _draw(
                 arrays.append(made[name])
             done += len(samples)
             show(done)
+    if flags.png and run.decodes:
+        removed = remove_pngs_from(output / "png", done)
+        if removed:
+            logger.info("%d pictures of earlier samples removed from %s", removed, output / "png")
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}, np.array(shown)
 
 

@@ -92,6 +92,7 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
     from sparsejax.configuration import asked_level, structure_words
     from sparsejax.evaluation.closing import console
     from sparsejax.quantities import quantity
+    from sparsejax.sparsity.methods import get_method
     from sparsejax.training.check import check
 
     found = check(config, workdir)
@@ -101,13 +102,15 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
     count, kind = found.devices
     level = "" if sparsity.method == "dense" else f", S = {sparsity.level:g}"
     structure = "".join(f", {word}" for word in structure_words(sparsity))
-    actual = f"{1 - found.counts.sparsifiable.density:.4f}"
+    # Masks are those of the beginning.
+    at_first = "at first" if get_method(sparsity.method).changes_density else ""
+    actual = f"{1 - found.counts.sparsifiable.density:.4f} {at_first or 'actual'}"
     state = ", ".join(f"{name} {quantity(size)}B" for name, size in found.state_bytes.items())
     rows = {
         "method": f"{sparsity.method}{level}{structure}",
-        "sparsity": f"{asked_level(sparsity):g} requested, {actual} actual",
+        "sparsity": f"{asked_level(sparsity):g} requested, {actual}",
         "data": found.download or f"{label}: {counted}",
-        "parameters": f"{total.weights:,}, {total.active:,} of them active",
+        "parameters": f"{total.weights:,}, {total.active:,} of them active {at_first}".rstrip(),
         "steps": f"{steps:,}" + (f", {found.done:,} of them done" if found.done else ""),
         "topology updates": f"{found.updates:,}",
         "training state": f"{quantity(sum(found.state_bytes.values()))}B ({state})",
@@ -115,7 +118,7 @@ def _check(config: "ConfigDict", workdir: pathlib.Path) -> None:
         "batch": f"{found.config.batch_size}, {found.batch_per_device} at once on each device",
     }
     table = Table(title="Layers that can be sparse")
-    for heading in ("layer", "weights", "S requested", "S actual"):
+    for heading in ("layer", "weights", "S requested", f"S {at_first or 'actual'}"):
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for layer in found.layers:
         requested = "" if layer.requested is None else f"{layer.requested:.4f}"

@@ -101,7 +101,9 @@ def _load_labels(settings: ConfigDict, split: str, description: str) -> NumpyArr
 
 
 def number_of_classes(settings: ConfigDict) -> int:
-    """Return how many classes the labels of the training split tell apart; 1 without labels.
+    """Return how many classes the labels of training and reference split tell apart.
+
+    It is 1 without labels.
 
     Args:
       settings: `config.task`.
@@ -111,7 +113,8 @@ def number_of_classes(settings: ConfigDict) -> int:
     """
     features = open_builder(settings).info.features
     known = getattr(features["label"], "num_classes", None) if "label" in features else 1
-    return known or 1 + int(load_labels(settings, settings.split).max(initial=0))
+    splits = settings.split, settings.reference_split
+    return known or 1 + max(int(load_labels(settings, split).max(initial=0)) for split in splits)
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from sparsejax.types import NumpyArray
 # First and last beta at T = 1000: DDPM's, and those of Latent Diffusion (CelebA-HQ, Bedrooms).
 LIMITS = {"linear": (1e-4, 2e-2), "scaled_linear": (1.5e-3, 1.95e-2)}
 LARGEST_BETA = 0.999
+_PURE_NOISE = 160.0  # sigma / alpha of linear schedules at T; twice EDM's largest sigma
 
 
 def beta_limits(name: str, steps: int) -> tuple[float, float]:
@@ -219,11 +220,11 @@ def ddim_schedule(
     """Choose `steps` of the T diffusion steps, evenly spaced.
 
     `leading`, as in Latent Diffusion: fewer than T steps are t = 1 + floor(i T / S), i = 0..S-1, so
-    that the noisiest t may be far from T. `trailing` (Lin et al. 2024, table 2) always begins at
-    T - 1: t = round(T - i T / S) - 1. `karras` spaces sigma / alpha as `karras_sigmas` do, from
-    that of t = T - 1 to that of t = 0, and the network is given the t nearest to each. Steps that
-    include t = 0 end at alpha_bar = 1 by default: ending at alpha_bar_0 would make the last one a
-    no-op.
+    that the noisiest t may be far from T. `trailing` (Lin et al. 2024, table 2) always begins at T
+    - 1: t = round(T - i T / S) - 1. `karras` spaces sigma / alpha as `karras_sigmas` do, from that
+    of t = T - 1 to that of t = 0, and the network is given the t nearest to each; levels above 160,
+    of cosine schedules, are skipped: what they hold is noise. Steps that include t = 0 end at
+    alpha_bar = 1 by default: ending at alpha_bar_0 would make the last one a no-op.
 
     Args:
       schedule: NoiseSchedule with T steps.
@@ -284,7 +285,7 @@ def karras_sigmas(steps: int, smallest: float, largest: float, rho: float = 7.0)
 def _karras_steps(alpha_bar: NumpyArray, steps: int) -> tuple[NumpyArray, NumpyArray]:
     """Return timesteps and alpha_bar in increasing t, at the levels of `karras_sigmas`."""
     levels = np.sqrt((1 - alpha_bar) / alpha_bar)
-    sigmas = karras_sigmas(steps, levels[0], levels[-1])[::-1]
+    sigmas = karras_sigmas(steps, levels[0], min(levels[-1], _PURE_NOISE))[::-1]
     timesteps = np.interp(np.log(sigmas), np.log(levels), np.arange(len(levels)))
     return np.round(timesteps).astype(int), 1 / (1 + sigmas**2)
 

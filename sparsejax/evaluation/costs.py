@@ -86,7 +86,7 @@ def _periods(
         return [(steps, flops_now, schedule.count_due(steps))]
     key = "forward_flops_before"
     made = {line["step"]: line[key] for line in lines if key in line and line["step"] <= steps}
-    due = [step for step in range(1, steps + 1) if schedule.is_due(step)]
+    due = schedule.due(steps)
     missing = [step for step in due if step not in made]
     if missing:
         raise ConfigError(

@@ -20,7 +20,7 @@ from sparsejax.evaluation.provenance import provenance
 from sparsejax.families import Data, Model, build_data, build_model
 from sparsejax.metrics.by_label import OF_LABEL
 from sparsejax.metrics.measures import Meter, build_meter
-from sparsejax.rendering.images import save_pngs
+from sparsejax.rendering.images import remove_pngs_from, save_pngs
 from sparsejax.rendering.pixels import PICTURES, are_finite
 from sparsejax.reports.results import HELD_OUT, Row
 from sparsejax.sparsity.masks import path_name, summarize, unpack_bits
@@ -122,6 +122,8 @@ def evaluate_run(
             if png:
                 save_pngs(png, pictures, index * batch)
             yield pictures
+        if png:
+            remove_pngs_from(png, meter.count)
 
     labels = np.asarray(model.labels(jax.numpy.arange(meter.count))) if model.labels else None
     measures = meter.measure(images(), labels)
@@ -182,6 +184,10 @@ def _draw(
         samples = sample(params, start)
         seconds.append((time.perf_counter() - began) / batch)
         yield samples[: count - start]
+    if len(seconds) == 1:  # the time of compiling
+        began = time.perf_counter()
+        sample(params, 0)
+        seconds.append((time.perf_counter() - began) / batch)
 
 
 def _topology(config: ConfigDict, plan: Plan, state: TrainState, model: Model) -> Row:

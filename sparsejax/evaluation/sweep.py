@@ -38,6 +38,7 @@ from sparsejax.types import PathLike, Value
 
 logger = logging.getLogger(__name__)
 
+_PICTURES_OF_TRAINING = ("every", "count")  # keys of config.sample that no measure depends on
 _STOPPED = {
     code: signum.name
     for signum in signals.SIGNALS
@@ -222,8 +223,9 @@ def _check_config(run: Run, row: Row) -> None:
     ours = ml_collections.ConfigDict(resolve(run.config).to_dict())
     ours.diffusion = ml_collections.ConfigDict(kept.diffusion.to_dict())
     ours.sparsity.fan_in = kept.sparsity.fan_in
-    # A number depends on the data that it was measured on.
-    free = [key for key in FREE_ON_RESUME if not key.startswith("task.")]
+    # A number depends on the data that it was measured on, and on how samples were drawn.
+    free = [key for key in FREE_ON_RESUME if not key.startswith(("task.", "sample"))]
+    free += [f"sample.{key}" for key in _PICTURES_OF_TRAINING]
     free.append("sparsity.includes_end")  # an older run also updates at `end`
     differing = differing_keys(ours, saved, free)
     if differing:
@@ -232,10 +234,13 @@ def _check_config(run: Run, row: Row) -> None:
 
 
 def _check_data(run: Run, row: Row) -> None:
-    """Raise ConfigError if a run's data or diffusion differ from a row's."""
+    """Raise ConfigError if a run's data, diffusion or sampling differ from a row's."""
     first = with_defaults(row["config"], row["run"])
     ours = with_defaults(resolve(run.config).to_dict())
-    for key in ("task", "diffusion"):
+    for config in (first, ours):
+        for key in _PICTURES_OF_TRAINING:
+            config["sample"].pop(key, None)
+    for key in ("task", "diffusion", "sample"):
         if ours[key] != first[key]:
             raise ConfigError(
                 f"{run.name} has a different config.{key} from {row['run']}: {ours[key]} instead "

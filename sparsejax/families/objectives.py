@@ -28,6 +28,7 @@ from sparsejax.types import Array, NumpyArray, PRNGKey
 Predict: TypeAlias = Callable[[Array, Array], Array]  # network(x, its t [batch]) -> output
 
 _ODE_SAMPLERS = {"euler": ode.euler_sample, "heun": ode.heun_sample}
+_LITTLE = 1e-3  # sqrt(alpha_bar): an error of eps is multiplied by 1000
 # Keys of `config.diffusion` that only `ddpm` reads.
 _OF_DDPM = ("predicts", "min_snr", "start", "end")
 
@@ -115,8 +116,24 @@ def _ddpm(config: ConfigDict) -> Objective:
         network_time=lambda t: t * schedule.steps,
         visited=visited_times(config, schedule),
         schedule=schedule,
-        warnings=warnings_of(schedule),
+        warnings=warnings_of(schedule) + _unbounded(config, schedule),
     )
+
+
+def _unbounded(config: ConfigDict, schedule: NoiseSchedule) -> tuple[str, ...]:
+    """Return a warning if sampling divides by next to nothing, and nothing bounds the data."""
+    sampling = config.sample
+    if (
+        config.diffusion.predicts != "eps"
+        or sampling.sampler == "ddpm"
+        or sampling.clip is not None
+    ):
+        return ()
+    first = schedule.sqrt_alphas_cumprod[sampling_schedules(config)[1].timesteps[-1]]
+    if first >= _LITTLE:
+        return ()
+    text = f"sampling begins where the data are weighed {first:.1g}, so errors of the network are "
+    return (f"{text}multiplied; set config.sample.clip to bound the predicted data",)
 
 
 def _flow(config: ConfigDict) -> Objective:

@@ -177,7 +177,8 @@ def strokes_data(config: ConfigDict) -> Data:
     def check() -> None:
         check_batch_size(config, len(sketches.lengths))
         if sketches.labels is not None:
-            found = len(set(settings.words)) or 1 + int(sketches.labels.max())
+            highest = max(int(labels.max()) for labels in (sketches.labels, of_reference()))
+            found = len(set(settings.words)) or 1 + highest
             found = 1 if sketches.labels.min() < 0 else found
             check_classes(classes, found, label(settings))
 

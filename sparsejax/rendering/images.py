@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import re
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,7 @@ from sparsejax.types import PathLike, Pictures, Samples
 
 _SMALLEST = 48  # pixels; smaller images are enlarged
 _GAP = 4
+_NUMBERED = re.compile(r"\d{5,}")  # name of a picture, without .png
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,19 @@ def image_grid(images: Samples, columns: int | None = None) -> Pictures:
         enlarged = to_pixels(images[index]).repeat(factor, 0).repeat(factor, 1)
         grid[top : top + height, left : left + width] = enlarged
     return grid
+
+
+def remove_pngs_from(folder: PathLike, count: int) -> int:
+    """Delete the pictures of `save_pngs` from number `count` on: they are of earlier samples.
+
+    Returns:
+      How many there were.
+    """
+    found = [path for path in pathlib.Path(folder).glob("*.png") if _NUMBERED.fullmatch(path.stem)]
+    later = [path for path in found if int(path.stem) >= count]
+    for path in later:
+        path.unlink()
+    return len(later)
 
 
 def save_pngs(folder: PathLike, images: Pictures, start: int = 0) -> None:

@@ -109,12 +109,13 @@ def model_card(model: Described) -> str:
 def _front_matter(model: Described) -> str:
     """Return the metadata; JSON strings and lists are YAML too."""
     task, source = model.config["task"], SOURCES.get(model.config["task"]["dataset"])
+    is_labelled = model.config["model"].get("classes")
     tags = ["sparsejax", "jax", "flax", "diffusion", "sparse-training", model.costs["method"]]
     lines = [
         f"license: {source.licence}" if source else f"license: other  # {FILL_IN}",
         *([] if source else ["license_name: fill-in"]),
         "library_name: sparsejax",
-        "pipeline_tag: unconditional-image-generation",
+        *([] if is_labelled else ["pipeline_tag: unconditional-image-generation"]),
         f"tags: {json.dumps([*tags, task['name']])}",
         *([f"datasets: {json.dumps([source.hub_name])}"] if source and source.hub_name else []),
     ]
@@ -140,9 +141,12 @@ def _summary(model: Described) -> str:
             f"sparsity{kind} {costs['sparsity']:g} ({costs['actual_sparsity']:.4f} of the weights "
             "that can be sparse are zero)"
         )
+    classes = model.config["model"].get("classes", 0)
+    labels = f" Samples are of {classes:,} labels, from 0: `--label N` draws those of one, and "
+    labels = f"{labels}`--guidance NUMBER` weighs them." if classes else ""
     return (
         f"A diffusion model of the task `{model.config['task']['name']}`, trained with "
-        f"sparsejax{how}; {costs['steps']:,} steps, {model.weights}."
+        f"sparsejax{how}; {costs['steps']:,} steps, {model.weights}.{labels}"
     )
 
 

@@ -40,18 +40,23 @@ class UpdateSchedule:
         stop = self.end + 1 if self.includes_end else self.end
         return (self.begin <= step) & (step < stop) & (step % self.update_interval == 0)
 
+    def due(self, steps: int) -> range:
+        """Return the steps of a run of this many optimizer steps at which the topology changes."""
+        interval = self.update_interval
+        first = -(-max(self.begin, 1) // interval) * interval
+        stop = self.end + 1 if self.includes_end else self.end
+        return range(first, min(stop, steps + 1), interval)
+
     def count_due(self, steps: int) -> int:
         """Return the number of updates in a run of this many optimizer steps."""
-        return sum(bool(self.is_due(step)) for step in range(1, steps + 1))
+        return len(self.due(steps))
 
     def progress(self, step: ArrayLike) -> Array:
         """Return how far a run is at a step: 0 at its first topology update, 1 at its last.
 
         Float32 scalar; 1 throughout if there is one update or none.
         """
-        interval = self.update_interval
-        first = -(-max(self.begin, 1) // interval) * interval
-        last = (self.end if self.includes_end else self.end - 1) // interval * interval
-        if last <= first:
+        due = self.due(self.end)
+        if len(due) < 2:
             return jnp.float32(1)
-        return jnp.clip((jnp.float32(step) - first) / (last - first), 0, 1)
+        return jnp.clip((jnp.float32(step) - due[0]) / (due[-1] - due[0]), 0, 1)

@@ -31,15 +31,6 @@ def announce(run: Setup, counts: Summary) -> None:
     )
     for line in run.model.warnings:
         logger.warning(line)
-    updates = plan.updates
-    if plan.method.is_dynamic and not updates.count_due(config.steps):
-        logger.warning(
-            "no topology update is due in %d steps: begin %d, end %d, update_interval %d",
-            config.steps,
-            updates.begin,
-            updates.end,
-            updates.update_interval,
-        )
     plan.log()
 
 

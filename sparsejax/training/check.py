@@ -20,7 +20,7 @@ from sparsejax.training import checkpoints, runs
 from sparsejax.training.init_from import other_weights
 from sparsejax.training.keys import named_key
 from sparsejax.training.optimizers import build_optimizer
-from sparsejax.training.plan import Plan, build_plan
+from sparsejax.training.plan import Plan, build_plan, check_updates
 from sparsejax.training.setup import resolve_run
 from sparsejax.training.state import TrainState, abstract_state
 from sparsejax.types import Leaf, Masks, Params, PathLike, Sparsities
@@ -93,6 +93,7 @@ def check(config: ml_collections.ConfigDict, workdir: PathLike) -> Check:
     data = None if download else build_data(config)
     model = build_model(config, data.facts() if data else None)
     plan = build_plan(config, model)
+    check_updates(config, plan)
     runs.check_writable(workdir)
     found = (data.label, data.sizes()) if data else None
     optimizer = build_optimizer(config)

@@ -122,6 +122,36 @@ def build_plan(config: ConfigDict, model: Model) -> Plan:
     )
 
 
+def check_updates(config: ConfigDict, plan: Plan) -> None:
+    """Check that a run has the topology updates that its method needs; warn if it has too few.
+
+    Args:
+      config: resolved ConfigDict.
+      plan: its Plan.
+
+    Raises:
+      ConfigError: the network of a method that prunes would stay dense.
+    """
+    updates, steps, prunes = plan.updates, config.steps, plan.method.changes_density and plan.level
+    planned, due = updates.due(updates.end + 1), updates.due(steps)
+    if plan.method.is_dynamic and not due:
+        none = (
+            f"no topology update is due in {steps} steps: begin {updates.begin}, end {updates.end}"
+        )
+        accepted = f"a smaller one: {none}, so {plan.method.name} would prune nothing"
+        interval = updates.update_interval
+        require(not prunes, "sparsity.update_interval", interval, accepted)
+        logger.warning("%s, update_interval %d", none, interval)
+    elif prunes and due[-1] < planned[-1]:
+        text = "%s ends its pruning at step %d, so %d steps don't reach S = %g"
+        logger.warning(text, plan.method.name, planned[-1], steps, plan.level)
+    elif prunes and due[-1] == steps:
+        text = (
+            "%s prunes after the last step, so nothing is fine-tuned; sparsity.end could be lower"
+        )
+        logger.warning(text, plan.method.name)
+
+
 def _trains_compact(
     sparsity: ConfigDict, structure: structures.Structure, method: Method, packed: bool
 ) -> bool:

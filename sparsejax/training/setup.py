@@ -14,7 +14,7 @@ from sparsejax.training.facts import read_facts
 from sparsejax.training.init_from import other_weights
 from sparsejax.training.keys import RunKeys, run_keys
 from sparsejax.training.optimizers import build_optimizer, learning_rate_schedule
-from sparsejax.training.plan import Plan, build_plan
+from sparsejax.training.plan import Plan, build_plan, check_updates
 from sparsejax.training.state import TrainState, create_state
 from sparsejax.training.tracking import require_wandb
 from sparsejax.types import Optimizer, PathLike, Schedule
@@ -74,6 +74,7 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
     facts = read_facts(workdir, config)
     model = build_model(config, facts)
     keys, plan = run_keys(config.seed), build_plan(config, model)
+    check_updates(config, plan)
     learning_rate, optimizer = learning_rate_schedule(config), build_optimizer(config)
     restored = runs.restore_state(workdir, model, plan, optimizer)
     start = int(restored[0].step) if restored else 0

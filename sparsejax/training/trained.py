@@ -87,6 +87,7 @@ def load(
     sampler: str | None = None,
     steps: int | None = None,
     eta: float | None = None,
+    clip: float | None = None,
     label: int | None = None,
     guidance: float | None = None,
 ) -> Run:
@@ -101,6 +102,7 @@ def load(
       sampler: one of `schema.SAMPLERS` (default: `config.sample.sampler`).
       steps: number of steps, of other samplers than ddpm (default: `config.sample.steps`).
       eta: eta of DDIM, from 0 (deterministic) to 1 (default: `config.sample.eta`).
+      clip: bound of the predicted data (default: `config.sample.clip`).
       label: label of all samples, of a network with `model.classes` (default:
         `config.sample.label`; if that is None, all labels in turn).
       guidance: weight of classifier-free guidance (default: `config.sample.guidance`).
@@ -120,6 +122,7 @@ def load(
         "sample.sampler": sampler,
         "sample.steps": steps,
         "sample.eta": eta,
+        "sample.clip": clip,
         "sample.label": label,
         "sample.guidance": guidance,
     }
@@ -183,6 +186,8 @@ def _changed(
         accepted = f"the default of a run whose sample.sampler is {sampler}"
         require(sampler in takes.get(key, (sampler,)), key, value, accepted)
         set_key(changed, key, check_value(BY_PATH[key], value))
+    if sampler != "heun":
+        changed.sample.churn = 0.0  # which no other sampler has
     return ml_collections.FrozenConfigDict(changed)
 
 

@@ -64,6 +64,17 @@ def test_the_tables_name_it_all_and_the_workdir_stays_as_it_is(tiny_run, capsys)
     assert files() == before
 
 
+@pytest.mark.usefixtures("own_logging")
+def test_masks_of_a_method_that_prunes_are_those_of_the_beginning(tmp_path, capsys):
+    flags = tiny_flags(**{"sparsity.method": "gradual", "sparsity.level": 0.5})
+    run("train", ["--check", f"--workdir={tmp_path / 'run'}", *flags])
+    printed = capsys.readouterr().out
+    assert "0.5 requested, 0.0000 at first" in printed
+    assert "of them active at first" in printed
+    assert "S at first" in printed
+    assert "actual" not in printed
+
+
 @pytest.mark.parametrize(
     "changes",
     [

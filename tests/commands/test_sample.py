@@ -1,8 +1,10 @@
 """Samples of a run, on the command line and from Python."""
 
+import json
 import math
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -19,7 +21,7 @@ from sparsejax.sparse_files import save_sparse
 from sparsejax.training import load_run, save_sparse_run
 from sparsejax.training.keys import named_key
 from sparsejax.training.sampling import make_sampler
-from tests.training.tiny import tiny_config
+from tests.training.tiny import forget_copies, tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -129,6 +131,30 @@ def test_another_sampler_takes_its_own_steps(sparse_file):
     )
     assert 1e-4 < np.abs(one - other).mean() < 0.1 * np.abs(other).mean()
     assert sparsejax.load(sparse_file, sampler="ddpm").model.passes_per_sample == 1000
+
+
+def test_what_only_the_runs_own_sampler_has_is_left_out_with_another(small_run, tmp_path):
+    """Churn is of EDM's heun; a bound that another sampler needs can be given."""
+    workdir = shutil.copytree(small_run, tmp_path / "edm")
+    forget_copies(workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["diffusion"]["process"] = "edm"
+    config["sample"] |= {"sampler": "heun", "churn": 10.0, "clip": None}
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert sparsejax.load(workdir).config.sample.churn == 10
+    other = sparsejax.load(workdir, sampler="euler", clip=0.5)
+    assert (other.config.sample.churn, other.config.sample.clip) == (0, 0.5)
+    assert np.abs(other.sample(jax.random.key(0), 4)).max() <= 0.501
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_pictures_of_earlier_samples_do_not_stay_among_the_new(sparse_file, tmp_path):
+    folder = tmp_path / "png"
+    for count in (6, 3):
+        sample("--run", sparse_file, f"--count={count}", f"--output={tmp_path}", "--png")
+        (folder / "mine.png").touch()
+        written = sorted(path.name for path in folder.iterdir())
+        assert written == [*(f"{i:05d}.png" for i in range(count)), "mine.png"]
 
 
 def test_an_empty_folder_with_nothing_but_a_sparse_file(tiny_run, tmp_path):

@@ -116,6 +116,31 @@ def test_every_number_of_ddim_steps_has_distinct_timesteps_below_t(spacing):
             assert ours.alphas_prev[0] == end
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        noise_schedules.chirodiff_schedule("cosine", 1000),
+        noise_schedules.noise_schedule(noise_schedules.cosine_betas(1000)),
+    ],
+    ids=["chirodiff", "images"],
+)
+def test_karras_spacing_of_cosine_schedules_begins_where_there_is_something_left_of_the_data(
+    schedule,
+):
+    """More than at t > 990, steps are where the data are seen through little noise."""
+    ours = noise_schedules.ddim_schedule(schedule, 50, 0.0, 1.0, spacing="karras")
+    assert np.sqrt((1 - ours.alphas[-1]) / ours.alphas[-1]) == pytest.approx(160)
+    assert np.sum(ours.timesteps < 500) > 2 * np.sum(ours.timesteps > 990)
+    # DDIM with the exact network of N(0, s^2) data draws from nearly that distribution: the ratio
+    # of standard deviations of a step is known.
+    std, data = 1.0, 0.5
+    for alpha, after in zip(ours.alphas[::-1], ours.alphas_prev[::-1], strict=True):
+        gain = np.sqrt(alpha) * data**2 / (alpha * data**2 + 1 - alpha)  # of E[x_0 | x]
+        noise = (1 - np.sqrt(alpha) * gain) / np.sqrt(1 - alpha)
+        std *= np.sqrt(after) * gain + np.sqrt(1 - after) * noise
+    assert std == pytest.approx(data, rel=0.1)
+
+
 def test_karras_spacing_goes_from_the_noisiest_to_the_first_step():
     """Ever less noise; the nearest timesteps may repeat, since they are whole numbers."""
     for total in range(2, 41):

@@ -116,6 +116,22 @@ def test_evaluation_repeats_whatever_the_batch(runs):
     assert other[metric] == pytest.approx(first[metric], rel=1e-3)
 
 
+@pytest.mark.parametrize(("batch", "starts"), [(25, [0, 0]), (10, [0, 10])])
+def test_the_time_of_a_sample_is_not_that_of_compiling(runs, monkeypatch, batch, starts):
+    """The first call compiles, so there are two calls at least."""
+    made, make_sampler = [], evaluate.make_sampler
+
+    def counted(*args):
+        draw = make_sampler(*args)
+        return lambda params, start: made.append(start) or draw(params, start)
+
+    monkeypatch.setattr(evaluate, "make_sampler", counted)
+    workdir, _ = runs["rigl"]
+    meter = meter_of(read_config(workdir), count=20, metrics=["fd"])
+    assert evaluate_run(workdir, meter, batch=batch)["sampling_seconds"] > 0
+    assert made == starts
+
+
 @pytest.fixture(scope="module")
 def wild(tiny_run, tmp_path_factory):
     """The tiny run, sampled without clipping: its pixels go far beyond [-1, 1]."""

@@ -190,6 +190,12 @@ def test_of_unknown_data_the_licence_is_asked_for(dataset, licence, workdir):
     pruned = model_card.model_card(model_card.Described("a", config, costs, True, *rest))
     assert "sparse from the first step to the last" in card
     assert "sparse from the first step to the last" not in pruned
+    assert "labels" not in card
+    config["model"]["classes"] = 7
+    labelled = model_card.model_card(model_card.Described("a", config, costs, False, *rest))
+    assert "of 7 labels" in labelled
+    assert "pipeline_tag" in front_matter(card)
+    assert "pipeline_tag" not in front_matter(labelled)
     data = front_matter(card)
     assert data["license"] == licence
     assert data.get("datasets") == (["ylecun/mnist"] if dataset == "vmnist" else None)

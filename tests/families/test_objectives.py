@@ -139,3 +139,20 @@ def test_churn_draws_noise_of_each_example():
 def test_keys_of_another_process_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         model_of(changes)
+
+
+def test_sampling_from_where_nothing_is_left_of_the_data_needs_a_bound():
+    """Only where eps is divided by next to nothing."""
+    risky = {"diffusion.schedule": "cosine", "diffusion.steps": 1000, "sample.steps": 20}
+    risky |= {"sample.spacing": "trailing", "sample.clip": None}
+    (line,) = model_of(risky).warnings
+    assert "set config.sample.clip" in line
+    for changes in (
+        {"sample.clip": 1.0},
+        {"sample.spacing": "leading"},
+        {"sample.spacing": "karras"},
+        {"sample.sampler": "ddpm"},
+        {"diffusion.predicts": "v"},
+        {"diffusion.schedule": "linear"},
+    ):
+        assert model_of(risky | changes).warnings == ()

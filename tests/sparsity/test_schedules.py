@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -26,6 +28,13 @@ def test_no_update_is_due_at_the_end_itself_unless_asked_for():
     assert UpdateSchedule(10, 10, 30).count_due(50) == 2
     assert UpdateSchedule(10, 10, 30, includes_end=True).count_due(50) == 3
     assert UpdateSchedule(10, 10, 10).count_due(50) == 0
+    for begin, end, steps, includes in itertools.product(
+        (0, 1, 9, 10), (0, 5, 30, 31), (0, 29, 30, 50), (False, True)
+    ):
+        schedule = UpdateSchedule(5, begin, end, includes)
+        due = [step for step in range(1, steps + 1) if schedule.is_due(step)]
+        assert list(schedule.due(steps)) == due
+    assert UpdateSchedule(100, 100, 10**12).count_due(10**11) == 10**9
 
 
 def test_an_array_of_steps_is_traced():

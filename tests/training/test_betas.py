@@ -156,6 +156,15 @@ def test_a_sweep_keeps_the_results_of_runs_with_their_betas_and_mixes_none(old_r
     assert sweep.missing_runs([first], [row], how) == []
     with pytest.raises(ConfigError, match=r"-1 has a different config.diffusion from .*'end': 0.2"):
         sweep.missing_runs([second], [row], how)
+    shown = {"sample.every": 3, "sample.count": 5}
+    (again,) = grid(tiny_config(**FEW | shown), methods=["rigl"], levels=[0.75], seeds=[0])
+    assert sweep.missing_runs([again], [row], how) == []
+    for key, value in (("steps", 3), ("guidance", 2.0), ("clip", 0.7)):
+        others = grid(tiny_config(**FEW), methods=["rigl"], levels=[0.75], seeds=[0, 1])
+        for run in others:
+            run.config.sample[key] = value
+        with pytest.raises(ConfigError, match=f"different config: sample.{key}: now {value}"):
+            sweep.missing_runs(others[:1], [row], how)
     old = {"diffusion.start": 1e-4, "diffusion.end": 2e-2}
     runs_of_old = grid(tiny_config(**FEW | old), methods=["rigl"], levels=[0.75], seeds=[0, 1])
     assert sweep.missing_runs(runs_of_old, [row], how) == runs_of_old[1:]

@@ -12,7 +12,7 @@ from sparsejax.errors import ConfigError
 from sparsejax.families import build_model
 from sparsejax.sparsity.masks import is_sparsifiable, summarize
 from sparsejax.training.block_sizes import check_block_size
-from sparsejax.training.plan import build_plan
+from sparsejax.training.plan import build_plan, check_updates
 from sparsejax.training.runs import default_workdir
 from tests.training.tiny import small_config, tiny_config
 
@@ -206,3 +206,37 @@ def params_at(tree, path):
     for key in path:
         tree = tree[key.key]
     return tree
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
+    [
+        ("gradual", {"begin": 10, "end": 80}, "gradual ends its pruning at step 70, so 40 steps"),
+        (
+            "gradual",
+            {"begin": 10, "end": 41},
+            "gradual prunes after the last step, so nothing is f",
+        ),
+        ("gradual", {"begin": 10, "end": 40}, None),
+        ("one_shot", {}, None),
+        ("rigl", {"begin": 50, "end": 80}, "no topology update is due in 40 steps: begin 50, end"),
+        ("rigl", {"begin": 10, "end": 80}, None),
+        ("static", {"begin": 50}, None),
+    ],
+)
+def test_too_few_updates_for_a_method_are_told(method, changes, message, caplog):
+    changes = {f"sparsity.{key}": value for key, value in changes.items()}
+    changes |= {"sparsity.method": method, "sparsity.update_interval": 10, "steps": 40}
+    config = resolve(tiny_config(**changes))
+    check_updates(config, build_plan(config, build_model(config)))
+    assert [line[: len(message or "")] for line in caplog.messages] == [message] * bool(message)
+
+
+@pytest.mark.parametrize("method", ["gradual", "one_shot"])
+def test_what_would_never_be_pruned_is_refused(method):
+    changes = {"sparsity.method": method, "sparsity.update_interval": 100, "steps": 40}
+    config = resolve(tiny_config(**changes | {"sparsity.begin": None, "sparsity.end": None}))
+    with pytest.raises(
+        ConfigError, match="update_interval is 100; accepted: a smaller one: no top"
+    ):
+        check_updates(config, build_plan(config, build_model(config)))
