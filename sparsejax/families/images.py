@@ -99,7 +99,8 @@ def check_channels(config: ConfigDict) -> None:
 def labels_of(config: ConfigDict, split: str) -> Batch:
     """Return the labels of a split for a network that takes them, `{"label": [count] int32}`.
 
-    Images without a label have that of none, `model.classes`. A network without classes gets {}.
+    Images without a label, or with one that the network doesn't know, have that of none,
+    `model.classes`. A network without classes gets {}.
 
     Args:
       config: resolved ConfigDict.
@@ -109,7 +110,8 @@ def labels_of(config: ConfigDict, split: str) -> Batch:
     if not classes:
         return {}
     labels = data.load_labels(config.task, split)
-    return {"label": np.where(labels < 0, classes, labels).astype(np.int32)}
+    is_known = (labels >= 0) & (labels < classes)
+    return {"label": np.where(is_known, labels, classes).astype(np.int32)}
 
 
 def prepare_images(config: ConfigDict) -> grain.MapDataset:
