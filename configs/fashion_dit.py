@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Return the config; the docstring of this file explains the argument."""
     config = default_config()
     config.name = "fashion_dit"
-    config.steps = 3000
+    config.steps = 2500
     config.batch_size = 64
     config.task.kind = "dit"
     config.task.dataset = "files"
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sample.steps = 20
     config.sample.guidance = 2.0
     config.sample.clip = 1.0
-    config.sample.every = 1000
+    config.sample.every = 500
     config.sample.count = 60
 
     config.sparsity.method = "rigl"
