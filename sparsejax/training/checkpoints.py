@@ -29,6 +29,15 @@ Extra: TypeAlias = dict[str, Any]  # JSON-serializable
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """Return False for a read that failed beside the one whose error orbax raised."""
+    error = record.exc_info and record.exc_info[1]
+    return "tensorstore" not in str(error) or "never retrieved" not in record.getMessage()
+
+
+logging.getLogger("asyncio").addFilter(_is_of_interest)
+
+
 def _hook(default: Callable[[Any], None], unraisable: Any) -> None:
     """Report an unraisable exception, unless it only follows from a failed read or write.
 
