@@ -498,6 +498,7 @@ def test_training_drawings_are_spread_over_the_split_in_the_format_of_samples(da
     np.testing.assert_array_equal(data.training(3), every[[0, 22, 44]])
 
 
+@pytest.mark.slow
 def test_runs_are_compared_by_held_out_loss_and_strokes(run, tmp_path):
     options = {"count": 6, "metrics": ["fd"]}
     rows = evaluate_runs(run, tmp_path, batch=4, png=True, **options)

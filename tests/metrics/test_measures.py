@@ -137,6 +137,7 @@ def test_pixels_average_larger_images():
     np.testing.assert_allclose(features, 0.2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_classifier_tells_digits_from_noise_and_from_each_other(digits):
     images, labels = digits
     extractor = build_extractor(None, "digits", lambda: (images, labels), (8, 8, 1))
