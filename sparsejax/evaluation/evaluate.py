@@ -179,15 +179,17 @@ def _draw(
     """Yield samples in batches of one shape; append the seconds per sample to `seconds`."""
     batch = min(batch, count)
     sample = make_sampler(model, frozen, named_key(seed, "evaluation"), batch)
-    for start in range(0, count, batch):
+
+    def timed(start: int) -> Samples:
         began = time.perf_counter()
         samples = sample(params, start)
         seconds.append((time.perf_counter() - began) / batch)
-        yield samples[: count - start]
-    if len(seconds) == 1:  # the time of compiling
-        began = time.perf_counter()
-        sample(params, 0)
-        seconds.append((time.perf_counter() - began) / batch)
+        return samples
+
+    for start in range(0, count, batch):
+        yield timed(start)[: count - start]
+    if len(seconds) == 1:  # which holds compiling
+        timed(0)
 
 
 def _topology(config: ConfigDict, plan: Plan, state: TrainState, model: Model) -> Row:

@@ -85,7 +85,7 @@ def _ddpm(config: ConfigDict) -> Objective:
     """Diffusion in T steps: Ho et al. (2020)."""
     settings, sampling = config.diffusion, config.sample
     schedule = noise_schedule_of(settings)
-    predicts = settings.predicts
+    predicts, visited = settings.predicts, visited_times(config, schedule)
 
     def draw(key: PRNGKey) -> Array:
         return jax.random.randint(key, (), 0, schedule.steps)
@@ -114,13 +114,13 @@ def _ddpm(config: ConfigDict) -> Objective:
         loss=loss,
         sample=sample,
         network_time=lambda t: t * schedule.steps,
-        visited=visited_times(config, schedule),
+        visited=visited,
         schedule=schedule,
-        warnings=warnings_of(schedule) + _unbounded(config, schedule),
+        warnings=warnings_of(schedule) + _unbounded(config, schedule, visited),
     )
 
 
-def _unbounded(config: ConfigDict, schedule: NoiseSchedule) -> tuple[str, ...]:
+def _unbounded(config: ConfigDict, schedule: NoiseSchedule, visited: NumpyArray) -> tuple[str, ...]:
     """Return a warning if sampling divides by next to nothing, and nothing bounds the data."""
     sampling = config.sample
     if (
@@ -129,7 +129,7 @@ def _unbounded(config: ConfigDict, schedule: NoiseSchedule) -> tuple[str, ...]:
         or sampling.clip is not None
     ):
         return ()
-    first = schedule.sqrt_alphas_cumprod[sampling_schedules(config)[1].timesteps[-1]]
+    first = schedule.sqrt_alphas_cumprod[visited.max()]
     if first >= _LITTLE:
         return ()
     text = f"sampling begins where the data are weighed {first:.1g}, so errors of the network are "

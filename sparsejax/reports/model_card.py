@@ -142,8 +142,9 @@ def _summary(model: Described) -> str:
             "that can be sparse are zero)"
         )
     classes = model.config["model"].get("classes", 0)
-    labels = f" Samples are of {classes:,} labels, from 0: `--label N` draws those of one, and "
-    labels = f"{labels}`--guidance NUMBER` weighs them." if classes else ""
+    labels = ""
+    if classes:
+        labels = f" Samples have {classes:,} labels, from 0: `--label N` draws those of one."
     return (
         f"A diffusion model of the task `{model.config['task']['name']}`, trained with "
         f"sparsejax{how}; {costs['steps']:,} steps, {model.weights}.{labels}"

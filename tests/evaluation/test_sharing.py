@@ -193,7 +193,7 @@ def test_of_unknown_data_the_licence_is_asked_for(dataset, licence, workdir):
     assert "labels" not in card
     config["model"]["classes"] = 7
     labelled = model_card.model_card(model_card.Described("a", config, costs, False, *rest))
-    assert "of 7 labels" in labelled
+    assert "have 7 labels" in labelled
     assert "pipeline_tag" in front_matter(card)
     assert "pipeline_tag" not in front_matter(labelled)
     data = front_matter(card)
