@@ -177,15 +177,15 @@ def strokes_data(config: ConfigDict) -> Data:
     def check() -> None:
         check_batch_size(config, len(sketches.lengths))
         if sketches.labels is not None:
-            highest = max(int(labels.max()) for labels in (sketches.labels, of_reference()))
-            found = len(set(settings.words)) or 1 + highest
+            highest = max(sketches.labels.max(), of_reference().max())
+            found = len(set(settings.words)) or 1 + int(highest)
             found = 1 if sketches.labels.min() < 0 else found
             check_classes(classes, found, label(settings))
 
     def sizes() -> dict[str, int]:
         check()
-        splits = settings.split, settings.reference_split
-        return {split: len(data.load_sketches(settings, split).lengths) for split in splits}
+        others = data.load_sketches(settings, settings.reference_split).lengths
+        return {settings.split: len(sketches.lengths), settings.reference_split: len(others)}
 
     def held_out() -> Batches:
         others = _load(config, settings.reference_split)
