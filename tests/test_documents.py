@@ -67,7 +67,8 @@ def params_and_state(library, names):
 @pytest.mark.parametrize(
     ("library", "optimizer"),
     [
-        *((library, "packed") for library in ("nnx", "equinox")),
+        ("nnx", "packed"),
+        pytest.param("equinox", "packed", marks=pytest.mark.slow),
         pytest.param("haiku", "packed", marks=pytest.mark.slow),
         ("nnx", "sparse_updates"),
         pytest.param("equinox", "sparse_updates", marks=pytest.mark.slow),
@@ -198,7 +199,7 @@ def test_the_examples_of_sparse_files_run_with_blocks_and_channels(
     assert_reads(params)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", [pytest.param("block", marks=pytest.mark.slow), "channel"])
 def test_the_reader_in_numpy_reads_files_of_blocks_and_channels(structure, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "run", tiny_config(**STRUCTURES[structure], **{"model.num_res_blocks": 1}))

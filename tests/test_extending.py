@@ -207,6 +207,7 @@ def loose(structure):
     return sparsity.Method("loose", update, methods.random_topology(structure))
 
 
+@pytest.mark.slow
 def test_a_method_that_breaks_constant_fan_in_is_refused_at_its_first_update(folder, monkeypatch):
     """The compact network has no place for what it left, and nothing of it is saved."""
     monkeypatch.setitem(methods.METHODS, "loose", loose)

@@ -63,6 +63,7 @@ def test_the_command_exports_a_run(tiny_run, tmp_path, capsys):
     assert metadata["weights"] == "last step"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "why"),
     [

@@ -144,7 +144,9 @@ def wild(tiny_run, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("extractor", ["classifier", "pixels"])
+@pytest.mark.parametrize(
+    "extractor", [pytest.param("classifier", marks=pytest.mark.slow), "pixels"]
+)
 def test_pngs_read_back_have_the_measures_that_were_reported(wild, tmp_path, extractor):
     """To the last bit: what is measured is what a picture can hold."""
     meter = meter_of(read_config(wild), count=40, extractor=extractor, subset_size=20)

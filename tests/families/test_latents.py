@@ -178,6 +178,7 @@ def test_what_cannot_work_is_refused_by_its_key(key, stages, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_lost_first_stage_is_written_again(stages, tmp_path):
     shutil.copytree(stages[1], tmp_path / "first")
     file = tmp_path / "first" / first_stage.FILE
@@ -281,6 +282,7 @@ def sampled(folder, run, *flags):
     return dict(np.load(folder / "samples.npz"))
 
 
+@pytest.mark.slow
 def test_without_its_first_stage_a_run_samples_latents(
     elsewhere, first_params, latents_cache, stages, tmp_path, capsys
 ):

@@ -479,6 +479,7 @@ def test_a_closed_run_has_its_pictures(run):
     assert np.asarray(Image.open(run[0] / "samples.png").convert("L")).std() > 5
 
 
+@pytest.mark.slow
 def test_held_out_loss_is_the_same_for_every_run(run, source, model, data):
     _, params, _ = runs.load_run(run[0])
     params = jax.tree.map(jnp.asarray, params)

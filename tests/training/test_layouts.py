@@ -153,6 +153,7 @@ def test_a_state_whose_channels_had_dense_biases_loses_those_of_absent_ones(is_f
     assert complete_state(got, complete, optimizer) is got
 
 
+@pytest.mark.slow
 def test_older_runs_and_sparse_files_with_channels_are_read_as_todays(tmp_path):
     config = resolve(tiny_config(**{"sparsity.structure": "channel", "sparsity.level": 0.5}))
     model = build_model(config)

@@ -12,6 +12,7 @@ import pytest
 from sparsejax import lease
 from sparsejax.processes.supervisor import LOST
 
+pytestmark = pytest.mark.faults
 TOLD = 1024  # bytes
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROCESS = """
