@@ -425,6 +425,7 @@ def test_evaluation_measures_nothing_with_another_first_stage(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_evaluation_writes_pictures(stages, tmp_path):
     options = {"count": 6, "metrics": ["fd"], "extractor": "pixels"}
     (row,) = comparison.evaluate_runs([stages[2]], tmp_path, png=True, **options)

@@ -94,6 +94,7 @@ def test_betas_that_cannot_work_are_refused_by_their_own_key(key, value, others,
         build_model(resolve(tiny_config(**FEW | {f"diffusion.{key}": value} | others)))
 
 
+@pytest.mark.slow
 def test_a_run_saved_with_null_keeps_its_betas(old_run, caplog):
     """Resumed, loaded, as the origin of a small dense model; with one line, whoever asks."""
     resumed = runs.resolve_for(old_run, tiny_config(**FEW))
