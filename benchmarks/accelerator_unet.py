@@ -53,14 +53,15 @@ def on_host():
 def make_config(settings, structure, sparsity):
     """Return the resolved config of a network trained with RigL."""
     size = block(settings) if structure == "block" else 64
-    arguments = argparse.Namespace(**settings._asdict(), block=size, distribution="uniform")
+    arguments = argparse.Namespace(
+        **settings._asdict(), block=size, distribution="uniform", multiples=multiples(settings)
+    )
     changes = {"sample.steps": 2 if settings.tiny else 10}
     if structure != "dense":
         changes["sparsity.method"] = "rigl"
     if structure == "block":
         changes["sparsity.fan_in"] = True
     if settings.tiny:
-        changes["model.channel_mult"] = multiples(settings)
         changes |= {"model.num_res_blocks": 1, "model.attention_resolutions": ()}
     return structured.make_config(arguments, structure, sparsity, **changes)
 

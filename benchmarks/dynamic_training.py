@@ -41,6 +41,7 @@ from benchmarks import against_pytorch, structured
 from benchmarks.arguments import count
 from benchmarks.timing import interleaved, machine
 from configs import chirodiff
+from sparsejax import command_line
 from sparsejax.compact.states import shrink_state
 from sparsejax.configuration import resolve
 from sparsejax.families import build_model
@@ -107,6 +108,8 @@ def parse():
             parser.error(f"--models {kind}:{level:g}: accepted for {arguments.network}: {accepted}")
     if arguments.torch_python and arguments.network != "unet":
         parser.error("--torch-python: for the UNet; benchmarks.chirodiff compares the GRU")
+    if arguments.torch_python and arguments.multiples != parser.get_default("multiples"):
+        parser.error("--torch-python: for the levels of the published UNet; leave --multiples out")
     if arguments.dtype != "float32" and arguments.network != "unet":
         parser.error(f"--dtype {arguments.dtype}: for the UNet; the GRU computes in float32")
     if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
@@ -447,4 +450,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arguments import count
+from benchmarks.arguments import count, counts
 from benchmarks.timing import machine
 from sparsejax import command_line
 from sparsejax.configuration import default_config, resolve
@@ -36,6 +36,12 @@ def parser(description, module):
     """Return the arguments that these benchmarks share, for the one named `module`."""
     parser = command_line.Parser(description, prog=f"python -m {module}")
     parser.add_argument("--model-channels", type=count, default=128)
+    parser.add_argument(
+        "--multiples",
+        type=counts,
+        default=[1, 2, 3, 4],
+        help="widths of the levels, in base channels; all but the first have attention",
+    )
     parser.add_argument("--size", type=count, default=32, help="height and width of the latents")
     parser.add_argument("--batch", type=count, default=4)
     parser.add_argument("--block", type=block_size, default=64, help="channels, or 16x64: in x out")
@@ -59,6 +65,9 @@ def make_config(arguments, structure, level, **changes):
     config.batch_size = arguments.batch
     config.task.image_size = arguments.size
     config.model.model_channels = arguments.model_channels
+    config.model.channel_mult = tuple(arguments.multiples)
+    levels = len(arguments.multiples)
+    config.model.attention_resolutions = tuple(2**level for level in range(1, levels))[::-1]
     config.model.dtype = arguments.dtype
     config.optimizer.name = "adamw"
     config.optimizer.weight_decay = 1e-2
