@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.norm_groups = 8
     config.model.classes = 10
     if "short" in arg.split(","):
-        config.steps = 1000
+        config.steps = 800
         config.model.model_channels = 16
         config.model.num_head_channels = 16
     return config

@@ -46,6 +46,8 @@ TINY = [
     (r"^train\.py.*fashion_", "--config.task.reference_split=validation"),
     (r"^train\.py.*(celebahq|bedrooms|imagenette)_ldm", PHOTOS),
     (r"^evaluate\.py| sweep ", MEASURES),
+    # Training the classifier of such pictures, unoptimised, takes longer than all else.
+    (r"^evaluate\.py.*imagenette", "--extractor=pixels"),
     (r"^-m sparsejax --help$", ""),
     (r"^-m sparsejax sample ", "--count=4 --batch=4"),
     (r"^-m sparsejax prepare ", "--config.batch_size=4"),
