@@ -69,12 +69,21 @@ def default_config() -> ConfigDict:
 
 
 def set_key(config: ConfigDict, path: str, value: Value) -> None:
-    """Set a key of a ConfigDict by its dotted path; missing sections are created."""
+    """Set a key of a ConfigDict by its dotted path; missing sections are created.
+
+    Raises:
+      ConfigError: the path goes on below a key that is not a section.
+    """
     *sections, name = path.split(".")
-    for section in sections:
+    for i, section in enumerate(sections, 1):
         if section not in config:
             config[section] = ml_collections.ConfigDict()
         config = config[section]
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise ConfigError(
+                f"config.{path} is not a key; accepted: a value of "
+                f"config.{'.'.join(sections[:i])}, such as {config!r}"
+            )
     with config.ignore_type(), config.unlocked():
         config[name] = value
 
@@ -290,12 +299,15 @@ def complete(tree: Saved) -> ConfigDict:
     flat = flatten(tree, ".")
     # Last, since a file that sets a former name has the default of the new one too.
     former = {new: flat.pop(old) for old, new in schema.RENAMED.items() if old in flat}
+    networks = tuple(f"{section}." for section in NETWORK_SECTIONS)
     for path, value in (flat | former).items():
-        if value == {}:  # a section without keys
-            continue
-        if not path.startswith(tuple(f"{section}." for section in NETWORK_SECTIONS)):
+        if value == {} and any(one.startswith(f"{path}.") for one in (*schema.BY_PATH, *networks)):
+            continue  # a section without keys
+        if not path.startswith(networks):
             values.require_key(path, value, schema.BY_PATH)
             value = values.typed(schema.BY_PATH[path], value)
+        elif any(part.startswith("__") for part in path.split(".")):  # ConfigDict has them itself
+            raise ConfigError(f"config.{path} is not a key; accepted: arguments of a network")
         set_key(config, path, value)
     return config
 

@@ -150,6 +150,28 @@ def test_a_number_that_no_float_holds_is_refused(value):
 
 
 @pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"model": {"dtype": {"": None}}}, "config.model.dtype. is .*: a value of .*dtype, such"),
+        ({"model": {"a": 1, "a.b": 2}}, "config.model.a.b is not a key; accepted: a value of"),
+        ({"model": {"__class__": 1}}, "config.model.__class__ is not a key; accepted: arguments"),
+        ({"first_stage": {"model": {"a": {"__init__": 1}}}}, "config.first_stage.model.a.__init__"),
+        ({"steps": {}}, "config.steps is {}; accepted: a whole number"),
+        ({"no_section": {}}, "config.no_section .*is not a key"),
+    ],
+)
+def test_sections_that_are_none_are_refused(tree, message):
+    """A saved config may have been damaged anywhere."""
+    with pytest.raises(ConfigError, match=message):
+        configuration.complete(tree)
+
+
+def test_sections_without_keys_have_all_defaults():
+    tree = {"sparsity": {}, "model": {}, "first_stage": {"model": {}}}
+    assert configuration.complete(tree).to_dict() == configuration.default_config().to_dict()
+
+
+@pytest.mark.parametrize(
     "custom",
     [
         (("no_such_layer", 0.5),),
