@@ -1,8 +1,6 @@
 """Train steps and topology updates of RigL-DM and MagRan-DM on compact networks, against dense.
 
     python -m benchmarks.dynamic_training [--torch-python OTHER/bin/python]
-    python -m benchmarks.dynamic_training --models masked:0.9,channel:0.5,channel:0.75
-    python -m benchmarks.dynamic_training --model-channels 256 --batch 2
     python -m benchmarks.dynamic_training --network gru
     python -m benchmarks.dynamic_training --dtype bfloat16 --size 64 --batch 32 --json FILE
 
@@ -106,12 +104,11 @@ def parse():
         if kind not in kinds or (level > 0) == (kind == "dense") or not 0 <= level < 1:
             accepted = f"{', '.join(kinds)}; all but dense with S between 0 and 1"
             parser.error(f"--models {kind}:{level:g}: accepted for {arguments.network}: {accepted}")
-    if arguments.torch_python and arguments.network != "unet":
-        parser.error("--torch-python: for the UNet; benchmarks.chirodiff compares the GRU")
+    for name in ("torch_python", "dtype", "multiples"):
+        if arguments.network != "unet" and getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')}: for the UNet, not for the GRU")
     if arguments.torch_python and arguments.multiples != parser.get_default("multiples"):
-        parser.error("--torch-python: for the levels of the published UNet; leave --multiples out")
-    if arguments.dtype != "float32" and arguments.network != "unet":
-        parser.error(f"--dtype {arguments.dtype}: for the UNet; the GRU computes in float32")
+        parser.error("--torch-python: for the UNet of four levels; leave --multiples out")
     if arguments.json and not pathlib.Path(arguments.json).absolute().parent.is_dir():
         parser.error(f"--json {arguments.json}: there is no such folder")
     return arguments

@@ -25,11 +25,13 @@ class Notes(NamedTuple):
     Attributes:
       memory: resident bytes.
       cpu: seconds of CPU time so far.
+      fixed: seconds of CPU time of work that is always the same: how slow the machine is just now.
       compiled: number of compilations so far.
     """
 
     memory: list[int]
     cpu: list[float]
+    fixed: list[float]
     compiled: list[int]
 
 
@@ -40,7 +42,7 @@ def long_run(scratch: pathlib.Path, steps: int) -> results.Line:
     folder.mkdir(parents=True)
     every = steps // 20
     words = workdirs.train_words(folder / "run", **_changes(steps, every))
-    notes = Notes([], [], [])
+    notes = Notes([], [], [], [])
 
     def call() -> None:
         _note(notes)
@@ -108,8 +110,18 @@ def _note(notes: Notes) -> None:
 def _append(notes: Notes, compiled: int) -> None:
     pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     notes.memory.append(pages * os.sysconf("SC_PAGE_SIZE"))
-    notes.cpu.append(time.process_time())
+    began = time.process_time()
+    notes.cpu.append(began - sum(notes.fixed))
+    _fixed_work()
+    notes.fixed.append(time.process_time() - began)
     notes.compiled.append(compiled)
+
+
+def _fixed_work() -> None:
+    """Sort, compute and write to memory for about half a second."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        np.tanh(np.sort(rng.standard_normal(100_000)))
 
 
 def _counts(workdir: pathlib.Path) -> tuple[list[int], list[int]]:
@@ -136,9 +148,10 @@ def _judge(
     losses = []
     growth = notes.memory[-1] - notes.memory[1]
     seconds = np.diff(notes.cpu)
-    # What runs beside only adds time: of each quarter the fastest twentieth is nearest to its own.
-    first, last = float(min(seconds[:5])), float(min(seconds[-5:]))
-    slower = last / first - 1
+    # A machine's speed drifts by more than what is looked for.
+    fixed = np.add(notes.fixed[1:], notes.fixed[:-1]) / 2
+    quarters = [float(np.median((seconds / fixed)[part])) for part in (slice(5), slice(-5, None))]
+    slower = quarters[1] / quarters[0] - 1
     compiled = notes.compiled[-1] - notes.compiled[0]
     if growth > GROWTH:
         losses.append(f"memory grew by {growth / 2**20:.0f} MiB; accepted: {GROWTH // 2**20}")
@@ -151,8 +164,9 @@ def _judge(
     figures = {
         "MiB at the end": round(notes.memory[-1] / 2**20),
         "MiB grown": round(growth / 2**20, 1),
-        "CPU ms a step, first": round(1e3 * first / (steps // 20), 2),
-        "CPU ms a step, last": round(1e3 * last / (steps // 20), 2),
+        "CPU ms a step, first": round(1e3 * float(seconds[0]) / (steps // 20), 2),
+        "CPU ms a step, last": round(1e3 * float(seconds[-1]) / (steps // 20), 2),
+        "% slower, of fixed work": round(100 * slower, 1),
         "compilations after the warm-up": compiled,
     }
     return losses, figures
