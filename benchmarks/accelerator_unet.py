@@ -62,7 +62,7 @@ def make_config(settings, structure, sparsity):
     if structure == "block":
         changes["sparsity.fan_in"] = True
     if settings.tiny:
-        changes |= {"model.num_res_blocks": 1, "model.attention_resolutions": ()}
+        changes["model.num_res_blocks"] = 1
     return structured.make_config(arguments, structure, sparsity, **changes)
 
 

@@ -177,9 +177,7 @@ def strokes_data(config: ConfigDict) -> Data:
     def check() -> None:
         check_batch_size(config, len(sketches.lengths))
         if sketches.labels is not None:
-            highest = max(sketches.labels.max(), of_reference().max())
-            found = len(set(settings.words)) or 1 + int(highest)
-            found = 1 if sketches.labels.min() < 0 else found
+            found = _label_count(settings, sketches.labels, of_reference())
             check_classes(classes, found, label(settings))
 
     def sizes() -> dict[str, int]:
@@ -218,6 +216,13 @@ def strokes_data(config: ConfigDict) -> Data:
         reference_labels=of_reference if classes else None,
         shown=shown if classes and config.sample.label is None else None,
     )
+
+
+def _label_count(settings: ConfigDict, labels: NumpyArray, others: NumpyArray) -> int:
+    """Return the number of labels of both splits; 1 if the drawings to train on have none."""
+    if labels.min() < 0:
+        return 1
+    return len(set(settings.words)) or 1 + int(max(labels.max(), others.max()))
 
 
 def _load(config: ConfigDict, split: str) -> data.Sketches:
