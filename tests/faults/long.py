@@ -58,7 +58,7 @@ def long_run(scratch: pathlib.Path, steps: int) -> results.Line:
     if problems:
         return results.line("long run", name, 0, unexplained=problems)
     answer = json.loads((folder / "answer.json").read_text())
-    losses, figures = _judge(Notes(*answer["notes"]), answer["counts"], answer["expected"], steps)
+    losses, figures = judge(Notes(*answer["notes"]), answer["counts"], answer["expected"], steps)
     lines = workdirs.metrics_lines(folder / "run")
     updates = [line["step"] for line in lines if "replaced" in line]
     if updates != list(range(_interval(steps), steps, _interval(steps))):
@@ -141,7 +141,7 @@ def _counts(workdir: pathlib.Path) -> tuple[list[int], list[int]]:
     return [count for count, _ in pairs], [expected for _, expected in pairs]
 
 
-def _judge(
+def judge(
     notes: Notes, counts: list[int], expected: list[int], steps: int
 ) -> tuple[list[str], dict[str, object]]:
     """Compare the end with what came after the first twentieth, which warms up."""

@@ -4,12 +4,14 @@ import collections
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from tests.faults import corruptions, disks, fuzz, kills
+from tests.faults import corruptions, disks, fuzz, kills, long
 
 ROOT = pathlib.Path(__file__).parents[2]
 pytestmark = pytest.mark.faults
@@ -91,6 +93,35 @@ def test_a_long_run_stays_as_it_is(found):
     (line,) = found[0]["long run"]
     assert line["figures"]["topology updates"] >= 200
     assert line["figures"]["compilations after the warm-up"] == 0
+
+
+def steady(**changes):
+    """Return what a run of 20,000 steps notes that stays as it is: twenty equal parts."""
+    notes = long.Notes([2**30] * 20, [60.0 * k for k in range(20)], [0.5] * 20, [90] * 20)
+    return notes._replace(**changes)
+
+
+def test_a_steady_run_is_accepted_also_on_a_machine_that_slows_down():
+    assert long.judge(steady(), [3, 5], [3, 5], 20_000)[0] == []
+    speed = np.linspace(1.0, 1.3, 20)
+    slowing = steady(cpu=np.cumsum(60.0 * speed).tolist(), fixed=(0.5 * speed).tolist())
+    assert long.judge(slowing, [3, 5], [3, 5], 20_000)[0] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts", "loss"),
+    [
+        ({"memory": [2**30 + k * 2**23 for k in range(20)]}, [3, 5], "memory grew by 144 MiB"),
+        ({"cpu": np.cumsum(np.linspace(60.0, 66.0, 20)).tolist()}, [3, 5], "take 7.3% longer"),
+        ({"compiled": [90] * 19 + [91]}, [3, 5], "1 compilations after the first 1,000 steps"),
+        ({}, [3, 4], r"active weights are \[3, 4\], not \[3, 5\]"),
+        ({}, [], "active weights are"),
+    ],
+)
+def test_a_run_that_grows_slows_recompiles_or_miscounts_is_refused(changes, counts, loss):
+    losses, _ = long.judge(steady(**changes), counts, [3, 5] if counts else [], 20_000)
+    assert len(losses) == 1
+    assert re.search(loss, losses[0]), losses
 
 
 def test_the_suite_ends_with_status_0_and_a_table(found):
