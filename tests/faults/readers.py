@@ -125,10 +125,11 @@ def corrupted(
     scratch: pathlib.Path, folder: pathlib.Path, name: str, rng: damage.Rng
 ) -> dict[str, object]:
     """Write a file, damage it, read it in a process of its own; see `results.line`."""
-    reader, answer = readers(scratch)[name], folder / "answer.json"
+    reader, answer, data = readers(scratch)[name], folder / "answer.json", folder / "data"
+    data.mkdir()  # apart from the suite's own files: what is read may be the whole folder
 
     def call() -> None:
-        path = reader.write(folder)
+        path = reader.write(data)
         whole = reader.read(damage.copy(path, folder / f"whole-{path.name}"))
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         kinds = damage.OF_BINARY if reader.has_sums else damage.OF_TEXT
@@ -141,7 +142,7 @@ def corrupted(
         told = {"losses": losses, "unexplained": [bad] if bad else [], "at": at}
         told |= {
             "refused": int(refused and not losses),
-            "said": refusal.replace(str(folder), "")[:100],
+            "said": refusal.replace(str(data), "")[:100],
         }
         answer.write_text(json.dumps(told))
 
