@@ -1,8 +1,8 @@
 """Sparse UNet on scikit-learn's handwritten digits, 8x8: the example that runs anywhere.
 
-On two CPU cores the default takes three minutes and reaches a training loss of 0.14; the short
-variant takes 100 seconds. `evidence`, for docs/evidence.md, takes 2,000 steps with half the batch
-size on two thirds of the images.
+On two CPU cores the default takes three to five minutes and reaches a training loss of 0.14; the
+short variant takes 100 seconds. `evidence`, for docs/evidence.md, takes 2,000 steps with half the
+batch size on two thirds of the images.
 
     python train.py                                  # RigL-DM at S = 0.75, the default
     python train.py --config configs/digits.py:sweep # the short variant, for comparisons
