@@ -173,6 +173,7 @@ def family_config(folder, words, **changes):
     return load_config(f"my_family.py:{words}", overrides)
 
 
+@pytest.mark.slow
 def test_a_model_family_from_outside_is_trained_and_sampled(folder):
     assert loop.train(family_config(folder, "rigl,0.5"), "run")
     save_sparse_run("run", "model.safetensors")

@@ -68,6 +68,7 @@ def test_the_quantisation_loss_equals_the_reference(tiny):
     np.testing.assert_allclose(loss, arrays["vq_loss_legacy"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_pass_straight_through_the_quantisation(tiny):
     """What reaches the latents is what reaches the codes, as if rounding weren't there.
 
@@ -99,6 +100,7 @@ def gaussian():
     return lambda method, *inputs: apply({"params": params}, *inputs, method=method), x
 
 
+@pytest.mark.slow
 def test_drawn_latents_spread_as_their_variance_says(gaussian):
     call, x = gaussian
     mean, log_variance = call("moments", x)

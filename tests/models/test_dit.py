@@ -239,6 +239,7 @@ def test_erdos_renyi_takes_attention_mlp_and_modulation_and_leaves_the_table_den
     assert sparsities["y_embedder"]["embedding_table"]["embedding"] == 0
 
 
+@pytest.mark.slow
 def test_remat_changes_no_gradient_and_bfloat16_computes_in_half_precision(diffusers):
     params = dit_layout.dit_from_diffusers(state_dict(diffusers))
     x, t, y = nhwc(diffusers["x"]), diffusers["t"], diffusers["y"]

@@ -165,8 +165,7 @@ def assert_moved(before, after, fresh, is_whole):
     "optimizer",
     [
         "adamw",
-        "momentum",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("adagrad", "MultiSteps")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("momentum", "adagrad", "MultiSteps")),
     ],
 )
 @settings(max_examples=8, deadline=None)

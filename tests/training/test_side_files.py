@@ -151,6 +151,7 @@ def test_what_may_change_on_resume_may_differ_from_the_copy(run, caplog):
     assert lines_about(caplog, "config.json") == []
 
 
+@pytest.mark.slow
 def test_other_data_are_refused_whatever_became_of_the_stamp(tmp_path, photos):  # noqa: F811
     """Of a missing stamp, and of one that was changed to fit the other data."""
     workdir, config = tmp_path / "run", config_of(photos)

@@ -68,6 +68,7 @@ def wait_for_compilation(process):
     raise AssertionError(process.communicate())
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_it_compiles_is_answered_and_saves_the_first_step(small_run, start, tmp_path):
     process = start("train.py", f"--workdir={tmp_path}", *tiny_flags(**SMALL))
     wait_for_compilation(process)
