@@ -33,8 +33,8 @@ MEASURES = "--samples=8 --batch=8 --metrics=fd"
 PUBLISHED = "--model-channels=32 --size=8 --batches=1 --steps=1 --methods=rigl --dtype=float32"
 SCRIBBLES = """--batch=4 --layers=1 --hidden=16 --diffusion-steps=21 --drawings=16 --buckets=2
 --samples=4 --rounds=1 --steps=1 --draws=1"""
-SHALLOW = "--model-channels=32 --multiples=1 --size=8 --batch=1 --rounds=1"
-STRUCTURED = f"{SHALLOW} --block=16 --models=block:0.9"
+SMALLEST = "--model-channels=32 --size=8 --batch=1 --rounds=1"
+STRUCTURED = f"{SMALLEST} --multiples=1 --block=16 --models=block:0.9"
 
 # (pattern of a command without `python`, flags to append); all that match are appended.
 TINY = [
@@ -60,7 +60,8 @@ TINY = [
     (r"^-m benchmarks\.chirodiff", SCRIBBLES),
     (r"^-m benchmarks\.sparse_sampling", f"{STRUCTURED} --ddim-steps=1"),
     (r"^-m benchmarks\.accelerator", "--tiny --minutes=0"),  # tests/test_benchmarks.py runs it all
-    (r"^-m benchmarks\.dynamic_training", SHALLOW),
+    (r"^-m benchmarks\.dynamic_training", SMALLEST),
+    (r"^-m benchmarks\.dynamic_training(?!.* --network gru)", "--multiples=1"),
     (r"^-m benchmarks\.dynamic_training", "--models=channel:0.5"),
     (r"^-m benchmarks\.dynamic_training.*--json .*-128\.json", "--block=4x16 --models=block:0.9"),
     (r"^-m benchmarks\.structures ", f"{SCHEDULE} --structures=channels --methods=rigl --rounds=1"),
