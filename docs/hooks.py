@@ -17,6 +17,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
+EVIDENCE = "results/evidence/results.jsonl"
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -26,7 +27,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in sorted(docs.parent.glob("*.md")):
         text = LINK.sub(_moved_link, path.read_text(encoding="utf-8"))
         files.append(File.generated(config, page_name(path), content=text))
-    for results in sorted(docs.glob("results/*/results.jsonl")):
+    # Those of evidence are of several data sets: their report.md is the page, made by a benchmark.
+    for results in sorted({*docs.glob("results/*/results.jsonl")} - {docs / EVIDENCE}):
         page = results.with_name("report.html").relative_to(docs).as_posix()
         files.append(File.generated(config, page, content=report_page(results)))
     for notebook in sorted(docs.glob("*.ipynb")):
