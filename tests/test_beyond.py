@@ -82,8 +82,11 @@ def config_of(network, process, labelled, method, structure):
     return config
 
 
-def check_run(case, tmp_path):
-    """Train a run, stopped halfway and resumed; export it, read it back; return its workdir."""
+def check(case, tmp_path):
+    """Train a run, stopped halfway and resumed; export it, read it back, evaluate it.
+
+    Returns its workdir.
+    """
     workdir = tmp_path / "run"
     config = config_of(*case)
     half = config.copy_and_resolve_references()
@@ -100,12 +103,7 @@ def check_run(case, tmp_path):
     assert_same_trees(read(tmp_path / "out" / f"{file}.safetensors", model=model.network), params)
     export.main(["--workdir", str(workdir), "--output", str(tmp_path / "out"), "--sparse"])
     assert_same_trees(load(tmp_path / "out" / "model.safetensors").params, params)
-    return workdir
 
-
-def check(case, tmp_path):
-    """Do as `check_run`, and evaluate the run."""
-    workdir = check_run(case, tmp_path)
     row = evaluate_run(workdir, meter_of(read_config(workdir), **EVALUATION), batch=10)
     assert (ACCURACY in row["measures"]) == case[2]
     assert len(row.get("by_label", {})) == 20 * case[2]  # accuracy and distance of ten labels
