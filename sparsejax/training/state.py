@@ -67,7 +67,10 @@ def create_state(
     Returns:
       TrainState on the default device; its optimizer state and EMA are flat where the plan says.
     """
-    state = jax.jit(_creation(model, plan, optimizer))(keys.init, keys.masks)
+    # It runs once: on a CPU, LLVM's full optimization takes longer than it can ever save.
+    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    create = jax.jit(_creation(model, plan, optimizer), compiler_options=options)
+    state = create(keys.init, keys.masks)
     if weights is None:
         return state
     params, masks = weights
