@@ -1,6 +1,7 @@
 """The training state and its initialization."""
 
 import logging
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -67,15 +68,24 @@ def create_state(
     Returns:
       TrainState on the default device; its optimizer state and EMA are flat where the plan says.
     """
-    # It runs once: on a CPU, LLVM's full optimization takes longer than it can ever save.
-    options = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-    create = jax.jit(_creation(model, plan, optimizer), compiler_options=options)
+    create = jax.jit(_creation(model, plan, optimizer), compiler_options=_options_to_run_once())
     state = create(keys.init, keys.masks)
     if weights is None:
         return state
     params, masks = weights
     masks = state.masks if masks is None else masks
     return state_from(params, masks, optimizer, plan.flat_counts)
+
+
+def _options_to_run_once() -> dict[str, int] | None:
+    """Return XLA's options for a program that runs once; what XLA_FLAGS says comes first.
+
+    On a CPU, LLVM takes longer for its full optimization than it can ever save.
+    """
+    level = "xla_backend_optimization_level"
+    if jax.default_backend() != "cpu" or level in os.environ.get("XLA_FLAGS", ""):
+        return None
+    return {level: 1}
 
 
 def abstract_state(model: Model, plan: Plan, optimizer: Optimizer) -> TrainState:
