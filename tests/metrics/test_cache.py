@@ -20,7 +20,7 @@ def compute():
 
 (folder / f"ready {own}").touch()
 while not all((folder / f"ready {other}").exists() for other in others):
-    pass
+    time.sleep(0.01)
 print(load_or_compute("features-ab12", compute, {"features": (3, 2)})["features"].sum())
 """
 
@@ -38,7 +38,11 @@ def test_processes_that_need_the_same_features_compute_them_once(tmp_path):
         )
         for name in names
     ]
-    answers = [process.communicate(timeout=60)[0] for process in processes]
+    try:
+        answers = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     (computed,) = tmp_path.glob("computed by *")
     assert answers == [f"{6 * float(computed.name.split()[-1])}\n"] * 3
     assert [path.name for path in cache.iterdir()] == ["features-ab12.npz"]
