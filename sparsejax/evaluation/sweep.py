@@ -34,6 +34,7 @@ from sparsejax.reports.results import Row, parse_results
 from sparsejax.seeds import check_seed
 from sparsejax.storage import require_writable
 from sparsejax.training import loop
+from sparsejax.training.side_files import saved_config
 from sparsejax.types import PathLike, Value
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def sweep(
       (`signals.received`).
 
     Raises:
-      ConfigError: the results in `output` have different configs or were measured differently.
+      ConfigError: the results in `output` have different configs or were measured differently, or a
+        workdir holds a run of another number of steps.
     """
     how = _how(seed, batch, options)
     output, workdirs = pathlib.Path(output), pathlib.Path(workdirs)
@@ -83,7 +85,10 @@ def sweep(
     output.mkdir(parents=True, exist_ok=True)
     results = output / "results.jsonl"
     missing = missing_runs(runs, _read(results), how)
-    if missing:  # options that are invalid raise before anything is trained
+    # What is wrong with the options or the workdirs is said before anything is trained.
+    for run in missing:
+        _check_steps(run, workdirs / run.name)
+    if missing:
         meter_of(resolve(missing[0].config), **options)
     print(f"{len(runs) - len(missing)} of {len(runs)} runs are in {results}", flush=True)
     if _parse(results)[1]:
@@ -224,13 +229,34 @@ def _check_config(run: Run, row: Row) -> None:
     ours.diffusion = ml_collections.ConfigDict(kept.diffusion.to_dict())
     ours.sparsity.fan_in = kept.sparsity.fan_in
     # A number depends on the data that it was measured on, and on how samples were drawn.
-    free = [key for key in FREE_ON_RESUME if not key.startswith(("task.", "sample"))]
+    free = [key for key in FREE_ON_RESUME if not key.startswith(("task.", "sample", "steps"))]
     free += [f"sample.{key}" for key in _PICTURES_OF_TRAINING]
     free.append("sparsity.includes_end")  # an older run also updates at `end`
     differing = differing_keys(ours, saved, free)
     if differing:
         listed = "; ".join(f"{key}: {how}" for key, how in differing.items())
-        raise ConfigError(f"the results hold {run.name} with a different config: {listed}")
+        raise ConfigError(
+            f"the results hold {run.name} with a different config: {listed}; accepted: the same "
+            "config, or another --output"
+        )
+
+
+def _check_steps(run: Run, workdir: pathlib.Path) -> None:
+    """Raise ConfigError if a workdir holds the run with another number of steps.
+
+    `train` resumes such a run, but its schedules change on the way, and `sparsity.end` stays as it
+    was: it can't be compared with runs that take as many steps from the start.
+    """
+    try:
+        saved = saved_config(workdir) or {}
+    except ConfigError:  # which the run itself will say
+        return
+    before, now = saved.get("steps", run.config.steps), run.config.steps
+    if now != before:
+        raise ConfigError(
+            f"config.steps is {now}, but {workdir} holds a run of {before} steps, which wouldn't "
+            f"compare with runs of {now}; accepted: {before}, or other --output and --workdirs"
+        )
 
 
 def _check_data(run: Run, row: Row) -> None:
@@ -308,8 +334,9 @@ def _train_and_evaluate(run: Run, workdir: pathlib.Path, how: Row, guard: lease.
     signals.watch(quiet=True)
     _end_with_parent()
     command_line.show_messages()
-    # What isn't measured is the same for all runs; the sweep has said it.
-    logging.getLogger("sparsejax.metrics.measures").setLevel(logging.WARNING)
+    # What is measured, and how well, is the same for all runs; the sweep has said it.
+    logging.getLogger("sparsejax.metrics.measures").setLevel(logging.ERROR)
+    logging.getLogger("sparsejax.metrics.extractors").setLevel(logging.WARNING)
     workdir.mkdir(parents=True, exist_ok=True)
     try:
         loop.train(run.config, workdir, guard)

@@ -29,7 +29,8 @@ def runs_section(comparison: Comparison) -> Section:
             body.append([f"`{_uncoded(run.name)}`", str(run.seed), *cells])
     header = ["run", "seed", *names, "training loss", "total seconds"]
     header += ["samples measured as"] if is_mixed else []
-    table = Table("Every run of the results file.", header, body, 1, tuple(breaks))
+    caption = "Every run of the results file. Total seconds: training and measuring, by the clock."
+    table = Table(caption, header, body, 1, tuple(breaks))
     return Section("Every run", [Folded(f"All {counted(len(runs), 'run')}", [table])])
 
 

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 
 from sparsejax.quantities import counted
@@ -182,10 +183,17 @@ def _dumbbells(
         "markersize": 11,
         "markeredgewidth": 1.8,
     }
-    mark: style.Look = {"color": "#777777", "marker": "o", "markersize": 6.5}
-    handles = [
-        Line2D([], [], linestyle="none", label=word, **look)
-        for word, look in zip(words, (tick, mark), strict=True)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    ticks = Line2D([], [], linestyle="none", **tick)
+    used = dict.fromkeys(style.mark(group) for group in groups)
+    marks = tuple(
+        Line2D([], [], linestyle="none", color=colour, marker=marker, markersize=6.5)
+        for colour, marker in used
+    )
+    figure.legend(
+        handles=[ticks, marks],
+        labels=words,
+        handler_map={tuple: HandlerTuple(ndivide=None)},  # marks side by side
+        loc="outside lower center",
+        ncols=2,
+    )
     return figure

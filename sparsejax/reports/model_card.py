@@ -193,7 +193,8 @@ def _data(task: Mapping[str, JSON], amount: str) -> str:
     held_out = ""
     if task["held_out"]:
         held_out = (
-            f"; {task['held_out']:.0%} of the images were held out if there is no other split"
+            f"; about {task['held_out']:.0%} of the images were held out, unless a split of their "
+            "own was"
         )
     return (
         f"`{task['dataset']}`{origin}, split `{task['split']}`{size}{held_out}.\n\n"

@@ -6,7 +6,14 @@ from collections.abc import Iterable, Sequence
 from sparsejax.quantities import counted
 from sparsejax.reports.documents import Block, Items, Text
 from sparsejax.reports.groups import Comparison
-from sparsejax.reports.results import HELD_OUT, PICTURES, Run, metric_of
+from sparsejax.reports.results import (
+    HELD_OUT,
+    PICTURES,
+    Run,
+    is_of_few,
+    metric_of,
+    sample_count,
+)
 
 _BASELINES = {
     "small_dense": "a dense model, narrowed to as many parameters as the sparse one of that S has "
@@ -54,7 +61,7 @@ def opening(comparison: Comparison, note: str, left_out: Sequence[str]) -> list[
     blocks: list[Block] = [Text("; ".join(_facts(comparison)) + ".")]
     if note:
         blocks.append(Text(" ".join(note.split())))
-    blocks += [Text(text) for text in _warnings(comparison.runs)]
+    blocks += [Text(text) for text in _warnings(comparison)]
     meanings = _meanings(comparison)
     blocks += [Items(meanings)] if meanings else []
     if left_out:
@@ -65,8 +72,7 @@ def opening(comparison: Comparison, note: str, left_out: Sequence[str]) -> list[
 def _facts(comparison: Comparison) -> Iterable[str]:
     runs, groups = comparison.runs, comparison.groups
     seeds = sorted({run.seed for run in runs})
-    endings = (re.search(r"@(\d+)$", name) for name in comparison.measures)
-    counts = sorted({int(found[1]) for found in endings if found})
+    counts = sorted(set(filter(None, map(sample_count, comparison.measures))))
     seconds = [run.numbers["seconds"] for run in runs if "seconds" in run.numbers]
     facts = [
         f"**{counted(len(runs), 'run')}** of {counted(len(groups), 'setting')}, "
@@ -121,9 +127,19 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
-def _warnings(runs: Sequence[Run]) -> list[str]:
+def _warnings(comparison: Comparison) -> list[str]:
     """Say what makes runs of one file hard to compare."""
+    runs, measures = comparison.runs, comparison.measures
     rows, found = [run.row for run in runs], []
+    few = [name for name in measures if is_of_few(name)]
+    if few:
+        better = "; the held-out loss needs fewer" if HELD_OUT in measures else ""
+        counts = sorted(set(filter(None, map(sample_count, few))))
+        found.append(
+            f"**Of {_join(f'{count:,}' for count in counts)} samples, distances, precision and "
+            "recall say little:** noise and bias outweigh most differences between settings. They "
+            f"take a thousand samples and real examples{better}."
+        )
     floats = [run for run in runs if run.measured_on != PICTURES]
     if floats:
         some = "" if len(floats) == len(runs) else f", {len(floats)} of the {len(runs)} runs"

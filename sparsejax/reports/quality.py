@@ -48,10 +48,10 @@ def _quality_table(
             columns[f"{metric_of(name)}, difference to dense"] = cells
     caption = (
         "Mean ± standard deviation over seeds. ↓ lower is better, ↑ higher is better; bold: the "
-        "best mean of a column. S: share of zeros among the weights that can be sparse; p: drop "
-        "fraction; dT: steps between topology updates. FLOPs are counted on paper: two per "
-        "multiply-add, times density; training FLOPs are for the whole run, by the paper's formula "
-        "and by the updates that the run made."
+        "best mean of a column, where every setting has several seeds. S: share of zeros among the "
+        "weights that can be sparse; p: drop fraction; dT: steps between topology updates. FLOPs "
+        "are counted on paper: two per multiply-add, times density; training FLOPs are for the "
+        "whole run, by the paper's formula and by the updates that the run made."
     )
     return _table(caption, groups, columns)
 
@@ -68,8 +68,9 @@ def _measured_table(comparison: Comparison) -> Table:
     layers = "Sparse layers" if comparison.is_plain else "Layers whose single weights are sparse"
     caption = (
         f"Measured, mean ± standard deviation over seeds. {layers} are computed as dense ones "
-        "with zeros, so time and memory don't show what the FLOPs say. Peak memory is that of the "
-        "process or device that trained."
+        "with zeros, so time and memory don't show what the FLOPs say. Times are by the clock: "
+        "other work on the machine is in them. Peak memory is that of the process or device that "
+        "trained."
     )
     return _table(caption, groups, columns)
 
@@ -96,15 +97,19 @@ def _quantities(groups: Sequence[Group], key: str, unit: str = "") -> list[str]:
 def _means(
     groups: Sequence[Group], name: str, *, scale: float = 1.0, best: bool = False
 ) -> list[str]:
-    """Return the cells of a column of means and standard deviations, the best mean bold."""
+    """Return the cells of a column of means and standard deviations, the best mean bold.
+
+    Nothing is bold where a setting has a single seed, since that may be chance.
+    """
     spreads = [spread([scale * v for v in group.numbers.get(name, [])]) for group in groups]
     digits = decimals(spreads)
     means = [one.mean for one in spreads if one]
+    marks = best and len(means) > 1 and all(one.std is not None for one in spreads if one)
     pick = max if higher_is_better(name) else min
     cells = []
     for group, one in zip(groups, spreads, strict=True):
         text = write_spread(one, digits, len(group.runs))
-        is_best = best and len(means) > 1 and one and one.mean == pick(means)
+        is_best = marks and one and one.mean == pick(means)
         cells.append(f"**{text}**" if is_best else text)
     return cells
 
@@ -141,13 +146,15 @@ def differences_to_dense(groups: Sequence[Group], measure: str) -> list[Differen
 def _reading(
     groups: Sequence[Group], measures: Sequence[str], differences: Sequence[Difference | None]
 ) -> list[str]:
-    """Say in words how far the differences to dense can be trusted."""
-    known = [one for one in differences if one]
-    if not known:
-        return []
-    tested = [one for one in known if one.low is not None]
+    """Say in words how far differences can be trusted, those to dense first of all."""
+    if measures and len(groups) > 1 and all(len(group.runs) == 1 for group in groups):
+        return [
+            "**With one seed per setting, a difference can't be told from noise:** repeat the runs "
+            "with other seeds (`--seeds 0,1,2`)."
+        ]
+    tested = [one for one in differences if one and one.low is not None]
     if not tested:
-        return ["With one seed per setting, a difference can't be told from noise."]
+        return []
     clear = sum(one.excludes_zero for one in tested)
     text = (
         f"Difference to dense: of `{measures[0]}`, run by run of the same seed, its mean with "

@@ -16,6 +16,7 @@ Layers: TypeAlias = Mapping[str, tuple[int, int]]  # (active, weights) by path
 
 PICTURES = "8-bit"  # what rows say whose samples were clipped and rounded
 HELD_OUT = "held-out loss"
+FEW = 200  # distances of fewer samples say little
 _REQUIRED = ("run", "method", "sparsity", "seed", "steps", "measures")
 # What the values of a row are; of those that aren't needed, None stands for "not recorded".
 _TEXTS = ("run", "method", "structure", "reference", "pictures", "commit", "device", "date")
@@ -231,6 +232,22 @@ def metric_of(measure: str) -> str:
     return measure.split("[")[0].split("@")[0].strip()
 
 
+def sample_count(measure: str) -> int | None:
+    """Return the number of samples that a measure is of, None if it isn't one of samples.
+
+    Examples:
+      >>> sample_count("KID[classifier:digits]@1797"), sample_count("held-out loss")
+      (1797, None)
+    """
+    found = re.search(r"@(\d+)$", measure)
+    return int(found[1]) if found else None
+
+
+def is_of_few(measure: str) -> bool:
+    """Tell whether a measure is of so few samples that noise and bias outweigh most differences."""
+    return (sample_count(measure) or FEW) < FEW
+
+
 def is_spread(measure: str) -> bool:
     """Tell whether a measure is the spread of another one, such as `KID std[...]`."""
     return metric_of(measure).endswith(" std")
@@ -247,7 +264,7 @@ def headed(measure: str) -> str:
 
 
 def measure_names(rows: Iterable[Row], spreads: bool = False) -> list[str]:
-    """List the measures of quality, a Frechet distance first.
+    """List the measures of quality, a Frechet distance first, unless it is of too few samples.
 
     Args:
       rows: lines of results.jsonl.
@@ -262,4 +279,4 @@ def measure_names(rows: Iterable[Row], spreads: bool = False) -> list[str]:
         for name, value in row["measures"].items()
         if is_number(value) and (spreads or not is_spread(name))
     )
-    return sorted(names, key=lambda name: metric_of(name) not in ("FD", "FID"))
+    return sorted(names, key=lambda name: (is_of_few(name), metric_of(name) not in ("FD", "FID")))

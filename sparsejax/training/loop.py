@@ -92,7 +92,7 @@ def _take_steps(
     with contextlib.ExitStack() as stack:
         density = None if run.plan.method.changes_density else counts.sparsifiable.density
         bar = stack.enter_context(progress_bar(config.steps, start, density))
-        with bar.during("compiling"):
+        with bar.during("compiling the check of the state"):
             program = build_program(run, counts)
             state = program.state
             program.check(state)
@@ -110,10 +110,12 @@ def _take_steps(
             state, metrics = train_step(state, batch, keys.steps)
             request.after = "this step"
             if run.plan.updates.is_due(step):
+                request.after = "this step's topology update"
                 earlier = program.earlier(state)
                 update_keys = (keys.steps, keys.topology, metrics.get(SKIPPED), earlier)
                 state, changes = update(state, batch, update_keys)
                 metrics |= changes
+                request.after = "this step"
             log.add(step, metrics)
             last = step == config.steps
             if step % config.log.every == 0 or last:

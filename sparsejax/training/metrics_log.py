@@ -235,7 +235,13 @@ class MetricsLog:
         return call
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Keep one step's metrics, arrays on the device."""
+        """Keep one step's metrics, arrays on the device; wait for those of the step before.
+
+        So one step runs and at most one is queued, which keeps the device busy. JAX by itself
+        queues dozens, all of which a stopping run would have to finish.
+        """
+        if self._pending:
+            jax.block_until_ready(self._pending[-1][1])
         self._pending.append((step, metrics))
 
     def pending(self) -> list[tuple[int, Line]]:

@@ -88,7 +88,8 @@ def set_up(config: ml_collections.ConfigDict, workdir: PathLike) -> Setup:
         model = build_model(config, facts)
     if restored:
         state, log = restored
-        logger.info("resumed %s after step %d", workdir, start)
+        said = "resumed %s after step %d" if start < config.steps else "%s is trained: %d steps"
+        logger.info(said, workdir, start)
     else:
         weights = other_weights(config, model) if config.checkpoint.init_from else None
         state, log = create_state(keys, model, plan, optimizer, weights), {}

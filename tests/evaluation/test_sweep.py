@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -78,6 +79,23 @@ def test_a_sweep_given_again_runs_nothing_that_is_done(swept, monkeypatch):
     monkeypatch.setattr(sweeping, "run_in_own_process", run)
     assert sweeping.sweep([good], folder / "out", folder / "runs", **OPTIONS) == {}
     assert (folder / "out" / "results.jsonl").read_text() == before
+
+
+def test_runs_of_another_number_of_steps_are_no_part_of_a_sweep(swept, tmp_path, monkeypatch):
+    """Neither a result of theirs nor a workdir to resume: its schedules would change on the way."""
+    folder, _, good, _ = swept
+    shorter = good._replace(config=good.config.copy_and_resolve_references())
+    shorter.config.steps = good.config.steps - 2
+    with pytest.raises(ConfigError, match="steps: now 38, saved 40; accepted: the same config"):
+        sweeping.sweep([shorter], folder / "out", folder / "runs", **OPTIONS)
+    trained = []
+    monkeypatch.setattr(sweeping, "run_in_own_process", lambda run, *_: trained.append(run) or "no")
+    other = good._replace(name="other")
+    message = f"steps is 38, but {folder / 'runs' / good.name} holds a run of 40 steps"
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        sweeping.sweep([other, shorter], tmp_path, folder / "runs", **OPTIONS)
+    assert trained == []
+    assert sweeping.sweep([good], tmp_path, folder / "runs", **OPTIONS) == {good.name: "no"}
 
 
 def test_results_from_before_a_config_key_was_added_are_done_too(swept, tmp_path):

@@ -553,6 +553,30 @@ def test_one_seed_has_no_interval_and_it_says_why(tmp_path):
     assert "With one seed per setting, a difference can't be told" in markdown
 
 
+def test_nothing_is_bold_and_it_says_why_where_a_setting_has_one_seed(tmp_path):
+    rows = [make_row("magran", level, layers=2) for level in (0.5, 0.75)]
+    markdown, _ = write(tmp_path, rows)
+    assert not [cell for line in markdown_tables(markdown)[0] for cell in line if "**" in cell]
+    assert "With one seed per setting, a difference can't be told from noise" in markdown
+    both = [make_row("magran", level, seed, layers=2) for level in (0.5, 0.75) for seed in (0, 1)]
+    markdown, _ = write(tmp_path, both)
+    assert [cell for line in markdown_tables(markdown)[0] for cell in line if "**" in cell]
+    assert "With one seed per setting" not in markdown
+
+
+def test_measures_of_few_samples_come_last_and_are_warned_of(tmp_path):
+    few, many = (f"FD[pixels:16x16]@{count}" for count in (199, 200))
+    for name, is_few in ((few, True), (many, False)):
+        rows = [make_row("static", 0.5, measures={name: 57.2, HELD_OUT: 0.109}, layers=2)]
+        text, _ = write(tmp_path, rows)
+        shown = [cell for cell in markdown_tables(text)[0][0] if cell[-1] in "↑↓"]
+        order = (HELD_OUT, few) if is_few else (many, HELD_OUT)
+        assert shown == [f"{measure} ↓" for measure in order]
+        words = "**Of 199 samples, distances, precision and recall say little:**"
+        assert (words in text) == is_few
+        assert ("the held-out loss needs fewer" in text) == is_few
+
+
 def test_runs_that_hardly_compare_are_named(tmp_path):
     rows = [make_row("dense", 0.0, seed, layers=2) for seed in range(2)]
     rows[1] |= {"commit": "def-dirty", "device": "8 x H100", "reference": "kanjivg test"}

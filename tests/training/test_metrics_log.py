@@ -42,6 +42,25 @@ def open_log(workdir, start=0, pending=(), key=None):
     return MetricsLog(workdir, start, saved, key, lambda step: 0.1, tensorboard=False)
 
 
+def test_while_a_step_runs_no_more_than_one_is_queued(tmp_path):
+    """Otherwise a run that is asked to stop would first finish dozens of steps."""
+
+    @jax.jit
+    def slow_step(x):
+        x = jax.lax.fori_loop(0, 40, lambda _, x: jax.numpy.tanh(x @ x), x)
+        return x, {"loss": x.sum(), "grad_norm": x.max()}
+
+    state, _ = jax.block_until_ready(slow_step(jax.numpy.ones((400, 400))))
+    log, taken = open_log(tmp_path), []
+    for step in range(1, 9):
+        state, metrics = slow_step(state)
+        log.add(step, metrics)
+        taken.append(metrics["loss"])
+        assert all(loss.is_ready() for loss in taken[:-1])
+    assert not taken[-1].is_ready(), "too fast to tell"
+    log.close()
+
+
 def lines_of(values):
     return b"".join(json.dumps(line).encode() + b"\n" for line in values)
 
