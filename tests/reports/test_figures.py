@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from matplotlib.collections import QuadMesh
+from matplotlib.lines import Line2D
 
 from sparsejax.rendering.pixels import PICTURES
 from sparsejax.reports import plots, results, spreads
@@ -225,6 +226,17 @@ def test_structures_differ_in_shape_and_are_named():
     assert [name.split(",")[0] for name in names] == ["weight", "block 16", "channel"]
     looks = {(line.get_color(), line.get_marker()) for line in figure.legends[0].get_lines()}
     assert len(looks) == 3
+
+
+def test_the_legend_of_ever_active_weights_has_the_marks_that_are_drawn(rows):
+    figure = ever_active(compare(rows).groups)
+    (legend,) = figure.legends
+    tick, *shown = legend.findobj(Line2D)
+    assert [text.get_text() for text in legend.get_texts()][0] == "active at any one time"
+    assert tick.get_marker() == "|"
+    drawn = {(c[0].get_color(), c[0].get_marker()) for c in figure.axes[0].containers}
+    assert {(mark.get_color(), mark.get_marker()) for mark in shown} == drawn
+    assert len(shown) == len(drawn) == 3
 
 
 def test_layers_of_different_structures_are_not_averaged():
