@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sparsejax.quantities import counted
 from sparsejax.reports.documents import Block, Code, Folded, Section, Table, Text
 from sparsejax.reports.groups import Comparison
-from sparsejax.reports.results import JSON, Row, Run
+from sparsejax.reports.results import Run, varied_keys
 from sparsejax.reports.spreads import decimals
 
 
@@ -51,14 +51,10 @@ def repeat_section(runs: Sequence[Run], output: pathlib.Path) -> Section:
     if (output / "results.jsonl").exists():
         text += " The file lies beside this report."
     blocks: list[Block] = [Text(text)]
-    configs = [_flat(run.shown.get("config") or {}) for run in runs]
-    names = dict.fromkeys(key for config in configs for key in config)
     varied = []
-    for name in names:
-        values = dict.fromkeys(json.dumps(config.get(name), default=str) for config in configs)
-        if len(values) > 1:
-            more = f", ... {len(values)} values" if len(values) > 8 else ""
-            varied.append([f"`{_uncoded(name)}`", ", ".join(list(values)[:8]) + more])
+    for name, values in varied_keys(runs).items():
+        more = f", ... {len(values)} values" if len(values) > 8 else ""
+        varied.append([f"`{_uncoded(name)}`", ", ".join(values[:8]) + more])
     if varied:
         caption = "Config keys that differ between runs; all others are equal in all runs."
         blocks.append(Table(caption, ["key", "values"], varied, 2))
@@ -71,13 +67,3 @@ def repeat_section(runs: Sequence[Run], output: pathlib.Path) -> Section:
 
 def _uncoded(text: str) -> str:
     return str(text).replace("`", "'")
-
-
-def _flat(config: Row, prefix: str = "") -> dict[str, JSON]:
-    found: dict[str, JSON] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found

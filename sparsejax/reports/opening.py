@@ -13,6 +13,7 @@ from sparsejax.reports.results import (
     is_of_few,
     metric_of,
     sample_count,
+    varied_keys,
 )
 
 _BASELINES = {
@@ -48,6 +49,13 @@ _EXTRACTORS = {
     "pixels": "of raw pixels, without any network. This is not FID either",
     "inception": "in the features of the network of the published FID",
 }
+# Config keys that make a setting, follow from it, or don't affect training and measures.
+_SETTINGS = (
+    *("name", "seed", "steps", "model.", "imports", "log.", "checkpoint."),
+    *("task.source", "task.data_dir", "task.url", "sample.every", "sample.count"),
+    *("sparsity.method", "sparsity.level", "sparsity.structure", "sparsity.block_size"),
+    *("sparsity.fan_in", "sparsity.drop_fraction", "sparsity.update_interval", "sparsity.begin"),
+)
 
 
 def opening(comparison: Comparison, note: str, left_out: Sequence[str]) -> list[Block]:
@@ -140,6 +148,9 @@ def _warnings(comparison: Comparison) -> list[str]:
             "recall say little:** noise and bias outweigh most differences between settings. They "
             f"take a thousand samples and real examples{better}."
         )
+    others = _other_differences(runs)
+    if others:
+        found.append(f"**The runs differ in more than their settings:** {', '.join(others)}.")
     floats = [run for run in runs if run.measured_on != PICTURES]
     if floats:
         some = "" if len(floats) == len(runs) else f", {len(floats)} of the {len(runs)} runs"
@@ -163,6 +174,20 @@ def _warnings(comparison: Comparison) -> list[str]:
             "means; the number of values then stands beside the mean."
         )
     return [" ".join(found)] if found else []
+
+
+def _other_differences(runs: Sequence[Run]) -> list[str]:
+    """Say which config keys differ that neither name a setting nor leave a run as it is.
+
+    One is `sparsity.end` of a run that was begun with another number of steps, and resumed.
+    """
+    several = len({run.row["steps"] for run in runs}) > 1
+    expected = (*_SETTINGS, *(("sparsity.end",) if several else ()))
+    return [
+        f"`{key}` ({', '.join(values[:4])}{', ...' if len(values) > 4 else ''})"
+        for key, values in varied_keys(runs, shared=True).items()
+        if not key.startswith(expected)
+    ]
 
 
 def _meanings(comparison: Comparison) -> list[str]:

@@ -222,6 +222,39 @@ def shortened(value: JSON) -> JSON:
     return value
 
 
+def varied_keys(runs: Sequence[Run], *, shared: bool = False) -> dict[str, list[str]]:
+    """Return the config keys whose values differ between runs, and these values as JSON.
+
+    Args:
+      runs: of a results file; one whose row lacks a config or a key has null there.
+      shared: whether to leave out keys that not all of the configs have, as older ones don't.
+
+    Returns:
+      `{key: values}`, such as `{"sparsity.level": ["0.5", "0.75"]}`.
+    """
+    configs = [_flat(run.shown.get("config") or {}) for run in runs]
+    names = dict.fromkeys(key for config in configs for key in config)
+    if shared:
+        known = [config for config in configs if config]
+        names = {name: None for name in names if all(name in config for config in known)}
+        configs = known
+    values = {
+        name: list(dict.fromkeys(json.dumps(config.get(name), default=str) for config in configs))
+        for name in names
+    }
+    return {name: found for name, found in values.items() if len(found) > 1}
+
+
+def _flat(config: Row, prefix: str = "") -> dict[str, JSON]:
+    found: dict[str, JSON] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
+
+
 def metric_of(measure: str) -> str:
     """Return the metric of a measure's name.
 

@@ -585,6 +585,24 @@ def test_runs_that_hardly_compare_are_named(tmp_path):
         assert words in markdown
 
 
+def test_runs_that_differ_in_more_than_their_settings_are_named(tmp_path):
+    """Such as one that was begun with more steps, and so updates its topology for longer."""
+
+    def rows(first, second, steps=(400, 400)):
+        made = [make_row("magran", level, layers=2) for level in (0.5, 0.75)]
+        for row, keys, count in zip(made, (first, second), steps, strict=True):
+            row["steps"] = row["config"]["steps"] = count
+            row["config"]["sparsity"] |= keys
+        return made
+
+    words = "differ in more than their settings"
+    markdown, _ = write(tmp_path, rows({"end": 750}, {"end": 300}))
+    assert f"The runs {words}:** `sparsity.end` (750, 300)." in markdown
+    assert words not in write(tmp_path, rows({"end": 300}, {"end": 300}))[0]
+    assert words not in write(tmp_path, rows({"end": 300}, {}))[0], "older rows lack the key"
+    assert words not in write(tmp_path, rows({"end": 750}, {"end": 300}, (1000, 400)))[0]
+
+
 def test_it_says_what_was_measured_before_pictures_were_rounded(tmp_path):
     rows = [make_row("dense", 0.0, seed, layers=2) for seed in range(3)]
     words = "Measured before samples were clipped and rounded to 8-bit pictures"
