@@ -38,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.diffusion.process = "flow"
 
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = 1.0
@@ -59,6 +59,7 @@ def get_config(arg: str = "") -> ConfigDict:
         config.batch_size = 32
         config.model.hidden_size = 96
         config.model.depth = 4
+        config.optimizer.learning_rate = 6e-3
         config.sample.steps = 10
         config.sample.every = 0
         config.sparsity.update_interval = 50

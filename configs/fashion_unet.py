@@ -16,6 +16,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = fashion_dit.get_config(arg)
     config.name = config.name.replace("dit", "unet")
     config.task.kind = "unet"
+    config.optimizer.learning_rate = 1e-3
     config.model = ConfigDict({"dtype": "float32"})
     config.model.in_channels = 1
     config.model.out_channels = 1
