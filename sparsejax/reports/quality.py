@@ -147,12 +147,14 @@ def _reading(
     groups: Sequence[Group], measures: Sequence[str], differences: Sequence[Difference | None]
 ) -> list[str]:
     """Say in words how far differences can be trusted, those to dense first of all."""
-    if measures and len(groups) > 1 and all(len(group.runs) == 1 for group in groups):
+    known = [one for one in differences if one]
+    tested = [one for one in known if one.low is not None]
+    is_single = len(groups) > 1 and all(len(group.runs) == 1 for group in groups)
+    if measures and (is_single or (known and not tested)):
         return [
             "**With one seed per setting, a difference can't be told from noise:** repeat the runs "
             "with other seeds (`--seeds 0,1,2`)."
         ]
-    tested = [one for one in differences if one and one.low is not None]
     if not tested:
         return []
     clear = sum(one.excludes_zero for one in tested)

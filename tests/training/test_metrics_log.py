@@ -51,13 +51,14 @@ def test_while_a_step_runs_no_more_than_one_is_queued(tmp_path):
         return x, {"loss": x.sum(), "grad_norm": x.max()}
 
     state, _ = jax.block_until_ready(slow_step(jax.numpy.ones((400, 400))))
-    log, taken = open_log(tmp_path), []
+    log, taken, is_queued = open_log(tmp_path), [], False
     for step in range(1, 9):
         state, metrics = slow_step(state)
         log.add(step, metrics)
         taken.append(metrics["loss"])
         assert all(loss.is_ready() for loss in taken[:-1])
-    assert not taken[-1].is_ready(), "too fast to tell"
+        is_queued |= not taken[-1].is_ready()
+    assert is_queued, "too fast to tell"
     log.close()
 
 
