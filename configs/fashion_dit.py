@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.sparsity.update_interval = 100
     if "short" in arg.split(","):
         config.name = "fashion_dit_short"
-        config.steps = 1200
+        config.steps = 700
         config.batch_size = 32
         config.model.hidden_size = 96
         config.model.depth = 4
