@@ -129,9 +129,8 @@ def test_the_loop_of_the_readme_learns_and_moves_a_tenth_of_the_weights():
     def loss(params, batch):
         return ((jax.nn.relu(batch @ params["hidden"]) @ params["out"] - batch[:, :1]) ** 2).mean()
 
-    names = {"key": key, "params": params, "batches": [x] * 40, "loss": loss}
-    names |= {"schedule": sparsity.UpdateSchedule(update_interval=10, begin=10, end=40)}
-    exec(code, {"jax": jax, "optax": optax, "sparsity": sparsity} | names, names)
+    names = {"key": key, "params": params, "batches": [x] * 220, "loss": loss}
+    exec(code, {"jax": jax, "optax": optax} | names, names)
     first = sparsity.random_masks(key, params, sparsity.erdos_renyi_kernel(params, 0.9))
     active = [sum(int(mask.sum()) for mask in jax.tree.leaves(m)) for m in (first, names["masks"])]
     assert active[0] == active[1] == pytest.approx(0.1 * 576, abs=3)  # rounded by layer

@@ -120,7 +120,12 @@ def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table
     from sparsejax.families import networks_of
     from sparsejax.families.denoising import NETWORKS
     from sparsejax.models.dit import DiT
-    from sparsejax.models.export import compvis_differences, export_dit, export_unet
+    from sparsejax.models.export import (
+        compvis_differences,
+        export_dit,
+        export_unet,
+        reference_differences,
+    )
     from sparsejax.training import runs
 
     config = runs.read_config(workdir)
@@ -142,6 +147,9 @@ def _export_dense(workdir: str, output: pathlib.Path, ema: bool) -> "tuple[Table
     if isinstance(network, DiT):
         written = export_dit(*parts, network, sample_size=size, metadata=metadata)
         says = _how_to_open(network, output / "diffusers" / "transformer")
+        differences = reference_differences(network)
+        if differences:
+            says += f"\ndit.safetensors can't be used with its authors' own code: {differences}"
     else:
         written = export_unet(*parts, network, sample_size=size, metadata=metadata)
         says = problem
@@ -165,7 +173,10 @@ def _how_to_open(network: "DiT", folder: pathlib.Path) -> str:
         dit_diffusers_config(network, network.patch_size)
     except ValueError as error:
         return f"no diffusers transformer was written: {error}"
-    return f"diffusers.DiTTransformer2DModel.from_pretrained({str(folder)!r})"
+    return (
+        "no diffusers pipeline was written; the transformer opens by\n"
+        f"diffusers.DiTTransformer2DModel.from_pretrained({str(folder)!r})"
+    )
 
 
 def _input_size(model: "Model", params: "Params") -> int:

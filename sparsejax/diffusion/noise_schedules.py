@@ -318,7 +318,7 @@ def dpm_solver_schedule(
     last_alpha: float | None = None,
     spacing: str = "leading",
 ) -> DPMSolverSchedule:
-    """Choose the steps of `ddim_schedule`, and weigh them as DPM-Solver++(2M) does.
+    """Choose the steps of `ddim_schedule`, and weight them as DPM-Solver++(2M) does.
 
     Lu et al. (2022), "DPM-Solver++", algorithm 2. The first step is of first order, which is DDIM's
     with eta = 0; so is the last one if it ends without noise, or is one of fewer than 15.

@@ -1,4 +1,4 @@
-"""Labels of examples: left out at random in training, chosen and weighed in sampling."""
+"""Labels of examples: left out at random in training, chosen, and guided by, in sampling."""
 
 import functools
 import math
@@ -191,7 +191,7 @@ def guided(
     def plain(x: Array, t: Array) -> Array:
         return apply(params, x, t, labels)
 
-    def weighed(x: Array, t: Array) -> Array:
+    def weighted(x: Array, t: Array) -> Array:
         none = jnp.full_like(labels, classes)
         twice = [jnp.concatenate(pair) for pair in ((x, x), (t, t), (labels, none))]
         with_labels, without = jnp.split(apply(params, *twice), 2)
@@ -201,10 +201,10 @@ def guided(
         return plain
     low, high = span
     if low == -math.inf and high == math.inf:
-        return weighed
+        return weighted
 
     def predict(x: Array, t: Array) -> Array:
         is_inside = (low <= t[0]) & (t[0] <= high)
-        return jax.lax.cond(is_inside, weighed, plain, x, t)
+        return jax.lax.cond(is_inside, weighted, plain, x, t)
 
     return predict

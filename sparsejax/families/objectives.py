@@ -29,8 +29,12 @@ Predict: TypeAlias = Callable[[Array, Array], Array]  # network(x, its t [batch]
 
 _ODE_SAMPLERS = {"euler": ode.euler_sample, "heun": ode.heun_sample}
 _LITTLE = 1e-3  # sqrt(alpha_bar): an error of eps is multiplied by 1000
-# Keys of `config.diffusion` that only `ddpm` reads.
-_OF_DDPM = ("predicts", "min_snr", "start", "end")
+# Keys of `config.diffusion` that only one process reads.
+_OF_ONE = {
+    "ddpm": ("predicts", "min_snr", "start", "end"),
+    "flow": ("times",),
+    "edm": ("sigma_data",),
+}
 
 
 class Objective(NamedTuple):
@@ -69,11 +73,11 @@ def objective_of(config: ConfigDict) -> Objective:
     """
     name = config.diffusion.process
     check_sampling(config)
-    if name != "ddpm":
-        for key in _OF_DDPM:
-            value, default = config.diffusion[key], BY_PATH[f"diffusion.{key}"].default
-            where = f"{default!r} with diffusion.process {name}"
-            require(value == default, f"diffusion.{key}", value, where)
+    for key in (key for other in _OF_ONE if other != name for key in _OF_ONE[other]):
+        value, default = config.diffusion[key], BY_PATH[f"diffusion.{key}"].default
+        where = f"{default!r} with diffusion.process {name}"
+        require(value == default, f"diffusion.{key}", value, where)
+
     churn = config.sample.churn
     takes_churn = name == "edm" and config.sample.sampler == "heun"
     where = f"0.0 with diffusion.process {name} and {config.sample.sampler}"
@@ -132,7 +136,7 @@ def _unbounded(config: ConfigDict, schedule: NoiseSchedule, visited: NumpyArray)
     first = schedule.sqrt_alphas_cumprod[visited.max()]
     if first >= _LITTLE:
         return ()
-    text = f"sampling begins where the data are weighed {first:.1g}, so errors of the network are "
+    text = f"sampling begins where the data are weighted {first:.1g}, so errors of the network are "
     return (f"{text}multiplied; set config.sample.clip to bound the predicted data",)
 
 

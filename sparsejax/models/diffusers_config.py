@@ -119,7 +119,7 @@ def unet_arguments(config: dict[str, Value]) -> dict[str, Value]:
     accepted = f"None, or 4 times {widths[0]}, the first of block_out_channels"
     require_value(given in (None, 4 * widths[0]), "time_embedding_dim", given, accepted)
     given = config["num_class_embeds"]
-    require_value(given is None or _is_count(given), "num_class_embeds", given, "None, 1 or more")
+    require_value(given is None or is_count(given), "num_class_embeds", given, "None, 1 or more")
     given = config["dropout"]
     is_rate = isinstance(given, int | float) and 0 <= given < 1
     require_value(is_rate, "dropout", given, "numbers in [0, 1)")
@@ -309,6 +309,7 @@ def check_keys(
     fixed: Mapping[str, tuple[Value, ...]],
     arguments: dict[str, Value],
     neutral: Sequence[str],
+    former_name: str | None = None,
 ) -> dict[str, Value]:
     """Return a config with defaults for missing keys, after checking names, types and fixed keys.
 
@@ -318,6 +319,7 @@ def check_keys(
       fixed: `{key: supported values}`.
       arguments: `{key: default}`; a default that is a whole number stands for a count.
       neutral: keys that don't affect what the network computes.
+      former_name: class that older files name, if it was another.
 
     Raises:
       ValueError: names a key, its value and what is accepted.
@@ -326,7 +328,8 @@ def check_keys(
     defaulted = _list(config.get("_use_default_values"))
     config = {key: value for key, value in config.items() if key not in defaulted}
     found = config.get("_class_name", name)
-    require_value(found == name, "_class_name", found, repr(name))
+    names = (name, former_name) if former_name else (name,)
+    require_value(found in names, "_class_name", found, " or ".join(map(repr, names)))
     # diffusers' own notes, such as _diffusers_version, start with an underscore.
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     known = sorted((*fixed, *arguments, *neutral))
@@ -341,7 +344,7 @@ def check_keys(
         if key in _CHECKED_APART:
             continue
         if isinstance(default, int):
-            require_value(_is_count(config[key]), key, config[key], "a whole number, 1 or more")
+            require_value(is_count(config[key]), key, config[key], "a whole number, 1 or more")
     return config
 
 
@@ -363,7 +366,7 @@ def _check_published_variants(config: dict[str, Value], width: int) -> None:
 def _widths(config: dict[str, Value]) -> list[int]:
     """Check and return `block_out_channels`."""
     widths, groups = config["block_out_channels"], config["norm_num_groups"]
-    are_counts = len(_list(widths)) > 0 and all(map(_is_count, widths))
+    are_counts = len(_list(widths)) > 0 and all(map(is_count, widths))
     require_value(are_counts, "block_out_channels", widths, "a list of whole numbers, 1 or more")
     fits = all(width % widths[0] == 0 for width in widths)
     require_value(
@@ -398,7 +401,7 @@ def _head_channels(config: dict[str, Value], attended: Sequence[int]) -> int:
         accepted = f"numbers, since heads of all channels would have {widths} of them"
         require_value(len(widths) == 1, "attention_head_dim", given, accepted)
         return widths[0]
-    fits = _is_count(given) and all(width % given == 0 for width in widths)
+    fits = is_count(given) and all(width % given == 0 for width in widths)
     accepted = f"None, or divisors of {widths}, the widths of blocks with attention"
     require_value(fits, "attention_head_dim", given, accepted)
     return given
@@ -420,7 +423,8 @@ def require_value(condition: object, key: str, value: Value, accepted: str) -> N
         raise ValueError(f"{key} is {value!r}; accepted: {accepted}")
 
 
-def _is_count(value: Value) -> bool:
+def is_count(value: Value) -> bool:
+    """Return whether a value of config.json is a whole number of 1 or more."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from sparsejax.models import convert
-from sparsejax.models.diffusers_config import check_keys, require_value
+from sparsejax.models.diffusers_config import check_keys, is_count, require_value
 from sparsejax.models.dit import DiT, position_embedding
 from sparsejax.types import NumpyArray, Params, StateDict, Value
 
@@ -40,6 +40,16 @@ _CONFIG_FIXED = {
     "attention_bias": (True,),
     "norm_elementwise_affine": (False,),
     "norm_type": ("ada_norm_zero",),
+    # Of Transformer2DModel, as which diffusers published DiTs before they had a class of their own.
+    "attention_type": ("default",),
+    "caption_channels": (None,),
+    "cross_attention_dim": (None,),
+    "double_self_attention": (False,),
+    "interpolation_scale": (None, 1),
+    "num_vector_embeds": (None,),
+    "only_cross_attention": (False,),
+    "use_additional_conditions": (None, False),
+    "use_linear_projection": (False,),
 }
 _CONFIG_ARGUMENTS = {
     "attention_head_dim": 72,
@@ -213,8 +223,14 @@ def dit_arguments(config: dict[str, Value]) -> dict[str, Value]:
       >>> dit_arguments({"num_layers": 2})["hidden_size"]
       1152
     """
-    name = "DiTTransformer2DModel"
-    config = check_keys(config, name, _CONFIG_FIXED, _CONFIG_ARGUMENTS, _CONFIG_NEUTRAL)
+    config = check_keys(
+        config,
+        "DiTTransformer2DModel",
+        _CONFIG_FIXED,
+        _CONFIG_ARGUMENTS,
+        _CONFIG_NEUTRAL,
+        former_name="Transformer2DModel",
+    )
     given = config["norm_eps"]
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
     require_value(is_number and 0 < given <= 1, "norm_eps", given, "numbers in (0, 1]")
@@ -222,8 +238,8 @@ def dit_arguments(config: dict[str, Value]) -> dict[str, Value]:
     accepted = f"None, {channels} (as in_channels), or {2 * channels}, with variances"
     require_value(given in (None, channels, 2 * channels), "out_channels", given, accepted)
     heads, head = config["num_attention_heads"], config["attention_head_dim"]
-    accepted = f"numbers that make num_attention_heads ({heads}) times it a multiple of 4"
-    require_value(heads * head % 4 == 0, "attention_head_dim", head, accepted)
+    accepted = f"whole numbers that make num_attention_heads ({heads}) times it a multiple of 4"
+    require_value(is_count(head) and heads * head % 4 == 0, "attention_head_dim", head, accepted)
     return {
         "in_channels": channels,
         "patch_size": config["patch_size"],

@@ -151,12 +151,32 @@ def compvis_differences(model: UNet) -> str:
       >>> compvis_differences(UNet(norm_eps=1e-6))
       'norm_eps is 1e-06, in CompVis 1e-05'
     """
-    differing = [
-        f"{name} is {getattr(model, name)!r}, in CompVis {theirs!r}"
-        for name, theirs in ({"norm_groups": 32} | COMPVIS_ARGUMENTS).items()
-        if getattr(model, name) != theirs
-    ]
-    return "; ".join(differing)
+    return _differences(model, {"norm_groups": 32} | COMPVIS_ARGUMENTS, "CompVis")
+
+
+def reference_differences(model: DiT) -> str:
+    """Return in which arguments a DiT is none that its authors' code computes; most often, "".
+
+    The names and shapes of its weights are the authors' all the same.
+
+    Args:
+      model: `models.dit.DiT`.
+
+    Examples:
+      >>> reference_differences(DiT(freq_shift=1, classes=10))
+      "freq_shift is 1, in the authors' code 0"
+    """
+    differences = _differences(model, {"mlp_ratio": 4} | REFERENCE_ARGUMENTS, "the authors' code")
+    without = "" if model.classes else "classes is 0, in the authors' code 1 or more"
+    return "; ".join(filter(None, (differences, without)))
+
+
+def _differences(model: UNet | DiT, theirs: Mapping[str, Value], code: str) -> str:
+    return "; ".join(
+        f"{name} is {getattr(model, name)!r}, in {code} {value!r}"
+        for name, value in theirs.items()
+        if getattr(model, name) != value
+    )
 
 
 def _full_mask(param: NumpyArray, mask: NumpyArray) -> NumpyArray:

@@ -33,6 +33,30 @@ CONFIG = {
     "sample_size": 8,
     "num_embeds_ada_norm": 5,
 }
+# As diffusers wrote that of DiT-XL-2-256, before it had a class for DiTs.
+PUBLISHED = {
+    "_class_name": "Transformer2DModel",
+    "_diffusers_version": "0.12.0.dev0",
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "attention_head_dim": 72,
+    "cross_attention_dim": None,
+    "dropout": 0.0,
+    "in_channels": 4,
+    "norm_elementwise_affine": False,
+    "norm_num_groups": 32,
+    "norm_type": "ada_norm_zero",
+    "num_attention_heads": 16,
+    "num_embeds_ada_norm": 1000,
+    "num_layers": 28,
+    "num_vector_embeds": None,
+    "only_cross_attention": False,
+    "out_channels": 8,
+    "patch_size": 2,
+    "sample_size": 32,
+    "upcast_attention": False,
+    "use_linear_projection": False,
+}
 
 
 def state_dict(arrays, prefix="sd/"):
@@ -178,6 +202,26 @@ def test_a_folder_of_diffusers_says_what_it_is(diffusers, tmp_path):
         published_dit.dit_from_diffusers(tmp_path)
 
 
+def test_the_published_config_is_that_of_xl():
+    """It names the class that diffusers' DiTs had before one of their own."""
+    arguments = dit_layout.dit_arguments(PUBLISHED)
+    published = DiT(**arguments)
+    width, depth, heads = SIZES["XL"]
+    xl = DiT(4, 2, width, depth, heads, classes=1000, learn_sigma=True)
+    assert published == xl.clone(freq_shift=1, mlp_norm_eps=1e-5)
+    text = {"cross_attention_dim": 768}
+    with pytest.raises(ValueError, match="cross_attention_dim is 768; accepted: None"):
+        dit_layout.dit_arguments(PUBLISHED | text)
+    with pytest.raises(ValueError, match="_class_name is 'UNet2DModel'; accepted: 'DiT.* or 'Tr"):
+        dit_layout.dit_arguments(PUBLISHED | {"_class_name": "UNet2DModel"})
+
+
+@pytest.mark.parametrize("head", ["a", [72], 0, -72, True, None, 72.0])
+def test_a_head_that_is_no_count_is_named(head):
+    with pytest.raises(ValueError, match=r"attention_head_dim is .*; accepted: whole numbers"):
+        dit_layout.dit_arguments(PUBLISHED | {"attention_head_dim": head})
+
+
 @pytest.mark.parametrize("model", [DIFFUSERS, DIFFUSERS.clone(classes=0), TINY])
 def test_an_export_read_back_is_the_network(model, tmp_path):
     params = numbers(shapes_of(model))
@@ -194,6 +238,17 @@ def test_an_export_read_back_is_the_network(model, tmp_path):
         published_dit.load_dit(tmp_path / "diffusers", model=model)
     else:
         assert not (tmp_path / "diffusers").exists()
+
+
+def test_what_the_authors_code_does_not_compute_is_named():
+    assert export.reference_differences(TINY) == ""
+    found = export.reference_differences(DIFFUSERS.clone(classes=0, mlp_ratio=2.0))
+    assert [part.split(" is ")[0] for part in found.split("; ")] == [
+        "mlp_ratio",
+        "freq_shift",
+        "mlp_norm_eps",
+        "classes",
+    ]
 
 
 def test_a_file_of_another_kind_or_size_is_refused(tmp_path):
