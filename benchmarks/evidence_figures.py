@@ -12,11 +12,13 @@ from benchmarks.evidence_statistics import (
     epochs,
     spread_of,
 )
+from sparsejax.quantities import quantity
 from sparsejax.reports import style
 from sparsejax.reports.results import HELD_OUT
 
 METRICS = {FD: "Frechet distance", HELD_OUT: "held-out loss"}
 METHODS = ("small_dense", "static", "rigl", "magran")
+IMAGES = {"digits": "-", "fashion": "--"}  # data sets of images, and their lines
 SHIFT = {"small_dense": 0.94, "static": 0.98, "rigl": 1.02, "magran": 1.06}
 
 
@@ -59,8 +61,16 @@ def draw_quality(axes, rows, data, metric):
         )
         if method == "dense":
             axes.axhline(points[0][1].mean, color=colour, linewidth=0.6, linestyle=":")
-    axes.set_xscale("log")
+    shown = [cell for cell in cells_of(rows, data) if cell.method in ("dense", "static")]
+    number_ticks(axes, {active_of(rows, cell) for cell in shown}, quantity)
     axes.grid(alpha=0.25)
+
+
+def number_ticks(axes, values, write):
+    """Make the horizontal axis logarithmic, with ticks at these values and no others."""
+    axes.set_xscale("log")
+    axes.minorticks_off()
+    axes.set_xticks(sorted(values), labels=[write(value) for value in sorted(values)])
 
 
 def active_of(rows, cell):
@@ -76,7 +86,8 @@ def against_epochs(rows):
         axes.axhline(0, color=style.BLACK, linewidth=0.8)
         for method in METHODS:
             draw_gain(axes, rows, method, metric)
-        axes.set_xscale("log")
+        shown = {epochs(row) for row in rows if any(is_of_images(row, data) for data in IMAGES)}
+        number_ticks(axes, shown, lambda count: f"{count:.2g}" if count < 10 else f"{count:.0f}")
         axes.set_xlabel("epochs over the training images")
         axes.set_ylabel(f"gain over dense, {name} (%)")
         axes.grid(alpha=0.25)
@@ -87,7 +98,7 @@ def against_epochs(rows):
 def draw_gain(axes, rows, method, metric, level=0.5):
     """Draw a method's gain with its 95 % interval, a line for each data set of images."""
     colour, shape = style.MARKS[method]
-    for data, dashes in (("digits", "-"), ("fashion", "--")):
+    for data, dashes in IMAGES.items():
         points = []
         for study in dict.fromkeys(row["study"] for row in rows if is_of_images(row, data)):
             cells = {

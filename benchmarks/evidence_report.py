@@ -2,8 +2,8 @@
 
     python -m benchmarks.evidence_report
 
-Reads docs/results/evidence/results.jsonl, writes report.md, quality.png and epochs.png beside it,
-and the answers into docs/evidence.md, between its marks.
+Reads docs/results/evidence/results.jsonl. Writes report.md and quality.png beside it, epochs.png
+once there are runs with fewer images, and the answers into docs/evidence.md, between its marks.
 """
 
 import pathlib
@@ -134,17 +134,23 @@ def rate_table(rows):
     return table(["data set", *(f"{rate:g}" for rate in RATES), "chosen"], body)
 
 
+def state(rows):
+    """Return how many of the planned runs are there, in words."""
+    done = {row["run"] for row in rows}
+    planned = [entry.name for entry in entries_of(PLAN)]
+    return f"{sum(name in done for name in planned)} of {len(planned)} planned runs"
+
+
 def progress(rows):
     """Return a sentence: how many of the planned runs are there, where they were made."""
     done = {row["run"] for row in rows}
-    planned = [entry.name for entry in entries_of(PLAN)]
     large = [entry.name for entry in entries_of(LARGE)]
     hours = sum(row["wall_seconds"] for row in rows) / 3600
     machines = sorted({f"{row['machine']['cpu']} ({row['device']})" for row in rows})
     commits = sorted({str(row["commit"]) for row in rows})
     extra = sum(name in done for name in large)
     return (
-        f"{sum(name in done for name in planned)} of {len(planned)} planned runs"
+        f"{state(rows)}"
         f"{f' and {extra} of {len(large)} larger ones' if extra else ''}, {hours:.1f} hours on "
         f"{', '.join(machines)}. Commits: {', '.join(commits)}."
     )
@@ -183,8 +189,8 @@ def findings_table(rows):
     return table(["claim", "verdict", "comparisons"], [list(one) for one in findings(rows)])
 
 
-def page_with(text, sentences):
-    """Return the text of docs/evidence.md with these answers.
+def page_with(text, rows):
+    """Return the text of docs/evidence.md with the answers of these rows.
 
     Raises:
       ConfigError: it has no marks for them.
@@ -193,7 +199,10 @@ def page_with(text, sentences):
     _, end, after = rest.partition(END)
     if not (mark and end):
         raise ConfigError(f"{PAGE} has no place for the answers; accepted: {BEGIN} ... {END}")
-    lines = [f"{i}. {one}" for i, one in enumerate(sentences, 1)] or ["No results yet."]
+    lines = [f"{i}. {one}" for i, one in enumerate(answers(rows), 1)] or ["No results yet."]
+    is_complete = {entry.name for entry in entries_of(PLAN)} <= {row["run"] for row in rows}
+    if rows and not is_complete:
+        lines[:0] = [f"**Provisional: {state(rows)} are in.**", ""]
     return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}"
 
 
@@ -205,14 +214,17 @@ def main(argv=None):
     add("--page", type=pathlib.Path, default=PAGE, help="Page to write the answers into.")
     flags = parser.parse_args(argv)
     rows = read_rows(flags.output)
-    write_text(flags.page, page_with(flags.page.read_text(), answers(rows)))
+    write_text(flags.page, page_with(flags.page.read_text(), rows))
     if not any(row["question"] == "main" for row in rows):
         print("No results yet")
         return
     against_parameters(rows).savefig(flags.output / "quality.png", dpi=110)
-    against_epochs(rows).savefig(flags.output / "epochs.png", dpi=110)
+    names = ["report.md", "quality.png"]
+    if any(row["question"] == "fraction" for row in rows):
+        against_epochs(rows).savefig(flags.output / "epochs.png", dpi=110)
+        names.append("epochs.png")
     write_text(flags.output / "report.md", report(rows))
-    print(f"In {flags.output}: report.md, quality.png, epochs.png")
+    print(f"In {flags.output}: {', '.join(names)}")
 
 
 if __name__ == "__main__":

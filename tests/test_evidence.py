@@ -285,8 +285,11 @@ def test_the_report_has_all_tables_and_the_page_the_answers(rows, tmp_path, caps
     assert "| digits | 0.3000 | 0.2000 | 0.2500 | 0.002 |" in text
     assert "`sparsity.drop_fraction` | 0.05 | rigl | 0.75" in text
     answers = evidence_answers.answers(rows)
-    assert page.read_text() == evidence_report.page_with(PAGE, answers)
+    assert page.read_text() == evidence_report.page_with(PAGE, rows)
     assert all(one in page.read_text() for one in answers)
+    planned = {entry.name for entry in evidence_plan.entries_of(evidence_plan.PLAN)}
+    done = len(planned & {row["run"] for row in rows})
+    assert f"**Provisional: {done} of {len(planned)} planned runs are in.**" in page.read_text()
     assert page.read_text().endswith(f"{evidence_report.END}\n\nThe rest.\n")
     for name in ("quality", "epochs"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
@@ -313,9 +316,10 @@ def test_a_page_without_results_says_so(tmp_path):
         evidence_report.main([f"--output={tmp_path / 'none'}", f"--page={page}"])
 
 
-def test_the_committed_page_has_the_answers_of_the_committed_results():
+def test_the_committed_page_and_report_are_those_of_the_committed_results():
     rows, text = evidence.read_rows(evidence.OUTPUT), evidence_report.PAGE.read_text()
-    assert evidence_report.page_with(text, evidence_answers.answers(rows)) == text
+    assert evidence_report.page_with(text, rows) == text
+    assert (evidence.OUTPUT / "report.md").read_text() == evidence_report.report(rows)
 
 
 @pytest.mark.slow
