@@ -206,7 +206,8 @@ def latent_batches(
 
     def with_label(index: int, versions: NumpyArray) -> Batch:
         example = {"latent": versions}
-        return example if labels is None else example | {"label": labels[index]}
+        # The index goes on counting in later epochs.
+        return example if labels is None else example | {"label": labels[index % len(labels)]}
 
     def choose(example: Batch, rng: np.random.Generator) -> Batch:
         versions = example["latent"]

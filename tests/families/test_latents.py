@@ -76,6 +76,24 @@ def test_training_sees_latents_of_unit_variance(stages, latents_cache):
     assert np.std(whole) == pytest.approx(1, abs=0.05)
 
 
+def test_each_latent_comes_with_the_label_of_its_image(stages, latents_cache):
+    """Whatever the order, and whether the image is mirrored."""
+    config = second_stage_config(*stages[:2])
+    with config.unlocked():
+        config.model.classes = 3
+    config = resolve(config)
+    latents, std = latents_cache
+    _, labels = load_images(config.task, "train")
+    known = {
+        ((1 / std) * version).tobytes(): labels[i] for i in range(24) for version in latents[i]
+    }
+    drawn = list(build_data(config).batches(0, 12))
+    pairs = [pair for batch in drawn for pair in zip(batch["latent"], batch["label"], strict=True)]
+    assert [label for _, label in pairs] == [known[latent.tobytes()] for latent, _ in pairs]
+    assert [label for _, label in pairs] != [*labels, *labels]
+    assert {label for _, label in pairs} == {0, 1, 2}
+
+
 def test_samples_are_decoded_latents(stages, first_params, latents_cache):
     """With a denoiser that sees no noise, DDIM's chain is the start, scaled: known by hand."""
     model, _ = build(resolve(second_stage_config(*stages[:2])))
