@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         clip=flags.clip,
         label=flags.label,
         guidance=flags.guidance,
+        guidance_interval=flags.guidance_interval,
+        spacing=flags.spacing,
+        churn=flags.churn,
     )
     _check_outputs(flags, run)
     for warning in run.model.warnings:
@@ -157,6 +160,24 @@ def _add_sampling(parser: command_line.Parser) -> None:
         type=command_line.number,
         metavar="NUMBER",
         help="Weight of classifier-free guidance; 1 is none (default: config.sample.guidance).",
+    )
+    parser.add_argument(
+        "--guidance-interval",
+        type=command_line.numbers(float),
+        metavar="FROM,TO",
+        help="Times in which guidance acts (default: config.sample.guidance_interval).",
+    )
+    parser.add_argument(
+        "--spacing",
+        metavar="NAME",
+        help="Steps of ddim and dpmpp_2m: leading, trailing or karras (default: "
+        "config.sample.spacing).",
+    )
+    parser.add_argument(
+        "--churn",
+        type=command_line.number,
+        metavar="NUMBER",
+        help="Noise that heun adds, of a network of edm (default: config.sample.churn).",
     )
 
 

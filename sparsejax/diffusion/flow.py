@@ -35,7 +35,7 @@ TIMES: dict[str, Draw] = {"logit_normal": logit_normal_time, "uniform": uniform_
 
 
 def interpolate(x_0: Array, noise: Array, t: Array) -> Array:
-    """Return x_t = (1 - t) x_0 + t noise.
+    """Return x_t = (1 - t) x_0 + t noise: Liu et al. (2022), equation 1, with their ends swapped.
 
     Args:
       x_0: data, [batch, ...].
@@ -48,6 +48,8 @@ def interpolate(x_0: Array, noise: Array, t: Array) -> Array:
 
 def velocity(x_0: Array, noise: Array) -> Array:
     """Return dx_t / dt = noise - x_0, what a network is trained to predict at x_t.
+
+    Liu et al. (2022), equation 1.
 
     Args:
       x_0: data, [batch, ...].

@@ -1,7 +1,7 @@
 """Samplers that follow an ordinary differential equation dx / dt = f(x, t) to t = 0.
 
 Rectified flow's f is the velocity; EDM's, with t = sigma, is (x - D(x; sigma)) / sigma (Karras et
-al. 2022, equation 1). Each sampler is a single compiled loop.
+al. 2022, equations 1 and 3). Each sampler is a single compiled loop.
 """
 
 import math

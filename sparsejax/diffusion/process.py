@@ -143,9 +143,9 @@ def eps_of(schedule: NoiseSchedule, predicts: str, x_t: Array, output: Array, t:
 def min_snr_weights(schedule: NoiseSchedule, predicts: str, largest: float) -> NumpyArray:
     """Return the weights of the loss at each t that bound the signal-to-noise ratio, [T] float32.
 
-    Min-SNR-gamma (Hang et al. 2023, section 3.4, unnumbered): the error of x_0 is weighted with
-    min(SNR, gamma), SNR = alpha_bar / (1 - alpha_bar). The error of eps is SNR times that of x_0,
-    the error of v SNR + 1 times.
+    Min-SNR-gamma (Hang et al. 2023, section 3.4): the error of x_0 is weighted with min(SNR,
+    gamma), SNR = alpha_bar / (1 - alpha_bar). The error of eps is SNR times that of x_0, the error
+    of v SNR + 1 times.
 
     Args:
       schedule: NoiseSchedule.

@@ -325,7 +325,8 @@ def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:
         f"{path} holds pickled code objects besides tensors: {refused[1]}. It was refused, and "
         "nothing in it was executed. If, and only if, you trust its source, save its tensors "
         "alone, where the code that it needs is installed: "
-        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE)"
+        "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE); a training "
+        "checkpoint of DiT's authors has ['ema'] in place of ['state_dict']"
     )
 
 

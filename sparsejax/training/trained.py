@@ -90,6 +90,9 @@ def load(
     clip: float | None = None,
     label: int | None = None,
     guidance: float | None = None,
+    guidance_interval: tuple[float, float] | None = None,
+    spacing: str | None = None,
+    churn: float | None = None,
 ) -> Run:
     """Load a trained model to sample from, without needing its data.
 
@@ -106,6 +109,11 @@ def load(
       label: label of all samples, of a network with `model.classes` (default:
         `config.sample.label`; if that is None, all labels in turn).
       guidance: weight of classifier-free guidance (default: `config.sample.guidance`).
+      guidance_interval: times in which guidance acts, from and to (default:
+        `config.sample.guidance_interval`).
+      spacing: which steps DDIM and DPM-Solver++ take, one of `schema.SPACINGS` (default:
+        `config.sample.spacing`).
+      churn: noise that Heun adds, of a network of EDM (default: `config.sample.churn`).
 
     Returns:
       Run.
@@ -125,6 +133,9 @@ def load(
         "sample.clip": clip,
         "sample.label": label,
         "sample.guidance": guidance,
+        "sample.guidance_interval": guidance_interval,
+        "sample.spacing": spacing,
+        "sample.churn": churn,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
     config, model, params, masks = _read(sparse_file_of(path), changes)
@@ -181,6 +192,8 @@ def _changed(
     takes = {
         "sample.steps": tuple(name for name in SAMPLERS if name != "ddpm"),
         "sample.eta": ("ddim",),
+        "sample.spacing": ("ddim", "dpmpp_2m"),
+        "sample.churn": ("heun",),
     }
     for key, value in changes.items():
         accepted = f"the default of a run whose sample.sampler is {sampler}"

@@ -122,6 +122,16 @@ def test_steps_and_eta_change_the_sampler(sparse_file):
     assert np.abs(one - other).max() > 0.01
 
 
+def test_spacing_changes_the_steps_of_a_finished_run(sparse_file):
+    key = jax.random.key(7)
+    leading, again, trailing = (
+        sparsejax.load(sparse_file, steps=4, spacing=spacing).sample(key, 4)
+        for spacing in (None, "leading", "trailing")
+    )
+    np.testing.assert_array_equal(leading, again)
+    assert np.abs(leading - trailing).max() > 0.01
+
+
 def test_another_sampler_takes_its_own_steps(sparse_file):
     """From the same noise, DPM-Solver++ ends close to where DDIM ends, but elsewhere."""
     key = jax.random.key(7)
@@ -188,6 +198,11 @@ def test_import_sparsejax_stays_light():
         (["--run={file}", "--eta=2"], "config.sample.eta is 2.0; accepted: [0, 1]"),
         (["--run={file}", "--sampler=euler"], "config.sample.sampler is 'euler'; accepted: ddim"),
         (["--run={file}", "--sampler=dpmpp_2m", "--eta=1"], "config.sample.eta is 1.0; accepted"),
+        (["--run={file}", "--spacing=even"], "spacing is 'even'; accepted: leading, trailing, "),
+        (["--run={file}", "--sampler=ddpm", "--spacing=karras"], "spacing is 'karras'; accepted"),
+        (["--run={file}", "--churn=1"], "sample.churn is 1.0; accepted: the default of a run whos"),
+        (["--run={file}", "--guidance-interval=0,1"], "guidance_interval is (0.0, 1.0); accepted"),
+        (["--run={file}", "--guidance-interval=a"], "--guidance-interval is 'a'; accepted: numbe"),
         (["--run={file}", "--sampler=ddpm", "--steps=9"], "config.sample.steps is 9; accepted"),
         (["--run={file}", "--eta=nan"], "--eta is 'nan'; accepted: a finite number"),
         (["--run={file}", "--steps=1001"], "config.sample.steps is 1001; accepted: 1 to 1000"),
