@@ -55,7 +55,7 @@ def default_config() -> ConfigDict:
     """
     config = ml_collections.ConfigDict()
     for section in ("model", "first_stage", "first_stage.model"):
-        set_key(config, section, ml_collections.ConfigDict())
+        _set_new(config, section, ml_collections.ConfigDict())
     config.model.dtype = "float32"
     for key in KEYS:
         is_open = values.is_optional(key.type) and key.default is None
@@ -64,7 +64,7 @@ def default_config() -> ConfigDict:
             value = config_dict.placeholder(values.without_none(key.type))
         if key.type == schema.SIZE:  # otherwise a number couldn't become a pair
             value = config_dict.FieldReference(value, field_type=object)
-        set_key(config, key.path, value)
+        _set_new(config, key.path, value)
     return config
 
 
@@ -74,6 +74,19 @@ def set_key(config: ConfigDict, path: str, value: Value) -> None:
     Raises:
       ConfigError: the path goes on below a key that is not a section.
     """
+    section, name = _section_of(config, path)
+    with section.ignore_type(), section.unlocked():
+        section[name] = value
+
+
+def _set_new(config: ConfigDict, path: str, value: Value) -> None:
+    """Set a key that isn't there yet, or whose type is ignored: much faster than `set_key`."""
+    section, name = _section_of(config, path)
+    section[name] = value
+
+
+def _section_of(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
+    """Return the section of a dotted path, created if it is missing, and the name in it."""
     *sections, name = path.split(".")
     for i, section in enumerate(sections, 1):
         if section not in config:
@@ -84,8 +97,7 @@ def set_key(config: ConfigDict, path: str, value: Value) -> None:
                 f"config.{path} is not a key; accepted: a value of "
                 f"config.{'.'.join(sections[:i])}, such as {config!r}"
             )
-    with config.ignore_type(), config.unlocked():
-        config[name] = value
+    return config, name
 
 
 def set_sparsity(config: ConfigDict, arg: str, variants: Sequence[str] = ()) -> list[str]:
@@ -300,15 +312,17 @@ def complete(tree: Saved) -> ConfigDict:
     # Last, since a file that sets a former name has the default of the new one too.
     former = {new: flat.pop(old) for old, new in schema.RENAMED.items() if old in flat}
     networks = tuple(f"{section}." for section in NETWORK_SECTIONS)
-    for path, value in (flat | former).items():
-        if value == {} and any(one.startswith(f"{path}.") for one in (*schema.BY_PATH, *networks)):
-            continue  # a section without keys
-        if not path.startswith(networks):
-            values.require_key(path, value, schema.BY_PATH)
-            value = values.typed(schema.BY_PATH[path], value)
-        elif any(part.startswith("__") for part in path.split(".")):  # ConfigDict has them itself
-            raise ConfigError(f"config.{path} is not a key; accepted: arguments of a network")
-        set_key(config, path, value)
+    sections = (*schema.BY_PATH, *networks)
+    with config.ignore_type():  # once: it visits every key
+        for path, value in (flat | former).items():
+            if value == {} and any(one.startswith(f"{path}.") for one in sections):
+                continue  # a section without keys
+            if not path.startswith(networks):
+                values.require_key(path, value, schema.BY_PATH)
+                value = values.typed(schema.BY_PATH[path], value)
+            elif any(part.startswith("__") for part in path.split(".")):  # ConfigDict's own
+                raise ConfigError(f"config.{path} is not a key; accepted: arguments of a network")
+            _set_new(config, path, value)
     return config
 
 
