@@ -30,7 +30,8 @@ FAST_COMPILATION = "--xla_backend_optimization_level=0"
 if jax.__version_info__ < (0, 11):  # later releases have one kind of emitters alone, and no flag
     FAST_COMPILATION += " --xla_cpu_use_fusion_emitters=false"
 LONGEST = (
-    *("families/test_latents.py", "training/test_loop.py", "compact/test_network.py"),
+    *("families/test_latents.py", "test_beyond.py", "training/test_loop.py"),
+    "compact/test_network.py",
     *("families/test_strokes.py", "evaluation/test_sweep.py", "evaluation/test_runs.py"),
     *("training/test_stopping.py", "compact/test_states.py", "sparsity/test_compact_trees.py"),
     *("sparsity/test_structure.py", "sparsity/test_topology.py", "training/test_soundness.py"),

@@ -1,9 +1,9 @@
 """Transformers, labels, other objectives and pruning, with all that is done with a run.
 
-Each case trains a tiny run, stopped halfway and resumed; exports it, as published weights and as
-a sparse file, which are read back; and evaluates it. In 60 cases each three choices meet. Of 20
-more, in which each two meet, runs are also closed and sampled, and a sweep trains the same on two
-devices.
+In 20 cases each two choices meet, what is done with the run being one of them: it is stopped
+halfway, resumed, and exported, as published weights and as a sparse file, which are read back; or
+evaluated; or trained by a sweep on two devices. Slow tests do all of that with each of the 240
+combinations of the other choices, and close and sample runs.
 """
 
 import itertools
@@ -45,24 +45,13 @@ STRUCTURES = {
     "channel": {"sparsity.structure": "channel"},
 }
 CHOICES = (tuple(NETWORKS), tuple(PROCESSES), (False, True), METHODS, tuple(STRUCTURES))
+ACTIONS = ("resume", "evaluate", "sweep")
 PAIRWISE = [
     tuple(
         values[i // every % len(values)]
-        for values, every in zip(CHOICES, (3, 1, 4, 1, 1), strict=True)
+        for values, every in zip((*CHOICES, ACTIONS), (3, 1, 4, 1, 1, 5), strict=True)
     )
     for i in range(20)
-]
-THREEWISE = [
-    (
-        CHOICES[0][(i + j + k) % 2],
-        process,
-        (i // 2 + j // 2 + k // 2) % 2 == 1,
-        method,
-        structure,
-    )
-    for i, process in enumerate(PROCESSES)
-    for j, method in enumerate(METHODS)
-    for k, structure in enumerate(STRUCTURES)
 ]
 EVALUATION = {"count": 20, "metrics": ["fd"]}
 ACCURACY = "accuracy[classifier:digits]@20"
@@ -82,33 +71,44 @@ def config_of(network, process, labelled, method, structure):
     return config
 
 
-def check(case, tmp_path):
-    """Train a run, stopped halfway and resumed; export it, read it back, evaluate it.
-
-    Returns its workdir.
-    """
-    workdir = tmp_path / "run"
+def train(case, workdir):
+    """Train a run, stopped halfway and resumed."""
     config = config_of(*case)
     half = config.copy_and_resolve_references()
     half.steps = 4
     assert loop.train(half, workdir)
     assert loop.train(config, workdir)
-    model, params, masks = load_run(workdir)
+    _, _, masks = load_run(workdir)
     state = load_state(workdir)[1]
     assert int(state.step) == 8
     jax.tree.map(np.testing.assert_array_equal, state.masks, masks)
 
-    export.main(["--workdir", str(workdir), "--output", str(tmp_path / "out")])
-    file, read = {"unet": ("unet", load_unet), "dit": ("dit", load_dit)}[case[0]]
-    assert_same_trees(read(tmp_path / "out" / f"{file}.safetensors", model=model.network), params)
-    export.main(["--workdir", str(workdir), "--output", str(tmp_path / "out"), "--sparse"])
-    assert_same_trees(load(tmp_path / "out" / "model.safetensors").params, params)
 
+def check_exports(case, workdir, folder):
+    """Export a run, as published weights and as a sparse file, and read both back."""
+    model, params, _ = load_run(workdir)
+    export.main(["--workdir", str(workdir), "--output", str(folder)])
+    file, read = {"unet": ("unet", load_unet), "dit": ("dit", load_dit)}[case[0]]
+    assert_same_trees(read(folder / f"{file}.safetensors", model=model.network), params)
+    export.main(["--workdir", str(workdir), "--output", str(folder), "--sparse"])
+    assert_same_trees(load(folder / "model.safetensors").params, params)
+
+
+def check_evaluation(case, workdir):
     row = evaluate_run(workdir, meter_of(read_config(workdir), **EVALUATION), batch=10)
     assert (ACCURACY in row["measures"]) == case[2]
     assert len(row.get("by_label", {})) == 20 * case[2]  # accuracy and distance of ten labels
     assert not any("of label" in name for name in row["measures"])
-    return workdir
+
+
+def check_sweep(case, folder, monkeypatch):
+    """Train and measure the same by a sweep on two devices; returns the final state."""
+    monkeypatch.setenv("XLA_FLAGS", with_devices(2))
+    run = Run("two", case[3], 0.5, config_of(*case))
+    assert sweep([run], folder / "swept", folder, batch=10, **EVALUATION) == {}
+    (line,) = (folder / "swept" / "results.jsonl").read_text().splitlines()
+    assert (ACCURACY in json.loads(line)["measures"]) == case[2]
+    return load_state(folder / "two")[1]
 
 
 @pytest.mark.slow
@@ -126,24 +126,45 @@ def test_runs_with_and_without_labels_are_compared_in_any_order(tmp_path):
     assert plain["measures"] == plain_last["measures"]
 
 
-@pytest.mark.parametrize(("count", "cases"), [(2, PAIRWISE), (3, THREEWISE)])
-def test_choices_meet(count, cases):
-    for places in itertools.combinations(range(len(CHOICES)), count):
-        expected = set(itertools.product(*(CHOICES[place] for place in places)))
-        assert {tuple(case[place] for place in places) for case in cases} == expected
+@pytest.mark.parametrize("pair", itertools.combinations(range(len(CHOICES) + 1), 2))
+def test_each_two_choices_meet(pair):
+    first, second = ((*CHOICES, ACTIONS)[place] for place in pair)
+    met = {tuple(case[place] for place in pair) for case in PAIRWISE}
+    assert met == set(itertools.product(first, second))
+
+
+def name_of(case):
+    return "-".join(map(str, case))
+
+
+@pytest.mark.parametrize("case", PAIRWISE, ids=name_of)
+def test_each_two_choices_go_together(case, tmp_path, monkeypatch):
+    *choices, action = case
+    if action == "resume":
+        train(choices, tmp_path / "run")
+        check_exports(choices, tmp_path / "run", tmp_path / "out")
+    elif action == "evaluate":
+        assert loop.train(config_of(*choices), tmp_path / "run")
+        check_evaluation(choices, tmp_path / "run")
+    else:
+        check_sweep(choices, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(6))
-def test_each_three_choices_go_together(part, tmp_path):
-    for i, case in enumerate(THREEWISE[part::6]):
-        check(case, tmp_path / str(i))
+@pytest.mark.parametrize("case", itertools.product(*CHOICES), ids=name_of)
+def test_all_choices_go_together(case, tmp_path):
+    train(case, tmp_path / "run")
+    check_exports(case, tmp_path / "run", tmp_path / "out")
+    check_evaluation(case, tmp_path / "run")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: "-".join(map(str, case)))
-def test_each_two_choices_are_closed_sampled_and_swept(case, tmp_path, monkeypatch):
-    workdir = check(case, tmp_path)
+@pytest.mark.parametrize("case", PAIRWISE, ids=name_of)
+def test_runs_are_closed_and_sampled_and_two_devices_train_as_one(case, tmp_path, monkeypatch):
+    *case, _ = case
+    workdir = tmp_path / "run"
+    train(case, workdir)
+    check_exports(case, workdir, tmp_path / "out")
     close_run(workdir)
     assert json.loads((workdir / "summary.json").read_text())["steps"] == 8
     drawn = load(tmp_path / "out" / "model.safetensors").sample(jax.random.key(0), 4)
@@ -151,12 +172,7 @@ def test_each_two_choices_are_closed_sampled_and_swept(case, tmp_path, monkeypat
     flags = ["--run", str(workdir), "--count", "4", "--output", str(tmp_path / "samples")]
     sample.main([*flags, *(["--label", "3", "--guidance", "1"] if case[2] else [])])
 
-    monkeypatch.setenv("XLA_FLAGS", with_devices(2))
-    run = Run("two", case[3], 0.5, config_of(*case))
-    assert sweep([run], tmp_path / "swept", tmp_path, batch=10, **EVALUATION) == {}
-    (line,) = (tmp_path / "swept" / "results.jsonl").read_text().splitlines()
-    assert (ACCURACY in json.loads(line)["measures"]) == case[2]
-    one, two = (load_state(path)[1] for path in (workdir, tmp_path / "two"))
+    one, two = load_state(workdir)[1], check_sweep(case, tmp_path, monkeypatch)
     jax.tree.map(np.testing.assert_array_equal, one.masks, two.masks)
     for state in (one, two):
         # Weights of slow frequencies have equal gradients: RigL chooses among them by rounding.
