@@ -1,9 +1,8 @@
 """Transformers, labels, other objectives and pruning, with all that is done with a run.
 
-In 20 cases each two choices meet, what is done with the run being one of them: it is stopped
-halfway, resumed, and exported, as published weights and as a sparse file, which are read back; or
-evaluated; or trained by a sweep on two devices. Slow tests do all of that with each of the 240
-combinations of the other choices, and close and sample runs.
+A run is stopped halfway and resumed; exported, as published weights and as a sparse file, which are
+read back; evaluated; and a sweep trains and measures the same on two devices. In five cases each
+choice meets each of these. Slow tests have 20 cases in which each two choices meet, and all 240.
 """
 
 import itertools
@@ -45,14 +44,16 @@ STRUCTURES = {
     "channel": {"sparsity.structure": "channel"},
 }
 CHOICES = (tuple(NETWORKS), tuple(PROCESSES), (False, True), METHODS, tuple(STRUCTURES))
-ACTIONS = ("resume", "evaluate", "sweep")
-PAIRWISE = [
-    tuple(
-        values[i // every % len(values)]
-        for values, every in zip((*CHOICES, ACTIONS), (3, 1, 4, 1, 1, 5), strict=True)
-    )
-    for i in range(20)
-]
+
+
+def combine(count, every):
+    """Return cases: each choice's value changes with every so many cases."""
+    both = list(zip(CHOICES, every, strict=True))
+    return [tuple(values[i // n % len(values)] for values, n in both) for i in range(count)]
+
+
+EACH = combine(5, (1, 1, 2, 1, 1))
+PAIRWISE = combine(20, (3, 1, 4, 1, 1))
 EVALUATION = {"count": 20, "metrics": ["fd"]}
 ACCURACY = "accuracy[classifier:digits]@20"
 
@@ -126,32 +127,27 @@ def test_runs_with_and_without_labels_are_compared_in_any_order(tmp_path):
     assert plain["measures"] == plain_last["measures"]
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(range(len(CHOICES) + 1), 2))
-def test_each_two_choices_meet(pair):
-    first, second = ((*CHOICES, ACTIONS)[place] for place in pair)
-    met = {tuple(case[place] for place in pair) for case in PAIRWISE}
-    assert met == set(itertools.product(first, second))
+@pytest.mark.parametrize(("count", "cases"), [(1, EACH), (2, PAIRWISE)])
+def test_choices_meet(count, cases):
+    for places in itertools.combinations(range(len(CHOICES)), count):
+        expected = set(itertools.product(*(CHOICES[place] for place in places)))
+        assert {tuple(case[place] for place in places) for case in cases} == expected
 
 
 def name_of(case):
     return "-".join(map(str, case))
 
 
-@pytest.mark.parametrize("case", PAIRWISE, ids=name_of)
-def test_each_two_choices_go_together(case, tmp_path, monkeypatch):
-    *choices, action = case
-    if action == "resume":
-        train(choices, tmp_path / "run")
-        check_exports(choices, tmp_path / "run", tmp_path / "out")
-    elif action == "evaluate":
-        assert loop.train(config_of(*choices), tmp_path / "run")
-        check_evaluation(choices, tmp_path / "run")
-    else:
-        check_sweep(choices, tmp_path, monkeypatch)
+@pytest.mark.parametrize("case", EACH, ids=name_of)
+def test_all_is_done_with_each_choice(case, tmp_path, monkeypatch):
+    train(case, tmp_path / "run")
+    check_exports(case, tmp_path / "run", tmp_path / "out")
+    check_evaluation(case, tmp_path / "run")
+    check_sweep(case, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", itertools.product(*CHOICES), ids=name_of)
+@pytest.mark.parametrize("case", list(itertools.product(*CHOICES)), ids=name_of)
 def test_all_choices_go_together(case, tmp_path):
     train(case, tmp_path / "run")
     check_exports(case, tmp_path / "run", tmp_path / "out")
@@ -161,7 +157,6 @@ def test_all_choices_go_together(case, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", PAIRWISE, ids=name_of)
 def test_runs_are_closed_and_sampled_and_two_devices_train_as_one(case, tmp_path, monkeypatch):
-    *case, _ = case
     workdir = tmp_path / "run"
     train(case, workdir)
     check_exports(case, workdir, tmp_path / "out")
