@@ -336,7 +336,7 @@ _OF_SAMPLING = ("task.", "diffusion.", "sample.")
 
 
 def with_defaults(saved: Saved, origin: str = "") -> Saved:
-    """Return a saved config with defaults for keys that were added since.
+    """Return a saved config with defaults for keys that were added since, or that nothing read.
 
     Three exceptions keep old runs as they were: without `sparsity.includes_end`, updates happened
     at `end` itself; without `sparsity.fan_in`, blocks had no constant fan-in; without
@@ -367,6 +367,9 @@ def with_defaults(saved: Saved, origin: str = "") -> Saved:
         logger.warning("config.seed %d of a saved run is read as %d", config.seed, seed)
         config.seed = seed
     diffusion = config.diffusion
+    for key, process in (("times", "flow"), ("sigma_data", "edm")):  # others once ignored them
+        if diffusion.process != process:
+            diffusion[key] = schema.BY_PATH[f"diffusion.{key}"].default
     left_out = [key for key in ("start", "end") if diffusion[key] is None]
     if left_out and _has_beta_limits(config):
         limits = dict(

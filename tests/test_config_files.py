@@ -538,6 +538,10 @@ def test_the_former_name_of_a_key_is_accepted_wherever_a_key_is(tmp_path):
         assert "compiled" not in config["sparsity"]
     assert load_config(str(tmp_path / "file.py")).sparsity.compact is False
     assert with_defaults({"sparsity": {"compiled": False}})["sparsity"]["compact"] is False
+    # Once any process could have them; none but one ever read them.
+    idle = {"process": "flow", "times": "uniform", "sigma_data": 0.7}
+    assert with_defaults({"diffusion": idle})["diffusion"]["sigma_data"] == 0.5
+    assert with_defaults({"diffusion": idle})["diffusion"]["times"] == "uniform"
 
 
 def test_blocks_have_constant_fan_in_but_in_runs_saved_before_it_existed():

@@ -365,7 +365,8 @@ def _noise_schedule(diffusion: ConfigDict) -> noise_schedules.NoiseSchedule:
     require(known, "diffusion.schedule", diffusion.schedule, ", ".join(_SCHEDULES))
     for key in ("start", "end", "min_snr"):
         require(diffusion[key] is None, f"diffusion.{key}", diffusion[key], "None with strokes")
-    for key, only in (("predicts", "eps"), ("process", "ddpm")):
+    only_these = {"predicts": "eps", "process": "ddpm", "times": "logit_normal", "sigma_data": 0.5}
+    for key, only in only_these.items():
         require(diffusion[key] == only, f"diffusion.{key}", diffusion[key], f"{only} with strokes")
     fewest = 21 if diffusion.schedule == "linear" else 2
     require(diffusion.steps >= fewest, "diffusion.steps", diffusion.steps, f"{fewest} or more")

@@ -166,7 +166,7 @@ def reference_differences(model: DiT) -> str:
       >>> reference_differences(DiT(freq_shift=1, classes=10))
       "freq_shift is 1, in the authors' code 0"
     """
-    differences = _differences(model, {"mlp_ratio": 4} | REFERENCE_ARGUMENTS, "the authors' code")
+    differences = _differences(model, REFERENCE_ARGUMENTS, "the authors' code")
     without = "" if model.classes else "classes is 0, in the authors' code 1 or more"
     return "; ".join(filter(None, (differences, without)))
 

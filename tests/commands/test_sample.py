@@ -152,6 +152,7 @@ def test_what_only_the_runs_own_sampler_has_is_left_out_with_another(small_run, 
     config["sample"] |= {"sampler": "heun", "churn": 10.0, "clip": None}
     (workdir / "config.json").write_text(json.dumps(config))
     assert sparsejax.load(workdir).config.sample.churn == 10
+    assert sparsejax.load(workdir, churn=3).config.sample.churn == 3
     other = sparsejax.load(workdir, sampler="euler", clip=0.5)
     assert (other.config.sample.churn, other.config.sample.clip) == (0, 0.5)
     assert np.abs(other.sample(jax.random.key(0), 4)).max() <= 0.501
