@@ -55,7 +55,7 @@ def default_config() -> ConfigDict:
     """
     config = ml_collections.ConfigDict()
     for section in ("model", "first_stage", "first_stage.model"):
-        _set_new(config, section, ml_collections.ConfigDict())
+        _assign(config, section, ml_collections.ConfigDict())
     config.model.dtype = "float32"
     for key in KEYS:
         is_open = values.is_optional(key.type) and key.default is None
@@ -64,7 +64,7 @@ def default_config() -> ConfigDict:
             value = config_dict.placeholder(values.without_none(key.type))
         if key.type == schema.SIZE:  # otherwise a number couldn't become a pair
             value = config_dict.FieldReference(value, field_type=object)
-        _set_new(config, key.path, value)
+        _assign(config, key.path, value)
     return config
 
 
@@ -79,8 +79,8 @@ def set_key(config: ConfigDict, path: str, value: Value) -> None:
         section[name] = value
 
 
-def _set_new(config: ConfigDict, path: str, value: Value) -> None:
-    """Set a key that isn't there yet, or whose type is ignored: much faster than `set_key`."""
+def _assign(config: ConfigDict, path: str, value: Value) -> None:
+    """Set a new key, or one of a ConfigDict that ignores types; `set_key` visits every key."""
     section, name = _section_of(config, path)
     section[name] = value
 
@@ -322,7 +322,7 @@ def complete(tree: Saved) -> ConfigDict:
                 value = values.typed(schema.BY_PATH[path], value)
             elif any(part.startswith("__") for part in path.split(".")):  # ConfigDict's own
                 raise ConfigError(f"config.{path} is not a key; accepted: arguments of a network")
-            _set_new(config, path, value)
+            _assign(config, path, value)
     return config
 
 

@@ -1,4 +1,4 @@
-"""Labels of examples: left out at random in training, chosen, and guided by, in sampling."""
+"""Labels of examples: left out at random in training, chosen and guided by in sampling."""
 
 import functools
 import math

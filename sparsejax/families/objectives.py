@@ -29,12 +29,9 @@ Predict: TypeAlias = Callable[[Array, Array], Array]  # network(x, its t [batch]
 
 _ODE_SAMPLERS = {"euler": ode.euler_sample, "heun": ode.heun_sample}
 _LITTLE = 1e-3  # sqrt(alpha_bar): an error of eps is multiplied by 1000
-# Keys of `config.diffusion` that only one process reads.
-_OF_ONE = {
-    "ddpm": ("predicts", "min_snr", "start", "end"),
-    "flow": ("times",),
-    "edm": ("sigma_data",),
-}
+# Keys of `config.diffusion` that only one process reads, and that process.
+_READ_BY = dict.fromkeys(("predicts", "min_snr", "start", "end"), "ddpm")
+_READ_BY |= {"times": "flow", "sigma_data": "edm"}
 
 
 class Objective(NamedTuple):
@@ -73,11 +70,10 @@ def objective_of(config: ConfigDict) -> Objective:
     """
     name = config.diffusion.process
     check_sampling(config)
-    for key in (key for other in _OF_ONE if other != name for key in _OF_ONE[other]):
+    for key, reader in _READ_BY.items():
         value, default = config.diffusion[key], BY_PATH[f"diffusion.{key}"].default
         where = f"{default!r} with diffusion.process {name}"
-        require(value == default, f"diffusion.{key}", value, where)
-
+        require(reader == name or value == default, f"diffusion.{key}", value, where)
     churn = config.sample.churn
     takes_churn = name == "edm" and config.sample.sampler == "heun"
     where = f"0.0 with diffusion.process {name} and {config.sample.sampler}"

@@ -57,7 +57,7 @@ def sample_strokes(
         times = even_times(bound, lengths, config.task.representation)
 
         def denoise(params: Params, x: Array, t: Array, *labels: Array) -> Array:
-            copies = len(x) // len(lengths)  # two where labels are weighted
+            copies = len(x) // len(lengths)  # two with guidance
             both = jnp.tile(lengths, copies), jnp.tile(times, (copies, 1))
             return apply(params, x, t, *both, *labels)
 
